@@ -1,0 +1,158 @@
+"""Range attention in plain jnp: the reference of every kernel, and the path of machines without one.
+
+Flash attention in tiles: memory is one tile of logits, work is the tiles that ranges touch. Ranges are
+a few integers per query, so there are no block lists and no masks beyond the compare in a tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+
+_FLOOR = -1e30  # stands for "no key seen yet" where −inf would make NaN
+
+
+class Stream(NamedTuple):
+    """Keys (rotated) and values of all layers: [L, K, S, D] each."""
+
+    k: jax.Array
+    v: jax.Array
+
+    def write(self, k: jax.Array, v: jax.Array, layer: jax.Array, offset: jax.Array) -> Stream:
+        """The stream with rows k, v [N, K, D] put at `offset` of one layer."""
+        put = lambda cache, rows: jax.lax.dynamic_update_slice(
+            cache, jnp.swapaxes(rows, 0, 1)[None].astype(cache.dtype), (layer, 0, offset, 0)
+        )
+        return Stream(put(self.k, k), put(self.v, v))
+
+
+def _tile(array: jax.Array, layer: jax.Array, start: jax.Array, size: int) -> jax.Array:
+    """[K, size, D] of one layer, without a copy of the layer."""
+    _, kv_heads, _, width = array.shape
+    return jax.lax.dynamic_slice(array, (layer, 0, start, 0), (1, kv_heads, size, width))[0]
+
+
+def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
+    return jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)
+
+
+def _attend_tile(q, starts, stops, streams, layer, key_tile):
+    """One tile of packed rows. q [K, N, D] scaled; starts, stops [streams, N] → out [K, N, D], lse [K, N]."""
+    kv_heads, rows, width = q.shape
+    carry = (
+        jnp.full((kv_heads, rows), _FLOOR, jnp.float32),
+        jnp.zeros((kv_heads, rows), jnp.float32),
+        jnp.zeros((kv_heads, rows, width), jnp.float32),
+    )
+    for stream, low, high in zip(streams, starts, stops, strict=True):
+        size = min(key_tile, stream.k.shape[2])
+        if size == 0:
+            continue
+        last = stream.k.shape[2] - size
+        first_tile = jnp.min(jnp.where(high > low, low, stream.k.shape[2])) // size
+        stop_tile = -(-jnp.max(high) // size)
+
+        def body(tile, carry, stream=stream, low=low, high=high, size=size, last=last):
+            peak, total, out = carry
+            # The last tile is shifted back to stay inside; keys of the tile before it are left out.
+            begin = jnp.minimum(tile * size, last)
+            index = begin + jnp.arange(size)
+            seen = (index >= low[:, None]) & (index < high[:, None]) & (index >= tile * size)
+            logits = jnp.where(seen, _logits(q, _tile(stream.k, layer, begin, size)), _FLOOR)
+            new_peak = jnp.maximum(peak, logits.max(axis=-1))
+            weights = jnp.where(seen, jnp.exp(logits - new_peak[..., None]), 0.0)
+            shrink = jnp.exp(peak - new_peak)
+            values = _tile(stream.v, layer, begin, size)
+            mixed = jnp.einsum("kns,ksd->knd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            return new_peak, total * shrink + weights.sum(axis=-1), out * shrink[..., None] + mixed
+
+        carry = jax.lax.fori_loop(first_tile, stop_tile, body, carry)
+    peak, total, out = carry
+    seen_any = total > 0
+    total = jnp.where(seen_any, total, 1.0)
+    return out / total[..., None], jnp.where(seen_any, peak + jnp.log(total), -jnp.inf)
+
+
+def _pack(q: jax.Array, kv_heads: int, scale: float) -> jax.Array:
+    """[N, H, D] → [K, N·R, D]: the query heads of one key head lie side by side as rows."""
+    return rearrange(q * jnp.asarray(scale, q.dtype), "n (k r) d -> k (n r) d", k=kv_heads)
+
+
+def attend(
+    q: jax.Array,
+    streams: Sequence[Stream],
+    starts: jax.Array,
+    stops: jax.Array,
+    *,
+    layer: jax.Array | int = 0,
+    scale: float | None = None,
+    query_tile: int = 256,
+    key_tile: int = 512,
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention of each query over its key ranges.
+
+    Query n sees the keys starts[s, n] ≤ index < stops[s, n] of every stream s of layer `layer`.
+
+    Shapes: q [N, H, D] (rotated); streams of [L, K, S, D] with K dividing H; starts, stops int32
+    [len(streams), N]. Returns out [N, H, D] in q's dtype and the log-sum-exp fp32 [N, H], by which
+    partial results merge. A query that sees no key gets zeros and −inf. Accumulates in fp32.
+    """
+    count, heads, width = q.shape
+    kv_heads = streams[0].k.shape[1]
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} key heads evenly")
+    if starts.shape != (len(streams), count) or stops.shape != starts.shape:
+        raise ValueError(f"starts and stops must be [{len(streams)}, {count}], not {starts.shape} and {stops.shape}")
+    repeats = heads // kv_heads
+    tile = min(query_tile, count)
+    padding = -count % tile
+    q = jnp.pad(_pack(q, kv_heads, width**-0.5 if scale is None else scale), ((0, 0), (0, padding * repeats), (0, 0)))
+    q_tiles = rearrange(q, "k (t n) d -> t k n d", n=tile * repeats)
+
+    def per_tile(ranges: jax.Array) -> jax.Array:
+        padded = jnp.pad(ranges, ((0, 0), (0, padding)))
+        return repeat(padded, "s (t n) -> t s (n r)", n=tile, r=repeats)
+
+    work = lambda args: _attend_tile(*args, streams, layer, key_tile)
+    out, lse = jax.lax.map(work, (q_tiles, per_tile(starts), per_tile(stops)))
+    out = rearrange(out, "t k (n r) d -> (t n) (k r) d", r=repeats)[:count]
+    return out.astype(q.dtype), rearrange(lse, "t k (n r) -> (t n) (k r)", r=repeats)[:count]
+
+
+def key_mass(
+    q: jax.Array,
+    stream: Stream,
+    stops: jax.Array,
+    lse: jax.Array,
+    weights: jax.Array,
+    *,
+    layer: jax.Array | int = 0,
+    scale: float | None = None,
+    key_tile: int = 512,
+) -> jax.Array:
+    """How much attention each key of a stream receives, summed over queries and heads.
+
+    Shapes: q [N, H, D]; stream [L, K, S, D]; stops int32 [N] (keys index < stop are seen); lse [N, H] as
+    `attend` gave it over *all* streams; weights fp32 [N, H], what a query's head counts for. Returns fp32 [S].
+    """
+    kv_heads, width = stream.k.shape[1], q.shape[-1]
+    repeats = q.shape[1] // kv_heads
+    packed = _pack(q, kv_heads, width**-0.5 if scale is None else scale)
+    as_rows = lambda a: rearrange(a, "n (k r) -> k (n r)", k=kv_heads)
+    row_lse, row_weight, row_stop = as_rows(lse), as_rows(weights), repeat(stops, "n -> (n r)", r=repeats)
+    capacity = stream.k.shape[2]
+    size = min(key_tile, capacity)
+
+    def body(tile, mass):
+        begin = jnp.minimum(tile * size, capacity - size)
+        index = begin + jnp.arange(size)
+        seen = (index < row_stop[:, None]) & (index >= tile * size)
+        share = jnp.where(seen, jnp.exp(_logits(packed, _tile(stream.k, layer, begin, size)) - row_lse[..., None]), 0.0)
+        received = jnp.einsum("kns,kn->s", share, row_weight)
+        return jax.lax.dynamic_update_slice(mass, jax.lax.dynamic_slice(mass, (begin,), (size,)) + received, (begin,))
+
+    return jax.lax.fori_loop(0, -(-jnp.max(stops) // size), body, jnp.zeros(capacity, jnp.float32))

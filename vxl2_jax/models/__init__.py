@@ -1,0 +1,1 @@
+"""The networks, as Flax linen modules: parameters in, arrays out. They know nothing of files."""

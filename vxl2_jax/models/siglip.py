@@ -1,0 +1,71 @@
+"""SigLIP vision tower: frames → patch features (the last block's residual stream)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import linen as nn
+
+from vxl2_jax.config import VisionConfig
+
+
+def normalise(frames: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """uint8 pixels to [-1, 1] as the original's image processor does: (x / 255 − 0.5) / 0.5 in fp32."""
+    return ((frames.astype(jnp.float32) / 255.0 - 0.5) / 0.5).astype(dtype)
+
+
+class SelfAttention(nn.Module):
+    """Full softmax attention of a frame's patches with themselves. Shapes: [F, N, C] → [F, N, C]."""
+
+    heads: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        q, k, v = (
+            rearrange(nn.Dense(width, name=name)(x), "f n (h d) -> f h n d", h=self.heads)
+            for name in ("query", "key", "value")
+        )
+        logits = jnp.einsum("fhnd,fhmd->fhnm", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * (width // self.heads) ** -0.5, axis=-1).astype(v.dtype)
+        mixed = jnp.einsum("fhnm,fhmd->fhnd", weights, v)
+        return nn.Dense(width, name="out")(rearrange(mixed, "f h n d -> f n (h d)"))
+
+
+class EncoderBlock(nn.Module):
+    """Pre-norm transformer block with tanh-GELU. Shapes: [F, N, C] → [F, N, C]."""
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+        cfg = self.config
+        norm = lambda name: nn.LayerNorm(epsilon=cfg.norm_eps, use_fast_variance=False, name=name)
+        x = x + SelfAttention(cfg.heads, name="attention")(norm("norm_1")(x))
+        hidden = nn.gelu(nn.Dense(cfg.mlp, name="mlp_in")(norm("norm_2")(x)), approximate=True)
+        return x + nn.Dense(cfg.width, name="mlp_out")(hidden), None
+
+
+class SigLIP(nn.Module):
+    """The tower without pooling head and final norm, as Video-XL-2 uses it.
+
+    Shapes: pixels [F, image, image, 3] in [-1, 1] → [F, grid², C]. Blocks are stacked and scanned.
+    """
+
+    config: VisionConfig
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        cfg = self.config
+        side = cfg.grid * cfg.patch_size
+        patches = rearrange(
+            pixels[:, :side, :side],
+            "f (y py) (x px) c -> f (y x) (py px c)", py=cfg.patch_size, px=cfg.patch_size,
+        )
+        x = nn.Dense(cfg.width, name="patch")(patches)
+        x = x + self.param("position", nn.initializers.normal(0.02), (cfg.grid**2, cfg.width)).astype(x.dtype)
+        stack = nn.scan(
+            EncoderBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers
+        )
+        return stack(cfg, name="layers")(x, None)[0]

@@ -1,0 +1,129 @@
+"""Chunk-based pre-filling by strides: a fixed number of groups at a time, the cache as carry.
+
+Activation memory does not grow with the video, and one executable serves every length whose cache has
+the same capacity. The cache holds keys rotated at their positions; nothing else needs to know where a
+stride began.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels import attention
+from pallas_kernels.attention import Stream
+from vxl2_jax.buckets import bucket, round_up
+from vxl2_jax.config import ModelConfig
+from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, key_ranges
+from vxl2_jax.models import qwen2
+from vxl2_jax.models.rope import rotate, rotation
+
+
+class Streams(NamedTuple):
+    """The dense level: keys rotated at their positions, and values, of both streams [L, K, S, D]."""
+
+    visual: Stream
+    global_: Stream
+
+
+class Stride(NamedTuple):
+    """What one stride feeds through the layers: its visual tokens, then its global tokens (padded).
+
+    ids int32 [N]: the global tokens; positions int32 [rows]; starts, stops int32 [2, rows]: the key
+    ranges of `layout.key_ranges`, empty for padding; offsets: where in each stream the rows are written.
+    """
+
+    ids: np.ndarray
+    positions: np.ndarray
+    starts: np.ndarray
+    stops: np.ndarray
+    visual_offset: np.int32
+    global_offset: np.int32
+
+
+class Capacity(NamedTuple):
+    """Static sizes of a watched video: groups per stride, global rows per stride, tokens per stream."""
+
+    stride: int
+    global_rows: int
+    visual: int
+    global_: int
+
+
+def capacity(layout: Layout, stride: int) -> Capacity:
+    """Sizes for a layout, rounded up so that videos of like length share executables."""
+    strides = bucket(-(-max(layout.groups, 1) // stride))
+    per_stamp = round_up(max(layout.stamps, default=1), 4)
+    prefix = round_up(layout.prefix, 16)
+    rows = prefix + stride * per_stamp
+    # Writes are whole strides wide, so the last one needs room behind the last real token.
+    return Capacity(stride, rows, strides * stride * layout.visual, prefix + (strides + 1) * stride * per_stamp + rows)
+
+
+def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity) -> list[Stride]:
+    """Cut a layout into strides. `global_ids` int32 [layout.global_length]."""
+    strides = []
+    for first in range(0, max(layout.groups, 1), sizes.stride):
+        last = min(first + sizes.stride, layout.groups)
+        begin = int(layout.stamp_stops[first - 1]) if first else 0
+        end = int(layout.stamp_stops[last - 1]) if last else layout.prefix
+        visual = range(first * layout.visual, (first + sizes.stride) * layout.visual)
+        tokens = end - begin
+        ranges_v = key_ranges(layout, rule, VISUAL, visual.start, visual.stop)
+        ranges_g = key_ranges(layout, rule, GLOBAL, begin, end)
+        pad = lambda rows: np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, sizes.global_rows - rows.shape[-1])])
+        visual_positions = layout.visual_positions()[visual.start : visual.stop]
+        strides.append(Stride(
+            ids=pad(np.asarray(global_ids[begin:end], np.int32)),
+            positions=np.concatenate([
+                np.pad(visual_positions, (0, len(visual) - len(visual_positions))),
+                pad(layout.global_positions()[begin:end]),
+            ]),
+            starts=np.concatenate([ranges_v[0], pad(ranges_g[0])], axis=1),
+            stops=np.concatenate([ranges_v[1], pad(ranges_g[1])], axis=1),
+            visual_offset=np.int32(visual.start),
+            global_offset=np.int32(begin),
+        ))
+        assert tokens <= sizes.global_rows
+    return strides
+
+
+def empty(config: ModelConfig, sizes: Capacity, dtype: Any) -> Streams:
+    """A cache of zeros for a video of the given capacity."""
+    lm = config.language
+    stream = lambda length: Stream(*(jnp.zeros((lm.layers, lm.kv_heads, length, lm.head_width), dtype) for _ in "kv"))
+    return Streams(stream(sizes.visual), stream(sizes.global_))
+
+
+@partial(jax.jit, static_argnames=("config", "keep_hidden"), donate_argnames=("streams",))
+def run_stride(
+    params: Any, config: ModelConfig, streams: Streams, stride: Stride, visual_tokens: jax.Array,
+    keep_hidden: bool = False,
+) -> tuple[Streams, jax.Array | None]:
+    """Feed one stride through the language model.
+
+    Shapes: visual_tokens [stride, V, E]. Returns the cache with the stride's keys and values written, and
+    (only with `keep_hidden`, for parity) the residual stream after the last layer [rows, E]; otherwise
+    the last layer stops at its keys and values, which is all that later tokens need of it.
+    """
+    lm, language = config.language, params["language"]
+    ids = jnp.asarray(stride.ids)
+    x = jnp.concatenate([
+        visual_tokens.reshape(-1, lm.width).astype(language["embed"].dtype), qwen2.embed(language, ids)
+    ])
+    count = x.shape[0] - ids.shape[0]
+    cos, sin = (table[:, None] for table in rotation(stride.positions, lm.head_width, lm.rope_theta))
+
+    def attend(q, k, v, state, layer):
+        k = rotate(k, cos, sin)
+        visual = state.visual.write(k[:count], v[:count], layer, stride.visual_offset)
+        global_ = state.global_.write(k[count:], v[count:], layer, stride.global_offset)
+        out, _ = attention.attend(rotate(q, cos, sin), (visual, global_), stride.starts, stride.stops, layer=layer)
+        return out, Streams(visual, global_)
+
+    x, streams = qwen2.run_layers(language, lm, x, attend, streams, last_keys_only=not keep_hidden)
+    return streams, x if keep_hidden else None
