@@ -36,7 +36,7 @@ class VideoMemory:
     """A pytree; the fields below `sparse` are static.
 
     seconds: per group, the second of its first frame; end_s: the second at which the last sampled frame
-    ends; compression: visual tokens pooled into one; model: fingerprint of the model that watched.
+    ends; compression: visual tokens pooled into one; model: fingerprint of the model that watched; video: its file's name.
     """
 
     dense: Streams
@@ -49,6 +49,7 @@ class VideoMemory:
     frames: int = struct.field(pytree_node=False)
     rope_theta: float = struct.field(pytree_node=False)
     model: str = struct.field(pytree_node=False, default="")
+    video: str = struct.field(pytree_node=False, default="")
 
     @property
     def sparse_length(self) -> int:
@@ -105,7 +106,7 @@ class VideoMemory:
         return cls(dense=dense, sparse=sparse, layout=layout, rule=Rule(**described.pop("rule")), seconds=seconds, **described)
 
 
-_SCALARS = ("compression", "end_s", "frames", "rope_theta", "model")
+_SCALARS = ("compression", "end_s", "frames", "rope_theta", "model", "video")
 
 
 def check_compression(compression: int, visual: int) -> None:

@@ -23,12 +23,11 @@ from vxl2_jax.memory import VideoMemory
 
 @dataclass(frozen=True)
 class Request:
-    """What a scorer gets: the model, the memory, the question as text and as padded ids, the chunk size."""
+    """What a scorer gets: the model, the memory, the question's padded ids and their number, the chunk size."""
 
     params: Any
     config: ModelConfig
     memory: VideoMemory
-    question: str
     ids: np.ndarray
     count: int
     chunk_size: int
@@ -80,6 +79,9 @@ def by_attention(request: Request) -> np.ndarray:
     mass = np.asarray(attention_mass(request.params, request.config, base, request.ids, np.int32(request.count)))
     scores = np.bincount(owner, weights=mass, minlength=request.chunks + 1)[1:]
     return (scores / max(scores.sum(), 1e-30)).astype(np.float32)
+
+
+SCORERS: dict[str, Scorer] = {"attention": by_attention, "uniform": uniform, "random": random, "recent": recent}
 
 
 @partial(jax.jit, static_argnames=("config",))

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from safetensors import SafetensorError, safe_open
+from safetensors.flax import save_file
 
 from vxl2_jax.checkpoints import names
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
@@ -183,3 +184,33 @@ def assemble(rule: names.Rule, get: Callable[[str], jax.Array], dtype: Any) -> j
             stack = jnp.zeros((rule.layers, *layer.shape), dtype)
         stack = _write_layer(stack, layer, i)
     return stack
+
+
+def save(directory: str | Path, config: ModelConfig, params: Any, dtype: Any) -> None:
+    """Write config.json and model.safetensors as `load` reads them, into an existing directory."""
+    directory, lm = Path(directory), config.language
+    tensors = {}
+    for rule in names.rules(config):
+        leaf = params
+        for part in rule.path:
+            leaf = leaf[part]
+        parts = [leaf] if rule.layers is None else list(leaf)
+        for key, part in zip(rule.sources(), parts, strict=True):
+            tensors[key] = jnp.array(rule.layout.to_original(part), jnp.dtype(dtype), copy=True)
+    save_file(tensors, directory / "model.safetensors")
+    text = {
+        "model_type": "llava_qwen", "hidden_size": lm.width, "num_hidden_layers": lm.layers, "head_dim": lm.head_width,
+        "num_attention_heads": lm.heads, "num_key_value_heads": lm.kv_heads, "intermediate_size": lm.mlp,
+        "vocab_size": lm.vocabulary, "rope_theta": lm.rope_theta, "rms_norm_eps": lm.norm_eps,
+        "tie_word_embeddings": lm.tied,
+        "vxl2": {
+            name: getattr(config, name)
+            for name in ("resized_grid", "pool", "visual_placeholder", "stop_tokens", "norm_groups", "max_relative")
+        },
+    }
+    vision = {
+        "image_size": config.vision.image_size, "num_attention_heads": config.vision.heads,
+        "layer_norm_eps": config.vision.norm_eps,
+    }
+    (directory / "config.json").write_text(json.dumps(text, indent=1))
+    (directory / "vision_config.json").write_text(json.dumps(vision, indent=1))

@@ -1,0 +1,125 @@
+"""The public interface: load a model, watch a video once, ask it many times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vxl2_jax import asking, watching
+from vxl2_jax.asking import Answer
+from vxl2_jax.checkpoints import fetch
+from vxl2_jax.config import ModelConfig
+from vxl2_jax.layout import Rule
+from vxl2_jax.memory import VideoMemory, describe
+from vxl2_jax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Model:
+    """Parameters with what they need around them. Nothing in it changes after loading."""
+
+    name: str
+    config: ModelConfig
+    params: Any = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    fingerprint: str
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """The dtype of weights, activations and memories."""
+        return self.params["language"]["embed"].dtype
+
+    def _precision(self):
+        """fp32 means fp32: without it GPUs and TPUs multiply in tf32 or bf16."""
+        return jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default")
+
+    def watch(
+        self,
+        video: str | Path | watching.Frames,
+        *,
+        fps: float = 1.0,
+        max_frames: int | None = None,
+        max_fps: float = 4.0,
+        block_size: int = 4,
+        prev_blocks: int | None = 3,
+        compression: int = 4,
+        progress: Callable[[int, int], None] | None = None,
+        timings: dict[str, float] | None = None,
+    ) -> VideoMemory:
+        """Watch a video and keep its memory.
+
+        Args:
+          video: a file PyAV reads, an image, a folder of images; or (frames uint8 [F, image, image, 3],
+            their seconds [F]).
+          fps, max_frames, max_fps: the sampling rule, see `video.sampling`.
+          block_size, prev_blocks: chunk-based pre-filling, see `layout.Rule`; prev_blocks None is dense.
+          compression: visual tokens pooled into one in the sparse level.
+          progress: called with (frames done, frames in all).
+          timings: a dict that receives seconds per stage: read (waiting for frames), vision, prefill.
+
+        Raises VideoError for what cannot be read, RequestError for options out of range.
+        """
+        sampling = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps}
+        with self._precision():
+            return watching.watch(
+                self, video, sampling=sampling, rule=Rule(block_size, prev_blocks), compression=compression,
+                progress=progress, timings=timings,
+            )
+
+    def ask(
+        self,
+        memory: VideoMemory,
+        question: str | Sequence[str],
+        *,
+        relevance: str | Callable[[np.ndarray, VideoMemory], Sequence[float]] = "attention",
+        top_k: int | None = 4,
+        chunk_size: int = 4,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        history: Sequence[Answer] = (),
+    ) -> Answer | list[Answer]:
+        """Ask a memory one question, or several (a list gives a list, each asked by itself).
+
+        Args:
+          relevance: "attention", "uniform", "random", "recent", "oracle:FILE", or a function
+            (question token ids, memory) → a score per chunk.
+          top_k: interior chunks loaded dense beside the first and the last; None loads the whole cache dense.
+          chunk_size: groups per chunk.
+          temperature, top_p, seed: 0 is greedy; else tokens are drawn, the seed fixing the draw.
+          history: earlier answers about the same memory, oldest first.
+
+        Raises RequestError for options out of range, an empty question, or another model's memory.
+        """
+        options = asking.Options(relevance, top_k, chunk_size, max_new_tokens, temperature, top_p, seed)
+        with self._precision():
+            if isinstance(question, str):
+                return asking.ask(self, memory, question, options, history)
+            return [asking.ask(self, memory, each, options, history) for each in question]
+
+
+def load(
+    name: str | Path = "nano", dtype: Any = None, *, progress: Callable[[int, int], None] | None = None
+) -> Model:
+    """Load a model.
+
+    Args:
+      name: "nano" (inside the package); a directory, of the original's Hugging Face layout or our native
+        one (`vxl2 convert`); or a name on the Hugging Face hub such as "BAAI/Video-XL-2", which is
+        downloaded once.
+      dtype: float32, bfloat16 or float16; None is float32 on CPU and bfloat16 elsewhere.
+      progress: called with (tensors done, tensors in all).
+
+    Raises CheckpointError when there is no such checkpoint, or it is damaged or does not fit.
+    """
+    if dtype is None:
+        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    directory, (config, params) = fetch.load(name, dtype, progress)
+    return Model(str(name), config, params, Tokenizer.read(directory), describe(config, params))

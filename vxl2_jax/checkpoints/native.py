@@ -1,0 +1,71 @@
+"""Our own checkpoint directories: parameters by Orbax, configuration as JSON, the tokenizer beside them.
+
+They load straight into place (no renaming, no transposing) and, sharded, onto many devices.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
+from vxl2_jax.errors import CheckpointError
+
+_CONFIG, _PARAMS = "vxl2.json", "params"
+
+
+def is_native(directory: Path) -> bool:
+    """Whether `save` wrote this directory."""
+    return (directory / _CONFIG).exists()
+
+
+def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
+    """Write a directory that did not exist before, all or nothing."""
+    directory = Path(directory).expanduser().absolute()
+    if directory.exists():
+        raise CheckpointError(f"{directory} exists already; choose a new directory or remove it")
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    try:
+        partial.mkdir(parents=True)
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(partial / _PARAMS, params)
+        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        (partial / _CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        os.replace(partial, directory)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot write the checkpoint ({error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def load(
+    directory: str | Path, dtype: Any = "bfloat16", progress: Callable[[int, int], None] | None = None
+) -> tuple[ModelConfig, Any]:
+    """Read what `save` wrote, cast to `dtype`. Raises CheckpointError when it is damaged."""
+    directory = Path(directory).expanduser().absolute()
+    try:
+        described = json.loads((directory / _CONFIG).read_text())
+        vision, language = VisionConfig(**described.pop("vision")), LanguageConfig(**described.pop("language"))
+        config = ModelConfig(vision=vision, language=language, **described | {"stop_tokens": tuple(described["stop_tokens"])})
+        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place), huggingface.abstract_params(config)
+        )
+        with ocp.StandardCheckpointer() as reader:
+            params = reader.restore(directory / _PARAMS, target)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CheckpointError(f"{directory}: not a readable native checkpoint ({reason}); convert it again") from error
+    if progress:
+        progress(1, 1)
+    return config, params
