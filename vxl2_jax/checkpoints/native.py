@@ -29,11 +29,17 @@ def is_native(directory: Path) -> bool:
     return (directory / _CONFIG).exists()
 
 
-def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
-    """Write a directory that did not exist before, all or nothing."""
+def check_target(directory: str | Path) -> Path:
+    """The directory to write, absolute; CheckpointError when it exists already."""
     directory = Path(directory).expanduser().absolute()
     if directory.exists():
         raise CheckpointError(f"{directory} exists already; choose a new directory or remove it")
+    return directory
+
+
+def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
+    """Write a directory that did not exist before, all or nothing."""
+    directory = check_target(directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     try:
         partial.mkdir(parents=True)

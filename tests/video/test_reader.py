@@ -1,0 +1,147 @@
+import itertools
+import threading
+import time
+
+import numpy as np
+import pytest
+from clips import number_of, picture, write_clip
+from PIL import Image
+
+from vxl2_jax.errors import VideoError
+from vxl2_jax.video import content_hash, open_video, prefetch, resize_frame
+
+
+def test_batches_are_full_but_the_last_and_repeatable(tmp_path):
+    source = open_video(write_clip(tmp_path / "a.mp4", 110, g="20"), size=40, fps=5)
+    assert (source.kind, source.native_fps, source.total_frames, source.variable_rate) == ("video", 25, 110, False)
+    assert source.duration_s == pytest.approx(4.4)
+    assert source.seconds.tolist() == [round(i / 25, 1) for i in range(0, 110, 5)]
+    batches = list(source.batches(8))
+    assert [b.shape for b in batches] == [(8, 40, 40, 3), (8, 40, 40, 3), (6, 40, 40, 3)]
+    assert batches[0].dtype == np.uint8
+    assert [number_of(f) for f in np.concatenate(batches)] == list(range(0, 110, 5))
+    np.testing.assert_array_equal(np.concatenate(list(source.batches(5))), np.concatenate(batches))
+    with pytest.raises(VideoError, match="frames_per_batch"):
+        source.batches(0)
+
+
+def test_the_limit_thins_a_long_video_and_densifies_a_short_one(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 100, g="20")
+    assert len(open_video(path, size=16, fps=25, max_frames=10).seconds) == 10
+    assert len(open_video(path, size=16, max_frames=256).seconds) == 17  # step round(25 / 4)
+    assert len(open_video(path, size=16, max_frames=256, multiple_of_4=True).seconds) == 16
+
+
+def test_an_image_is_a_padded_one_frame_video(tmp_path):
+    for suffix in ("png", "bmp", "webp"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(picture(5)).save(path, **({"lossless": True} if suffix == "webp" else {}))
+        source = open_video(path, size=64)
+        ((frame,),) = source.batches(4)
+        assert (source.kind, source.total_frames, source.seconds.tolist()) == ("image", 1, [0.0])
+        assert (frame[:8] == 127).all() and (frame[-8:] == 127).all()
+        np.testing.assert_array_equal(frame[8:-8], picture(5))
+
+
+def test_images_are_upright_and_rgb_whatever_their_kind(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(picture(3)).save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    ((frame,),) = open_video(tmp_path / "turned.jpg", size=64).batches(1)
+    assert np.abs(frame[:, 8:-8].astype(int) - np.rot90(picture(3), -1)).mean() < 8
+    assert (frame[:, :7] == 127).all()
+
+    grey = np.full((8, 8), 40_000, np.uint16)
+    Image.fromarray(grey).save(tmp_path / "deep.png")
+    Image.fromarray(np.full((8, 8, 4), 9, np.uint8)).save(tmp_path / "alpha.png")
+    Image.fromarray(picture(1)).save(
+        tmp_path / "moving.gif", save_all=True, append_images=[Image.fromarray(picture(1023))]
+    )
+    values = {name: next(open_video(tmp_path / name, size=8).batches(1)) for name in ("deep.png", "alpha.png")}
+    assert (values["deep.png"] == 40_000 // 256).all() and (values["alpha.png"] == 9).all()
+    ((first,),) = open_video(tmp_path / "moving.gif", size=64).batches(1)
+    assert number_of(first[8:-8]) == 1
+
+
+def test_a_folder_is_a_video_at_the_asked_rate_in_counting_order(tmp_path):
+    for number in range(12):
+        Image.fromarray(picture(number)).save(tmp_path / f"frame{number}.png")
+    (tmp_path / "notes.txt").write_text("not a frame")
+    source = open_video(tmp_path, size=64, fps=2)
+    frames = np.concatenate(list(source.batches(5)))
+    assert (source.kind, source.native_fps, source.duration_s) == ("folder", 2, 6)
+    assert source.seconds.tolist() == [i / 2 for i in range(12)]
+    assert [number_of(f) for f in frames] == list(range(12))
+    np.testing.assert_array_equal(frames[10], resize_frame(picture(10), 64))
+    assert len(open_video(tmp_path, size=8, fps=2, max_frames=4).seconds) == 4
+
+
+def test_the_hash_follows_content_not_name(tmp_path):
+    first = write_clip(tmp_path / "a.mp4", 3)
+    digest = content_hash(first)
+    assert content_hash(first.rename(tmp_path / "b.mp4")) == digest and len(digest) == 64
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    Image.fromarray(picture(1)).save(folder / "1.png")
+    before = content_hash(folder)
+    (folder / "1.png").rename(folder / "2.png")
+    renamed = content_hash(folder)
+    Image.fromarray(picture(2)).save(folder / "2.png")
+    assert len({before, renamed, content_hash(folder)}) == 3
+
+
+def threads():
+    return [t for t in threading.enumerate() if t.name == "vxl2-prefetch"]
+
+
+def test_prefetching_keeps_order_and_runs_ahead():
+    made = []
+
+    def numbers():
+        for i in range(20):
+            made.append(i)
+            yield i
+
+    ahead = prefetch(numbers(), depth=3)
+    assert next(ahead) == 0
+    deadline = time.monotonic() + 5
+    while len(made) < 5 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert len(made) == 5  # one taken, three waiting, one in hand
+    assert list(ahead) == list(range(1, 20))
+    assert not threads()
+
+
+def test_prefetching_raises_what_the_iterator_raised_after_its_items():
+    def failing():
+        yield 1
+        raise VideoError("gone; fetch it again")
+
+    ahead = prefetch(failing())
+    assert next(ahead) == 1
+    with pytest.raises(VideoError, match="gone"):
+        next(ahead)
+    assert not threads()
+
+
+def test_stopping_early_ends_the_thread_and_closes_the_source():
+    closed = []
+
+    def endless():
+        try:
+            yield from itertools.count()
+        finally:
+            closed.append(threading.current_thread().name)
+
+    for _ in range(3):
+        ahead = prefetch(endless(), depth=1)
+        assert next(ahead) == 0
+        ahead.close()
+    assert closed == ["vxl2-prefetch"] * 3 and not threads()
+
+
+def test_prefetched_frames_are_the_same_frames(tmp_path):
+    source = open_video(write_clip(tmp_path / "a.mp4", 60), size=32, fps=5)
+    for plain, ahead in zip(source.batches(3), prefetch(source.batches(3)), strict=True):
+        np.testing.assert_array_equal(plain, ahead)

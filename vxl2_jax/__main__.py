@@ -1,0 +1,7 @@
+"""`python -m vxl2_jax` is `vxl2`."""
+
+import sys
+
+from vxl2_jax.cli import main
+
+sys.exit(main())

@@ -1,0 +1,95 @@
+"""What the command line shows of a memory and its answers: plain data for --json, rich text for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from vxl2_jax.asking import Answer
+from vxl2_jax.layout import attention_pairs
+from vxl2_jax.memory import VideoMemory
+
+
+def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float]) -> dict[str, Any]:
+    """One JSON-ready document of a watched video and the answers about it."""
+    kept, causal = attention_pairs(memory.layout, memory.rule)
+    return {
+        "video": {
+            "name": memory.video, "frames": memory.frames, "groups": memory.layout.groups,
+            "end_s": memory.end_s, "tokens": memory.layout.length,
+        },
+        "settings": {
+            "block_size": memory.rule.block_size, "prev_blocks": memory.rule.prev_blocks,
+            "compression": memory.compression,
+        },
+        "attention": {
+            "pairs_kept": kept, "pairs_causal": causal, "reduction_percent": round(100 * (1 - kept / causal), 2),
+        },
+        "timings_s": {stage: round(seconds, 4) for stage, seconds in timings.items()},
+        "answers": [_answer_data(answer) for answer in answers],
+    }
+
+
+def _answer_data(answer: Answer) -> dict[str, Any]:
+    return {
+        "question": answer.question,
+        "answer": answer.text,
+        "complete": answer.stopped,
+        "chunks": [
+            {"start_s": c.start_s, "end_s": c.end_s, "score": round(c.score, 6), "dense": c.dense} for c in answer.chunks
+        ],
+        "cache": {
+            "tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense,
+            "ratio": round(answer.cache_ratio, 4),
+        },
+        "timings_s": {stage: round(seconds, 4) for stage, seconds in answer.timings.items()},
+    }
+
+
+def as_text(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float]) -> RenderableType:
+    """The same for a terminal."""
+    data = as_data(memory, answers, timings)
+    parts: list[RenderableType] = []
+    for answer in answers:
+        parts += [
+            Text.assemble(("Q  ", "dim"), answer.question),
+            Text.assemble(("A  ", "dim"), (answer.text or "(nothing)", "bold green"), "" if answer.stopped else " …"),
+            _timeline(answer),
+            Text(
+                f"cache loaded {answer.cache_tokens:,} of {answer.cache_tokens_dense:,} tokens "
+                f"({100 * (1 - answer.cache_ratio):.0f} % saved) · {_stages(answer.timings)}", style="dim",
+            ),
+            Text(),
+        ]
+    attention = data["attention"]
+    parts.append(Text(
+        f"{memory.frames} frames, {memory.layout.length:,} tokens · attention {attention['pairs_kept']:,} of "
+        f"{attention['pairs_causal']:,} pairs ({attention['reduction_percent']:.0f} % saved) · {_stages(timings)}",
+        style="dim",
+    ))
+    return Group(*parts)
+
+
+def _stages(timings: dict[str, float]) -> str:
+    return ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timings.items())
+
+
+def _timeline(answer: Answer, most: int = 24) -> RenderableType:
+    """A row per chunk; of a long video only the best-scored, in time order."""
+    best = sorted(sorted(answer.chunks, key=lambda c: (-c.dense, -c.score))[:most], key=lambda c: c.start_s)
+    top = max((c.score for c in best), default=0) or 1.0
+    table = Table.grid(padding=(0, 2))
+    for chunk in best:
+        bar = "█" * round(24 * max(chunk.score, 0) / top)
+        style = "cyan" if chunk.dense else "dim"
+        table.add_row(
+            f"{chunk.start_s:8.1f} – {chunk.end_s:.1f} s", Text("dense" if chunk.dense else "sparse", style=style),
+            f"{chunk.score:.3f}", Text(bar, style=style),
+        )
+    if left_out := len(answer.chunks) - len(best):
+        table.add_row(f"… and {left_out} lower-scored sparse chunks")
+    return table

@@ -1,0 +1,267 @@
+"""Opening a video, an image or a folder of images, and handing out its chosen frames in batches.
+
+Symbols: N frames in the file, F frames chosen, S the side of the square they are resized to.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from vxl2_jax.errors import VideoError
+from vxl2_jax.video.container import Index, read_frames, read_index
+from vxl2_jax.video.images import folder_images, is_image, read_image, read_images
+from vxl2_jax.video.preprocess import pad_to_square, resize_frame
+from vxl2_jax.video.sampling import check_options, frame_seconds, sample_indices, sample_times
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoSource:
+    """The chosen frames of a video: which and when are known, the pixels are read on demand.
+
+    path: the file or folder.
+    kind: "video", "image" or "folder".
+    native_fps: frames per second (the average, where the rate varies); of an image, 1.
+    duration_s: seconds; of an image, 0.
+    total_frames: N, counted, whatever the file claims.
+    variable_rate: frames were chosen by their timestamps, not by counting.
+    damaged: parts of the file do not decode; N counts what does.
+    size: S, pixels.
+    indices: int64 (F,), frame numbers, non-decreasing (a frame long on screen may be chosen twice).
+    seconds: float64 (F,), their times since the first frame, one decimal.
+    """
+
+    path: Path
+    kind: Literal["video", "image", "folder"]
+    native_fps: float
+    duration_s: float
+    total_frames: int
+    variable_rate: bool
+    damaged: bool
+    size: int
+    indices: np.ndarray
+    seconds: np.ndarray
+    # Strictly increasing frame numbers in, uint8 (H, W, 3) arrays out.
+    _read: Callable[[np.ndarray], Iterator[np.ndarray]] = dataclasses.field(repr=False)
+
+    def batches(self, frames_per_batch: int) -> Iterator[np.ndarray]:
+        """Decodes and resizes the frames, in order; each call starts from the beginning.
+
+        Args:
+          frames_per_batch: n, at least 1.
+
+        Yields:
+          uint8 (n, S, S, 3), RGB; the last one may hold fewer. F frames in all.
+
+        Raises:
+          VideoError: `frames_per_batch` is below 1, or the file has changed and cannot be read any more.
+        """
+        if frames_per_batch < 1:
+            raise VideoError(f"frames_per_batch={frames_per_batch}: give at least 1")
+        return self._batches(frames_per_batch)
+
+    def _batches(self, frames_per_batch: int) -> Iterator[np.ndarray]:
+        wanted, repeats = np.unique(self.indices, return_counts=True)
+        batch = []
+        for rgb, count in zip(self._read(wanted), repeats, strict=True):
+            frame = resize_frame(rgb, self.size)
+            for _ in range(count):
+                batch.append(frame)
+                if len(batch) == frames_per_batch:
+                    yield np.stack(batch)
+                    batch = []
+        if batch:
+            yield np.stack(batch)
+
+
+def open_video(
+    path: str | Path,
+    *,
+    size: int,
+    fps: float = 1.0,
+    max_frames: int | None = None,
+    max_fps: float | None = 4.0,
+    multiple_of_4: bool = False,
+) -> VideoSource:
+    """Opens a video and chooses its frames, reading all packets but decoding almost nothing.
+
+    A video of constant rate is sampled by frame number, as by the original's loader; one of variable
+    rate by its timestamps. A file of which parts do not decode is decoded once here, to promise only
+    what can be had. An image is a one-frame video, padded to a square with grey 127, at 0.0 s. A folder
+    of images is a video with one image every 1 / fps seconds (so `fps` stamps them and drops none),
+    sorted by name with numbers in counting order.
+
+    Args:
+      path: a video, an image, or a folder of images.
+      size: S, the side in pixels that frames are squashed to.
+      fps, max_frames, max_fps, multiple_of_4: as in `sample_indices`.
+
+    Returns:
+      A VideoSource with F >= 1 frames.
+
+    Raises:
+      VideoError: one line that names the file or option and the mend.
+    """
+    check_options(fps=fps, max_frames=max_frames, max_fps=max_fps)
+    if size < 1:
+        raise VideoError(f"size={size}: give the side of the resized frames in pixels, such as 384")
+    path = Path(path)
+    options = dict(fps=fps, max_frames=max_frames, max_fps=max_fps, multiple_of_4=multiple_of_4)
+    with _readable(path):
+        if path.is_dir():
+            return _open_folder(path, size, options)
+        if is_image(path):
+            return _open_image(path, size)
+        return _open_container(path, size, options)
+
+
+def content_hash(path: str | Path) -> str:
+    """The SHA-256 of a file's content, or of a folder's images (names and contents), in hexadecimal.
+
+    Raises:
+      VideoError: as `open_video` for a path that is not there or cannot be read.
+    """
+    path = Path(path)
+    with _readable(path):
+        if not path.is_dir():
+            return _file_hash(path)
+        lines = (f"{_file_hash(image)} {image.name}\n" for image in folder_images(path))
+        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def prefetch(iterator: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+    """Runs an iterator in a background thread, up to `depth` items ahead of the consumer.
+
+    The thread starts at the first item asked for. An exception of the iterator is raised to the consumer,
+    after the items before it. When the consumer stops early (break, close, garbage collection), the
+    thread finishes the item in hand, closes the iterator and ends.
+    """
+    if depth < 1:
+        raise ValueError(f"depth must be at least 1, not {depth}")
+    return _prefetch(iterator, depth)
+
+
+def _prefetch(iterator: Iterable[Item], depth: int) -> Iterator[Item]:
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stopped = threading.Event()
+
+    def put(item: Item | None, error: BaseException | None, ended: bool) -> None:
+        while not stopped.is_set():
+            try:
+                return ready.put((item, error, ended), timeout=0.1)
+            except queue.Full:
+                pass
+
+    def work() -> None:
+        error = None
+        try:
+            for item in iterator:
+                put(item, None, False)
+                if stopped.is_set():
+                    break
+        except BaseException as raised:  # whatever it is, it belongs to the consumer
+            error = raised
+        finally:
+            # A generator may only be closed by the thread that runs it.
+            getattr(iterator, "close", lambda: None)()
+            put(None, error, True)
+
+    thread = threading.Thread(target=work, name="vxl2-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, ended = ready.get()
+            if error is not None:
+                raise error
+            if ended:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def _open_container(path: Path, size: int, options: dict) -> VideoSource:
+    index = read_index(path)
+    total = len(index.times)
+    rate = _constant_rate(index)
+    if rate is not None:
+        indices = sample_indices(total, rate, **options)
+        seconds = frame_seconds(indices, rate)
+    else:
+        indices, seconds = sample_times(index.times, **options)
+    native = rate or (total - 1) / float(index.times[-1])
+    read = functools.partial(read_frames, path, index)
+    return VideoSource(
+        path, "video", native, total / native, total, rate is None, index.damaged, size, indices, seconds, read
+    )
+
+
+def _open_image(path: Path, size: int) -> VideoSource:
+    read_image(path)  # a damaged image is found now, not when the device waits for it
+
+    def read(_: np.ndarray) -> Iterator[np.ndarray]:
+        yield pad_to_square(read_image(path))
+
+    return VideoSource(path, "image", 1.0, 0.0, 1, False, False, size, np.zeros(1, np.int64), np.zeros(1), read)
+
+
+def _open_folder(path: Path, size: int, options: dict) -> VideoSource:
+    images = folder_images(path)
+    broken = next((image for image in images if not is_image(image)), None)
+    if broken is not None:
+        raise VideoError(f"{broken}: not an image, whatever its name says; remove it from the folder")
+    fps, total = float(options["fps"]), len(images)
+    indices = sample_indices(total, fps, **options)
+
+    def read(wanted: np.ndarray) -> Iterator[np.ndarray]:
+        return read_images([images[i] for i in wanted])
+
+    return VideoSource(
+        path, "folder", fps, total / fps, total, False, False, size, indices, frame_seconds(indices, fps), read
+    )
+
+
+def _constant_rate(index: Index) -> float | None:
+    """The rate at which every frame is shown within half a frame of its turn, or None.
+
+    The container's own average rate comes first, because the original counts with it.
+    """
+    times, count = index.times, len(index.times)
+    if count == 1:
+        return index.rate or 1.0
+    measured = (count - 1) / float(times[-1]) if times[-1] > 0 else None
+    for rate in (index.rate, measured):
+        if rate and np.all(np.abs(times * rate - np.arange(count)) <= 0.5):
+            return rate
+    # Frames that all carry one time tell nothing: take the container's word.
+    return None if measured else index.rate or 25.0
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Says in one line, before a decoder does in its own words, that a path cannot be read."""
+    try:
+        if not path.exists():
+            raise VideoError(f"{path}: no such file; give the path of a video, an image or a folder of images")
+        if not (path.is_file() or path.is_dir()):
+            raise VideoError(f"{path}: a device or pipe; save the video to a file first")
+        if path.is_file() and path.stat().st_size == 0:
+            raise VideoError(f"{path}: the file is empty; fetch or copy the video again")
+        yield
+    except OSError as error:
+        raise VideoError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
