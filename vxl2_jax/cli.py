@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vxl2_jax.errors import RequestError, Vxl2Error
+from vxl2_jax.errors import RequestError, VideoError, Vxl2Error
 
 _ASK_EXAMPLES = """examples:
   vxl2 ask clip.mp4 "What appears at 12 seconds?"
@@ -29,8 +29,12 @@ _CONVERT_EXAMPLES = """example:
 The native directory (Orbax) loads faster than the original's, and onto several devices."""
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Examples as they are written; defaults only where there is one to tell."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        told = action.default not in (None, False, argparse.SUPPRESS)
+        return f"{action.help} (default: {action.default})" if told else action.help
 
 
 def _or_none(word: str, kind: Callable = int) -> Callable[[str], int | None]:
@@ -63,7 +67,7 @@ def _add_ask(commands) -> None:
     _add_model(ask)
     group = ask.add_argument_group("watching")
     group.add_argument("--fps", type=float, default=1.0, help="frames looked at per second (of an image folder: its rate)")
-    group.add_argument("--max-frames", type=_or_none("none"), default=None, metavar="N", help="look at no more than N frames; short videos are then looked at more densely")
+    group.add_argument("--max-frames", type=_or_none("none"), metavar="N", help="look at no more than N frames; short videos are then looked at more densely (default: no limit)")
     group.add_argument("--max-fps", type=float, default=4.0, help="how densely at most")
     group.add_argument("--block-size", type=int, default=4, metavar="B", help="groups of 4 frames in a block of chunk-based pre-filling")
     group.add_argument("--prev-blocks", type=_or_none("none"), default=3, metavar="P", help="earlier blocks a block sees whole; none: plain dense pre-filling")
@@ -98,7 +102,7 @@ def _add_convert(commands) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="nano", help="nano, a checkpoint directory, or a name on the Hugging Face hub")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None, help="of weights and memory; none given: float32 on CPU, bfloat16 elsewhere")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and memory (default: float32 on CPU, bfloat16 elsewhere)")
 
 
 @contextmanager
@@ -136,6 +140,8 @@ def run_ask(args: argparse.Namespace) -> None:
         raise RequestError("a question is empty")
     if args.plot:
         plot.check_path(args.plot)
+    if not Path(args.video).exists():  # before a large model is loaded for nothing
+        raise VideoError(f"{args.video}: no such file; give the path of a video, an image or a folder of images")
     timings: dict[str, float] = {}
     start = time.perf_counter()
     with _progress("loading", "tensors", args.quiet) as advance:

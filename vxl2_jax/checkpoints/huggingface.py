@@ -19,6 +19,7 @@ from vxl2_jax.errors import CheckpointError
 from vxl2_jax.models import video_xl_2
 
 _PATCH = "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight"
+_RELATIVE = "model.sae.encoder.1.relative_position_k.embeddings_table"
 
 
 class Shards:
@@ -46,6 +47,8 @@ class Shards:
         return set(self._home)
 
     def shape(self, key: str) -> tuple[int, ...]:
+        if key not in self._home:
+            raise CheckpointError(f"tensor {key} is missing; is this a Video-XL-2 checkpoint?")
         return tuple(self._home[key].get_slice(key).get_shape())
 
     def get(self, key: str) -> jax.Array:
@@ -72,8 +75,8 @@ def read_config(directory: Path, shards: Shards) -> ModelConfig:
     text = _read_json(directory / "config.json")
     extra = dict(text.get("vxl2", {}))
     special = directory / "special_tokens.json"
-    if special.exists():
-        extra.setdefault("visual_placeholder", _read_json(special)["visual_placeholder"])
+    if special.exists() and (placeholder := _read_json(special).get("visual_placeholder")) is not None:
+        extra.setdefault("visual_placeholder", placeholder)
     if "stop_tokens" in extra:
         extra["stop_tokens"] = tuple(extra["stop_tokens"])
     try:
@@ -95,6 +98,7 @@ def read_config(directory: Path, shards: Shards) -> ModelConfig:
         raise CheckpointError(f"{directory}: no tensor {_PATCH}; is this a Video-XL-2 checkpoint?")
     vision = _read_vision_config(directory, shards)
     extra.setdefault("resized_grid", 24 if vision.grid == 27 else vision.grid // 2 * 2)
+    extra.setdefault("max_relative", shards.shape(_RELATIVE)[0] // 2)
     return ModelConfig(vision=vision, language=language, **extra)
 
 

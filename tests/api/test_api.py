@@ -1,0 +1,145 @@
+"""Watching and asking through the public interface."""
+
+import jax
+import numpy as np
+import pytest
+
+import vxl2_jax as vxl2
+from vxl2_jax import asking, decode, mixed, prefill, relevance, watching
+
+from .conftest import noise
+
+
+def leaves_equal(a, b) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def test_a_second_video_after_a_first_is_as_if_it_were_the_first(model):
+    fresh = model.watch(noise(40, seed=2))
+    answer = model.ask(fresh, "is there 7?", top_k=1, chunk_size=2, max_new_tokens=6)
+    jax.clear_caches()
+    model.ask(model.watch(noise(90, seed=1)), "what?", max_new_tokens=6)
+    again = model.watch(noise(40, seed=2))
+    assert leaves_equal(fresh, again)
+    assert model.ask(again, "is there 7?", top_k=1, chunk_size=2, max_new_tokens=6) == answer
+
+
+def test_asking_changes_nothing_and_the_same_question_gets_the_same_answer(model):
+    memory = model.watch(noise(40))
+    before = jax.tree.map(np.array, memory)
+    first = model.ask(memory, "is there 7?", top_k=1, chunk_size=2, max_new_tokens=6)
+    model.ask(memory, "what is there at 12?", top_k=0, chunk_size=3, max_new_tokens=9, temperature=1.0)
+    assert model.ask(memory, "is there 7?", top_k=1, chunk_size=2, max_new_tokens=6) == first
+    assert leaves_equal(before, memory)
+
+
+def test_questions_in_a_list_are_answered_as_one_by_one(model):
+    memory = model.watch(noise(40))
+    questions = ["is there 7?", "what?"]
+    assert model.ask(memory, questions, top_k=1) == [model.ask(memory, q, top_k=1) for q in questions]
+
+
+def test_another_question_or_video_of_like_length_compiles_nothing(model):
+    compiled = (
+        watching._encode, prefill.run_stride, mixed._gather, decode.generate, relevance.attention_mass
+    )
+    options = {"top_k": 1, "chunk_size": 2, "max_new_tokens": 5}
+    model.ask(model.watch(noise(40, seed=1)), "what is there at 7?", **options)
+    sizes = [function._cache_size() for function in compiled]
+    memory = model.watch(noise(39, seed=2))
+    for question in ("is there a user?", "what?", "what is there at 12 13 14 15?"):
+        model.ask(memory, question, **options)
+    assert [function._cache_size() for function in compiled] == sizes
+
+
+def test_all_dense_reads_the_memory_as_it_stands(model):
+    memory = model.watch(noise(40), prev_blocks=None)
+    whole = model.ask(memory, "what?", top_k=None, max_new_tokens=6)
+    every_chunk = model.ask(memory, "what?", top_k=99, chunk_size=2, max_new_tokens=6)
+    assert whole.cache_ratio == every_chunk.cache_ratio == 1
+    assert whole.tokens == every_chunk.tokens
+    assert all(chunk.dense for chunk in whole.chunks)
+
+
+def test_first_last_and_the_best_scored_chunk_are_dense(model):
+    memory = model.watch(noise(80))
+    wanted = np.array([0, 0, 0, 5, 0, 0, 0, 9, 1, 0])
+    answer = model.ask(memory, "what?", relevance=lambda ids, mem: wanted, top_k=2, chunk_size=2, max_new_tokens=2)
+    assert [chunk.dense for chunk in answer.chunks] == [True, False, False, True, False, False, False, True, False, True]
+    assert answer.cache_ratio < 1
+    assert [(c.start_s, c.end_s) for c in answer.chunks[:2]] == [(0.0, 8.0), (8.0, 16.0)]
+
+
+@pytest.mark.parametrize("scorer", sorted(relevance.SCORERS))
+def test_every_scorer_gives_a_score_per_chunk(model, scorer):
+    memory = model.watch(noise(61))
+    answer = model.ask(memory, "what?", relevance=scorer, top_k=1, chunk_size=3, max_new_tokens=2)
+    assert len(answer.chunks) == 6
+    assert all(np.isfinite(chunk.score) for chunk in answer.chunks)
+    assert sum(chunk.dense for chunk in answer.chunks) == 3
+
+
+def test_history_is_part_of_the_question(model):
+    memory = model.watch(noise(20))
+    first = model.ask(memory, "is there 7?", max_new_tokens=4)
+    assert model.ask(memory, "what?", history=[first], max_new_tokens=4).tokens != ()
+    text = asking.prompt.suffix_text("what?", [("is there 7?", "8 9")])
+    assert text.index("is there 7?") < text.index("8 9") < text.index("what?")
+
+
+def test_an_oracle_file_is_replayed(model, clip, tmp_path):
+    oracle = tmp_path / "oracle.json"
+    oracle.write_text(
+        '{"a": null, "b": {"config": {"selected_topk": null, "selected_chunk_size": 2, "compression": 2},'
+        ' "selected_unit_indices": {"clip.mp4_what?": [2, 99], "clip_is it?": []}}}'
+    )
+    memory = model.watch(clip)
+    answer = model.ask(memory, "what?", relevance=f"oracle:{oracle}", max_new_tokens=2)
+    assert [chunk.dense for chunk in answer.chunks] == [True, False, True, False, True]
+    assert model.ask(memory, "is it?", relevance=f"oracle:{oracle}", max_new_tokens=2).cache_ratio == 1
+    with pytest.raises(vxl2.RequestError, match="plain dense"):
+        model.ask(memory, "unknown?", relevance=f"oracle:{oracle}")
+
+
+def test_a_drawn_answer_depends_on_the_seed_alone(model):
+    memory = model.watch(noise(20))
+    draw = lambda seed: model.ask(memory, "what?", temperature=5.0, seed=seed, max_new_tokens=12).tokens
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_runs(model_dir, dtype):
+    model = vxl2.load(model_dir, dtype)
+    memory = model.watch(noise(40))
+    assert memory.dense.visual.k.dtype == dtype
+    answer = model.ask(memory, "what?", top_k=1, chunk_size=2, max_new_tokens=4)
+    assert all(np.isfinite(chunk.score) for chunk in answer.chunks)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": -1}, "top_k"), ({"chunk_size": 0}, "chunk_size"), ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"relevance": "best"}, "best"),
+        ({"relevance": lambda ids, memory: [1.0]}, "scores"), ({"relevance": "oracle:/no/such"}, "oracle"),
+    ],
+)
+def test_a_wrong_option_is_named(model, options, message):
+    memory = model.watch(noise(20))
+    with pytest.raises(vxl2.RequestError, match=message):
+        model.ask(memory, "what?", **options)
+
+
+def test_wrong_frames_questions_and_memories_are_refused(model, model_dir):
+    with pytest.raises(vxl2.RequestError, match="frames must be"):
+        model.watch((np.zeros((4, 41, 42, 3), np.uint8), np.arange(4)))
+    with pytest.raises(vxl2.RequestError, match="compression"):
+        model.watch(noise(8), compression=5)
+    with pytest.raises(vxl2.RequestError, match="block_size"):
+        model.watch(noise(8), block_size=0)
+    memory = model.watch(noise(8))
+    with pytest.raises(vxl2.RequestError, match="empty"):
+        model.ask(memory, "  ")
+    with pytest.raises(vxl2.RequestError, match="another model"):
+        model.ask(memory.replace(model="other"), "what?")
