@@ -94,16 +94,17 @@ class VideoMemory:
                 if described.pop("format") != "vxl2-memory-1":
                     raise KeyError("format")
                 tensors = {key: file.get_tensor(key) for key in file.keys()}
+            layout = described.pop("layout")
+            layout = Layout(layout["prefix"], tuple(layout["stamps"]), layout["visual"])
+            rule, seconds = Rule(**described.pop("rule")), tuple(described.pop("seconds"))
+            rest = {name: described[name] for name in _SCALARS}
+            dense = Streams(*(Stream(tensors[f"{name}.k"], tensors[f"{name}.v"]) for name in Streams._fields))
         except FileNotFoundError as error:
             raise RequestError(f"{path}: no such memory file; `vxl2 watch VIDEO --out {path}` makes one") from error
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise RequestError(f"{path}: not a readable video memory ({error}); watch the video again") from error
-        layout = described.pop("layout")
-        layout = Layout(layout["prefix"], tuple(layout["stamps"]), layout["visual"])
-        seconds = tuple(described.pop("seconds"))
-        dense = Streams(*(Stream(tensors[f"{name}.k"], tensors[f"{name}.v"]) for name in Streams._fields))
-        sparse = sparse_level(dense, layout, described["compression"], described["rope_theta"])
-        return cls(dense=dense, sparse=sparse, layout=layout, rule=Rule(**described.pop("rule")), seconds=seconds, **described)
+        sparse = sparse_level(dense, layout, rest["compression"], rest["rope_theta"])
+        return cls(dense=dense, sparse=sparse, layout=layout, rule=rule, seconds=seconds, **rest)
 
 
 _SCALARS = ("compression", "end_s", "frames", "rope_theta", "model", "video")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -68,15 +69,19 @@ def read_config(directory: Path, shards: Shards) -> ModelConfig:
     The released config.json does not describe its vision tower; the shapes of the tensors do, save the
     number of heads (16 in SO400M) and the border that the patch grid cuts off (384 = 27 × 14 + 6).
     Keys that the original lacks may be given under "vxl2" (nano does): resized_grid, pool,
-    visual_placeholder, stop_tokens, norm_groups.
+    visual_placeholder, stop_tokens, norm_groups, max_relative. A special_tokens.json, as the golden checkpoint
+    has, gives the placeholder and the visual tokens of a group.
     """
     if not (directory / "config.json").exists():
         raise CheckpointError(f"{directory}: no config.json; give a Hugging Face checkpoint directory")
     text = _read_json(directory / "config.json")
     extra = dict(text.get("vxl2", {}))
     special = directory / "special_tokens.json"
-    if special.exists() and (placeholder := _read_json(special).get("visual_placeholder")) is not None:
-        extra.setdefault("visual_placeholder", placeholder)
+    given = _read_json(special) if special.exists() else {}
+    if "visual_placeholder" in given:
+        extra.setdefault("visual_placeholder", given["visual_placeholder"])
+    if "visual_tokens_per_group" in given:  # after 2×2 pooling
+        extra.setdefault("resized_grid", 2 * math.isqrt(given["visual_tokens_per_group"]))
     if "stop_tokens" in extra:
         extra["stop_tokens"] = tuple(extra["stop_tokens"])
     try:
