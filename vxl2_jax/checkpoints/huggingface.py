@@ -58,9 +58,12 @@ class Shards:
 
 def _read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path}: must hold a JSON object")
+    return found
 
 
 def read_config(directory: Path, shards: Shards) -> ModelConfig:

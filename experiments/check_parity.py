@@ -1,0 +1,87 @@
+"""Does vxl2_jax compute what the original computes? Compare with a directory of golden tensors.
+
+    python experiments/check_parity.py --golden DIR
+
+DIR holds tiny_checkpoint/, vision.npz, prefill_dense.npz, prefill_chunked.npz, bilevel.npz,
+prefill_flops.json and text_and_sampling.json, recorded from the original PyTorch code. Sizes, cases,
+settings and special token ids are read from the files, so any directory of that form will do. The
+checkpoint goes through the ordinary loader and everything through the functions that inference uses,
+in float32.
+
+One line per quantity: name, worst absolute difference, tolerance, ok or FAIL. Tolerances are 5e-5 for
+features and caches and 1e-4 for logits, times the golden array's root mean square where that exceeds 1
+(rounding grows with the values), and wider beyond position 839, where the original's fp32 rotary angles
+are themselves off by more; masks, lengths, counts, tokens and texts must be equal. A key that no
+check has looked at is a failure, too. Exit code: 0 all within, 1 some out, 2 the directory is unusable.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import jax
+from absl import app, flags
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from parity import bilevel, language, tables, vision  # noqa: E402
+from parity.cases import Runner, read_cases  # noqa: E402
+from parity.golden import Archive, GoldenError, read_json  # noqa: E402
+from parity.report import Report  # noqa: E402
+from vxl2_jax.checkpoints import huggingface  # noqa: E402
+from vxl2_jax.errors import Vxl2Error  # noqa: E402
+
+_GOLDEN = flags.DEFINE_string("golden", None, "Directory of golden tensors.", required=True)
+_TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer.json of Qwen2.5: compares the ids of prompts, too.")
+_STRIDE = flags.DEFINE_integer("stride", 4, "Groups pre-filled at a time; no result may depend on it.", lower_bound=1)
+
+ARCHIVES = ("vision.npz", "prefill_dense.npz", "prefill_chunked.npz", "bilevel.npz")
+SPECIAL = ("visual_placeholder", "time_word", "colon", "image_token_index")
+
+
+def compare(directory: Path, tokenizer: Path | None, stride: int) -> Report:
+    """Run every comparison. Raises GoldenError or Vxl2Error for an unusable directory."""
+    if not directory.is_dir():
+        raise GoldenError(f"{directory}: no such directory")
+    archives = [Archive(directory / name) for name in ARCHIVES]
+    seen, dense, chunked, mixed = archives
+    flops, texts = (read_json(directory / name) for name in ("prefill_flops.json", "text_and_sampling.json"))
+    special = read_json(directory / "tiny_checkpoint" / "special_tokens.json")
+    if lacking := [key for key in SPECIAL if key not in special]:
+        raise GoldenError(f"{directory}: special_tokens.json lacks {', '.join(lacking)}")
+    loaded, params = huggingface.load(directory / "tiny_checkpoint", "float32")
+    config = vision.fit_grids(loaded, seen)
+    report = Report()
+    if config != loaded:
+        report.note(f"grids taken from the stored maps: {config.resized_grid} pooled by {config.pool}")
+    vision.check(report, seen, config, params)
+    runner = Runner(config, params, stride)
+    cases = read_cases(dense, config, params, special)
+    language.check_dense(report, dense, cases, runner, special)
+    language.check_chunked(report, chunked, dense, cases, runner, bilevel.prefill_rules(mixed, cases))
+    bilevel.check(report, mixed, cases, runner)
+    try:
+        tables.check_flops(report, flops, config.frames_per_group)
+        tables.check_texts(report, texts, special, tokenizer)
+    except KeyError as error:
+        raise GoldenError(f"{directory}: a table lacks {error}") from error
+    for archive in archives:
+        for key in archive.unused():
+            report.fail(f"{archive.name} {key}", "not checked")
+    return report
+
+
+def main(_: list[str]) -> None:
+    jax.config.update("jax_default_matmul_precision", "highest")  # or accelerators multiply in fewer bits
+    try:
+        report = compare(Path(_GOLDEN.value), _TOKENIZER.value and Path(_TOKENIZER.value), _STRIDE.value)
+    except (GoldenError, Vxl2Error) as error:
+        print(f"check_parity: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(report.summary())
+    sys.exit(1 if report.failed else 0)
+
+
+if __name__ == "__main__":
+    app.run(main)

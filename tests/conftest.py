@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests: a toy model, and the golden tensors of the original."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+
+# Compilation makes the first example slow; that is no failure.
+settings.register_profile("house", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """A reduced directory in the format that experiments/check_parity.py reads."""
+    return ROOT / "tests" / "data" / "golden"
+
+
+@pytest.fixture(scope="session")
+def toy():
+    """A model with random weights, small enough to run anything on."""
+    import toys
+
+    return toys.model()

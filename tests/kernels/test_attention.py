@@ -1,0 +1,137 @@
+"""Range attention, against softmax written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pallas_kernels import attention
+from pallas_kernels.attention import Stream
+
+attend = jax.jit(attention.attend, static_argnames=("query_tile", "key_tile"))
+key_mass = jax.jit(attention.key_mass, static_argnames="key_tile")
+
+
+def plainly(q, streams, starts, stops, layer=0, scale=None):
+    """float64 softmax over the ranges: out [N, H, D], lse [N, H], weights of every stream [N, H, S]."""
+    q = np.asarray(q, np.float64)
+    heads, kv_heads = q.shape[1], streams[0].k.shape[1]
+    rows = lambda part: np.repeat(np.swapaxes(np.asarray(part[layer], np.float64), 0, 1), heads // kv_heads, axis=1)
+    keys, values = (np.concatenate([rows(part) for part in parts]) for parts in zip(*streams, strict=True))
+    seen = np.concatenate([
+        (np.arange(s.k.shape[2]) >= low[:, None]) & (np.arange(s.k.shape[2]) < high[:, None])
+        for s, low, high in zip(streams, starts, stops, strict=True)
+    ], axis=1)[:, None]
+    logits = np.where(seen, np.einsum("nhd,shd->nhs", q, keys) * (scale or q.shape[-1] ** -0.5), -np.inf)
+    with np.errstate(divide="ignore"):
+        lse = np.log(np.exp(logits).sum(axis=-1))
+    weights = np.where(seen, np.exp(logits - np.where(np.isinf(lse), 0, lse)[..., None]), 0)
+    return np.einsum("nhs,shd->nhd", weights, values), lse, np.split(weights, np.cumsum([s.k.shape[2] for s in streams])[:-1], axis=-1)
+
+
+def problem(seed, count, lengths, kv_heads=2, repeats=2, width=8, layers=2, dtype=jnp.float32):
+    """Queries, streams and random ranges, some of them empty."""
+    rng = np.random.default_rng(seed)
+    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    streams = tuple(Stream(*(normal(layers, kv_heads, length, width) for _ in "kv")) for length in lengths)
+    bounds = np.asarray([rng.integers(0, length + 1, (2, count)) for length in lengths], np.int32)
+    starts, stops = bounds.min(axis=1), bounds.max(axis=1)
+    stops = np.where(rng.random(stops.shape) < 0.2, starts, stops).astype(np.int32)
+    return normal(count, kv_heads * repeats, width), streams, starts, stops
+
+
+@given(
+    seed=st.integers(0, 99), count=st.sampled_from([1, 3, 8, 21]),
+    lengths=st.lists(st.sampled_from([1, 5, 16, 37]), min_size=1, max_size=3),
+    heads=st.sampled_from([(1, 1), (1, 4), (2, 1), (2, 3)]), tiles=st.sampled_from([(4, 4), (8, 16), (256, 512)]),
+    layer=st.integers(0, 1),
+)
+@settings(max_examples=25)
+def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles, layer):
+    q, streams, starts, stops = problem(seed, count, lengths, *heads)
+    got, lse = attend(q, streams, starts, stops, layer=layer, query_tile=tiles[0], key_tile=tiles[1])
+    want, want_lse, _ = plainly(q, streams, starts, stops, layer)
+    np.testing.assert_allclose(got, want, atol=3e-6)
+    np.testing.assert_allclose(lse, want_lse, atol=3e-6)
+
+
+def test_a_query_that_sees_nothing_gets_zeros():
+    q, streams, starts, stops = problem(0, 6, [9, 4])
+    stops[:, 2:4] = starts[:, 2:4]
+    out, lse = attend(q, streams, starts, stops, query_tile=2)
+    assert not np.asarray(out)[2:4].any() and np.isneginf(np.asarray(lse)[2:4]).all()
+    assert np.isfinite(out).all()
+
+
+def test_keys_outside_the_ranges_do_not_matter():
+    q, streams, _, _ = problem(1, 5, [30])
+    starts, stops = np.full((1, 5), 7, np.int32), np.full((1, 5), 19, np.int32)
+    poison = lambda a: a.at[:, :, :7].set(1e30).at[:, :, 19:].set(-1e30)
+    spoiled = (Stream(*(poison(part) for part in streams[0])),)
+    for tile in (4, 16):
+        want, got = (attend(q, s, starts, stops, key_tile=tile)[0] for s in (streams, spoiled))
+        np.testing.assert_array_equal(want, got)
+
+
+def test_large_logits_do_not_overflow():
+    q, streams, starts, stops = problem(2, 5, [30])
+    starts[:], stops[:] = 0, 30
+    out, lse = attend(q * 1e4, streams, starts, stops, key_tile=8)
+    assert np.isfinite(out).all() and np.isfinite(lse).all()
+
+
+def test_bfloat16_is_close_and_accumulates_in_fp32():
+    q, streams, starts, stops = problem(3, 40, [2000], dtype=jnp.bfloat16, width=16)
+    starts[:], stops[:] = 0, 2000
+    got, lse = attend(q, streams, starts, stops)
+    want, want_lse, _ = plainly(q, streams, starts, stops)
+    assert got.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
+    np.testing.assert_allclose(np.asarray(got, np.float32), want, atol=0.01 * np.abs(want).max())
+    np.testing.assert_allclose(lse, want_lse, atol=0.02)
+
+
+@given(st.integers(0, 99))
+@settings(max_examples=10)
+def test_parts_merge_by_log_sum_exp(seed):
+    q, streams, starts, stops = problem(seed, 7, [13, 22])
+    whole, whole_lse = attend(q, streams, starts, stops)
+    parts = [attend(q, (s,), starts[i : i + 1], stops[i : i + 1]) for i, s in enumerate(streams)]
+    outs, lses = (np.stack([np.asarray(p[i]) for p in parts]) for i in (0, 1))
+    merged_lse = np.logaddexp(*lses)
+    shares = np.exp(lses - np.where(np.isinf(merged_lse), 0, merged_lse))
+    np.testing.assert_allclose((outs * shares[..., None]).sum(axis=0), whole, atol=3e-6)
+    np.testing.assert_allclose(merged_lse, whole_lse, atol=3e-6)
+
+
+@pytest.mark.parametrize("key_tile", [4, 16, 512])
+@given(st.integers(0, 99))
+@settings(max_examples=10)
+def test_key_mass_is_the_attention_on_the_stream(key_tile, seed):
+    q, streams, starts, stops = problem(seed, 6, [19, 8])
+    starts[:] = 0
+    _, _, weights = plainly(q, streams, starts, stops, layer=1)
+    _, lse = attend(q, streams, starts, stops, layer=1)
+    counts = np.random.default_rng(seed).random(np.shape(lse)).astype(np.float32)
+    lse = np.where(np.isinf(lse), 0, lse)  # rows that see nothing have no share to give
+    got = key_mass(q, streams[0], stops[0], lse, counts, layer=1, key_tile=key_tile)
+    np.testing.assert_allclose(got, np.einsum("nhs,nh->s", weights[0], counts), atol=3e-6)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    q, streams, starts, stops = problem(0, 4, [9])
+    with pytest.raises(ValueError, match="cannot share"):
+        attend(q[:, :3], streams, starts, stops)
+    with pytest.raises(ValueError, match="must be"):
+        attend(q, streams, starts[:, :2], stops[:, :2])
+
+
+def test_a_stream_writes_rows_of_one_layer_only():
+    _, (stream,), _, _ = problem(0, 1, [9])
+    rows = jnp.ones((3, 2, 8))
+    written = stream.write(rows, 2 * rows, 1, 4)
+    assert (written.k[1, :, 4:7] == 1).all() and (written.v[1, :, 4:7] == 2).all()
+    np.testing.assert_array_equal(written.k[0], stream.k[0])
+    np.testing.assert_array_equal(written.k[1, :, :4], stream.k[1, :, :4])
+    np.testing.assert_array_equal(written.k[1, :, 7:], stream.k[1, :, 7:])

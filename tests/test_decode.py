@@ -1,0 +1,143 @@
+"""The question pass, decoding and sampling."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import toys
+
+from vxl2_jax import decode, mixed, select
+from vxl2_jax.layout import Layout
+from vxl2_jax.models import qwen2
+
+QUESTION = np.asarray([7, 3, 11, 30, 2], np.int32)
+
+
+def base_of(memory) -> decode.Base:
+    lengths = np.asarray([memory.layout.visual_length, memory.layout.global_length], np.int32)
+    return decode.Base(tuple(memory.dense), lengths, np.int32(memory.layout.length))
+
+
+def answer(toy, base, question=QUESTION, count=None, max_new=6, sampling=decode.Sampling(), seed=0, **options):
+    count = np.int32(len(question) if count is None else count)
+    return decode.generate(
+        toy.params, toy.config, base, question, count, sampling, jax.random.key(seed), max_new=max_new, **options
+    )
+
+
+def stopping_at(toy, *tokens: int):
+    return toys.Toy(dataclasses.replace(toy.config, stop_tokens=tokens), toy.params)
+
+
+def by_whole_passes(toy, clip, steps: int) -> tuple[list[int], np.ndarray]:
+    """Greedy decoding the slow way: the whole prompt anew for every token."""
+    ids, rows = list(QUESTION), []
+    for _ in range(steps):
+        x, _ = toys.whole_pass(toy, toys.embedded(toy, clip, ids), toys.mask_of(clip, toys.RULE, len(ids)))
+        rows.append(np.asarray(qwen2.logits(toy.params["language"], toy.config.language, x[-1])))
+        ids.append(int(rows[-1].argmax()))
+    return ids[len(QUESTION) :], np.stack(rows)
+
+
+def test_greedy_decoding_equals_repeated_whole_passes(toy):
+    clip = toys.video()
+    tokens, logits = by_whole_passes(toy, clip, 4)
+    found = answer(toy, base_of(toys.remembered(toy, clip)), max_new=4, keep_logits=True)
+    assert found.tokens.tolist() == tokens
+    np.testing.assert_allclose(found.logits, logits, atol=1e-4)
+
+
+def test_padding_behind_the_question_does_not_matter(toy):
+    base = base_of(toys.remembered(toy, toys.video()))
+    plain = answer(toy, base)
+    padded = answer(toy, base, np.concatenate([QUESTION, [9, 9, 9]]).astype(np.int32), count=5)
+    assert padded.tokens.tolist() == plain.tokens.tolist()
+
+
+def test_a_fully_dense_mixed_cache_answers_as_the_dense_level(toy):
+    memory = toys.remembered(toy, toys.video(1))
+    plan = mixed.plan_mixed(memory.layout, 2, 2, select.dense_chunks(4, None))
+    length = np.int32(len(plan.store))
+    base = decode.Base((mixed.assemble(memory, plan),), length[None], length)
+    want, got = (answer(toy, b, keep_logits=True) for b in (base_of(memory), base))
+    np.testing.assert_allclose(got.logits, want.logits, atol=1e-4)
+
+
+def test_answers_stop_at_a_stop_token_and_count_it(toy):
+    base = base_of(toys.remembered(toy, toys.video()))
+    free = answer(stopping_at(toy, 60), base)
+    tokens = free.tokens.tolist()
+    stop = next(t for t in tokens[1:] if t != tokens[0])
+    found = answer(stopping_at(toy, 60, stop), base)
+    place = tokens.index(stop)
+    assert int(found.count) == place + 1
+    assert found.tokens.tolist() == tokens[:place] + [stop] * (6 - place)
+
+
+def test_an_answer_without_stop_token_uses_all_its_steps(toy):
+    found = answer(stopping_at(toy, 60), base_of(toys.remembered(toy, toys.video())))
+    assert 60 not in found.tokens.tolist() and int(found.count) == 6
+
+
+def test_drawing_depends_on_the_key_alone(toy):
+    base = base_of(toys.remembered(toy, toys.video()))
+    hot = decode.Sampling(np.float32(2.0), np.float32(1.0))
+    draws = [answer(toy, base, sampling=hot, seed=seed, max_new=12).tokens.tolist() for seed in (1, 1, 2)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_tiny_top_p_is_greedy(toy):
+    base = base_of(toys.remembered(toy, toys.video()))
+    narrow = decode.Sampling(np.float32(1.5), np.float32(1e-6))
+    assert answer(toy, base, sampling=narrow, seed=3).tokens.tolist() == answer(toy, base).tokens.tolist()
+
+
+def test_drawing_follows_temperature_and_top_p():
+    logits = jnp.log(jnp.asarray([0.5, 0.3, 0.15, 0.05]))
+    keys = jax.random.split(jax.random.key(0), 4000)
+
+    def shares(temperature: float, top_p: float) -> np.ndarray:
+        drawn = jax.vmap(lambda key: decode.choose(logits, decode.Sampling(temperature, top_p), key))(keys)
+        return np.bincount(drawn, minlength=4) / len(keys)
+
+    np.testing.assert_allclose(shares(1.0, 1.0), [0.5, 0.3, 0.15, 0.05], atol=0.03)
+    np.testing.assert_allclose(shares(1.0, 0.7), [0.625, 0.375, 0, 0], atol=0.03)
+    cold = np.asarray([0.5, 0.3, 0.15, 0.05]) ** 2
+    np.testing.assert_allclose(shares(0.5, 1.0), cold / cold.sum(), atol=0.03)
+    np.testing.assert_array_equal(shares(0.0, 1.0), [1, 0, 0, 0])
+
+
+def test_a_second_question_and_a_second_video_of_like_length_compile_nothing(toy):
+    def watch_and_ask(clip, question, dense):
+        memory = toys.remembered(toy, clip)
+        answer(toy, base_of(memory), question)
+        plan = mixed.plan_mixed(memory.layout, 2, 2, select.dense_chunks(4, np.asarray(dense)))
+        length = np.int32(len(plan.store))
+        answer(toy, decode.Base((mixed.assemble(memory, plan),), length[None], length), question)
+
+    compiled = []
+    listener = lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+    watch_and_ask(toys.video(), QUESTION, [2])
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        watch_and_ask(toys.video(5), QUESTION[::-1].copy(), [3])
+        watch_and_ask(toys.video(6, Layout(6, (4, 3, 4, 3, 5, 4, 5), 4)), QUESTION, [2])
+        assert not compiled
+        jax.jit(lambda x: x + len(compiled))(np.zeros(3))
+        assert compiled, "the listener must hear compilations, or this test says nothing"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_real_sizes_trace():
+    from vxl2_jax.config import video_xl_2 as real
+    from vxl2_jax.models import video_xl_2
+
+    config, shape = real(), jax.ShapeDtypeStruct
+    params = jax.eval_shape(lambda k: video_xl_2.init(k, config), shape((2,), jnp.uint32))
+    params = jax.tree.map(lambda a: shape(a.shape, jnp.bfloat16), params)
+    stream = decode.Stream(*(shape((28, 4, 120_000, 128), jnp.bfloat16) for _ in "kv"))
+    base = decode.Base((stream,), shape((1,), jnp.int32), shape((), jnp.int32))
+    run = lambda p, b, ids: decode.generate(p, config, b, ids, jnp.int32(68), decode.Sampling(), jax.random.key(0), max_new=16)
+    assert jax.eval_shape(run, params, base, shape((80,), jnp.int32)).tokens.shape == (16,)
