@@ -13,8 +13,8 @@ from einops import rearrange, repeat
 from parity.golden import Archive, GoldenError
 from parity.report import FEATURES, Report
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.models import dts, video_xl_2
-from vxl2_jax.video.preprocess import normalise, resize_frame
+from vxl2_jax.models import dts, siglip, video_xl_2
+from vxl2_jax.video.preprocess import resize_frame
 
 frame_features = jax.jit(video_xl_2.frame_features, static_argnames="config")
 group_maps = jax.jit(video_xl_2.group_maps, static_argnames="config")
@@ -122,7 +122,7 @@ def check_stages(report: Report, vision: Archive, config: ModelConfig, params: A
 def check_preprocess(report: Report, vision: Archive, config: ModelConfig, case: str) -> None:
     """Raw frames → pixels, of which a corner, a grid of places and the mean colours are stored."""
     resized = np.stack([resize_frame(frame, config.vision.image_size) for frame in vision[f"{case}_raw_u8"]])
-    pixels = rearrange(normalise(resized), "f y x c -> f c y x")
+    pixels = rearrange(np.asarray(siglip.normalise(resized)), "f y x c -> f c y x")
     quantities = {
         "out_crop": pixels[:, :, 100:132, 200:232],
         "out_stride16": pixels[:, :, ::16, ::16],

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vxl2_jax.video.preprocess import normalise, pad_to_square, resize_frame
+from vxl2_jax.models.siglip import normalise
+from vxl2_jax.video.preprocess import pad_to_square, resize_frame
 
 RNG = np.random.default_rng(7)
 
@@ -19,7 +20,7 @@ def test_resizing_squashes_with_pillows_bicubic():
 def test_pixels_are_the_originals():
     # One frame through the reference image processor at 384 x 384; the witness is channels-first.
     golden = np.load(Path(__file__).parents[1] / "data" / "preprocess.npz")
-    pixels = normalise(np.stack([resize_frame(frame, 384) for frame in golden["raw"]])).transpose(0, 3, 1, 2)
+    pixels = np.asarray(normalise(np.stack([resize_frame(frame, 384) for frame in golden["raw"]]))).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(pixels[:, :, ::16, ::16], golden["pixels_every_16th"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(pixels[:, :, 100:132, 200:232], golden["pixels_crop"], rtol=0, atol=1e-6)
 
@@ -42,7 +43,7 @@ def test_padding_centres_the_image_on_grey(height, width):
 
 def test_normalised_pixels_run_from_minus_one_to_one():
     frames = np.arange(256, dtype=np.uint8).repeat(3).reshape(1, 16, 16, 3)
-    pixels = normalise(frames)
+    pixels = np.asarray(normalise(frames))
     assert pixels.dtype == np.float32 and pixels.shape == frames.shape
     np.testing.assert_allclose(pixels, (frames / 255.0 - 0.5) / 0.5, atol=1e-6)
     assert (pixels.min(), pixels.max()) == (-1, 1)

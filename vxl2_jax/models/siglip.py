@@ -10,9 +10,9 @@ from flax import linen as nn
 from vxl2_jax.config import VisionConfig
 
 
-def normalise(frames: jax.Array, dtype: jnp.dtype) -> jax.Array:
+def normalise(frames: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """uint8 pixels to [-1, 1] as the original's image processor does: (x / 255 − 0.5) / 0.5 in fp32."""
-    return ((frames.astype(jnp.float32) / 255.0 - 0.5) / 0.5).astype(dtype)
+    return ((jnp.asarray(frames, jnp.float32) / 255.0 - 0.5) / 0.5).astype(dtype)
 
 
 class SelfAttention(nn.Module):

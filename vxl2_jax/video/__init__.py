@@ -1,6 +1,6 @@
 """From a file to frames: which ones (sampling), their pixels (reader) and their shape (preprocess). No JAX here."""
 
-from vxl2_jax.video.preprocess import normalise, pad_to_square, resize_frame
+from vxl2_jax.video.preprocess import pad_to_square, resize_frame
 from vxl2_jax.video.reader import VideoSource, content_hash, open_video, prefetch
 from vxl2_jax.video.sampling import frame_seconds, sample_indices, sample_times
 
@@ -8,7 +8,6 @@ __all__ = [
     "VideoSource",
     "content_hash",
     "frame_seconds",
-    "normalise",
     "open_video",
     "pad_to_square",
     "prefetch",

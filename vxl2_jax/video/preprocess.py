@@ -39,16 +39,3 @@ def pad_to_square(rgb: np.ndarray, grey: int = 127) -> np.ndarray:
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = rgb
     return square
-
-
-def normalise(frames: np.ndarray) -> np.ndarray:
-    """Pixels as the vision tower takes them: (x / 255 - 0.5) / 0.5.
-
-    Args:
-      frames: uint8 (..., H, W, 3).
-
-    Returns:
-      float32 of the same shape, in [-1, 1].
-    """
-    half = np.float32(0.5)
-    return (frames.astype(np.float32) / np.float32(255) - half) / half

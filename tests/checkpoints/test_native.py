@@ -1,0 +1,62 @@
+"""Native checkpoint directories, and finding a checkpoint by name."""
+
+import jax
+import numpy as np
+import pytest
+import toys
+
+from vxl2_jax.checkpoints import fetch, native
+from vxl2_jax.errors import CheckpointError
+from vxl2_jax.models import video_xl_2
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, toy):
+    params = video_xl_2.init(jax.random.key(0), toy.config)
+    directory = tmp_path_factory.mktemp("native") / "model"
+    native.save(directory, toy.config, params, "{}")
+    return directory, toy.config, params
+
+
+def test_what_is_saved_is_loaded(saved):
+    directory, config, params = saved
+    found, again = native.load(directory, "float32")
+    assert found == config
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, again)))
+    assert native.load(directory, "bfloat16")[1]["dts"]["temporal_encoding"].dtype == "bfloat16"
+
+
+def test_nothing_is_overwritten_and_nothing_half_written_stays(saved, tmp_path):
+    directory, config, params = saved
+    with pytest.raises(CheckpointError, match="exists already"):
+        native.save(directory, config, params, "{}")
+    with pytest.raises(UnicodeEncodeError):
+        native.save(tmp_path / "new", config, params, "\ud800")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["vxl2.json", "params"])
+def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
+    import shutil
+
+    directory = shutil.copytree(saved[0], tmp_path / "copy")
+    part = directory / damage
+    if part.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.write_text("{")
+    with pytest.raises(CheckpointError, match="native checkpoint") as refusal:
+        native.load(directory)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["no/such/folder", "nothing", "./here", "~/there/x"])
+def test_a_name_that_is_nowhere_is_refused_without_a_download(name, monkeypatch):
+    monkeypatch.setattr(fetch, "_download", lambda name: pytest.fail("went to the network"))
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        fetch.find(name)
+
+
+def test_two_words_with_a_slash_are_a_hub_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(fetch, "_download", lambda name: tmp_path / name)
+    assert fetch.find("BAAI/Video-XL-2") == tmp_path / "BAAI/Video-XL-2"

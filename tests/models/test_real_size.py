@@ -1,0 +1,56 @@
+"""The real-size model, 8.1 billion parameters, compiles within seconds; no weights are made."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pallas_kernels.attention import Stream
+from vxl2_jax import decode, prefill
+from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.config import video_xl_2
+from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.models.video_xl_2 import encode_frames
+
+CONFIG = video_xl_2()
+GIB = 2**30
+
+
+@pytest.fixture(scope="module")
+def params():
+    half = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
+    return jax.tree.map(half, huggingface.abstract_params(CONFIG))
+
+
+def test_it_has_the_parameters_of_the_released_model(params):
+    assert sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(params)) == pytest.approx(8.12e9, rel=0.001)
+
+
+def test_a_pre_fill_stride_of_2048_frames_compiles_and_updates_its_cache_in_place(params):
+    layout = Layout(14, (8,) * 512, CONFIG.visual_tokens)
+    sizes = prefill.capacity(layout, 16)
+    stride = prefill.plan(layout, Rule(4, 3), np.zeros(layout.global_length, np.int32), sizes)[0]
+    streams = jax.eval_shape(lambda: prefill.empty(CONFIG, sizes, jnp.bfloat16))
+    tokens = jax.ShapeDtypeStruct((16, CONFIG.visual_tokens, CONFIG.language.width), jnp.bfloat16)
+    compiled = prefill.run_stride.lower(params, CONFIG, streams, stride, tokens).compile()
+    cache = sum(leaf.size * 2 for leaf in jax.tree.leaves(streams))
+    assert compiled.memory_analysis().alias_size_in_bytes >= cache
+    assert compiled.memory_analysis().temp_size_in_bytes < 1 * GIB
+
+
+def test_a_question_over_20000_tokens_compiles(params):
+    lm = CONFIG.language
+    store = jax.ShapeDtypeStruct((lm.layers, lm.kv_heads, 20480, lm.head_width), jnp.bfloat16)
+    base = decode.Base((Stream(store, store),), np.zeros(1, np.int32), np.int32(0))
+    ids = np.zeros(64, np.int32)
+    decode.generate.lower(
+        params, CONFIG, base, ids, np.int32(9), decode.Sampling(), jax.random.key(0), max_new=16
+    ).compile()
+
+
+def test_the_vision_half_compiles(params):
+    side = CONFIG.vision.image_size
+    frames = jax.ShapeDtypeStruct((16, side, side, 3), jnp.uint8)
+    out = jax.jit(encode_frames, static_argnums=(1, 3)).lower(params, CONFIG, frames, 4)
+    assert out.out_info.shape == (4, CONFIG.visual_tokens, CONFIG.language.width)
+    out.compile()
