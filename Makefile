@@ -1,0 +1,62 @@
+# Every target may be the first one run. `make help` lists them.
+
+VENV     ?= .venv
+# The interpreter to build VENV with. Unset: the one it was built with, else the newest tested one here.
+PYTHON   ?=
+# Of pyproject.toml, comma-separated: `make setup EXTRAS=test,cuda` on an NVIDIA machine.
+EXTRAS   ?= test
+VIDEO    ?= vxl2_jax/assets/demo.mp4
+QUESTION ?= What appears at 20 seconds?
+# More options of `vxl2 ask`, such as --json.
+FLAGS    ?=
+# Test processes, and more options of pytest.
+WORKERS  ?= 2
+TESTS    ?=
+
+export VENV PYTHON EXTRAS VIDEO QUESTION
+.DEFAULT_GOAL := help
+.PHONY: help setup ask test clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+
+# Interpreters by preference; those that are not there, or do not run, are passed over.
+CANDIDATES = python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python \
+             python3.11 "$$(pyenv root 2>/dev/null)"/versions/3.11*/bin/python python3 python
+# Prints version and path (of the real interpreter behind a shim or virtual environment), if it will do.
+IDENTIFY   = import sys, venv, ensurepip; sys.version_info < (3, 11) and sys.exit(1); \
+             print("%d.%d.%d" % sys.version_info[:3], sys._base_executable)
+
+# The stamp says what VENV was built from, and is written last: an interrupted build is done again.
+setup: ## create .venv with everything (quick when nothing has changed)
+	@set -e; stamp="$$VENV/vxl2-stamp"; \
+	rest="[$$EXTRAS] $(CURDIR) $$(cat requirements.txt pyproject.toml | cksum)"; \
+	identify() { "$$1" -c '$(IDENTIFY)' 2>/dev/null; }; \
+	built() { [ -n "$$found" ] && [ "$$(cat "$$stamp" 2>/dev/null)" = "$${found%% *} $$rest" ]; }; \
+	current=$$(identify "$$VENV/bin/python") || current=; \
+	found="$$current"; if [ -z "$$PYTHON" ] && built; then exit 0; fi; \
+	if [ -n "$$PYTHON" ]; then \
+	  found=$$(identify "$$PYTHON") || { echo "make: PYTHON=$$PYTHON does not run as Python 3.11 or newer with venv and ensurepip" >&2; exit 1; }; \
+	  if [ -n "$$current" ] && built; then exit 0; fi; \
+	elif [ -z "$$current" ]; then \
+	  for candidate in $(CANDIDATES); do found=$$(identify "$$candidate") && break || found=; done; \
+	  [ -n "$$found" ] || { echo "make: no Python 3.11 or newer (with venv and ensurepip) runs here; install 3.12, or name one: make setup PYTHON=…" >&2; exit 1; }; \
+	fi; \
+	if [ -d "$$VENV" ] && [ ! -f "$$VENV/pyvenv.cfg" ] && [ -n "$$(ls -A "$$VENV")" ]; then \
+	  echo "make: $$VENV is there and is no virtual environment; name another: VENV=…" >&2; exit 1; \
+	fi; \
+	echo "building $$VENV with Python $${found%% *} (a minute or two)" >&2; \
+	rm -f "$$stamp"; "$${found#* }" -m venv --clear "$$VENV"; \
+	"$$VENV/bin/python" -m pip install -qq --disable-pip-version-check -r requirements.txt -e ".[$$EXTRAS]" >&2; \
+	echo "$${found%% *} $$rest" > "$$stamp"
+
+ask: setup ## ask the bundled clip a question (VIDEO=, QUESTION=, FLAGS=)
+	@"$$VENV/bin/vxl2" ask "$$VIDEO" "$$QUESTION" $(FLAGS)
+
+test: setup ## run the tests (TESTS= for some of them, WORKERS= processes)
+	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(TESTS)
+
+clean: ## remove .venv and what builds and tests leave
+	@if [ -f "$$VENV/pyvenv.cfg" ]; then rm -rf "$$VENV"; fi
+	@rm -rf build dist vxl2_jax.egg-info .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

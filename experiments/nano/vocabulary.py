@@ -1,0 +1,66 @@
+"""nano's word-level tokenizer: special tokens, words, punctuation, and every number up to 1023 as one token."""
+
+from __future__ import annotations
+
+import functools
+
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+from nano import pictures, questions
+
+SPECIAL = ("<unk>", "<visual>", "<|im_start|>", "<|im_end|>")
+NUMBERS = 1024
+NOTHING = "nothing"  # the word whose embedding a visual token takes where no picture is
+_PUNCTUATION = "? . , : ; ! ' \" - ( ) / s:"
+_PROMPT = "system user assistant you are helpful time"
+_COMMON = """
+about after again all already also always am any anything anywhere at away back be because been
+before begin beginning being below between both but by can clip colour come could did do does
+done during each earlier either else end ends ever every find following for frame from get give go
+had happen happens has have he her here him his how i if in into it its just kind last later leave
+left like long look made make many may me minute minutes more most moment much my name near never
+next not now object of off often on once one only other our out over picture place please point put
+right same say scene screen second see seen shall she show shown shows so some something start
+starts still tell than that their them then there these they thing this those through to together
+top two under until up us very video visible was watch way we well were where whether while who
+whole why will with within without would your anyone animal food happening three four five six
+seven eight nine ten answer question
+"""
+
+
+@functools.cache
+def words() -> tuple[str, ...]:
+    """Every token of the vocabulary; a token's place is its id."""
+    plain = sorted({*_PROMPT.split(), *_COMMON.split(), *questions.words(), NOTHING} - set(pictures.load()[0]))
+    numbers = [str(n) for n in range(NUMBERS)]
+    found = (*SPECIAL, *pictures.load()[0], *_PUNCTUATION.split(), *plain, *numbers)
+    if len(set(found)) != len(found):
+        raise ValueError("a token is listed twice")
+    return found
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    """Lower case; pieces are numbers, "s:", words and punctuation; white space is dropped."""
+    made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token="<unk>"))
+    made.normalizer = normalizers.Lowercase()
+    pieces = Regex(r"<\|[a-z_]+\|>|\d+|s:|[a-z]+|[^\sa-z\d]")
+    made.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)
+    made.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])
+    return made
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of `text`."""
+    return tokenizer().encode(text, add_special_tokens=False).ids
+
+
+def name_ids() -> list[int]:
+    """Ids of the picture names, in the order of `pictures.load()`, and last that of NOTHING."""
+    return [words().index(name) for name in (*pictures.load()[0], NOTHING)]
+
+
+def number_ids() -> list[int]:
+    """Ids of the numbers 0, 1, …, in order."""
+    first = words().index("0")
+    return list(range(first, first + NUMBERS))
