@@ -6,7 +6,7 @@ PYTHON   ?=
 # Of pyproject.toml, comma-separated: `make setup EXTRAS=test,cuda` on an NVIDIA machine.
 EXTRAS   ?= test
 VIDEO    ?= vxl2_jax/assets/demo.mp4
-QUESTION ?= What appears at 20 seconds?
+QUESTION ?= What appears at 37 seconds?
 # More options of `vxl2 ask`, such as --json.
 FLAGS    ?=
 # Test processes, and more options of pytest.

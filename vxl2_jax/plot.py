@@ -55,7 +55,7 @@ def draw(path: Path, answers: Sequence[Answer], frames: np.ndarray, seconds: np.
         )
         axis.spines[["top", "right"]].set_visible(False)
     handles = [axes[1].bar([0], [0], color=colour, label=label) for colour, label in (("#1f77b4", "dense"), ("#c7d5e2", "sparse"))]
-    axes[1].legend(handles=handles, loc="upper right", fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="upper right", fontsize=8, frameon=False, ncols=2)
     axes[-1].set_xlabel("seconds")
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:

@@ -16,135 +16,139 @@ from nano import stamps
 
 
 class Shape(NamedTuple):
-  """A bouncing plain shape; positions are fractions of the frame, speeds per second."""
+    """A bouncing plain shape; positions are fractions of the frame, speeds per second."""
 
-  stamp: stamps.Stamp
-  side: float
-  phase: tuple[float, float]
-  speed: tuple[float, float]
-  blink: tuple[float, float, float]  # period in seconds, phase, share of the period shown
+    stamp: stamps.Stamp
+    side: float
+    phase: tuple[float, float]
+    speed: tuple[float, float]
+    blink: tuple[float, float, float]  # period in seconds, phase, share of the period shown
 
 
 class Background(NamedTuple):
-  """What `draw` needs, prepared for one frame size.
+    """What `draw` needs, prepared for one frame size.
 
-  Attributes:
-    tiles: two uint8 [2 * size, 2 * size, 3], each a seamless texture repeated twice either way,
-      so that any shift is one plain crop.
-    speed: [2, 2], how many frame sides each texture slides per second (down, right).
-    fade: middle, swing and period (seconds) of the first texture's weight.
-    shapes: what bounces on top.
-  """
+    Attributes:
+      tiles: two uint8 [2 * size, 2 * size, 3], each a seamless texture repeated twice either way,
+        so that any shift is one plain crop.
+      speed: [2, 2], how many frame sides each texture slides per second (down, right).
+      fade: middle, swing and period (seconds) of the first texture's weight.
+      shapes: what bounces on top.
+    """
 
-  tiles: tuple[np.ndarray, np.ndarray]
-  speed: np.ndarray
-  fade: tuple[float, float, float]
-  shapes: tuple[Shape, ...]
+    tiles: tuple[np.ndarray, np.ndarray]
+    speed: np.ndarray
+    fade: tuple[float, float, float]
+    shapes: tuple[Shape, ...]
 
 
 def draw(seed: int, t: float, size: int) -> np.ndarray:
-  """The background of `seed` at second `t`: uint8 [size, size, 3], a fresh array."""
-  ground = _prepare(seed, size)
-  crops = []
-  for tile, speed in zip(ground.tiles, ground.speed):
-    top, left = np.int64(np.floor(speed * t * size)) % size
-    crops.append(tile[top:top + size, left:left + size])
-  middle, swing, period = ground.fade
-  weight = int(256 * (middle + swing * np.sin(2 * np.pi * t / period)))
-  mixed = crops[0] * np.uint16(weight)
-  mixed += crops[1] * np.uint16(256 - weight)
-  mixed >>= 8
-  frame = mixed.astype(np.uint8)
-  for shape in ground.shapes:
-    period, phase, share = shape.blink
-    if (t / period + phase) % 1 < share:
-      left, top = (int(round(size * (1 - shape.side) * _bounce(p + v * t)))
-                   for p, v in zip(shape.phase, shape.speed))
-      stamps.paste(frame, shape.stamp, left, top)
-  return frame
+    """The background of `seed` at second `t`: uint8 [size, size, 3], a fresh array."""
+    ground = _prepare(seed, size)
+    crops = []
+    for tile, speed in zip(ground.tiles, ground.speed):
+        top, left = np.int64(np.floor(speed * t * size)) % size
+        crops.append(tile[top : top + size, left : left + size])
+    middle, swing, period = ground.fade
+    weight = int(256 * (middle + swing * np.sin(2 * np.pi * t / period)))
+    mixed = crops[0] * np.uint16(weight)
+    mixed += crops[1] * np.uint16(256 - weight)
+    mixed >>= 8
+    frame = mixed.astype(np.uint8)
+    for shape in ground.shapes:
+        period, phase, share = shape.blink
+        if (t / period + phase) % 1 < share:
+            left, top = (
+                int(round(size * (1 - shape.side) * _bounce(p + v * t))) for p, v in zip(shape.phase, shape.speed)
+            )
+            stamps.paste(frame, shape.stamp, left, top)
+    return frame
 
 
 def _bounce(x: float) -> float:
-  """Runs from 0 to 1 and back with period 2."""
-  return 1 - abs(x % 2 - 1)
+    """Runs from 0 to 1 and back with period 2."""
+    return 1 - abs(x % 2 - 1)
 
 
 @functools.lru_cache(maxsize=32)
 def _prepare(seed: int, size: int) -> Background:
-  # Every size draws the same numbers in the same order, so a clip looks alike at all sizes.
-  rng = np.random.default_rng(seed)
-  vivid = rng.uniform(0.1, 1)
-  tiles = tuple(_texture(np.random.default_rng(s), size, vivid)
-                for s in rng.integers(2**62, size=2))
-  speed = rng.uniform(-0.15, 0.15, (2, 2))
-  middle = rng.uniform(0.3, 0.7)
-  fade = (middle, rng.uniform(0.05, 0.3), rng.uniform(5, 30))
-  shapes = tuple(_shape(rng, size) for _ in range(rng.integers(0, 5)))
-  return Background(tiles, speed, fade, shapes)
+    # Every size draws the same numbers in the same order, so a clip looks alike at all sizes.
+    rng = np.random.default_rng(seed)
+    vivid = rng.uniform(0.1, 1)
+    tiles = tuple(_texture(np.random.default_rng(s), size, vivid) for s in rng.integers(2**62, size=2))
+    speed = rng.uniform(-0.15, 0.15, (2, 2))
+    middle = rng.uniform(0.3, 0.7)
+    fade = (middle, rng.uniform(0.05, 0.3), rng.uniform(5, 30))
+    shapes = tuple(_shape(rng, size) for _ in range(rng.integers(0, 5)))
+    return Background(tiles, speed, fade, shapes)
 
 
 def _colour(rng: np.random.Generator, vivid: float) -> np.ndarray:
-  """A random colour, float32 [3] in 0..255; `vivid` (0..1) bounds its saturation."""
-  hue, saturation, value = rng.random(), vivid * rng.uniform(0.3, 1), rng.uniform(0.1, 1)
-  return 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
+    """A random colour, float32 [3] in 0..255; `vivid` (0..1) bounds its saturation."""
+    hue, saturation, value = rng.random(), vivid * rng.uniform(0.3, 1), rng.uniform(0.1, 1)
+    return 255 * np.array(colorsys.hsv_to_rgb(hue, saturation, value), np.float32)
 
 
 def _noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
-  """Smooth seamless noise, float32 [size, size], mostly within 0..1; `cells` bumps a side."""
-  pad = 3  # wrapped border that the smoothing reaches into: this makes the edges meet
-  grid = np.pad(rng.normal(0.5, 0.25, (cells, cells)).astype(np.float32), pad, mode='wrap')
-  box = (pad, pad, pad + cells, pad + cells)
-  return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC, box=box))
+    """Smooth seamless noise, float32 [size, size], mostly within 0..1; `cells` bumps a side."""
+    pad = 3  # wrapped border that the smoothing reaches into: this makes the edges meet
+    grid = np.pad(rng.normal(0.5, 0.25, (cells, cells)).astype(np.float32), pad, mode="wrap")
+    box = (pad, pad, pad + cells, pad + cells)
+    return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def _texture(rng: np.random.Generator, size: int, vivid: float) -> np.ndarray:
-  """One seamless texture repeated twice either way: uint8 [2 * size, 2 * size, 3]."""
-  kind = rng.choice(['gradient', 'clouds', 'stripes', 'checker', 'blobs'])
-  turn = np.arange(size, dtype=np.float32) * np.float32(2 * np.pi / size)
-  # Whole numbers of waves across the frame keep the texture seamless.
-  if kind == 'gradient':
-    down, right = rng.integers(-1, 2), rng.integers(1, 3)
-    field = 0.5 + 0.5 * np.sin(down * turn[:, None] + right * turn)
-  elif kind == 'clouds':
-    field = _noise(rng, int(rng.integers(3, 9)), size)
-  elif kind == 'stripes':
-    down, right = rng.integers(-8, 9), rng.integers(2, 9)
-    field = 0.5 + rng.uniform(0.5, 4) * np.sin(down * turn[:, None] + right * turn)
-  elif kind == 'checker':
-    waves = rng.integers(1, 6, size=2)
-    field = 0.5 + 4 * np.sin(waves[0] * turn)[:, None] * np.sin(waves[1] * turn)
-  else:
-    field = 0.5 + 5 * (_noise(rng, int(rng.integers(3, 10)), size) - 0.5)
-  field = np.clip(field, 0, 1)[..., None]
-  low, high = _colour(rng, vivid), _colour(rng, vivid)
-  shade = 1 + rng.uniform(0, 0.5) * (_noise(rng, 4, size) - 0.5)
-  grain = rng.uniform(0, 40) * (_noise(rng, 64, size) - 0.5)
-  image = (low + (high - low) * field) * shade[..., None] + grain[..., None]
-  image = np.clip(image, 0, 255).astype(np.uint8)
-  return np.tile(image, (2, 2, 1))
+    """One seamless texture repeated twice either way: uint8 [2 * size, 2 * size, 3]."""
+    kind = rng.choice(["gradient", "clouds", "stripes", "checker", "blobs"])
+    turn = np.arange(size, dtype=np.float32) * np.float32(2 * np.pi / size)
+    # Whole numbers of waves across the frame keep the texture seamless.
+    if kind == "gradient":
+        down, right = rng.integers(-1, 2), rng.integers(1, 3)
+        field = 0.5 + 0.5 * np.sin(down * turn[:, None] + right * turn)
+    elif kind == "clouds":
+        field = _noise(rng, int(rng.integers(3, 9)), size)
+    elif kind == "stripes":
+        down, right = rng.integers(-8, 9), rng.integers(2, 9)
+        field = 0.5 + rng.uniform(0.5, 4) * np.sin(down * turn[:, None] + right * turn)
+    elif kind == "checker":
+        waves = rng.integers(1, 6, size=2)
+        field = 0.5 + 4 * np.sin(waves[0] * turn)[:, None] * np.sin(waves[1] * turn)
+    else:
+        field = 0.5 + 5 * (_noise(rng, int(rng.integers(3, 10)), size) - 0.5)
+    field = np.clip(field, 0, 1)[..., None]
+    low, high = _colour(rng, vivid), _colour(rng, vivid)
+    shade = 1 + rng.uniform(0, 0.5) * (_noise(rng, 4, size) - 0.5)
+    grain = rng.uniform(0, 40) * (_noise(rng, 64, size) - 0.5)
+    image = (low + (high - low) * field) * shade[..., None] + grain[..., None]
+    image = np.clip(image, 0, 255).astype(np.uint8)
+    return np.tile(image, (2, 2, 1))
 
 
 def _shape(rng: np.random.Generator, size: int) -> Shape:
-  """A circle, ring, rectangle or triangle in one random colour."""
-  kind = rng.choice(['circle', 'ring', 'rectangle', 'triangle'])
-  side, flat = rng.uniform(0.08, 0.28), rng.uniform(0.4, 1)
-  red, green, blue = (int(c) for c in _colour(rng, 1))
-  opacity = int(rng.uniform(120, 255))
-  pixels = max(2, round(side * size))
-  big = 4 * pixels  # drawn large and scaled down: smooth edges
-  mask = Image.new('L', (big, big))
-  pen = ImageDraw.Draw(mask)
-  if kind == 'circle':
-    pen.ellipse((0, 0, big - 1, big - 1), fill=opacity)
-  elif kind == 'ring':
-    pen.ellipse((0, 0, big - 1, big - 1), outline=opacity, width=big // 6)
-  elif kind == 'rectangle':
-    pen.rectangle((0, 0, big - 1, flat * (big - 1)), fill=opacity)
-  else:
-    pen.polygon([(0, big - 1), (big - 1, big - 1), (flat * (big - 1), 0)], fill=opacity)
-  rgba = np.empty((pixels, pixels, 4), np.uint8)
-  rgba[..., :3] = red, green, blue
-  rgba[..., 3] = np.asarray(mask.resize((pixels, pixels), Image.Resampling.BOX))
-  return Shape(stamps.from_rgba(rgba), side, tuple(rng.uniform(0, 2, 2)),
-               tuple(rng.uniform(-0.3, 0.3, 2)),
-               (rng.uniform(6, 30), rng.random(), rng.uniform(0.4, 1)))
+    """A circle, ring, rectangle or triangle in one random colour."""
+    kind = rng.choice(["circle", "ring", "rectangle", "triangle"])
+    side, flat = rng.uniform(0.08, 0.28), rng.uniform(0.4, 1)
+    red, green, blue = (int(c) for c in _colour(rng, 1))
+    opacity = int(rng.uniform(120, 255))
+    pixels = max(2, round(side * size))
+    big = 4 * pixels  # drawn large and scaled down: smooth edges
+    mask = Image.new("L", (big, big))
+    pen = ImageDraw.Draw(mask)
+    if kind == "circle":
+        pen.ellipse((0, 0, big - 1, big - 1), fill=opacity)
+    elif kind == "ring":
+        pen.ellipse((0, 0, big - 1, big - 1), outline=opacity, width=big // 6)
+    elif kind == "rectangle":
+        pen.rectangle((0, 0, big - 1, flat * (big - 1)), fill=opacity)
+    else:
+        pen.polygon([(0, big - 1), (big - 1, big - 1), (flat * (big - 1), 0)], fill=opacity)
+    rgba = np.empty((pixels, pixels, 4), np.uint8)
+    rgba[..., :3] = red, green, blue
+    rgba[..., 3] = np.asarray(mask.resize((pixels, pixels), Image.Resampling.BOX))
+    return Shape(
+        stamps.from_rgba(rgba),
+        side,
+        tuple(rng.uniform(0, 2, 2)),
+        tuple(rng.uniform(-0.3, 0.3, 2)),
+        (rng.uniform(6, 30), rng.random(), rng.uniform(0.4, 1)),
+    )

@@ -6,33 +6,33 @@ import numpy as np
 
 
 class Stamp(NamedTuple):
-  """A picture ready to be laid on a frame: `frame * keep + paint`, in 256ths.
+    """A picture ready to be laid on a frame: `frame * keep + paint`, in 256ths.
 
-  Attributes:
-    paint: uint16 [h, w, 3], colour times opacity.
-    keep: uint16 [h, w, 1], how much of the frame shows through, 0..256.
-  """
+    Attributes:
+      paint: uint16 [h, w, 3], colour times opacity.
+      keep: uint16 [h, w, 1], how much of the frame shows through, 0..256.
+    """
 
-  paint: np.ndarray
-  keep: np.ndarray
+    paint: np.ndarray
+    keep: np.ndarray
 
 
 def from_rgba(rgba: np.ndarray) -> Stamp:
-  """A stamp from uint8 [h, w, 4], alpha not multiplied in."""
-  opacity = np.round(rgba[..., 3:].astype(np.float32) * (256 / 255)).astype(np.uint16)
-  # 255 * 256 is the most that keep * frame + paint can reach: uint16 never overflows.
-  return Stamp(rgba[..., :3] * opacity, (256 - opacity).astype(np.uint16))
+    """A stamp from uint8 [h, w, 4], alpha not multiplied in."""
+    opacity = np.round(rgba[..., 3:].astype(np.float32) * (256 / 255)).astype(np.uint16)
+    # 255 * 256 is the most that keep * frame + paint can reach: uint16 never overflows.
+    return Stamp(rgba[..., :3] * opacity, (256 - opacity).astype(np.uint16))
 
 
 def paste(frame: np.ndarray, stamp: Stamp, left: int, top: int) -> None:
-  """Lays `stamp` on `frame` (uint8 [size, size, 3], changed in place); clipped at the edges."""
-  height, width = stamp.keep.shape[:2]
-  x0, y0 = max(left, 0), max(top, 0)
-  x1, y1 = min(left + width, frame.shape[1]), min(top + height, frame.shape[0])
-  if x1 <= x0 or y1 <= y0:
-    return
-  rows, columns = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
-  mixed = frame[y0:y1, x0:x1] * stamp.keep[rows, columns]
-  mixed += stamp.paint[rows, columns]
-  mixed >>= 8
-  frame[y0:y1, x0:x1] = mixed
+    """Lays `stamp` on `frame` (uint8 [size, size, 3], changed in place); clipped at the edges."""
+    height, width = stamp.keep.shape[:2]
+    x0, y0 = max(left, 0), max(top, 0)
+    x1, y1 = min(left + width, frame.shape[1]), min(top + height, frame.shape[0])
+    if x1 <= x0 or y1 <= y0:
+        return
+    rows, columns = slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+    mixed = frame[y0:y1, x0:x1] * stamp.keep[rows, columns]
+    mixed += stamp.paint[rows, columns]
+    mixed >>= 8
+    frame[y0:y1, x0:x1] = mixed

@@ -3,7 +3,6 @@
 import jax
 import numpy as np
 import pytest
-import toys
 
 from vxl2_jax.checkpoints import fetch, native
 from vxl2_jax.errors import CheckpointError

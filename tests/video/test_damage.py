@@ -39,8 +39,8 @@ def test_a_file_cut_short_gives_the_frames_before_the_cut(tmp_path, suffix):
         # A packet cut short may still look whole to the container: only the very last frame may be a guess.
         assert numbers[:-1] == list(range(source.total_frames - 1)), (place, source.damaged)
         assert watched(open_video(cut, size=64, fps=25)) == numbers
-        if source.damaged:
-            assert numbers[-1] == source.total_frames - 1, place
+        if source.damaged:  # an older FFmpeg may repeat the picture before a half one
+            assert numbers[-1] in (source.total_frames - 1, source.total_frames - 2), place
 
 
 def test_a_tail_of_zeros_is_not_promised(tmp_path):
