@@ -32,7 +32,7 @@ def videos(groups: int) -> int:
 
 
 def draw_rule(rng: np.random.Generator, groups: int) -> Rule:
-    """Dense half of the time, else chunked with small blocks, so that something is hidden."""
+    """Dense six times in ten, else chunked with small blocks, so that something is hidden."""
     if rng.random() < 0.6:
         return Rule(4, None)
     return Rule(int(rng.integers(1, 5)), int(rng.integers(0, 4)))

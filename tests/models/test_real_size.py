@@ -18,8 +18,8 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def params():
-    half = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16)
-    return jax.tree.map(half, huggingface.abstract_params(CONFIG))
+    """In fp32: jaxlib 0.10 on CPU widens whole stacks of bf16 weights, which says nothing of other machines."""
+    return huggingface.abstract_params(CONFIG)
 
 
 def test_it_has_the_parameters_of_the_released_model(params):
@@ -30,17 +30,17 @@ def test_a_pre_fill_stride_of_2048_frames_compiles_and_updates_its_cache_in_plac
     layout = Layout(14, (8,) * 512, CONFIG.visual_tokens)
     sizes = prefill.capacity(layout, 16)
     stride = prefill.plan(layout, Rule(4, 3), np.zeros(layout.global_length, np.int32), sizes)[0]
-    streams = jax.eval_shape(lambda: prefill.empty(CONFIG, sizes, jnp.bfloat16))
-    tokens = jax.ShapeDtypeStruct((16, CONFIG.visual_tokens, CONFIG.language.width), jnp.bfloat16)
+    streams = jax.eval_shape(lambda: prefill.empty(CONFIG, sizes, jnp.float32))
+    tokens = jax.ShapeDtypeStruct((16, CONFIG.visual_tokens, CONFIG.language.width), jnp.float32)
     compiled = prefill.run_stride.lower(params, CONFIG, streams, stride, tokens).compile()
-    cache = sum(leaf.size * 2 for leaf in jax.tree.leaves(streams))
+    cache = sum(leaf.size * 4 for leaf in jax.tree.leaves(streams))
     assert compiled.memory_analysis().alias_size_in_bytes >= cache
-    assert compiled.memory_analysis().temp_size_in_bytes < 1 * GIB
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * GIB
 
 
 def test_a_question_over_20000_tokens_compiles(params):
     lm = CONFIG.language
-    store = jax.ShapeDtypeStruct((lm.layers, lm.kv_heads, 20480, lm.head_width), jnp.bfloat16)
+    store = jax.ShapeDtypeStruct((lm.layers, lm.kv_heads, 20480, lm.head_width), jnp.float32)
     base = decode.Base((Stream(store, store),), np.zeros(1, np.int32), np.int32(0))
     ids = np.zeros(64, np.int32)
     decode.generate.lower(
