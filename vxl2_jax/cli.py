@@ -161,7 +161,7 @@ def run_ask(args: argparse.Namespace) -> None:
     if args.json:
         print(json.dumps({"model": model.name, **report.as_data(memory, answers, timings)}, ensure_ascii=False, indent=1))
     else:
-        Console(highlight=False).print(report.as_text(memory, answers, timings))
+        Console(highlight=False).print(report.as_text(memory, answers, timings), soft_wrap=True)
 
 
 def _thumbnails(video: str, frames: int, fps: float, most: int = 12):
@@ -196,14 +196,19 @@ def _keep_compiled_programs() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (0 done, 1 out of memory, 2 a mistake of input, 130 interrupted)."""
+    """Run the command line; returns the exit code (0 done, 1 out of memory, 2 a mistake of input,
+    130 interrupted, 141 nobody reads the output)."""
     args = build_parser().parse_args(argv)
     try:
         _keep_compiled_programs()
         args.run(args)
+        sys.stdout.flush()
     except Vxl2Error as error:
         print(f"vxl2: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("vxl2: interrupted; nothing was written", file=sys.stderr)
         return 130
