@@ -29,6 +29,7 @@ from parity import bilevel, language, tables, vision  # noqa: E402
 from parity.cases import Runner, read_cases  # noqa: E402
 from parity.golden import Archive, GoldenError, read_json  # noqa: E402
 from parity.report import Report  # noqa: E402
+
 from vxl2_jax.checkpoints import huggingface  # noqa: E402
 from vxl2_jax.errors import Vxl2Error  # noqa: E402
 

@@ -19,7 +19,6 @@ import pathlib
 import sys
 
 import numpy as np
-
 from nano import clips, encode, pictures, questions
 
 

@@ -28,6 +28,7 @@ from absl import app, flags
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 from nano import training_run, training_stages, vocabulary  # noqa: E402
+
 from vxl2_jax import config  # noqa: E402
 
 _STAGES = ("frames", "vision", "features", "dts", "visual_tokens", "language")

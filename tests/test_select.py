@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from vxl2_jax import select
 from vxl2_jax.errors import RequestError
 
-
 # (selected units, groups, chunk size) → dense blocks: the original's, from bilevel.npz.
 GOLDEN = [
     ([], 10, 4, [0, 1, 2, 3]),

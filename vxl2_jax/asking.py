@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 import jax
@@ -75,8 +76,8 @@ class Options:
                 raise RequestError(f"{name} must be at least {least}, not {value}")
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        known = self.relevance in relevance.SCORERS or str(self.relevance).startswith(ORACLE)
-        if not callable(self.relevance) and not known:
+        known = callable(self.relevance) or self.relevance in relevance.SCORERS or self.relevance.startswith(ORACLE)
+        if not known:
             raise RequestError(
                 f"unknown relevance {self.relevance!r}: choose {', '.join(relevance.SCORERS)}, {ORACLE}FILE or a function"
             )
@@ -145,9 +146,6 @@ def _choose(
 
 def _consult(request: relevance.Request, question: str, path: str) -> tuple[relevance.Request, np.ndarray | None]:
     """Replay an oracle file of the original for one question about the memory's video."""
-    from dataclasses import replace
-    from pathlib import PurePath
-
     oracle, memory = select.read_oracle(path), request.memory
     keys = (f"{memory.video}_{question}", f"{PurePath(memory.video).stem}_{question}")
     found = next((oracle[key] for key in keys if key in oracle), None)

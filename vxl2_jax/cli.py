@@ -26,7 +26,7 @@ Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or else in the user's c
 _CONVERT_EXAMPLES = """example:
   vxl2 convert BAAI/Video-XL-2 video-xl-2-native --dtype bfloat16
 
-The native directory (Orbax) loads faster than the original's, and onto several devices."""
+The native directory (Orbax) needs no renaming or transposing when it is loaded."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):

@@ -8,6 +8,7 @@ sparse, so that a slot's index is its position and the level is a plain cache of
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 from functools import partial
@@ -161,8 +162,6 @@ def _pool(dense, old_visual, new_visual, shift_global, source, *, visual, compre
 
 def describe(config: ModelConfig, params: Any) -> str:
     """A fingerprint of a model: geometry and a few weights, enough to refuse another model's memory."""
-    import hashlib
-
     digest = hashlib.sha256(repr(config).encode())
     for leaf in (params["language"]["norm"]["scale"], params["projector"]["linear_out"]["bias"]):
         digest.update(np.asarray(leaf.astype(jnp.float32)).tobytes())

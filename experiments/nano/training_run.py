@@ -13,8 +13,16 @@ import numpy as np
 import optax
 
 from nano import (
-    questions, training_compose, training_dts, training_export, training_frames, training_language, training_loop,
-    training_mixed, training_rows, training_start,
+    questions,
+    training_compose,
+    training_dts,
+    training_export,
+    training_frames,
+    training_language,
+    training_loop,
+    training_mixed,
+    training_rows,
+    training_start,
 )
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import Rule

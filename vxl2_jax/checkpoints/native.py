@@ -1,6 +1,6 @@
 """Our own checkpoint directories: parameters by Orbax, configuration as JSON, the tokenizer beside them.
 
-They load straight into place (no renaming, no transposing) and, sharded, onto many devices.
+They load straight into place: no renaming, no transposing.
 """
 
 from __future__ import annotations
