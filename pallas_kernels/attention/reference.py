@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
+from pallas_kernels.attention.work import Work
+
 _FLOOR = -1e30  # stands for "no key seen yet" where −inf would make NaN
 
 
@@ -156,3 +158,32 @@ def key_mass(
         return jax.lax.dynamic_update_slice(mass, jax.lax.dynamic_slice(mass, (begin,), (size,)) + received, (begin,))
 
     return jax.lax.fori_loop(0, -(-jnp.max(stops) // size), body, jnp.zeros(capacity, jnp.float32))
+
+
+def attend_tiles(
+    q: jax.Array, streams: Sequence[Stream], layer: jax.Array | int, work: Work, *, scale: float, out_dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array]:
+    """What every kernel computes, in the plainest terms (all keys of all streams, masked): for tests.
+
+    Shapes: q [K, Q, rows, D] (rotated, unscaled); streams of [L, K, S, D]; `work` as in `work.Work`, of T
+    items. Returns out [K, T, rows, D] in `out_dtype` and the natural log-sum-exp fp32 [K, T, rows]: zeros
+    and −inf where a row sees no key of its item.
+    """
+
+    def item(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        rows, seen, keys, values = q[:, work.query[index]], [], [], []
+        for number, stream in enumerate(streams):
+            key = jnp.arange(stream.k.shape[2])
+            within = (key >= work.first[number, index]) & (key < work.stop[number, index])
+            low, high = (bound[number, work.query[index]][:, None] for bound in (work.row_starts, work.row_stops))
+            seen.append(within & (key >= low) & (key < high))
+            keys.append(stream.k[layer])
+            values.append(stream.v[layer])
+        mask, k, v = jnp.concatenate(seen, 1), jnp.concatenate(keys, 1), jnp.concatenate(values, 1)
+        logits = jnp.where(mask, _logits(rows, k) * scale, -jnp.inf)
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        weights = jnp.where(mask, jnp.exp(logits - jnp.where(jnp.isfinite(lse), lse, 0.0)[..., None]), 0.0)
+        return jnp.einsum("kns,ksd->knd", weights, v.astype(jnp.float32)).astype(out_dtype), lse
+
+    out, lse = jax.lax.map(item, jnp.arange(work.query.shape[0]))
+    return jnp.swapaxes(out, 0, 1), jnp.swapaxes(lse, 0, 1)

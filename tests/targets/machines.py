@@ -1,0 +1,43 @@
+"""Machines that are not here, to compile for: one TPU core or GPU of each kind, by JAX's topologies.
+
+Needs libtpu for TPUs and the CUDA plug-in for GPUs (no driver, no card). Run it in a process of its own:
+both write to standard error as they please, and some mistakes abort the process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+for _name, _value in {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
+    os.environ.setdefault(_name, _value)
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+
+TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+GPUS = ("a100", "h100")
+MEMORY_GB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "a100": 80, "h100": 80}
+"""Device memory (GB) of the makers' data sheets, the larger A100."""
+
+
+def topology(name: str):
+    """The topology of a machine. Raises RuntimeError where its compiler is not installed."""
+    if name in TPUS:
+        return topologies.get_topology_desc(topology_name=TPUS[name], platform="tpu")
+    text = (Path(__file__).parent / f"{name}.txtpb").read_text()
+    return topologies.get_topology_desc(platform="cuda", target_config=text, topology="1x1x1")
+
+
+@contextmanager
+def machine(name: str) -> Iterator[Any]:
+    """Compile for `name` inside: yields abstract(shape, dtype) → ShapeDtypeStruct placed on its device."""
+    device = topology(name).devices[0]
+    mesh = jax.sharding.Mesh(np.asarray([device]), ("x",))
+    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    with jax.set_mesh(mesh), jax.default_device(device):
+        yield lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
