@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from problems import problem
 
 from pallas_kernels import attention
 from pallas_kernels.attention import Stream
@@ -29,17 +30,6 @@ def plainly(q, streams, starts, stops, layer=0, scale=None):
         lse = np.log(np.exp(logits).sum(axis=-1))
     weights = np.where(seen, np.exp(logits - np.where(np.isinf(lse), 0, lse)[..., None]), 0)
     return np.einsum("nhs,shd->nhd", weights, values), lse, np.split(weights, np.cumsum([s.k.shape[2] for s in streams])[:-1], axis=-1)
-
-
-def problem(seed, count, lengths, kv_heads=2, repeats=2, width=8, layers=2, dtype=jnp.float32):
-    """Queries, streams and random ranges, some of them empty."""
-    rng = np.random.default_rng(seed)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    streams = tuple(Stream(*(normal(layers, kv_heads, length, width) for _ in "kv")) for length in lengths)
-    bounds = np.asarray([rng.integers(0, length + 1, (2, count)) for length in lengths], np.int32)
-    starts, stops = bounds.min(axis=1), bounds.max(axis=1)
-    stops = np.where(rng.random(stops.shape) < 0.2, starts, stops).astype(np.int32)
-    return normal(count, kv_heads * repeats, width), streams, starts, stops
 
 
 @given(
