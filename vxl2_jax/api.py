@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vxl2_jax import asking, watching
+from pallas_kernels import attention as kernels
+from pallas_kernels.attention import REFERENCE, Kernel
+from vxl2_jax import asking, machine, watching
 from vxl2_jax.asking import Answer
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.config import ModelConfig
+from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Rule
+from vxl2_jax.machine import SMALL, Sizes
 from vxl2_jax.memory import VideoMemory, describe
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Model:
-    """Parameters with what they need around them. Nothing in it changes after loading."""
+    """Parameters with what they need around them. Nothing in it changes after loading.
+
+    kernel: the attention kernel, and `attention` a line that says why it was taken; sizes: how much is done
+    at a time on this machine.
+    """
 
     name: str
     config: ModelConfig
     params: Any = field(repr=False)
     tokenizer: Tokenizer = field(repr=False)
     fingerprint: str
+    kernel: Kernel = REFERENCE
+    attention: str = "reference"
+    sizes: Sizes = SMALL
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -106,7 +119,8 @@ class Model:
 
 
 def load(
-    name: str | Path = "nano", dtype: Any = None, *, progress: Callable[[int, int], None] | None = None
+    name: str | Path = "nano", dtype: Any = None, *, attention: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a model.
 
@@ -114,12 +128,33 @@ def load(
       name: "nano" (inside the package); a directory, of the original's Hugging Face layout or our native
         one (`vxl2 convert`); or a name on the Hugging Face hub such as "BAAI/Video-XL-2", which is
         downloaded once.
-      dtype: float32, bfloat16 or float16; None is float32 on CPU and bfloat16 elsewhere.
+      dtype: float32, bfloat16 or float16; None is float32 on CPU, float16 on NVIDIA cards without bfloat16
+        (T4 and older) and bfloat16 elsewhere.
+      attention: the attention kernel: tpu, hopper, ampere, reference, or auto (the best one that runs here).
+        On a CPU a kernel named is interpreted: slow, for checking.
       progress: called with (tensors done, tensors in all).
 
-    Raises CheckpointError when there is no such checkpoint, or it is damaged or does not fit.
+    Raises CheckpointError when there is no such checkpoint, or it is damaged or does not fit; RequestError for
+    an attention kernel that cannot run here.
     """
-    if dtype is None:
-        dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    device = jax.devices()[0]
+    dtype = dtype or machine.default_dtype(device)
+    choose = partial(kernels.choose, attention, dtype=dtype, device=device)
+    _chosen(choose, width=_USUAL_WIDTH)  # a mistake is told before a large model is loaded for nothing
     directory, (config, params) = fetch.load(name, dtype, progress)
-    return Model(str(name), config, params, Tokenizer.read(directory), describe(config, params))
+    kernel, reason = _chosen(choose, width=config.language.head_width)
+    logging.getLogger("vxl2_jax").info("attention: %s", reason)
+    return Model(
+        str(name), config, params, Tokenizer.read(directory), describe(config, params), kernel, reason,
+        machine.sizes_for(device),
+    )
+
+
+_USUAL_WIDTH = 128
+
+
+def _chosen(choose: Callable[..., kernels.Choice], width: int) -> kernels.Choice:
+    try:
+        return choose(width=width)
+    except ValueError as error:
+        raise RequestError(str(error)) from error

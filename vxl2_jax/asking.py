@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from vxl2_jax import decode, mixed, relevance, select
+from vxl2_jax import bases, decode, relevance, select
 from vxl2_jax.buckets import bucket
 from vxl2_jax.errors import RequestError
 from vxl2_jax.memory import VideoMemory
@@ -98,19 +98,22 @@ def ask(model: Model, memory: VideoMemory, question: str, options: Options, hist
 
     with timed(timings, "relevance"):
         request = relevance.Request(
-            model.params, model.config, memory, ids, len(real), options.chunk_size, options.seed
+            model.params, model.config, memory, ids, len(real), options.chunk_size, options.seed, model.kernel
         )
         memory, request, scores, chosen = _choose(request, question, options)
     dense = select.dense_chunks(request.chunks, chosen)
 
     with timed(timings, "load"):
-        base, loaded = _load(memory, request.chunk_size, dense)
+        base = (
+            bases.dense_base(memory, model.kernel) if dense.all()
+            else bases.mixed_base(memory, request.chunk_size, dense, model.kernel)
+        )
         jax.block_until_ready(base.streams)
     with timed(timings, "decode"):
         sampling = decode.Sampling(np.float32(options.temperature), np.float32(options.top_p))
         generated = decode.generate(
             model.params, model.config, base, ids, np.int32(len(real)), sampling, jax.random.key(options.seed),
-            max_new=options.max_new_tokens,
+            max_new=options.max_new_tokens, kernel=model.kernel,
         )
         tokens = tuple(int(t) for t in np.asarray(generated.tokens)[: int(generated.count)])
     chunks = tuple(
@@ -120,7 +123,7 @@ def ask(model: Model, memory: VideoMemory, question: str, options: Options, hist
     return Answer(
         question=question, text=model.tokenizer.decode(tokens), tokens=tokens,
         stopped=tokens[-1] in model.config.stop_tokens, chunks=chunks,
-        cache_tokens=loaded, cache_tokens_dense=memory.layout.length, timings=timings,
+        cache_tokens=int(base.position), cache_tokens_dense=memory.layout.length, timings=timings,
     )
 
 
@@ -160,13 +163,3 @@ def _consult(request: relevance.Request, question: str, path: str) -> tuple[rele
     request = replace(request, memory=memory, chunk_size=found.chunk_size or request.chunk_size)
     return request, select.chunks_of_units(list(found.units), request.chunks, request.chunk_size)
 
-
-def _load(memory: VideoMemory, chunk_size: int, dense: np.ndarray) -> tuple[decode.Base, int]:
-    """What the question reads, and its length in tokens: the dense level as it stands, or a mixed cache."""
-    layout = memory.layout
-    if dense.all():
-        lengths = np.asarray([layout.visual_length, layout.global_length], np.int32)
-        return decode.Base(tuple(memory.dense), lengths, np.int32(layout.length)), layout.length
-    plan = mixed.plan_mixed(layout, memory.compression, chunk_size, dense)
-    length = len(plan.store)
-    return decode.Base((mixed.assemble(memory, plan),), np.asarray([length], np.int32), np.int32(length)), length

@@ -102,7 +102,10 @@ def _add_convert(commands) -> None:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="nano", help="nano, a checkpoint directory, or a name on the Hugging Face hub")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and memory (default: float32 on CPU, bfloat16 elsewhere)")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and memory (default: float32 on CPU, float16 on a T4, else bfloat16)")
+    # pallas_kernels.attention.NAMES, spelt out so that --help need not import JAX; a test keeps them equal.
+    names = ("auto", "tpu", "hopper", "ampere", "reference")
+    group.add_argument("--attention", choices=names, default="auto", help="attention kernel; auto takes the best that runs here, and says which. On a CPU the others are interpreted: slow, for checking")
 
 
 @contextmanager
@@ -145,7 +148,9 @@ def run_ask(args: argparse.Namespace) -> None:
     timings: dict[str, float] = {}
     start = time.perf_counter()
     with _progress("loading", "tensors", args.quiet) as advance:
-        model = load(args.model, args.dtype, progress=advance)
+        model = load(args.model, args.dtype, attention=args.attention, progress=advance)
+    if not args.quiet:
+        print(f"attention: {model.attention}", file=sys.stderr)
     timings["load model"] = time.perf_counter() - start
     watching = {name: getattr(args, name) for name in ("fps", "max_frames", "max_fps", "block_size", "prev_blocks", "compression")}
     with _progress("watching", "frames", args.quiet) as advance:
@@ -159,7 +164,7 @@ def run_ask(args: argparse.Namespace) -> None:
         frames, seconds = _thumbnails(args.video, memory.frames, args.fps)
         plot.draw(args.plot, answers, frames, seconds, title=memory.video)
     if args.json:
-        print(json.dumps({"model": model.name, **report.as_data(memory, answers, timings)}, ensure_ascii=False, indent=1))
+        print(json.dumps({"model": model.name, "attention": model.attention, **report.as_data(memory, answers, timings)}, ensure_ascii=False, indent=1))
     else:
         Console(highlight=False).print(report.as_text(memory, answers, timings), soft_wrap=True)
 

@@ -14,19 +14,25 @@ import jax
 import jax.numpy as jnp
 
 from pallas_kernels import attention
-from pallas_kernels.attention import Stream
+from pallas_kernels import decode as in_place
+from pallas_kernels.attention import REFERENCE, Kernel, Stream
+from vxl2_jax.buckets import round_up
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
 
 
 class Base(NamedTuple):
-    """What is read: streams, the number of valid keys in each int32 [len(streams)], and the position of
-    the first token after them (int32 scalar)."""
+    """What is read: streams, and the position of the first token after them (int32 scalar).
+
+    Either whole streams (`lengths` int32 [len(streams)]: the valid keys of each), or, with `items`, the runs
+    of them that the items name, each shifted by a constant.
+    """
 
     streams: tuple[Stream, ...]
-    lengths: jax.Array
+    lengths: jax.Array | None
     position: jax.Array
+    items: in_place.Items | None = None
 
 
 class Sampling(NamedTuple):
@@ -37,19 +43,46 @@ class Sampling(NamedTuple):
 
 
 def empty_tail(config: ModelConfig, base: Base, length: int) -> Stream:
-    """Room for `length` tokens behind a base."""
+    """Room for `length` tokens behind a base (rounded up to what a TPU reads without copying)."""
     lm = config.language
-    shape = (lm.layers, lm.kv_heads, length, lm.head_width)
+    shape = (lm.layers, lm.kv_heads, round_up(length, 16), lm.head_width)
     return Stream(*(jnp.zeros(shape, base.streams[0].k.dtype) for _ in "kv"))
 
 
-Observe = Callable[[Any, jax.Array, jax.Array, jax.Array, jax.Array], Any]
-"""(seen, rotated q [N, H, D], stops [streams, N], log-sum-exp [N, H], layer) → seen."""
+Observe = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
+"""(seen, rotated q [N, H, D], log-sum-exp [N, H], layer) → seen."""
+
+
+def _reader(
+    kernel: Kernel, config: ModelConfig, base: Base, tail: Stream, slots: jax.Array
+) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
+    """A function (q before rotation, tail, layer) → (out, log-sum-exp, rotated q) for tokens at tail `slots` [N]."""
+    lm, count = config.language, len(slots)
+    turn = lambda positions: tuple(t[..., None, :] for t in rotation(positions, lm.head_width, lm.rope_theta))
+    own = turn(base.position + slots)
+    if base.items is None:
+        stops = jnp.concatenate([jnp.repeat(base.lengths[:, None], count, axis=1), slots[None] + 1])
+        streams = (*base.streams, tail)
+        reads = attention.prepare(kernel, jnp.zeros_like(stops), stops, heads=lm.heads, streams=streams)
+
+        def read(q, tail, layer):
+            q = rotate(q, *own)
+            return *attention.attend(q, (*base.streams, tail), reads, layer=layer), q
+    else:
+        repeats = lm.heads // lm.kv_heads
+        reads = in_place.prepare(kernel, base.items, jnp.zeros_like(slots), slots + 1, repeats=repeats)
+        by_run = turn((base.position + slots)[None] - reads.shift[:, None])
+
+        def read(q, tail, layer):
+            own_q = rotate(q, *own)
+            return *in_place.attend(rotate(q[None], *by_run), own_q, base.streams, tail, reads, layer=layer), own_q
+
+    return read
 
 
 def extend(
     params: Any, config: ModelConfig, base: Base, tail: Stream, filled: jax.Array, ids: jax.Array,
-    *, observe: Observe | None = None, seen: Any = None,
+    *, observe: Observe | None = None, seen: Any = None, kernel: Kernel = REFERENCE,
 ) -> tuple[Stream, jax.Array, Any]:
     """Run tokens that see all of the base and, causally, the tail.
 
@@ -60,14 +93,13 @@ def extend(
     lm, count = config.language, ids.shape[0]
     slots = filled + jnp.arange(count)
     cos, sin = (table[:, None] for table in rotation(base.position + slots, lm.head_width, lm.rope_theta))
-    stops = jnp.concatenate([jnp.repeat(base.lengths[:, None], count, axis=1), slots[None] + 1])
+    read = _reader(kernel, config, base, tail, slots)
 
     def attend(q, k, v, state, layer):
         tail, seen = state
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        tail = tail.write(k, v, layer, filled)
-        out, lse = attention.attend(q, (*base.streams, tail), jnp.zeros_like(stops), stops, layer=layer)
-        return out, (tail, observe(seen, q, stops, lse, layer) if observe else seen)
+        tail = tail.write(rotate(k, cos, sin), v, layer, filled)
+        out, lse, q = read(q, tail, layer)
+        return out, (tail, observe(seen, q, lse, layer) if observe else seen)
 
     x = qwen2.embed(params["language"], ids)
     x, (tail, seen) = qwen2.run_layers(
@@ -98,7 +130,7 @@ class Generated(NamedTuple):
     question_logits: jax.Array | None
 
 
-@partial(jax.jit, static_argnames=("config", "max_new", "keep_logits"))
+@partial(jax.jit, static_argnames=("config", "max_new", "keep_logits", "kernel"))
 def generate(
     params: Any,
     config: ModelConfig,
@@ -110,6 +142,7 @@ def generate(
     *,
     max_new: int,
     keep_logits: bool = False,
+    kernel: Kernel = REFERENCE,
 ) -> Generated:
     """Run a question over a base and decode up to `max_new` tokens.
 
@@ -118,7 +151,7 @@ def generate(
     """
     to_logits = lambda x: qwen2.logits(params["language"], config.language, x)
     tail = empty_tail(config, base, ids.shape[0] + max_new)
-    tail, x, _ = extend(params, config, base, tail, jnp.int32(0), ids)
+    tail, x, _ = extend(params, config, base, tail, jnp.int32(0), ids, kernel=kernel)
     first_logits = to_logits(x[count - 1])
     stops = jnp.asarray(config.stop_tokens, jnp.int32)
 
@@ -127,7 +160,7 @@ def generate(
         done = jnp.isin(token, stops)
 
         def go_on(tail):
-            tail, x, _ = extend(params, config, base, tail, filled, token[None])
+            tail, x, _ = extend(params, config, base, tail, filled, token[None], kernel=kernel)
             logits = to_logits(x[0])
             return tail, logits, choose(logits, sampling, step_key)
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import REFERENCE, Kernel, Stream
 from vxl2_jax.buckets import bucket, round_up
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, key_ranges
@@ -60,8 +60,10 @@ def capacity(layout: Layout, stride: int) -> Capacity:
     per_stamp = round_up(max(layout.stamps, default=1), 4)
     prefix = round_up(layout.prefix, 16)
     rows = prefix + stride * per_stamp
-    # Writes are whole strides wide, so the last one needs room behind the last real token.
-    return Capacity(stride, rows, strides * stride * layout.visual, prefix + (strides + 1) * stride * per_stamp + rows)
+    # Writes are whole strides wide, so the last one needs room behind the last real token. Multiples of 16 are
+    # what a TPU can cut key tiles from without copying.
+    global_ = prefix + (strides + 1) * stride * per_stamp + rows
+    return Capacity(stride, rows, round_up(strides * stride * layout.visual, 16), round_up(global_, 16))
 
 
 def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity) -> list[Stride]:
@@ -99,14 +101,14 @@ def empty(config: ModelConfig, sizes: Capacity, dtype: Any) -> Streams:
     return Streams(stream(sizes.visual), stream(sizes.global_))
 
 
-@partial(jax.jit, static_argnames=("config", "keep_hidden"), donate_argnames=("streams",))
+@partial(jax.jit, static_argnames=("config", "keep_hidden", "kernel"), donate_argnames=("streams",))
 def run_stride(
     params: Any, config: ModelConfig, streams: Streams, stride: Stride, visual_tokens: jax.Array,
-    keep_hidden: bool = False,
+    keep_hidden: bool = False, kernel: Kernel = REFERENCE,
 ) -> tuple[Streams, jax.Array | None]:
     """Feed one stride through the language model.
 
-    Shapes: visual_tokens [stride, V, E]. Returns the cache with the stride's keys and values written, and
+    Shapes: visual_tokens [stride, V, E]; `kernel` is the attention to use. Returns the cache with the stride's keys and values written, and
     (only with `keep_hidden`, for parity) the residual stream after the last layer [rows, E]; otherwise
     the last layer stops at its keys and values, which is all that later tokens need of it.
     """
@@ -117,13 +119,18 @@ def run_stride(
     ])
     count = x.shape[0] - ids.shape[0]
     cos, sin = (table[:, None] for table in rotation(stride.positions, lm.head_width, lm.rope_theta))
+    # Visual rows read a window, global rows all there is: apart, each kind fills the machine in its own way.
+    parts = (slice(None, count), slice(count, None))
+    ready = partial(attention.prepare, kernel, heads=lm.heads, streams=tuple(streams))
+    reads = [ready(stride.starts[:, part], stride.stops[:, part]) for part in parts]
 
     def attend(q, k, v, state, layer):
         k = rotate(k, cos, sin)
         visual = state.visual.write(k[:count], v[:count], layer, stride.visual_offset)
         global_ = state.global_.write(k[count:], v[count:], layer, stride.global_offset)
-        out, _ = attention.attend(rotate(q, cos, sin), (visual, global_), stride.starts, stride.stops, layer=layer)
-        return out, Streams(visual, global_)
+        q = rotate(q, cos, sin)
+        out = [attention.attend(q[part], (visual, global_), r, layer=layer)[0] for part, r in zip(parts, reads, strict=True)]
+        return jnp.concatenate(out), Streams(visual, global_)
 
     x, streams = qwen2.run_layers(language, lm, x, attend, streams, last_keys_only=not keep_hidden)
     return streams, x if keep_hidden else None

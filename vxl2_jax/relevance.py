@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention
+from pallas_kernels.attention import REFERENCE, Kernel
+from vxl2_jax import bases
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.decode import Base, empty_tail, extend
 from vxl2_jax.memory import VideoMemory
@@ -23,7 +25,8 @@ from vxl2_jax.memory import VideoMemory
 
 @dataclass(frozen=True)
 class Request:
-    """What a scorer gets: the model, the memory, the question's padded ids and their number, the chunk size."""
+    """What a scorer gets: the model, the memory, the question's padded ids and their number, the chunk size,
+    the seed of a lot, the attention kernel."""
 
     params: Any
     config: ModelConfig
@@ -32,6 +35,7 @@ class Request:
     count: int
     chunk_size: int
     seed: int = 0
+    kernel: Kernel = REFERENCE
 
     @property
     def chunks(self) -> int:
@@ -75,8 +79,8 @@ def by_attention(request: Request) -> np.ndarray:
     global_owner[: memory.layout.prefix] = 0
     owner[memory.layout.global_positions(kept)] = global_owner
     owner[memory.layout.visual_positions(kept)] = np.repeat(chunk_of_group, kept)
-    base = Base((memory.sparse,), np.asarray([memory.sparse_length], np.int32), np.int32(memory.sparse_length))
-    mass = np.asarray(attention_mass(request.params, request.config, base, request.ids, np.int32(request.count)))
+    base, kernel = bases.sparse_base(memory, request.kernel), request.kernel
+    mass = np.asarray(attention_mass(request.params, request.config, base, request.ids, np.int32(request.count), kernel))
     scores = np.bincount(owner, weights=mass, minlength=request.chunks + 1)[1:]
     return (scores / max(scores.sum(), 1e-30)).astype(np.float32)
 
@@ -84,18 +88,25 @@ def by_attention(request: Request) -> np.ndarray:
 SCORERS: dict[str, Scorer] = {"attention": by_attention, "uniform": uniform, "random": random, "recent": recent}
 
 
-@partial(jax.jit, static_argnames=("config",))
-def attention_mass(params: Any, config: ModelConfig, base: Base, ids: jax.Array, count: jax.Array) -> jax.Array:
-    """Attention that each key of a one-stream base receives from a question, averaged over layers, heads
-    and the `count` real tokens. Shapes: ids int32 [N] → fp32 [S]."""
+@partial(jax.jit, static_argnames=("config", "kernel"))
+def attention_mass(
+    params: Any, config: ModelConfig, base: Base, ids: jax.Array, count: jax.Array, kernel: Kernel = REFERENCE
+) -> jax.Array:
+    """Attention that each key of a one-stream base, read from its start, receives from a question, averaged
+    over layers, heads and the `count` real tokens. Shapes: ids int32 [N] → fp32 [S]."""
     rows, lm = ids.shape[0], config.language
     (stream,) = base.streams
+    length = base.position  # slots of a one-stream base are positions
     share = (jnp.arange(rows) < count).astype(jnp.float32) / (count * lm.heads * lm.layers)
     weights = jnp.broadcast_to(share[:, None], (rows, lm.heads))
 
-    def observe(mass, q, stops, lse, layer):
-        return mass + attention.key_mass(q, stream, stops[0], lse, weights, layer=layer)
+    stops = jnp.full(rows, length)
+    # A CPU wants logits that stay in its cache, an accelerator few and large steps.
+    tile = 512 if kernel.name == "reference" else 8192
+
+    def observe(mass, q, lse, layer):
+        return mass + attention.key_mass(q, stream, stops, lse, weights, layer=layer, key_tile=tile)
 
     nothing = jnp.zeros(stream.k.shape[2], jnp.float32)
     tail = empty_tail(config, base, rows)
-    return extend(params, config, base, tail, jnp.int32(0), ids, observe=observe, seen=nothing)[2]
+    return extend(params, config, base, tail, jnp.int32(0), ids, observe=observe, seen=nothing, kernel=kernel)[2]

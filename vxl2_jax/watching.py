@@ -23,13 +23,8 @@ from vxl2_jax.video.reader import open_video, prefetch
 if TYPE_CHECKING:
     from vxl2_jax.api import Model
 
-STRIDE = 16
-"""Groups fed through the language model at a time."""
-VISION_GROUPS = 4
-"""Groups whose frames go through the vision tower at a time; divides STRIDE."""
-
 Frames = tuple[np.ndarray, Sequence[float]]
-_encode = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once"))
+_encode = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once", "kernel"))
 
 
 def watch(
@@ -53,7 +48,7 @@ def watch(
         seconds, batches, end_s, name = _open(video, model, sampling)
     starts = tuple(float(s) for s in seconds[::per_group])
     layout, ids = layout_of(model, starts)
-    sizes = prefill.capacity(layout, STRIDE)
+    sizes = prefill.capacity(layout, model.sizes.stride)
     streams = prefill.empty(model.config, sizes, model.dtype)
     done = 0
     with closing(prefetch(batches)) as ahead:
@@ -63,7 +58,7 @@ def watch(
             with timed(timings, "vision"):
                 tokens = visual_tokens(model, frames).block_until_ready()
             with timed(timings, "prefill"):
-                streams, _ = prefill.run_stride(model.params, model.config, streams, stride, tokens)
+                streams, _ = prefill.run_stride(model.params, model.config, streams, stride, tokens, kernel=model.kernel)
                 jax.block_until_ready(streams)
             done += len(frames)
             if progress:
@@ -78,7 +73,7 @@ def watch(
 
 def _open(video: str | Path | Frames, model: Model, sampling: dict) -> tuple:
     """(seconds [F], iterator of frame batches of a stride, end in seconds, file name or "")."""
-    size, per_stride = model.config.vision.image_size, STRIDE * model.config.frames_per_group
+    size, per_stride = model.config.vision.image_size, model.sizes.stride * model.config.frames_per_group
     if isinstance(video, (str, Path)):
         source = open_video(video, size=size, **sampling)
         seconds = np.asarray(source.seconds)
@@ -103,16 +98,17 @@ def layout_of(model: Model, starts: Sequence[float]) -> tuple[Layout, np.ndarray
 
 
 def visual_tokens(model: Model, frames: np.ndarray) -> jax.Array:
-    """Frames of up to a stride [n, image, image, 3] → visual tokens [STRIDE, V, E].
+    """Frames of up to a stride [n, image, image, 3] → visual tokens [stride, V, E].
 
     A last group that lacks frames is filled with copies of the last one (as the original does with its
     features); groups past the end are zeros and cost nothing.
     """
-    batch = VISION_GROUPS * model.config.frames_per_group
+    stride, at_once = model.sizes
+    batch = at_once * model.config.frames_per_group
     parts = []
     for first in range(0, len(frames), batch):
         part = frames[first : first + batch]
         filled = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0), (0, 0)], "edge")
-        parts.append(_encode(model.params, model.config, filled, groups_at_once=VISION_GROUPS))
+        parts.append(_encode(model.params, model.config, filled, groups_at_once=at_once, kernel=model.kernel))
     tokens = jnp.concatenate(parts)
-    return jnp.pad(tokens, [(0, STRIDE - len(tokens)), (0, 0), (0, 0)])
+    return jnp.pad(tokens, [(0, stride - len(tokens)), (0, 0), (0, 0)])

@@ -1,5 +1,18 @@
 """Range attention: every query attends to one contiguous range of keys in each of a few streams."""
 
-from pallas_kernels.attention.reference import Stream, attend, key_mass
+from pallas_kernels.attention.dispatch import (
+    NAMES,
+    REFERENCE,
+    Choice,
+    Kernel,
+    Reads,
+    attend,
+    attend_fully,
+    choose,
+    prepare,
+)
+from pallas_kernels.attention.reference import Stream, key_mass
 
-__all__ = ["Stream", "attend", "key_mass"]
+__all__ = [
+    "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "key_mass", "prepare",
+]

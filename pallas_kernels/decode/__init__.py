@@ -1,2 +1,6 @@
-"""Decoding over a bi-level memory without moving it. (The kernels come with the Pallas work; until
-then decoding attends to an assembled cache through `pallas_kernels.attention`.)"""
+"""Decoding over a bi-level memory without moving it. The assembled cache is the reference."""
+
+from pallas_kernels.decode.in_place import Reads, attend, items_of, prepare
+from pallas_kernels.decode.runs import Items, Runs, cut, gathered
+
+__all__ = ["Items", "Reads", "Runs", "attend", "cut", "gathered", "items_of", "prepare"]

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import problem
 
-from pallas_kernels import attention
+from pallas_kernels.attention import reference
 from pallas_kernels.attention import Stream
 
-attend = jax.jit(attention.attend, static_argnames=("query_tile", "key_tile"))
-key_mass = jax.jit(attention.key_mass, static_argnames="key_tile")
+attend = jax.jit(reference.attend, static_argnames=("query_tile", "key_tile"))
+key_mass = jax.jit(reference.key_mass, static_argnames="key_tile")
 
 
 def plainly(q, streams, starts, stops, layer=0, scale=None):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
+from pallas_kernels.attention import REFERENCE, Kernel, attend_fully
 from vxl2_jax.config import VisionConfig
 
 
@@ -19,30 +20,30 @@ class SelfAttention(nn.Module):
     """Full softmax attention of a frame's patches with themselves. Shapes: [F, N, C] → [F, N, C]."""
 
     heads: int
+    kernel: Kernel = REFERENCE
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
         q, k, v = (
-            rearrange(nn.Dense(width, name=name)(x), "f n (h d) -> f h n d", h=self.heads)
+            rearrange(nn.Dense(width, name=name)(x), "f n (h d) -> f n h d", h=self.heads)
             for name in ("query", "key", "value")
         )
-        logits = jnp.einsum("fhnd,fhmd->fhnm", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * (width // self.heads) ** -0.5, axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("fhnm,fhmd->fhnd", weights, v)
-        return nn.Dense(width, name="out")(rearrange(mixed, "f h n d -> f n (h d)"))
+        mixed = attend_fully(self.kernel, q, k, v)
+        return nn.Dense(width, name="out")(rearrange(mixed, "f n h d -> f n (h d)"))
 
 
 class EncoderBlock(nn.Module):
     """Pre-norm transformer block with tanh-GELU. Shapes: [F, N, C] → [F, N, C]."""
 
     config: VisionConfig
+    kernel: Kernel = REFERENCE
 
     @nn.compact
     def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
         cfg = self.config
         norm = lambda name: nn.LayerNorm(epsilon=cfg.norm_eps, use_fast_variance=False, name=name)
-        x = x + SelfAttention(cfg.heads, name="attention")(norm("norm_1")(x))
+        x = x + SelfAttention(cfg.heads, self.kernel, name="attention")(norm("norm_1")(x))
         hidden = nn.gelu(nn.Dense(cfg.mlp, name="mlp_in")(norm("norm_2")(x)), approximate=True)
         return x + nn.Dense(cfg.width, name="mlp_out")(hidden), None
 
@@ -54,6 +55,7 @@ class SigLIP(nn.Module):
     """
 
     config: VisionConfig
+    kernel: Kernel = REFERENCE
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
@@ -68,4 +70,4 @@ class SigLIP(nn.Module):
         stack = nn.scan(
             EncoderBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers
         )
-        return stack(cfg, name="layers")(x, None)[0]
+        return stack(cfg, self.kernel, name="layers")(x, None)[0]

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import dts, qwen2, siglip
 from vxl2_jax.models.projector import Projector
@@ -29,10 +30,10 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
     }
 
 
-def frame_features(params: Params, config: ModelConfig, frames: jax.Array) -> jax.Array:
+def frame_features(params: Params, config: ModelConfig, frames: jax.Array, kernel: Kernel = REFERENCE) -> jax.Array:
     """uint8 frames [F, image, image, 3] → SigLIP features [F, grid², C]."""
     dtype = params["vision"]["position"].dtype
-    return siglip.SigLIP(config.vision).apply({"params": params["vision"]}, siglip.normalise(frames, dtype))
+    return siglip.SigLIP(config.vision, kernel).apply({"params": params["vision"]}, siglip.normalise(frames, dtype))
 
 
 def group_maps(params: Params, config: ModelConfig, features: jax.Array) -> jax.Array:
@@ -50,16 +51,21 @@ def project(params: Params, config: ModelConfig, maps: jax.Array, pool: int | No
 
 
 def encode_frames(
-    params: Params, config: ModelConfig, frames: jax.Array, groups_at_once: int = 4
+    params: Params, config: ModelConfig, frames: jax.Array, groups_at_once: int = 4, kernel: Kernel = REFERENCE
 ) -> jax.Array:
     """uint8 frames [4·G, image, image, 3] → visual tokens [G, V, E].
 
-    A few groups at a time, so that the attention scores of many frames never stand in memory at once.
-    Groups do not see each other: any split gives the same tokens.
+    A few groups at a time, so that the activations of many frames never stand in memory at once. Groups do
+    not see each other: any split gives the same tokens.
     """
-    grouped = rearrange(frames, "(g f) y x c -> g f y x c", f=config.frames_per_group)
 
-    def encode_group(four: jax.Array) -> jax.Array:
-        return project(params, config, group_maps(params, config, frame_features(params, config, four)))[0]
+    def encode(part: jax.Array) -> jax.Array:
+        return project(params, config, group_maps(params, config, frame_features(params, config, part, kernel)))
 
-    return jax.lax.map(encode_group, grouped, batch_size=min(groups_at_once, grouped.shape[0]))
+    batch = groups_at_once * config.frames_per_group
+    if len(frames) <= batch:
+        return encode(frames)
+    whole, rest = divmod(len(frames), batch)
+    batches = rearrange(frames[: whole * batch], "(b n) y x c -> b n y x c", n=batch)
+    tokens = rearrange(jax.lax.map(encode, batches), "b g v e -> (b g) v e")
+    return jnp.concatenate([tokens, encode(frames[whole * batch :])]) if rest else tokens

@@ -1,0 +1,253 @@
+"""One way into attention: which kernel runs on a device, and why; then the same call for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.attention import ampere, hopper, reference, tiles, tpu, work
+from pallas_kernels.attention.reference import Stream
+from pallas_kernels.attention.tiles import Tiles
+from pallas_kernels.attention.work import Work
+
+BACKENDS: dict[str, ModuleType] = {"tpu": tpu, "hopper": hopper, "ampere": ampere}
+NAMES = ("auto", *BACKENDS, "reference")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as jitted functions take it: static and hashable. `interpret`: run on the CPU, step by step."""
+
+    name: str = "reference"
+    cores: int = 1
+    by_rows: tuple[Tiles, ...] = ()
+    full: Tiles | None = None
+    full_width: int = 0
+    interpret: bool = False
+
+    @property
+    def backend(self) -> ModuleType:
+        """The module with `attend_tiles` and `refusal`; the reference has none."""
+        return BACKENDS[self.name]
+
+    def tiles_for(self, rows: int) -> Tiles:
+        """The smallest tiles that hold `rows` packed rows of a key head, else the largest."""
+        return next((t for t in self.by_rows if t.rows >= rows), self.by_rows[-1])
+
+
+REFERENCE = Kernel()
+
+
+class Choice(NamedTuple):
+    """A kernel and one line that says why it was taken."""
+
+    kernel: Kernel
+    reason: str
+
+
+def _candidates(device: Any) -> list[str]:
+    """Kernels written for a device, best first."""
+    if device.platform == "tpu":
+        return ["tpu"]
+    if device.platform in ("gpu", "cuda"):
+        capability = float(getattr(device, "compute_capability", 0) or 0)
+        return ["hopper", "ampere"] if int(capability) == 9 else ["ampere"] if capability >= 8 else []
+    return []
+
+
+def choose(name: str = "auto", *, dtype: Any, width: int, device: Any = None) -> Choice:
+    """Choose the kernel for caches of `dtype` and head width `width` on `device` (default: the first).
+
+    `name` "auto" takes the best kernel that can run and falls back to the reference, saying why. A kernel
+    asked for by name is taken; on a CPU it runs in Pallas' interpreter, which is for checking, not for speed.
+
+    Raises ValueError for an unknown name, and for a kernel that cannot do what is asked or cannot run on the device.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown attention kernel {name!r}: choose {', '.join(NAMES)}")
+    device = device or jax.devices()[0]
+    kind = getattr(device, "device_kind", device.platform)
+    if name == "reference":
+        return Choice(REFERENCE, "reference, as asked")
+    able = _candidates(device)
+    if name != "auto":
+        if name not in able and device.platform != "cpu":
+            better = f"{able[0]} or reference" if able else "reference"
+            raise ValueError(f"the {name} attention kernel does not run on {kind}: choose {better}")
+        kernel = _kernel(name, kind, interpret=device.platform == "cpu")
+        if why := _refusal(kernel, dtype, width):
+            raise ValueError(why)
+        return Choice(kernel, f"{name}, as asked" + (", interpreted: slow, for checking only" if kernel.interpret else ""))
+    if not able:
+        return Choice(REFERENCE, f"reference: no kernel is written for {kind}")
+    refused = []
+    for candidate in able:
+        kernel = _kernel(candidate, kind)
+        if not (why := _refusal(kernel, dtype, width)):
+            return Choice(kernel, "; ".join([f"{candidate}: written for {kind}", *refused]))
+        refused.append(f"not {candidate} ({why})")
+    return Choice(REFERENCE, "reference: " + "; ".join(refused))
+
+
+def _kernel(name: str, device_kind: str, interpret: bool = False) -> Kernel:
+    found = tiles.lookup(name, device_kind)
+    return Kernel(name, found.cores, found.by_rows, found.full, found.full_width, interpret)
+
+
+def _refusal(kernel: Kernel, dtype: Any, width: int) -> str | None:
+    """Why a kernel cannot serve caches of this dtype and width with one of its tiles, or None."""
+    return next((why for t in kernel.by_rows if (why := _refuses(kernel, dtype, width, t))), None)
+
+
+def _refuses(kernel: Kernel, dtype: Any, width: int, sizes: Tiles) -> str | None:
+    return kernel.backend.refusal(dtype=jnp.dtype(dtype), width=_padded(width), rows=sizes.rows, keys=sizes.keys)
+
+
+def _padded(width: int) -> int:
+    """Head widths that every backend takes are multiples of 16; others are padded with zeros."""
+    return -(-width // 16) * 16
+
+
+def _widened(stream: Stream, layer: jax.Array, width: int) -> Stream:
+    """One layer of a stream with heads padded to `width`: a copy, which only odd head widths (no real model) pay."""
+    one = lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=True)
+    return Stream(*(jnp.pad(one(a), ((0, 0), (0, 0), (0, 0), (0, width - a.shape[-1]))) for a in stream))
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("starts", "stops", "work"), meta_fields=("kernel", "repeats", "tiles", "pieces"),
+)
+@dataclass(frozen=True)
+class Reads:
+    """What queries read, made ready for a kernel once and used in every layer: a pytree.
+
+    starts, stops int32 [S, N]: the key ranges; work: its tables (None for the reference); repeats: query
+    heads per key head; pieces: items that each tile of rows was cut into.
+    """
+
+    starts: jax.Array
+    stops: jax.Array
+    work: Work | None
+    kernel: Kernel
+    repeats: int
+    tiles: Tiles | None
+    pieces: int
+
+
+def prepare(kernel: Kernel, starts: jax.Array, stops: jax.Array, *, heads: int, streams: Sequence[Stream]) -> Reads:
+    """Tables for queries that see the keys starts[s, n] ≤ index < stops[s, n] of every stream s.
+
+    Shapes: starts, stops int32 [S, N]; streams of [L, K, *, D], of which only shapes are looked at. Where the tiles
+    of rows are too few to fill the device, each is cut into pieces. Raises ValueError for shapes that do not fit.
+    """
+    starts, stops = jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32)
+    kv_heads, capacity = streams[0].k.shape[1], sum(s.k.shape[2] for s in streams)
+    if heads % kv_heads:
+        raise ValueError(f"{heads} query heads cannot share {kv_heads} key heads evenly")
+    if starts.ndim != 2 or starts.shape != stops.shape or len(starts) != len(streams):
+        raise ValueError(f"starts and stops must be [{len(streams)}, queries], not {starts.shape} and {stops.shape}")
+    repeats = heads // kv_heads
+    if kernel.name == "reference":
+        return Reads(starts, stops, None, kernel, repeats, None, 1)
+    sizes = kernel.tiles_for(starts.shape[1] * repeats)
+    table = work.plan(starts, stops, repeats, sizes.rows)
+    count = pieces(table.query.shape[0] * kv_heads, kernel.cores, capacity // (4 * sizes.keys))
+    return Reads(starts, stops, work.split(table, count, sizes.keys), kernel, repeats, sizes, count)
+
+
+def pieces(tiles_of_rows: int, cores: int, most: int, waves: int = 4) -> int:
+    """How many items to cut each tile of rows into, so that `cores` working side by side end together.
+
+    A device works in waves of `cores` items, and the last wave is seldom full; with `waves` waves or more
+    little is lost. `most` bounds the pieces so that each still has a few key tiles.
+    """
+    return max(1, min(-(-waves * cores // tiles_of_rows) if tiles_of_rows < waves * cores else 1, most))
+
+
+def attend(
+    q: jax.Array, streams: Sequence[Stream], reads: Reads, *, layer: jax.Array | int = 0, scale: float | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Softmax attention of each query over its key ranges in one layer of the streams.
+
+    Shapes: q [N, H, D] (rotated); streams of [L, K, S, D], K dividing H; `reads` from `prepare`. Returns out
+    [N, H, D] in q's dtype and the natural log-sum-exp fp32 [N, H], by which partial results merge. A query
+    that sees no key gets zeros and −inf. Queries are read in the streams' dtype; sums are fp32.
+
+    Raises ValueError for a dtype or width that the kernel does not take, naming what does.
+    """
+    count, heads, width = q.shape
+    scale = width**-0.5 if scale is None else scale
+    if reads.work is None:
+        return reference.attend(q, streams, reads.starts, reads.stops, layer=layer, scale=scale)
+    packed = work.pack(q.astype(streams[0].k.dtype), heads // reads.repeats, reads.tiles.rows)
+    out, lse = run_items(
+        reads.kernel, packed, streams, layer, reads.work, scale=scale, sizes=reads.tiles,
+        out_dtype=q.dtype if reads.pieces == 1 else jnp.float32,
+    )
+    if reads.pieces > 1:
+        by_piece = lambda a: a.reshape(a.shape[0], -1, reads.pieces, *a.shape[2:])
+        out, lse = work.merge(by_piece(out), by_piece(lse), axis=2)
+    out, lse = (work.unpack(a, count, reads.repeats) for a in (out, lse))
+    # Kernels do not mask for rows of padding, which see nothing at all.
+    seen = (reads.stops > reads.starts).any(axis=0)[:, None]
+    return jnp.where(seen[..., None], out, 0).astype(q.dtype), jnp.where(seen, lse, -jnp.inf)
+
+
+def run_items(
+    kernel: Kernel, q: jax.Array, streams: Sequence[Stream], layer: jax.Array | int, table: Work, *,
+    scale: float, sizes: Tiles, out_dtype: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """`attend_tiles` of a kernel's backend (see `reference.attend_tiles`) for any head width.
+
+    Raises ValueError for a dtype, width or tiles that the kernel does not take, naming what does.
+    """
+    width, layer = q.shape[-1], jnp.asarray(layer, jnp.int32)
+    if why := _refuses(kernel, streams[0].k.dtype, width, sizes):
+        raise ValueError(why)
+    if (wide := _padded(width)) != width:
+        q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, wide - width)))
+        streams, layer = tuple(_widened(stream, layer, wide) for stream in streams), jnp.int32(0)
+    out, lse = kernel.backend.attend_tiles(
+        q, streams, layer, table, scale=scale, tiles=sizes, out_dtype=out_dtype, interpret=kernel.interpret
+    )
+    return out[..., :width], lse
+
+
+def attend_fully(
+    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float | None = None
+) -> jax.Array:
+    """Full attention within many short sequences, such as the patches of a batch of frames.
+
+    Shapes: q, k, v [F, N, H, D] → [F, N, H, D]. Heads are padded to a width the kernel likes; frames and
+    heads become the kernel's key heads.
+    """
+    frames, count, heads, width = q.shape
+    scale = width**-0.5 if scale is None else scale
+    if kernel.name == "reference":
+        logits = jnp.einsum("fnhd,fmhd->fhnm", q, k, preferred_element_type=jnp.float32) * scale
+        return jnp.einsum("fhnm,fmhd->fnhd", jax.nn.softmax(logits, axis=-1).astype(v.dtype), v)
+    sizes = kernel.full
+    wide = max(kernel.full_width, width)
+    room = -(-count // 16) * 16
+    fill = lambda a, length: jnp.pad(
+        jnp.moveaxis(a, 2, 1).reshape(frames * heads, count, width), ((0, 0), (0, length - count), (0, wide - width))
+    )
+    stream = Stream(*(fill(a, room)[None] for a in (k, v)))
+    tiles_of_rows = -(-count // sizes.rows)
+    bounds = jnp.full((1, tiles_of_rows), count, jnp.int32)
+    rows = jnp.full((1, tiles_of_rows, sizes.rows), count, jnp.int32)
+    nothing = jnp.zeros_like
+    table = Work(
+        jnp.arange(tiles_of_rows, dtype=jnp.int32), nothing(bounds), bounds, nothing(bounds), bounds, nothing(rows), rows
+    )
+    packed = fill(q, tiles_of_rows * sizes.rows).reshape(frames * heads, tiles_of_rows, sizes.rows, wide)
+    out, _ = run_items(kernel, packed, (stream,), 0, table, scale=scale, sizes=sizes, out_dtype=q.dtype)
+    out = out.reshape(frames, heads, -1, wide)[:, :, :count, :width]
+    return jnp.moveaxis(out, 1, 2)

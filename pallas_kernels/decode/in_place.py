@@ -1,0 +1,105 @@
+"""Attention over a cache given as runs, in place: one step, a short question, or many questions.
+
+The shift of a run is put on the query, turned the opposite way, instead of on the keys; each run is read
+where it lies, cut into items over the machine, and the parts are merged by log-sum-exp. Keys are read once
+for all query heads that share them and for all tokens (of one question or of many) that stand in the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+
+from pallas_kernels.attention import work
+from pallas_kernels.attention.dispatch import Kernel, run_items
+from pallas_kernels.attention.reference import Stream
+from pallas_kernels.attention.tiles import Tiles
+from pallas_kernels.attention.work import EVERYTHING, Work
+from pallas_kernels.decode.runs import Items
+
+
+def items_of(kernel: Kernel, kv_heads: int, room: int, waves: int = 4) -> int:
+    """Into how many items to cut a cache, so that one step of decoding fills the machine."""
+    return room + -(-waves * kernel.cores // kv_heads)
+
+
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("work", "shift"),
+    meta_fields=("kernel", "repeats", "tiles", "tiles_of_rows"),
+)
+@dataclass(frozen=True)
+class Reads:
+    """What queries read, made ready once and used in every layer: a pytree. shift int32 [R]: of the runs."""
+
+    work: Work
+    shift: jax.Array
+    kernel: Kernel
+    repeats: int
+    tiles: Tiles
+    tiles_of_rows: int
+
+
+def prepare(kernel: Kernel, items: Items, tail_starts: jax.Array, tail_stops: jax.Array, *, repeats: int) -> Reads:
+    """Tables for N queries that see all items, and tail_starts[n] ≤ index < tail_stops[n] of a tail.
+
+    Shapes: tail_starts, tail_stops int32 [N]. The tail is what came after the cache: the question itself and
+    the answer so far. repeats: query heads per key head.
+    """
+    sizes = kernel.tiles_for(len(tail_stops) * repeats)
+    tail = work.plan(tail_starts[None], tail_stops[None], repeats, sizes.rows)
+    tiles_of_rows = tail.query.shape[0]
+    table = _with_tail(items, tail, tiles_of_rows)
+    return Reads(table, jnp.asarray(items.shift), kernel, repeats, sizes, tiles_of_rows)
+
+
+def attend(
+    q_by_run: jax.Array, q: jax.Array, streams: Sequence[Stream], tail: Stream, reads: Reads, *,
+    layer: jax.Array | int = 0, scale: float | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Attention of N queries over all items of the streams and a range each of the tail.
+
+    Shapes: q [N, H, D], rotated at its positions; q_by_run [R, N, H, D], rotated at its positions less each
+    run's shift; streams and tail of [L, K, *, D]. Returns out [N, H, D] in q's dtype and the natural
+    log-sum-exp fp32 [N, H]. Raises ValueError for a dtype or width that the kernel does not take.
+    """
+    count, heads, width = q.shape
+    kv_heads, rows = heads // reads.repeats, reads.tiles.rows
+    dtype = tail.k.dtype
+    by_run = jax.vmap(lambda one: work.pack(one, kv_heads, rows))(jnp.concatenate([q_by_run, q[None]]).astype(dtype))
+    out, lse = run_items(
+        reads.kernel, rearrange(by_run, "a k t r d -> k (a t) r d"), (*streams, tail), layer, reads.work,
+        scale=width**-0.5 if scale is None else scale, sizes=reads.tiles, out_dtype=jnp.float32,
+    )
+    by_item = lambda a: a.reshape(kv_heads, -1, reads.tiles_of_rows, *a.shape[2:])
+    out, lse = work.merge(by_item(out), by_item(lse), axis=1)
+    out, lse = (work.unpack(a, count, reads.repeats) for a in (out, lse))
+    return out.astype(q.dtype), lse
+
+
+def _with_tail(items: Items, tail: Work, tiles_of_rows: int) -> Work:
+    """Every tile of rows takes every item, and then its part of the tail. Tiles of q: run by run, the tail's last."""
+    runs, streams = len(items.shift), len(items.first)
+    rows, own = tail.row_starts.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
+
+    def bounds(of_items: jax.Array, of_tail: jax.Array) -> jax.Array:
+        """Of items [S, I] and of the tail [1, tiles] → [S + 1, (I + 1) · tiles]."""
+        spread = repeat(jnp.asarray(of_items, jnp.int32), "s i -> s (i t)", t=tiles_of_rows)
+        return jnp.concatenate([jnp.pad(spread, ((0, 1), (0, 0))), jnp.pad(of_tail, ((streams, 0), (0, 0)))], axis=1)
+
+    def row_bounds(everywhere: int, of_tail: jax.Array) -> jax.Array:
+        """In the streams every row sees all of an item; in the tail each sees its own range."""
+        anywhere = jnp.full((streams, (runs + 1) * tiles_of_rows, rows), everywhere, jnp.int32)
+        return jnp.concatenate([anywhere, jnp.pad(of_tail, ((0, 0), (runs * tiles_of_rows, 0), (0, 0)))])
+
+    query = rearrange(jnp.asarray(items.run)[:, None] * tiles_of_rows + own, "i t -> (i t)")
+    return Work(
+        query=jnp.concatenate([query, runs * tiles_of_rows + own]).astype(jnp.int32),
+        first=bounds(items.first, tail.first), stop=bounds(items.stop, tail.stop),
+        clear_first=bounds(items.first, tail.clear_first), clear_stop=bounds(items.stop, tail.clear_stop),
+        row_starts=row_bounds(0, tail.row_starts), row_stops=row_bounds(EVERYTHING, tail.row_stops),
+    )
