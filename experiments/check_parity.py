@@ -11,38 +11,67 @@ in float32.
 One line per quantity: name, worst absolute difference, tolerance, ok or FAIL. Tolerances are 5e-5 for
 features and caches and 1e-4 for logits, times the golden array's root mean square where that exceeds 1
 (rounding grows with the values), and wider beyond position 839, where the original's fp32 rotary angles
-are themselves off by more; masks, lengths, counts, tokens and texts must be equal. A key that no
+are themselves off by more. With `--attention hopper`, whose units multiply 16-bit numbers, caches are bfloat16,
+tolerances 400 times wider, and greedy tokens are compared up to the first step whose two best logits lie closer
+than that. Masks, lengths, counts, tokens and texts must be equal. A key that no
 check has looked at is a failure, too. Exit code: 0 all within, 1 some out, 2 the directory is unusable.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from parity import bilevel, language, tables, vision  # noqa: E402
-from parity.cases import Runner, read_cases  # noqa: E402
+from parity.cases import Case, Runner, read_cases  # noqa: E402
 from parity.golden import Archive, GoldenError, read_json  # noqa: E402
 from parity.report import Report  # noqa: E402
 
+from pallas_kernels import attention  # noqa: E402
 from vxl2_jax.checkpoints import huggingface  # noqa: E402
-from vxl2_jax.errors import Vxl2Error  # noqa: E402
+from vxl2_jax.errors import RequestError, Vxl2Error  # noqa: E402
 
 _GOLDEN = flags.DEFINE_string("golden", None, "Directory of golden tensors.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer.json of Qwen2.5: compares the ids of prompts, too.")
+_ATTENTION = flags.DEFINE_enum(
+    "attention", "reference", [name for name in attention.NAMES if name != "auto"],
+    "Attention kernel. On a CPU, kernels run in Pallas' interpreter and only short cases are compared.",
+)
 _STRIDE = flags.DEFINE_integer("stride", 4, "Groups pre-filled at a time; no result may depend on it.", lower_bound=1)
 
 ARCHIVES = ("vision.npz", "prefill_dense.npz", "prefill_chunked.npz", "bilevel.npz")
 SPECIAL = ("visual_placeholder", "time_word", "colon", "image_token_index")
 
 
-def compare(directory: Path, tokenizer: Path | None, stride: int) -> Report:
-    """Run every comparison. Raises GoldenError or Vxl2Error for an unusable directory."""
+SHORT = 512
+"""Tokens of the longest case that an interpreted kernel is given: it runs step by step in Python."""
+SIXTEEN_BITS = 400.0
+"""How much wider tolerances are with bfloat16 caches: 2e-2 for features, 4e-2 for logits."""
+
+
+def choose(name: str, width: int) -> tuple[attention.Kernel, jnp.dtype, str]:
+    """The kernel, the dtype of caches (bfloat16 where the kernel multiplies nothing wider), and the reason."""
+    for dtype in (jnp.float32, jnp.bfloat16):
+        try:
+            kernel, reason = attention.choose(name, dtype=dtype, width=width)
+            return kernel, dtype, reason
+        except ValueError as error:
+            refused = error
+    raise RequestError(str(refused)) from refused
+
+
+def compare(directory: Path, tokenizer: Path | None, stride: int, name: str = "reference") -> Report:
+    """Run every comparison with the attention kernel `name`.
+
+    Raises GoldenError or Vxl2Error for an unusable directory or kernel.
+    """
     if not directory.is_dir():
         raise GoldenError(f"{directory}: no such directory")
     archives = [Archive(directory / name) for name in ARCHIVES]
@@ -54,11 +83,18 @@ def compare(directory: Path, tokenizer: Path | None, stride: int) -> Report:
     loaded, params = huggingface.load(directory / "tiny_checkpoint", "float32")
     config = vision.fit_grids(loaded, seen)
     report = Report()
+    kernel, dtype, reason = choose(name, config.language.head_width)
+    report.note(f"attention: {reason}, caches {jnp.dtype(dtype)}")
     if config != loaded:
         report.note(f"grids taken from the stored maps: {config.resized_grid} pooled by {config.pool}")
-    vision.check(report, seen, config, params)
-    runner = Runner(config, params, stride)
+    # With fp32 weights the vision tower is fp32, which a kernel of 16-bit operands leaves to the reference.
+    vision.check(report, seen, config, params, kernel if dtype == jnp.float32 else attention.REFERENCE)
+    runner = Runner(config, params, stride, kernel, dtype)
     cases = read_cases(dense, config, params, special)
+    if kernel.interpret:
+        cases = keep_short(report, cases, (dense, chunked, mixed))
+    if dtype != jnp.float32:
+        report.rounding = SIXTEEN_BITS
     language.check_dense(report, dense, cases, runner, special)
     language.check_chunked(report, chunked, dense, cases, runner, bilevel.prefill_rules(mixed, cases))
     bilevel.check(report, mixed, cases, runner)
@@ -73,10 +109,19 @@ def compare(directory: Path, tokenizer: Path | None, stride: int) -> Report:
     return report
 
 
+def keep_short(report: Report, cases: dict[str, Case], archives: Sequence[Archive]) -> dict[str, Case]:
+    """The cases of up to SHORT tokens; notes what is left out."""
+    for name, case in cases.items():
+        if len(case.ids) > SHORT:
+            skipped = sum(archive.skip(f"{name}_") for archive in archives)
+            report.note(f"interpreted kernel: left out case {name} of {len(case.ids)} tokens ({skipped} arrays)")
+    return {name: case for name, case in cases.items() if len(case.ids) <= SHORT}
+
+
 def main(_: list[str]) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")  # or accelerators multiply in fewer bits
     try:
-        report = compare(Path(_GOLDEN.value), _TOKENIZER.value and Path(_TOKENIZER.value), _STRIDE.value)
+        report = compare(Path(_GOLDEN.value), _TOKENIZER.value and Path(_TOKENIZER.value), _STRIDE.value, _ATTENTION.value)
     except (GoldenError, Vxl2Error) as error:
         print(f"check_parity: {error}", file=sys.stderr)
         sys.exit(2)

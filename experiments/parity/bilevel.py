@@ -9,7 +9,7 @@ from parity.cases import Case, Runner, turn_back
 from parity.golden import Archive, GoldenError
 from parity.language import DENSE, check_cache, check_greedy
 from parity.report import LOGITS, Report
-from vxl2_jax import decode, mixed, select
+from vxl2_jax import bases, mixed, select
 from vxl2_jax.layout import Rule
 
 _RUN_KINDS = (
@@ -50,8 +50,7 @@ def check(report: Report, bilevel: Archive, cases: dict[str, Case], runner: Runn
             check_run(report, bilevel, found[1], case, runner)
     for found in bilevel.matching(r"(.+)_none_logits"):
         if case := case_of(found[1], cases):
-            streams, _ = runner.watch(case, DENSE)
-            answer = runner.ask(case, runner.base(case, streams), 1)
+            answer = runner.ask(case, runner.base(case, DENSE), 1)
             report.check(f"bilevel {found[0]}", answer.question_logits, bilevel[found[0]], LOGITS, len(case.ids))
 
 
@@ -59,7 +58,7 @@ def check_prefill_cache(report: Report, bilevel: Archive, case: Case, rule: Rule
     """The whole prompt's cache after chunked pre-filling, keys not rotated."""
     prefix = f"{case.name}_b{rule.block_size}_p{rule.prev_blocks}"
     streams, _ = runner.watch(case, rule)
-    cache = runner.natural_cache(case, streams, runner.base(case, streams), rotated=False)
+    cache = runner.natural_cache(case, streams, runner.base(case, rule), rotated=False)
     kinds = {k: bilevel[f"{prefix}_{k}"] for k in ("prefill_kv", "prefill_kv_last_layer") if f"{prefix}_{k}" in bilevel}
     check_cache(report, f"bilevel {prefix}", kinds, cache, case, "prefill_kv")
 
@@ -86,7 +85,7 @@ def check_run(report: Report, bilevel: Archive, name: str, case: Case, runner: R
     keys, values = (np.asarray(part)[:, :, :length] for part in stream)
     cache = np.stack([turn_back(keys, runner.config), values], axis=1)
     check_cache(report, f"bilevel {name}", kinds, cache, case, "mixed_kv")
-    base = decode.Base((stream,), np.asarray([length], np.int32), np.int32(length))
+    base = bases.mixed_base(memory, chunk_size, dense, runner.kernel)
     steps = max((len(kinds[kind]) for kind in kinds if kind.startswith("greedy")), default=1)
     answer = jax.block_until_ready(runner.ask(case, base, steps))
     if "suffix_logits" in kinds:

@@ -11,7 +11,8 @@ import numpy as np
 
 from parity.golden import Archive, GoldenError, layout_of
 from parity.vision import encode_frames, pad_video, rebuild
-from vxl2_jax import decode, memory, prefill
+from pallas_kernels.attention import REFERENCE, Kernel
+from vxl2_jax import bases, decode, memory, prefill
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import Layout, Rule
 from vxl2_jax.memory import VideoMemory
@@ -19,7 +20,7 @@ from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.prefill import Streams
 
-_extend = jax.jit(decode.extend, static_argnames=("config",))
+_extend = jax.jit(decode.extend, static_argnames=("config", "kernel"))
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,15 @@ def read_cases(dense: Archive, config: ModelConfig, params: Any, special: dict) 
 class Runner:
     """The model, and the memories it has made so far: settings share them.
 
-    `stride` is the number of groups fed at a time; it must not matter.
+    `stride` is the number of groups fed at a time; it must not matter. `kernel` is the attention to use, and
+    `dtype` that of the caches.
     """
 
     config: ModelConfig
     params: Any
     stride: int = 4
+    kernel: Kernel = REFERENCE
+    dtype: Any = jnp.float32
 
     def __post_init__(self):
         self._watched: dict[tuple[str, Rule], Streams] = {}
@@ -90,12 +94,14 @@ class Runner:
         if not keep_hidden and (case.name, rule) in self._watched:
             return self._watched[case.name, rule], None
         sizes = prefill.capacity(case.layout, self.stride)
-        streams = prefill.empty(self.config, sizes, jnp.float32)
+        streams = prefill.empty(self.config, sizes, self.dtype)
         padded = np.pad(case.visual, ((0, -case.layout.groups % self.stride), (0, 0), (0, 0)))
         hidden = np.zeros((case.layout.length, self.config.language.width), np.float32)
         for number, stride in enumerate(prefill.plan(case.layout, rule, case.global_ids, sizes)):
             tokens = jnp.asarray(padded[number * self.stride :][: self.stride])
-            streams, x = prefill.run_stride(self.params, self.config, streams, stride, tokens, keep_hidden=keep_hidden)
+            streams, x = prefill.run_stride(
+                self.params, self.config, streams, stride, tokens, keep_hidden=keep_hidden, kernel=self.kernel
+            )
             if keep_hidden:
                 real = stride.stops.sum(axis=0) > 0
                 hidden[stride.positions[real]] = np.asarray(x)[real]
@@ -114,16 +120,15 @@ class Runner:
             end_s=float(case.layout.groups), frames=case.frames, rope_theta=theta,
         )
 
-    def base(self, case: Case, streams: Streams) -> decode.Base:
+    def base(self, case: Case, rule: Rule) -> decode.Base:
         """The whole dense level, as a question reads it."""
-        lengths = np.asarray([case.layout.visual_length, case.layout.global_length], np.int32)
-        return decode.Base(tuple(streams), lengths, np.int32(case.layout.length))
+        return bases.dense_base(self.remember(case, rule, compression=1), self.kernel)
 
     def ask(self, case: Case, base: decode.Base, steps: int) -> decode.Generated:
         """Run the case's question over a base and decode greedily, keeping all logits."""
         return decode.generate(
             self.params, self.config, base, case.question, np.int32(len(case.question)), decode.Sampling(),
-            jax.random.key(0), max_new=max(steps, 1), keep_logits=True,
+            jax.random.key(0), max_new=max(steps, 1), keep_logits=True, kernel=self.kernel,
         )
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
@@ -137,14 +142,14 @@ class Runner:
         """
         count = len(case.question)
         tail = decode.empty_tail(self.config, base, count)
-        tail, _, _ = _extend(self.params, self.config, base, tail, np.int32(0), case.question)
+        tail, _, _ = _extend(self.params, self.config, base, tail, np.int32(0), case.question, kernel=self.kernel)
         rows = np.zeros((*tail.k.shape[:2], len(case.ids), tail.k.shape[3]), np.float32)
         caches = []
         for part in "kv":
             whole = rows.copy()
             whole[:, :, case.layout.visual_positions()] = getattr(streams.visual, part)[:, :, : case.layout.visual_length]
             whole[:, :, case.layout.global_positions()] = getattr(streams.global_, part)[:, :, : case.layout.global_length]
-            whole[:, :, case.layout.length :] = getattr(tail, part)
+            whole[:, :, case.layout.length :] = getattr(tail, part)[:, :, :count]
             caches.append(whole)
         if not rotated:
             caches[0] = turn_back(caches[0], self.config)

@@ -47,6 +47,12 @@ class Archive:
         """Full matches of a pattern among the keys, in the order of the file's names."""
         return [found for key in sorted(self.keys) if (found := re.fullmatch(pattern, key))]
 
+    def skip(self, prefix: str) -> int:
+        """Do without the keys of a prefix; returns how many there are."""
+        skipped = {key for key in self.keys if key.startswith(prefix)}
+        self.used |= skipped
+        return len(skipped)
+
     def unused(self) -> list[str]:
         return sorted(self.keys - self.used)
 

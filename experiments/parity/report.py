@@ -14,8 +14,12 @@ FEATURES, LOGITS = 5e-5, 1e-4
 
 @dataclass
 class Report:
-    """Counts and failed names; `check` and `exact` print as they go."""
+    """Counts and failed names; `check` and `exact` print as they go.
 
+    `rounding` widens every tolerance: 1 for float32 throughout, more for caches of fewer bits.
+    """
+
+    rounding: float = 1.0
     checked: int = 0
     failed: list[str] = field(default_factory=list)
     notes: int = 0
@@ -37,10 +41,14 @@ class Report:
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
         if got.shape != want.shape:
             return self.line(name, f"shape {got.shape}, not {want.shape}", "shape", False)
-        allowed = tolerance * max(1.0, positions * 2.0**-24 / FEATURES)
-        allowed *= max(1.0, float(np.sqrt(np.mean(want**2)))) if want.size else 1.0
+        allowed = self.allowed(want, tolerance) * max(1.0, positions * 2.0**-24 / FEATURES / self.rounding)
         worst = float(np.max(np.abs(got - want), initial=0.0))
         self.line(name, f"{worst:.2e}", f"{allowed:.1e}", worst <= allowed)  # NaN fails
+
+    def allowed(self, want: np.ndarray, tolerance: float) -> float:
+        """The tolerance for a golden array, rotary positions apart."""
+        size = float(np.sqrt(np.mean(np.square(want, dtype=np.float64)))) if want.size else 1.0
+        return tolerance * self.rounding * max(1.0, size)
 
     def exact(self, name: str, got: object, want: object) -> None:
         """Compare values that must be equal: masks, lengths, tokens, texts."""

@@ -12,13 +12,14 @@ from einops import rearrange, repeat
 
 from parity.golden import Archive, GoldenError
 from parity.report import FEATURES, Report
+from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import dts, siglip, video_xl_2
 from vxl2_jax.video.preprocess import resize_frame
 
-frame_features = jax.jit(video_xl_2.frame_features, static_argnames="config")
+frame_features = jax.jit(video_xl_2.frame_features, static_argnames=("config", "kernel"))
 group_maps = jax.jit(video_xl_2.group_maps, static_argnames="config")
-encode_frames = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once"))
+encode_frames = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once", "kernel"))
 
 KINDS = {
     "vision-tower features": r".+_siglip", "resized features": r".+_interp", "DTS outputs": r".+_dts",
@@ -55,28 +56,30 @@ def pad_video(frames: np.ndarray, size: int) -> np.ndarray:
     return np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % size, axis=0)])
 
 
-def check(report: Report, vision: Archive, config: ModelConfig, params: Any) -> None:
+def check(report: Report, vision: Archive, config: ModelConfig, params: Any, kernel: Kernel = REFERENCE) -> None:
     """Every quantity of vision.npz."""
     report.expect_kinds(vision.name, vision, KINDS)
     for found in vision.matching(r"(.+)_lowres_u8"):
         case = found[1]
         frames = rebuild(vision[found[0]], config)
         if f"{case}_tokens" in vision:
-            check_tiles(report, vision, config, params, case, frames)
+            check_tiles(report, vision, config, params, case, frames, kernel)
         else:
-            check_frames(report, vision, config, params, case, frames)
+            check_frames(report, vision, config, params, case, frames, kernel)
     for case in sorted({found[1] for found in vision.matching(r"(.+)_(?:stage\d+|after_temporal_encoding)")}):
         check_stages(report, vision, config, params, case)
     for found in vision.matching(r"(.+)_raw_u8"):
         check_preprocess(report, vision, config, found[1])
 
 
-def check_frames(report: Report, vision: Archive, config: ModelConfig, params: Any, case: str, frames: np.ndarray) -> None:
+def check_frames(
+    report: Report, vision: Archive, config: ModelConfig, params: Any, case: str, frames: np.ndarray, kernel: Kernel
+) -> None:
     """A video, or an image (every frame a group of its own; not pooled)."""
     size = config.frames_per_group
     image = any(f"{case}_{kind}" in vision for kind in ("dts_in_corner", "as_video_pooled"))
     grouped = np.repeat(frames, size, axis=0) if image else pad_video(frames, size)
-    features = frame_features(params, config, grouped)
+    features = frame_features(params, config, grouped, kernel)
     stored = vision[f"{case}_siglip_frames"] if f"{case}_siglip_frames" in vision else None
     # Without a list of frames every frame was stored, once each.
     rows = stored if stored is not None else np.arange(len(frames)) * (size if image else 1)
@@ -89,18 +92,20 @@ def check_frames(report: Report, vision: Archive, config: ModelConfig, params: A
         "dts_in_corner": lambda: rearrange(dts.regroup(maps, size)[0], "t y x c -> c t y x")[:2, :, :3, :3],
         "dts": lambda: rearrange(np.asarray(synthesised), "g y x c -> g c y x"),
         "proj": lambda: project(1),
-        "pooled": lambda: project() if image else encode_frames(params, config, grouped),
-        "as_video_pooled": lambda: encode_frames(params, config, pad_video(frames, size)),
+        "pooled": lambda: project() if image else encode_frames(params, config, grouped, kernel=kernel),
+        "as_video_pooled": lambda: encode_frames(params, config, pad_video(frames, size), kernel=kernel),
     }
     for kind, compute in quantities.items():
         if (key := f"{case}_{kind}") in vision:
             report.check(f"vision {key}", compute(), vision[key], FEATURES)
 
 
-def check_tiles(report: Report, vision: Archive, config: ModelConfig, params: Any, case: str, frames: np.ndarray) -> None:
+def check_tiles(
+    report: Report, vision: Archive, config: ModelConfig, params: Any, case: str, frames: np.ndarray, kernel: Kernel
+) -> None:
     """A tiled image: the first tile (the whole image, small) is dropped, each further one pooled."""
     tiles = np.repeat(frames[1:], config.frames_per_group, axis=0)
-    tokens = encode_frames(params, config, tiles)
+    tokens = encode_frames(params, config, tiles, kernel=kernel)
     report.check(f"vision {case}_tokens", rearrange(tokens, "g v d -> (g v) d"), vision[f"{case}_tokens"], FEATURES)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -97,7 +97,8 @@ def choose(name: str = "auto", *, dtype: Any, width: int, device: Any = None) ->
 
 def _kernel(name: str, device_kind: str, interpret: bool = False) -> Kernel:
     found = tiles.lookup(name, device_kind)
-    return Kernel(name, found.cores, found.by_rows, found.full, found.full_width, interpret)
+    # An interpreter is one core: work cut up for many would only be more steps.
+    return Kernel(name, 1 if interpret else found.cores, found.by_rows, found.full, found.full_width, interpret)
 
 
 def _refusal(kernel: Kernel, dtype: Any, width: int) -> str | None:
@@ -106,7 +107,7 @@ def _refusal(kernel: Kernel, dtype: Any, width: int) -> str | None:
 
 
 def _refuses(kernel: Kernel, dtype: Any, width: int, sizes: Tiles) -> str | None:
-    return kernel.backend.refusal(dtype=jnp.dtype(dtype), width=_padded(width), rows=sizes.rows, keys=sizes.keys)
+    return kernel.backend.refusal(dtype=jnp.dtype(dtype), width=_padded(width), rows=sizes.rows)
 
 
 def _padded(width: int) -> int:
@@ -214,10 +215,16 @@ def run_items(
     if (wide := _padded(width)) != width:
         q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, wide - width)))
         streams, layer = tuple(_widened(stream, layer, wide) for stream in streams), jnp.int32(0)
-    out, lse = kernel.backend.attend_tiles(
-        q, streams, layer, table, scale=scale, tiles=sizes, out_dtype=out_dtype, interpret=kernel.interpret
+    out, lse = _jitted(kernel.name)(
+        q, tuple(streams), layer, table, scale=scale, tiles=sizes, out_dtype=out_dtype, interpret=kernel.interpret
     )
     return out[..., :width], lse
+
+
+@cache
+def _jitted(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """A call of its own: traced once for all layers, and flax's scan does not look inside."""
+    return jax.jit(BACKENDS[name].attend_tiles, static_argnames=("scale", "tiles", "out_dtype", "interpret"))
 
 
 def attend_fully(

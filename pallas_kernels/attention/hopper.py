@@ -26,6 +26,7 @@ _MASKED = -1e30  # a logit that is not seen; so far below _FLOOR that its weight
 _FLOOR = -1e15  # where the running maximum starts: a row that saw nothing has a total of exactly 0
 _LOG2_E = math.log2(math.e)
 _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 24, 240  # with two consumers; with one there are enough for all
+_ALIGNED = 8  # rows of a block in shared memory; copies start at multiples of it
 _SHORT, _PROGRAMS = 64, 1056  # units share a program up to this many steps while this many programs (8 a core) remain
 
 
@@ -34,26 +35,21 @@ def refusal(*, dtype: jnp.dtype, width: int, rows: int, keys: int = 128) -> str 
     if jax.__version_info__ < (0, 11):
         return f"the Hopper kernel needs jax 0.11 or newer (Python 3.12), not {jax.__version__}: use the Triton kernel"
     if jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return f"the Hopper kernel multiplies bfloat16 or float16, not {jnp.dtype(dtype)}: use bfloat16 or the reference"
+        return f"the Hopper kernel takes bfloat16 or float16, not {jnp.dtype(dtype)}: use bfloat16 or the reference"
     if width % 16 or not 16 <= width <= 128:
-        return f"the Hopper kernel takes head widths of 16, 32, … 128, not {width}: pad with zeros or use the reference"
+        return f"the Hopper kernel takes head widths that are multiples of 16 up to 128, not {width}: pad with zeros"
     if rows not in (64, 128):
         return f"the Hopper kernel takes tiles of 64 or 128 rows, not {rows}"
-    group = _chunks(width)[0][1]
+    group = _columns(width)
     if keys % group or not 0 < keys <= 256:
         return f"the Hopper kernel takes a multiple of {group} up to 256 keys a step at width {width}, not {keys}"
     return None
 
 
-def _chunks(width: int) -> list[tuple[int, int]]:
-    """(start, size) of the column chunks of a head. A chunk is a shared-memory tile with rows of 2 · size bytes,
-    the span of its swizzle."""
-    chunks, start = [], 0
-    for size in (64, 32, 16):
-        while width - start >= size:
-            chunks.append((start, size))
-            start += size
-    return chunks
+def _columns(width: int) -> int:
+    """Columns of a block in shared memory: a row of it, 2 · columns bytes, is the span of the swizzle. Blocks fill a
+    head without rest, since copies know no part of one: 64 for 128 and 64, but 16 for the vision tower's 80."""
+    return next(columns for columns in (64, 32, 16) if width % columns == 0)
 
 
 def attend_tiles(
@@ -71,31 +67,28 @@ def attend_tiles(
 
     Shapes: q [K, Q, rows, D] bfloat16 or float16 (rotated, unscaled), streams of [L, K, S, D] in q's dtype, `work`
     of T items. Returns out [K, T, rows, D] in `out_dtype` and the natural log-sum-exp fp32 [K, T, rows]. `scale`
-    is positive; `tiles.warps` is not used. `interpret`: True or InterpretGPUParams to run on a CPU. Raises
+    is positive; `tiles.warps` is not used. A stream whose S is no multiple of 8 is copied first: allocate caches in
+    such multiples. `interpret`: True or InterpretGPUParams to run on a CPU. Raises
     ValueError with the text of `refusal`.
     """
     kv_heads, _, rows, width = q.shape
     if reason := refusal(dtype=q.dtype, width=width, rows=rows, keys=tiles.keys):
         raise ValueError(reason)
-    consumers, items, chunks = rows // 64, work.query.shape[0], _chunks(width)
+    consumers, items, columns = rows // 64, work.query.shape[0], _columns(width)
     held = [number for number, stream in enumerate(streams) if stream.k.shape[2]]
     if len(held) < len(streams):  # the copy engine knows no empty arrays
         streams = [streams[number] for number in held]
         work = Work(work.query, *(table[jnp.asarray(held)] for table in work[1:]))
-    # Short units share a program, which hides where each starts and ends; long ones are better left to the GPU to place.
+    # Short units share a program, which hides how each starts and ends; long ones the GPU places as it comes free.
+    short = lambda cache: -cache.shape[2] % _ALIGNED
+    whole = lambda cache: jnp.pad(cache, ((0, 0), (0, 0), (0, short(cache)), (0, 0))) if short(cache) else cache
+    streams = [Stream(*map(whole, stream)) for stream in streams]
     longest = sum(-(-stream.k.shape[2] // tiles.keys) for stream in streams)
     share = max(1, min(_SHORT // longest, items * kv_heads // _PROGRAMS))
     operands, structure = jax.tree.flatten((q, streams, jnp.reshape(layer, 1).astype(jnp.int32), work))
 
-    def shared(*shape: int) -> list[object]:
-        """A tile per column chunk, each under two names: rows in a line, as the copy engine writes from any slot of a
-        stream, and tiles of eight rows, as the tensor cores read. Both order bytes alike. (A copy into the tiled
-        name could start only at multiples of eight.)"""
-        tile = lambda size, *tiling: plgpu.SMEM(
-            (*shape, size), q.dtype, transforms=(*tiling, plgpu.SwizzleTransform(2 * size))
-        )
-        pair = lambda size: plgpu.RefUnion(tile(size), tile(size, plgpu.TilingTransform((8, size))))
-        return [tile(size) if interpret else pair(size) for _, size in chunks]
+    blocks = (plgpu.TilingTransform((_ALIGNED, columns)), plgpu.SwizzleTransform(2 * columns))
+    shared = lambda *shape: plgpu.SMEM((*shape, width), q.dtype, transforms=blocks)
 
     def body(*refs, **scratch):
         operand_refs = jax.tree.unflatten(structure, refs[:-2])
@@ -106,9 +99,9 @@ def attend_tiles(
         "q_tiles": shared(consumers, 64),
         "k_tiles": shared(tiles.stages, tiles.keys),
         "v_tiles": shared(tiles.stages, tiles.keys),
-        "q_ready": plgpu.Barrier(num_arrivals=len(chunks), num_barriers=consumers),
-        "k_ready": ring(len(chunks)),
-        "v_ready": ring(len(chunks)),
+        "q_ready": plgpu.Barrier(num_barriers=consumers),
+        "k_ready": ring(1),
+        "v_ready": ring(1),
         "k_free": ring(consumers),
         "v_free": ring(consumers),
         "turn": plgpu.Barrier(num_arrivals=consumers),
@@ -152,12 +145,10 @@ def _program(
     - q_ready completes once a unit, by the consumer's own copy, issued when all its products of the last are done.
     A unit without steps touches no barrier but q_ready.
     """
-    consumers, chunks, keys, stages = q.shape[2] // 64, _chunks(q.shape[3]), tiles.keys, tiles.stages
+    consumers, width, keys, stages = q.shape[2] // 64, q.shape[3], tiles.keys, tiles.stages
     heads, items, group = q.shape[0], work.query.shape[0], math.gcd(q.shape[0], 8)
     warpgroup, program = lax.axis_index("warpgroup"), lax.axis_index("program")
     count = jnp.minimum(share, heads * items - program * share)
-    landing = lambda ref: ref if interpret else ref[0]
-    operand = lambda ref: ref if interpret else ref[1]
 
     def locate(index):
         """Head and item of a unit. All items of eight heads come before the next eight: the heads of a language model
@@ -166,8 +157,12 @@ def _program(
         return lax.div(unit, items * group) * group + lax.rem(unit, group), lax.rem(lax.div(unit, group), items)
 
     def steps_of(stream, item):
-        span = work.stop[stream, item] - work.first[stream, item]
-        return lax.div(jnp.maximum(span, 0) + (keys - 1), keys)
+        stop = work.stop[stream, item]
+        return jnp.where(stop > work.first[stream, item], pl.cdiv(stop - begin_of(stream, item), keys), 0)
+
+    def begin_of(stream, item):
+        """Copies start at whole blocks; keys before the item's first are masked."""
+        return lax.div(work.first[stream, item], _ALIGNED) * _ALIGNED
 
     @pl.when(warpgroup == consumers)
     def produce():
@@ -177,10 +172,10 @@ def _program(
         def feed(index, done):
             head, item = locate(index)
             for number, stream in enumerate(streams):
-                first, steps = work.first[number, item], steps_of(number, item)
+                begin, steps = begin_of(number, item), steps_of(number, item)
 
                 @pl.loop(0, steps)
-                def fill(index, stream=stream, first=first, done=done):
+                def fill(index, stream=stream, begin=begin, done=done):
                     step = done + index
                     slot = lax.rem(step, stages)
                     for source, ring, ready, free in (
@@ -188,9 +183,8 @@ def _program(
                         (stream.v, v_tiles, v_ready, v_free),
                     ):
                         pl.when(step >= stages)(lambda free=free: plgpu.barrier_wait(free.at[slot]))
-                        for (start, size), ref in zip(chunks, ring, strict=True):
-                            rows = source.at[layer[0], head, pl.ds(first + index * keys, keys), pl.ds(start, size)]
-                            plgpu.copy_gmem_to_smem(rows, landing(ref).at[slot], ready.at[slot])
+                        rows = source.at[layer[0], head, pl.ds(begin + index * keys, keys)]
+                        plgpu.copy_gmem_to_smem(rows, ring.at[slot], ready.at[slot])
 
                 done += steps
             return done
@@ -214,9 +208,8 @@ def _program(
 
         def fetch_queries(index):
             head, item = locate(index)
-            for (start, size), ref in zip(chunks, q_tiles, strict=True):
-                rows = q.at[head, work.query[item], own, pl.ds(start, size)]
-                plgpu.copy_gmem_to_smem(rows, landing(ref).at[warpgroup], q_ready.at[warpgroup])
+            rows = q.at[head, work.query[item], own]
+            plgpu.copy_gmem_to_smem(rows, q_tiles.at[warpgroup], q_ready.at[warpgroup])
 
         def take_turn(between=lambda: None):
             if consumers == 2:
@@ -237,12 +230,11 @@ def _program(
             return pl.run_state(lambda refs: products(*refs))([plgpu.ACC.init(a) for a in sums])
 
         def score(accumulator, slot):
-            for queries, ring in zip(q_tiles, k_tiles, strict=True):
-                plgpu.wgmma(accumulator, operand(queries).at[warpgroup], operand(ring).at[slot].transpose((1, 0)))
+            plgpu.wgmma(accumulator, q_tiles.at[warpgroup], k_tiles.at[slot].transpose((1, 0)))
 
         def attend_tile(step, last, begin, clear_first, clear_stop, low, high, carry):
             """The softmax of a step's logits, its values, and the logits of the next step."""
-            sums, peak, total, logits = carry
+            mixed, peak, total, logits = carry
 
             def mask(logits):
                 key = begin + plgpu.broadcasted_iota(jnp.int32, (64, keys), 1, layout=plgpu.Layout.WGMMA)
@@ -255,7 +247,7 @@ def _program(
             shrink = jnp.exp2(peak - new_peak)
             weights = jnp.exp2(logits * (scale * _LOG2_E) - across(new_peak, keys))
             total = total * shrink + weights.sum(axis=1)
-            sums = [a * across(shrink, a.shape[1]) for a in sums]
+            mixed = mixed * across(shrink, width)
             weights = weights.astype(q.dtype)
             if interpret:  # the interpreter multiplies from shared memory only
                 weight_tiles[warpgroup] = weights
@@ -272,20 +264,18 @@ def _program(
 
             take_turn(tiles_ready)
 
-            def products(*accumulators):
-                *sum_refs, next_logits = accumulators
-                for ref, ring in zip(sum_refs, v_tiles, strict=True):
-                    plgpu.wgmma(ref, weights, operand(ring).at[slot])
+            def products(mixed, next_logits):
+                plgpu.wgmma(mixed, weights, v_tiles.at[slot])
                 score(next_logits, next_slot)
                 take_turn()
-                plgpu.wgmma_wait(len(chunks))
+                plgpu.wgmma_wait(1)
                 plgpu.barrier_arrive(v_free.at[slot])
 
-            *sums, logits = multiply(products, [*sums, zeros(keys)])
+            mixed, logits = multiply(products, [mixed, zeros(keys)])
             pl.when(step + 1 != last)(lambda: plgpu.barrier_arrive(k_free.at[next_slot]))
-            return sums, new_peak, total, logits
+            return mixed, new_peak, total, logits
 
-        nothing = lambda: ([zeros(size) for _, size in chunks], row_full(_FLOOR), row_full(0.0))
+        nothing = lambda: (zeros(width), row_full(_FLOOR), row_full(0.0))
 
         def attend_streams(item, done, steps):
             last = done + steps - 1
@@ -295,10 +285,10 @@ def _program(
                 first, stop = work.first[number, item], work.stop[number, item]
                 clear = work.clear_first[number, item], work.clear_stop[number, item]
                 bound = lambda ref: plgpu.load(ref.at[number, work.query[item], own], layout=per_row, optimized=False)
-                low, high = bound(work.row_starts), jnp.minimum(bound(work.row_stops), stop)
-                step, carry = carry
+                low, high = jnp.maximum(bound(work.row_starts), first), jnp.minimum(bound(work.row_stops), stop)
+                begin, (step, carry) = begin_of(number, item), carry
                 body = lambda index, carry: attend_tile(
-                    step + index, last, first + index * keys, *clear, low, high, carry
+                    step + index, last, begin + index * keys, *clear, low, high, carry
                 )
                 steps = steps_of(number, item)
                 return step + steps, lax.fori_loop(0, steps, body, carry)
@@ -319,12 +309,11 @@ def _program(
             head, item = locate(index)
             steps = sum(steps_of(number, item) for number in range(len(streams)))
             plgpu.barrier_wait(q_ready.at[warpgroup])
-            sums, peak, total = lax.cond(steps > 0, lambda: attend_streams(item, done, steps), nothing)
+            mixed, peak, total = lax.cond(steps > 0, lambda: attend_streams(item, done, steps), nothing)
             pl.when(index + 1 < count)(lambda: fetch_queries(index + 1))
             seen = total > 0
             safe = jnp.where(seen, total, 1.0)
-            for (start, size), part in zip(chunks, sums, strict=True):
-                out[head, item, own, pl.ds(start, size)] = (part * across(1.0 / safe, size)).astype(out.dtype)
+            out[head, item, own] = (mixed * across(1.0 / safe, width)).astype(out.dtype)
             lse[head, item, own] = jnp.where(seen, peak / _LOG2_E + jnp.log(safe), -jnp.inf)
             return done + steps
 

@@ -30,28 +30,25 @@ _HEAD, _RUN, _STEP, _FETCHED, _USED = range(5)  # fields of the cursor
 
 
 def sublanes(dtype: jnp.dtype) -> int:
-    """Rows of one register tile: what slices of keys and tiles of rows must be multiples of."""
+    """What tiles of rows, and where slices of keys begin, must be multiples of: 16 in bfloat16, 8 in float32."""
     return 32 // jnp.dtype(dtype).itemsize
 
 
-def refusal(*, dtype: jnp.dtype, width: int, rows: int, keys: int) -> str | None:
+def refusal(*, dtype: jnp.dtype, width: int, rows: int) -> str | None:
     """Why this kernel cannot run, in one line with the alternative; None if it can."""
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.bfloat16, jnp.float32):
         return f"the TPU kernel takes bfloat16 or float32, not {dtype.name}: use bfloat16"
     if width > LANES:
-        return f"the TPU kernel takes head widths up to {LANES}, not {width}: use the jnp path"
+        return f"the TPU kernel takes head widths up to {LANES}, not {width}: use the reference"
     if rows % sublanes(dtype):
-        return f"tiles of {rows} rows are not a multiple of {sublanes(dtype)} ({dtype.name}): pad the rows"
-    if keys % LANES:
-        return f"tiles of {keys} keys are not a multiple of {LANES}: round them up"
+        return f"the TPU kernel takes {dtype.name} rows in multiples of {sublanes(dtype)}, not {rows}: pad the tile"
     return None
 
 
-def _kernel(
-    first, stop, clear_first, clear_stop, _query, layer, q, bounds, *refs, streams, heads, items, keys, scale
-):  # fmt: skip
-    """One item of one head. Tables in scalar memory: [items · streams] each, an item's ranges side by side."""
+def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *refs, streams, heads, items, keys, scale):
+    """One item of one head. A run is one range of one item; tables of runs lie in scalar memory, an item's streams
+    side by side. `bounds`: starts and stops of the rows in every stream [1, 2 · streams, rows]."""
     caches, (out, lse), scratch = refs[: 2 * streams], refs[2 * streams : 2 * streams + 2], refs[2 * streams + 2 :]
     k_ring, v_ring, arrived, cursor, ring, peak, total, mixed = scratch
     stages, align = k_ring.shape[0], sublanes(k_ring.dtype)
@@ -59,7 +56,8 @@ def _kernel(
     sizes = [min(keys, k.shape[2]) for k, _ in caches]
     core, head, item = (pl.program_id(axis) for axis in range(3))
     precision = lax.Precision.HIGHEST if k_ring.dtype == jnp.float32 else None
-    begin_of = lambda run: first[run] // align * align
+    edge = math.gcd(keys, 4 * LANES)  # masked tiles are gone through in parts: only those that hold keys of the range
+    begin_of = lambda run: first[run] & -align
 
     def copies(s, head, begin, slot):
         source = (layer[0], core * heads + head, pl.ds(pl.multiple_of(begin, align), sizes[s]))
@@ -75,7 +73,8 @@ def _kernel(
             return jnp.where(wraps, head + 1, head), jnp.where(wraps, 0, run + 1)
 
         head, run = lax.while_loop(
-            lambda at: (at[0] < heads) & (stop[at[1]] <= first[at[1]]), lambda at: after(*at), (cursor[_HEAD], cursor[_RUN])
+            lambda at: (at[0] < heads) & (stop[at[1]] <= first[at[1]]), lambda at: after(*at),
+            (cursor[_HEAD], cursor[_RUN]),
         )
         cursor[_HEAD], cursor[_RUN] = head, run
 
@@ -112,23 +111,23 @@ def _kernel(
     total[...] = jnp.zeros_like(total)
     mixed[...] = jnp.zeros_like(mixed)
 
-    def accumulate(slot, mask):
+    def accumulate(k, v, seen=None):
         logits = lax.dot_general(
-            q[0, 0], k_ring[slot], (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+            q[0, 0], k, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
         ) * (scale * math.log2(math.e))
-        if mask is not None:
-            logits = jnp.where(mask(), logits, _HIDDEN)
+        if seen is not None:
+            logits = jnp.where(seen, logits, _HIDDEN)
         before = peak[...]
         now = jnp.maximum(before, jnp.max(logits, axis=1, keepdims=True))
         shrink = jnp.exp2(before - now)
         # Per-lane sums: lanes are added up once per item, not once per tile.
-        blocks = [slice(b, b + LANES) for b in range(0, keys, LANES)]
+        blocks = [slice(b, b + LANES) for b in range(0, k.shape[0], LANES)]
         weights = [jnp.exp2(logits[:, block] - now) for block in blocks]
         peak[...] = now
         total[...] = total[...] * shrink + functools.reduce(jnp.add, weights)
-        weights = jnp.concatenate([w.astype(v_ring.dtype) for w in weights], axis=1)
+        weights = jnp.concatenate([w.astype(v.dtype) for w in weights], axis=1)
         mixed[...] = mixed[...] * shrink[:, : mixed.shape[1]] + lax.dot_general(
-            weights, v_ring[slot], (((1,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+            weights, v, (((1,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
         )
 
     def step(_, carry):
@@ -144,18 +143,32 @@ def _kernel(
                 for copy in copies(s, head, 0, slot):
                     copy.wait()
 
-        def mask():
-            start, end = (bounds[0, pl.ds(2 * stream + field, 1)] for field in range(2))
-            start = jnp.maximum(start, jnp.maximum(first[run], low))
-            length = jnp.maximum(jnp.minimum(end, stop[run]) - start, 0)
-            index = lax.broadcasted_iota(jnp.int32, (1, keys), 1)
-            # One unsigned comparison does for both ends.
-            offset = (index - _as_column(start - begin)).astype(jnp.uint32)
-            return offset < _as_column(length).astype(jnp.uint32)
-
         clear = (clear_first[run] <= low) & (begin == low) & (low + keys <= clear_stop[run])
-        pl.when(clear)(lambda: accumulate(slot, None))
-        pl.when(jnp.logical_not(clear))(lambda: accumulate(slot, mask))
+
+        @pl.when(clear)
+        def _():
+            accumulate(k_ring[slot], v_ring[slot])
+
+        @pl.when(jnp.logical_not(clear))
+        def _():
+            start, end = (bounds[0, pl.ds(2 * stream + field, 1)] for field in range(2))
+            lowest, highest = jnp.maximum(first[run], low), jnp.minimum(stop[run], begin + keys)
+            start = jnp.maximum(start, lowest) - begin
+            length = jnp.maximum(jnp.minimum(end, highest) - begin - start, 0)
+            # A row's bounds lie in all lanes: broadcasting them in every part costs more than the comparison.
+            start, length = (jnp.broadcast_to(row, (LANES, row.shape[1])).T for row in (start, length))
+            length = length.astype(jnp.uint32)
+            repeated = lambda a: jnp.concatenate([a] * (edge // LANES), axis=1)
+
+            def part(number, carry):
+                at = pl.ds(pl.multiple_of(number * edge, edge), edge)
+                # One unsigned comparison does for both ends.
+                offset = number * edge + lax.broadcasted_iota(jnp.int32, (1, edge), 1) - repeated(start)
+                accumulate(k_ring[slot, at], v_ring[slot, at], offset.astype(jnp.uint32) < repeated(length))
+                return carry
+
+            lax.fori_loop((lowest - begin) // edge, pl.cdiv(highest - begin, edge), part, None)
+
         return carry
 
     tiles_of = lambda run: jnp.where(stop[run] > first[run], pl.cdiv(stop[run] - begin_of(run), keys), 0)
@@ -167,11 +180,6 @@ def _kernel(
     out[0, 0] = (mixed[...] / safe).astype(out.dtype)
     natural = (peak[...] + jnp.log2(safe)) * math.log(2)
     lse[0, 0] = jnp.where(seen, natural, -jnp.inf).T[:1]
-
-
-def _as_column(row: jax.Array) -> jax.Array:
-    """[1, rows] → [rows, 1]."""
-    return jnp.broadcast_to(row, (8, row.shape[1])).T[:, :1]
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "tiles", "out_dtype", "interpret"))
@@ -192,13 +200,14 @@ def attend_tiles(
     out [K, T, rows, D] in `out_dtype` and the natural log-sum-exp fp32 [K, T, rows]: zeros and −inf where a
     row sees no key of its item (padding rows, which see nothing anywhere, hold anything finite).
 
-    A stream whose S is no multiple of `sublanes(dtype)` is copied first: allocate caches in such multiples.
+    Streams are read in place if S is a multiple of `sublanes(dtype)` and D is 128; otherwise they are copied first,
+    all layers of them: allocate them so. `tiles.keys` is rounded up to a multiple of 128; `tiles.warps` is not used.
     `interpret`: True, or a pltpu.InterpretParams. Raises ValueError with `refusal`'s line.
     """
     kv_heads, _, rows, width = q.shape
-    if reason := refusal(dtype=q.dtype, width=width, rows=rows, keys=tiles.keys):
+    if reason := refusal(dtype=q.dtype, width=width, rows=rows):
         raise ValueError(reason)
-    count, items = len(streams), work.query.shape[0]
+    count, items, keys = len(streams), work.query.shape[0], -(-tiles.keys // LANES) * LANES
     short = lambda cache: -cache.shape[2] % sublanes(q.dtype)
     caches = [jnp.pad(c, ((0, 0), (0, 0), (0, short(c)), (0, 0))) if short(c) else c for s in streams for c in s]
     bounds = jnp.stack([work.row_starts, work.row_stops], axis=1).reshape(2 * count, -1, rows).swapaxes(0, 1)
@@ -208,7 +217,7 @@ def attend_tiles(
     of_query = lambda core, head, item, *tables: (core * heads + head, tables[4][item], 0, 0)
     of_item = lambda core, head, item, *_: (core * heads + head, item, 0, 0)
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, streams=count, heads=heads, items=items, keys=tiles.keys, scale=scale),
+        functools.partial(_kernel, streams=count, heads=heads, items=items, keys=keys, scale=scale),
         out_shape=(
             jax.ShapeDtypeStruct((kv_heads, items, rows, width), out_dtype),
             jax.ShapeDtypeStruct((kv_heads, items, 1, rows), jnp.float32),
@@ -223,8 +232,8 @@ def attend_tiles(
             ],
             out_specs=[pl.BlockSpec((1, 1, rows, width), of_item), pl.BlockSpec((1, 1, 1, rows), of_item)],
             scratch_shapes=[
-                pltpu.VMEM((tiles.stages, tiles.keys, width), q.dtype),
-                pltpu.VMEM((tiles.stages, tiles.keys, width), q.dtype),
+                pltpu.VMEM((tiles.stages, keys, width), q.dtype),
+                pltpu.VMEM((tiles.stages, keys, width), q.dtype),
                 pltpu.SemaphoreType.DMA((tiles.stages, 2)),
                 pltpu.SMEM((5,), jnp.int32),
                 pltpu.SMEM((3, tiles.stages), jnp.int32),
@@ -233,7 +242,10 @@ def attend_tiles(
                 pltpu.VMEM((rows, width), jnp.float32),
             ],
         ),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
+            disable_bounds_checks=True,  # copies are kept inside the streams; checks cost as much as starting them
+        ),
         interpret=interpret,
     )(*tables, work.query, jnp.asarray(layer, jnp.int32).reshape(1), q, bounds, *caches)
     return out, lse[:, :, 0]

@@ -27,7 +27,7 @@ def check(packed, streams, table, tiles, layer=1):
     """Compare rows that see anything; those that see no key of their item must be zeros and −inf. No races."""
     from jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call import get_races
 
-    options = dict(scale=packed.shape[-1] ** -0.5, out_dtype=jnp.float32)
+    options = {"scale": packed.shape[-1] ** -0.5, "out_dtype": jnp.float32}
     kernel = jax.jit(lambda *args: run(*args, tiles=tiles, **options))
     out, lse = jax.block_until_ready(kernel(packed, streams, jnp.int32(layer), table))
     assert not get_races().races_found
@@ -64,7 +64,7 @@ def runs_of_keys(rows=64):
     keys=st.sampled_from([32, 64]), stages=st.integers(1, 3), pieces=st.integers(1, 2), layer=st.integers(0, 1),
     dtype=st.sampled_from([jnp.bfloat16, jnp.float16]),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_random_ranges(seed, count, lengths, heads, width, rows, keys, stages, pieces, layer, dtype):
     ranges = problem(seed, count, lengths, *heads, width, dtype=dtype)
     check_ranges(*ranges, Tiles(rows, keys, stages), pieces, layer)
@@ -72,7 +72,7 @@ def test_random_ranges(seed, count, lengths, heads, width, rows, keys, stages, p
 
 @interpreted
 @given(stride=strides(), seed=st.integers(0, 9), pieces=st.integers(1, 3), rows=st.sampled_from([64, 128]))
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 def test_strides_of_videos(stride, seed, pieces, rows):
     lengths, starts, stops = stride
     q, streams = arrays(np.random.default_rng(seed), starts.shape[1], lengths, 1, 1, 16, 2, jnp.bfloat16)
@@ -98,7 +98,7 @@ def test_units_that_share_a_program(stages, monkeypatch):
 def test_layers_of_a_scan():
     q, streams = arrays(np.random.default_rng(0), 128, [90, 40, 8], 1, 1, 16, 2, jnp.bfloat16)
     packed, table = work.pack(q, 1, 64), runs_of_keys()
-    options = dict(scale=0.25, out_dtype=jnp.bfloat16)
+    options = {"scale": 0.25, "out_dtype": jnp.bfloat16}
 
     @jax.jit
     def layers(packed, streams, table):
@@ -124,22 +124,25 @@ def test_nothing_outside_an_item_is_read_into_it():
             seen[stream, int(table.first[stream, item]) : int(table.stop[stream, item])] = True
     spoil = lambda a, seen: jnp.where(seen[: a.shape[2], None], a, 1e4).astype(a.dtype)
     spoilt = [reference.Stream(*(spoil(a, rows) for a in stream)) for stream, rows in zip(streams, seen, strict=True)]
-    options = dict(tiles=tiles, scale=0.25, out_dtype=jnp.float32)
+    options = {"tiles": tiles, "scale": 0.25, "out_dtype": jnp.float32}
     packed = work.pack(q, 1, 64)
-    for got, want in zip(run(packed, spoilt, 0, table, **options), run(packed, streams, 0, table, **options), strict=True):
-        np.testing.assert_array_equal(got, want)
+    out, lse = run(packed, spoilt, 0, table, **options)
+    want, want_lse = run(packed, streams, 0, table, **options)
+    np.testing.assert_array_equal(out, want)
+    np.testing.assert_array_equal(lse, want_lse)
 
 
 @interpreted
 @pytest.mark.parametrize(
     "wrong, says",
     [
-        (dict(dtype=jnp.float32), "use bfloat16 or the reference"), (dict(width=72), "16, 32"), (dict(width=144), "128"),
-        (dict(rows=96), "64 or 128 rows"), (dict(keys=144), "multiple of 64"), (dict(keys=320), "up to 256"),
+        ({"dtype": jnp.float32}, "use bfloat16 or the reference"),
+        ({"width": 72}, "multiples of 16"), ({"width": 144}, "up to 128"),
+        ({"rows": 96}, "64 or 128 rows"), ({"keys": 144}, "multiple of 64"), ({"keys": 320}, "up to 256"),
     ],
 )
 def test_refusals_name_the_limit(wrong, says):
-    right = dict(dtype=jnp.bfloat16, width=128, rows=128, keys=128)
+    right = {"dtype": jnp.bfloat16, "width": 128, "rows": 128, "keys": 128}
     assert hopper.refusal(**right) is None
     assert says in hopper.refusal(**right | wrong)
 

@@ -1,0 +1,143 @@
+"""The Triton kernel against the plain reference, in Pallas' interpreter."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from problems import arrays, problem, strides
+
+from pallas_kernels.attention import Stream, ampere, reference, work
+from pallas_kernels.attention.tiles import Tiles
+
+pytestmark = pytest.mark.skipif(ampere.triton is None, reason="this jax has no Pallas Triton")
+
+
+@functools.partial(jax.jit, static_argnames=("tiles", "scale", "out_dtype"))
+def kernel(q, streams, layer, table, tiles, scale, out_dtype=jnp.float32):
+    return ampere.attend_tiles(q, streams, layer, table, scale=scale, tiles=tiles, out_dtype=out_dtype, interpret=True)
+
+
+plainly = jax.jit(reference.attend_tiles, static_argnames=("scale", "out_dtype"))
+
+
+def compare(q, streams, table, tiles, layer=1, scale=0.3, tolerance=3e-6, out_dtype=jnp.float32):
+    """Both on tiles q [K, Q, rows, D]: equal wherever a row sees something in some stream, finite everywhere."""
+    out, lse = kernel(q, streams, jnp.int32(layer), table, tiles, scale, out_dtype)
+    want, want_lse = plainly(q, streams, layer, table, scale=scale, out_dtype=jnp.float32)
+    assert out.shape == (*want.shape,) and out.dtype == out_dtype and lse.dtype == jnp.float32
+    assert np.isfinite(out.astype(jnp.float32)).all()
+    asked = np.asarray((table.row_stops > table.row_starts).any(axis=0))[np.asarray(table.query)]
+    out, want = (np.asarray(a, np.float32)[:, asked] for a in (out, want))
+    lse, want_lse = (np.asarray(a)[:, asked] for a in (lse, want_lse))
+    np.testing.assert_allclose(out, want, atol=tolerance * max(1, np.abs(want).max(initial=0)), rtol=0)
+    np.testing.assert_allclose(lse, want_lse, atol=1e-5, rtol=1e-6)
+
+
+@given(strides(), st.integers(1, 3), st.sampled_from([Tiles(16, 16), Tiles(32, 64), Tiles(64, 32)]), st.integers(0, 9))
+@settings(max_examples=5, deadline=None)
+def test_the_strides_of_a_video(stride, pieces, tiles, seed):
+    lengths, starts, stops = stride
+    starts, stops = starts[:, -90:], stops[:, -90:]
+    q, streams = arrays(np.random.default_rng(seed), starts.shape[1], lengths, 1, 3, 16, 2, jnp.float32)
+    table = work.split(work.plan(starts, stops, 3, tiles.rows), pieces, tiles.keys)
+    compare(work.pack(q, 1, tiles.rows), streams, table, tiles)
+
+
+@given(
+    seed=st.integers(0, 99), count=st.sampled_from([1, 7, 30]), pieces=st.integers(1, 3),
+    lengths=st.lists(st.sampled_from([0, 1, 5, 16, 37, 90]), min_size=1, max_size=4).filter(any),
+    width=st.sampled_from([16, 24, 72]), layer=st.integers(0, 1),
+)  # fmt: skip
+@settings(max_examples=6, deadline=None)
+def test_any_ranges_in_any_number_of_streams(seed, count, pieces, lengths, width, layer):
+    q, streams, starts, stops = problem(seed, count, lengths, width=width)
+    tiles = Tiles(16, 32)
+    table = work.split(work.plan(starts, stops, 2, tiles.rows), pieces, 16)
+    compare(work.pack(q, 2, tiles.rows), streams, table, tiles, layer)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.01), (jnp.float16, 2e-3)])
+def test_half_precision_is_close_and_sums_in_float32(dtype, tolerance):
+    q, streams, starts, stops = problem(3, 16, [700, 50], 1, 1, 64, dtype=dtype)
+    starts[:], stops[:] = 0, [[700], [50]]
+    compare(work.pack(q, 1, 16), streams, work.plan(starts, stops, 1, 16), Tiles(16, 64), tolerance=tolerance)
+    compare(
+        work.pack(q, 1, 16), streams, work.plan(starts, stops, 1, 16), Tiles(16, 64), tolerance=tolerance, out_dtype=dtype
+    )
+
+
+def test_items_that_share_a_tile_of_rows():
+    """As in decoding: each item reads one contiguous run of one of four streams, all of it clear."""
+    q, streams, _, _ = problem(4, 5, [40, 70, 9, 33], 2, 3, 24)
+    runs = [(0, 3, 38), (1, 0, 64), (1, 64, 70), (2, 8, 9), (3, 5, 5), (3, 1, 33)]
+    first = np.zeros((4, len(runs)), np.int32)
+    stop = first.copy()
+    for item, (stream, low, high) in enumerate(runs):
+        first[stream, item], stop[stream, item] = low, high
+    everywhere = np.zeros((4, 1, 16), np.int32)
+    everywhere_stop = np.full_like(everywhere, work.EVERYTHING)
+    table = work.Work(np.zeros(len(runs), np.int32), first, stop, first, stop, everywhere, everywhere_stop)
+    tiles = Tiles(16, 32)
+    compare(work.pack(q, 2, 16), streams, jax.tree.map(jnp.asarray, table), tiles)
+    _, lse = kernel(work.pack(q, 2, 16), streams, 0, jax.tree.map(jnp.asarray, table), tiles, 0.3)
+    assert np.isneginf(lse[:, 4]).all(), "the item of an empty run saw something"
+
+
+def test_keys_outside_the_ranges_do_not_matter():
+    q, streams, _, _ = problem(1, 5, [83], 1, 2, 16)
+    starts, stops = np.asarray([[7, 9, 7, 20, 8]], np.int32), np.asarray([[60, 71, 69, 71, 55]], np.int32)
+    table = work.plan(starts, stops, 2, 16)
+    poison = lambda a: a.at[:, :, :7].set(1e30).at[:, :, 71:].set(-1e30)
+    spoiled = (Stream(*(poison(part) for part in streams[0])),)
+    want, got = (kernel(work.pack(q, 1, 16), s, 1, table, Tiles(16, 16), 0.3)[0][:, 0, :10] for s in (streams, spoiled))
+    np.testing.assert_array_equal(got, want)
+
+
+def test_large_logits_do_not_overflow():
+    q, streams, starts, stops = problem(2, 5, [70], 1, 2, 16)
+    starts[:], stops[:] = 0, [[70, 64, 30, 1, 33]]
+    compare(work.pack(q * 1e4, 1, 16), streams, work.plan(starts, stops, 2, 16), Tiles(16, 16), tolerance=1e-3)
+
+
+def test_layers_may_be_scanned():
+    q, streams, starts, stops = problem(5, 8, [40, 21], 1, 2, 16)
+    table, tiles, packed = work.plan(starts, stops, 2, 16), Tiles(16, 16), work.pack(q, 1, 16)
+    step = lambda carry, layer: (carry, kernel(packed, streams, layer, table, tiles, 0.3)[0])
+    _, got = jax.jit(lambda: jax.lax.scan(step, 0, jnp.arange(2)))()
+    for layer in (0, 1):
+        np.testing.assert_allclose(got[layer], kernel(packed, streams, layer, table, tiles, 0.3)[0], atol=1e-6)
+    assert np.abs(got[0] - got[1]).max() > 0.1
+
+
+@pytest.mark.parametrize("width", [16, 24, 64, 72, 80, 128, 136])
+@pytest.mark.parametrize(("rows", "warps"), [(16, 4), (64, 4), (128, 4), (128, 8)])
+def test_parts_cover_a_head_without_leaving_it(width, rows, warps):
+    parts = ampere._parts(width, rows, warps)
+    covered = sorted({column for offset, size in parts for column in range(offset, offset + size)})
+    assert covered == list(range(width))
+    assert all(size >= 16 and size & (size - 1) == 0 for _, size in parts)
+    assert sum(size for _, size in parts) < width + 16
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"dtype": jnp.int8}, "not int8"), ({"width": 8}, "head widths"), ({"width": 20}, "head widths"),
+        ({"rows": 8}, "8 rows"), ({"rows": 48}, "48 rows"), ({"keys": 24}, "24 keys"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_with_the_reason(change, reason):
+    able = {"dtype": jnp.bfloat16, "width": 72, "rows": 16, "keys": 64}
+    assert ampere.refusal(**able) is None
+    assert reason in ampere.refusal(**able | change)
+
+
+@pytest.mark.parametrize(("rows", "keys", "scale"), [(16, 24, 0.3), (32, 16, 0.3), (16, 16, -0.3)])
+def test_tiles_and_scales_that_do_not_fit_are_errors(rows, keys, scale):
+    q, streams, starts, stops = problem(0, 4, [9], width=16)
+    with pytest.raises(ValueError):
+        kernel(work.pack(q, 2, 16), streams, 0, work.plan(starts, stops, 2, 16), Tiles(rows, keys), scale)
