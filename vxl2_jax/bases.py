@@ -6,6 +6,8 @@ runs of the memory's own streams, in place.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 
 from pallas_kernels import decode as in_place
@@ -14,6 +16,9 @@ from vxl2_jax import mixed
 from vxl2_jax.buckets import bucket
 from vxl2_jax.decode import Base
 from vxl2_jax.memory import VideoMemory
+
+QUESTION_ROWS = 64 * 7
+"""Rows of a usual question: 64 tokens of 7 query heads a key head. It only sets how coarsely its items are cut."""
 
 
 def sparse_base(memory: VideoMemory, kernel: Kernel) -> Base:
@@ -48,5 +53,6 @@ def _whole(streams: tuple[Stream, ...], lengths: list[int], position: int, kerne
 
 
 def _in_place(streams: tuple[Stream, ...], runs: in_place.Runs, room: int, position: int, kernel: Kernel) -> Base:
-    items = in_place.items_of(kernel, streams[0].k.shape[1], room)
-    return Base(streams, None, np.int32(position), in_place.cut(runs, streams=len(streams), items=items, room=room))
+    count = partial(in_place.items_of, kernel, streams[0].k.shape[1], room)
+    cut = partial(in_place.cut, runs, streams=len(streams), room=room)
+    return Base(streams, None, np.int32(position), (cut(items=count()), cut(items=count(QUESTION_ROWS))))

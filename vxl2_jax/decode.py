@@ -26,13 +26,13 @@ class Base(NamedTuple):
     """What is read: streams, and the position of the first token after them (int32 scalar).
 
     Either whole streams (`lengths` int32 [len(streams)]: the valid keys of each), or, with `items`, the runs
-    of them that the items name, each shifted by a constant.
+    of them that the items name, each shifted by a constant: cut finely for one token, coarsely for a question.
     """
 
     streams: tuple[Stream, ...]
     lengths: jax.Array | None
     position: jax.Array
-    items: in_place.Items | None = None
+    items: tuple[in_place.Items, in_place.Items] | None = None
 
 
 class Sampling(NamedTuple):
@@ -70,7 +70,9 @@ def _reader(
             return *attention.attend(q, (*base.streams, tail), reads, layer=layer), q
     else:
         repeats = lm.heads // lm.kv_heads
-        reads = in_place.prepare(kernel, base.items, jnp.zeros_like(slots), slots + 1, repeats=repeats)
+        fine, coarse = base.items
+        items = fine if count == 1 else coarse
+        reads = in_place.prepare(kernel, items, jnp.zeros_like(slots), slots + 1, repeats=repeats)
         by_run = turn((base.position + slots)[None] - reads.shift[:, None])
 
         def read(q, tail, layer):
@@ -111,13 +113,18 @@ def extend(
 def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
     """Next token from fp32 logits [vocabulary]: greedy, or drawn by temperature and top-p."""
     temperature = jnp.asarray(sampling.temperature, jnp.float32)
-    scaled = logits / jnp.maximum(temperature, 1e-6)
-    ordered = jnp.sort(scaled, descending=True)
-    probability = jax.nn.softmax(ordered)
-    before = jnp.cumsum(probability) - probability
-    least = jnp.min(jnp.where(before < sampling.top_p, ordered, jnp.inf))
-    drawn = jax.random.categorical(key, jnp.where(scaled >= least, scaled, -jnp.inf))
-    return jnp.where(temperature > 0, drawn, jnp.argmax(logits)).astype(jnp.int32)
+
+    def draw(logits: jax.Array) -> jax.Array:
+        scaled = logits / temperature
+        ordered = jnp.sort(scaled, descending=True)
+        probability = jax.nn.softmax(ordered)
+        before = jnp.cumsum(probability) - probability
+        least = jnp.min(jnp.where(before < sampling.top_p, ordered, jnp.inf))
+        return jax.random.categorical(key, jnp.where(scaled >= least, scaled, -jnp.inf)).astype(jnp.int32)
+
+    # A branch, not a selection: greedy answers need not sort the vocabulary.
+    greedy = lambda logits: jnp.argmax(logits).astype(jnp.int32)
+    return jax.lax.cond(temperature > 0, draw, greedy, logits)
 
 
 class Generated(NamedTuple):

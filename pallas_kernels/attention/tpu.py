@@ -56,7 +56,8 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
     sizes = [min(keys, k.shape[2]) for k, _ in caches]
     core, head, item = (pl.program_id(axis) for axis in range(3))
     precision = lax.Precision.HIGHEST if k_ring.dtype == jnp.float32 else None
-    edge = math.gcd(keys, 4 * LANES)  # masked tiles are gone through in parts: only those that hold keys of the range
+    # Large masked tiles are gone through in parts: only those that hold keys of the range.
+    edge = keys if keys <= 6 * LANES else math.gcd(keys, 4 * LANES)
     begin_of = lambda run: first[run] & -align
 
     def copies(s, head, begin, slot):
@@ -201,7 +202,8 @@ def attend_tiles(
     row sees no key of its item (padding rows, which see nothing anywhere, hold anything finite).
 
     Streams are read in place if S is a multiple of `sublanes(dtype)` and D is 128; otherwise they are copied first,
-    all layers of them: allocate them so. `tiles.keys` is rounded up to a multiple of 128; `tiles.warps` is not used.
+    all layers of them: allocate them so. Scalar memory (1 MiB) holds 16 bytes per item and stream; more items do not
+    compile. `tiles.keys` is rounded up to a multiple of 128; `tiles.warps` is not used.
     `interpret`: True, or a pltpu.InterpretParams. Raises ValueError with `refusal`'s line.
     """
     kv_heads, _, rows, width = q.shape

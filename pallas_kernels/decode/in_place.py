@@ -23,9 +23,13 @@ from pallas_kernels.attention.work import EVERYTHING, Work
 from pallas_kernels.decode.runs import Items
 
 
-def items_of(kernel: Kernel, kv_heads: int, room: int, waves: int = 4) -> int:
-    """Into how many items to cut a cache, so that one step of decoding fills the machine."""
-    return room + -(-waves * kernel.cores // kv_heads)
+def items_of(kernel: Kernel, kv_heads: int, room: int, rows: int = 1, waves: int = 4) -> int:
+    """Into how many items to cut a cache of up to `room` runs, so that `rows` packed rows fill the machine.
+
+    Every item of every tile of rows leaves a partial result behind: no more of them than are of use.
+    """
+    tiles_of_rows = -(-rows // kernel.tiles_for(rows).rows)
+    return room + -(-waves * kernel.cores // (kv_heads * tiles_of_rows))
 
 
 @partial(

@@ -50,7 +50,7 @@ def test_too_many_runs_are_refused():
 
 def test_shapes_of_items_do_not_depend_on_what_was_chosen():
     memory = toys.remembered(toys.model(), toys.video())
-    kernel = attention.Kernel("tpu", cores=1)
+    kernel = attention.choose("tpu", dtype="float32", width=16).kernel
     shapes = {
         str(jax.tree.map(np.shape, bases.mixed_base(memory, 2, select.dense_chunks(4, np.asarray([chosen])), kernel).items))
         for chosen in (2, 3)

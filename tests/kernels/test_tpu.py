@@ -67,6 +67,13 @@ def test_any_ranges(seed, lengths, layout, dtype, layer, stages, pieces):
     check(kernel(q, streams, layer, items, Tiles(16, 128, stages)), q, streams, layer, items)
 
 
+@pytest.mark.parametrize("keys", [1024, 1152])
+def test_large_tiles_are_masked_in_parts(keys):
+    q, streams, starts, stops = problem(5, 24, [2000, 1304], width=16)
+    items, q = prepare(starts, stops, 2, 16), work.pack(q, 2, 16)
+    check(kernel(q, streams, 1, items, Tiles(16, keys)), q, streams, 1, items)
+
+
 def clear_items(rng, lengths, items, tiles_of_rows, rows):
     """As decoding asks: every item one clear range of one stream; items share tiles of rows."""
     which = rng.integers(0, len(lengths), items)

@@ -1,0 +1,65 @@
+"""Arithmetic and traffic that the work asks for at least: what floors are made of.
+
+A multiply and an add are two operations. Bytes: every input read once, every result written once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vxl2_jax.config import ModelConfig, VisionConfig
+
+
+def pairs(starts: np.ndarray, stops: np.ndarray) -> int:
+    """Pairs of a query and a key it sees. starts, stops int32 [S, N]."""
+    return int((stops.astype(np.int64) - starts).sum())
+
+
+def keys_read(starts: np.ndarray, stops: np.ndarray) -> int:
+    """Keys that at least one query sees. starts, stops int32 [S, N]."""
+    total = 0
+    for low, high in zip(starts, stops, strict=True):
+        edges = np.zeros(int(high.max(initial=0)) + 2, np.int64)
+        some = high > low
+        np.add.at(edges, low[some], 1)
+        np.add.at(edges, high[some], -1)
+        total += int((np.cumsum(edges) > 0).sum())
+    return total
+
+
+def attention_flops(seen: int, heads: int, width: int) -> int:
+    """Logits and mixing of `seen` pairs in every query head."""
+    return 4 * width * heads * seen
+
+
+def attention_bytes(queries: int, keys: int, heads: int, kv_heads: int, width: int, itemsize: int) -> int:
+    """Queries in and out, keys and values in."""
+    return itemsize * width * 2 * (queries * heads + keys * kv_heads)
+
+
+def causal_pairs(length: int) -> int:
+    return length * (length + 1) // 2
+
+
+def tower_flops(config: VisionConfig) -> int:
+    """Of one frame through the vision tower."""
+    tokens, width = config.grid**2, config.width
+    block = 8 * tokens * width**2 + 4 * tokens * width * config.mlp + 4 * tokens**2 * width
+    return 2 * tokens * 3 * config.patch_size**2 * width + config.layers * block
+
+
+def dts_flops(config: ModelConfig) -> int:
+    """Of one group of frames, from feature maps to one map. Two halvings of time; attention over time itself is small."""
+    places, width, steps, total = config.resized_grid**2, config.vision.width, config.frames_per_group, 0
+    while steps > 1:
+        linear = 2 * 8 * steps * places * width**2  # spatial and temporal: query, key, value, out
+        total += linear + 4 * steps * places**2 * width + 4 * steps**2 * places * width
+        steps //= 2
+        total += 2 * 27 * steps * places * width**2  # the 3 × 3 × 3 convolution
+    return total
+
+
+def projector_flops(config: ModelConfig) -> int:
+    """Of one group, pooled before the last product."""
+    out = config.language.width
+    return 2 * config.resized_grid**2 * config.vision.width * out + 2 * config.visual_tokens * out**2

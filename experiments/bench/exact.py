@@ -1,0 +1,54 @@
+"""How far results are from the truth: a sample of queries computed again in full float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from pallas_kernels.attention import Stream
+
+TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 1e-3}
+"""Relative errors above these are mistakes, not rounding (float32 products may use fewer bits on accelerators)."""
+
+
+@jax.jit
+def attend(
+    q: jax.Array, streams: Sequence[Stream], starts: jax.Array, stops: jax.Array, layer: jax.Array | int = 0
+) -> jax.Array:
+    """Attention of few queries, all logits at once, one key head after the other.
+
+    Shapes: q [n, H, D]; streams of [L, K, S, D]; starts, stops int32 [S, n] → fp32 [n, H, D].
+    """
+    count, heads, width = q.shape
+    kv_heads = streams[0].k.shape[1]
+    rows = jnp.asarray(q, jnp.float32).reshape(count, kv_heads, heads // kv_heads, width) * width**-0.5
+    seen = jnp.concatenate([
+        (jnp.arange(s.k.shape[2]) >= low[:, None]) & (jnp.arange(s.k.shape[2]) < high[:, None])
+        for s, low, high in zip(streams, starts, stops, strict=True)
+    ], axis=1)
+    product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+
+    def one_head(head: jax.Array) -> jax.Array:
+        k, v = (jnp.concatenate([getattr(s, part)[layer, head] for s in streams]).astype(jnp.float32) for part in "kv")
+        logits = jnp.where(seen[:, None], product("nrd,sd->nrs", rows[:, head], k), -jnp.inf)
+        return product("nrs,sd->nrd", jax.nn.softmax(logits, axis=-1), v)
+
+    return jnp.moveaxis(lax.map(one_head, jnp.arange(kv_heads)), 0, 1).reshape(count, heads, width)
+
+
+def relative_error(found: jax.Array, truth: jax.Array) -> float:
+    """‖found − truth‖ / ‖truth‖; NaN where anything is NaN."""
+    found, truth = (np.asarray(a, np.float64) for a in (found, truth))
+    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
+
+
+def sample(starts: np.ndarray, stops: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Up to `count` queries that see a key, the first and the last of them among these."""
+    some = np.flatnonzero((stops > starts).any(axis=0))
+    inner = np.random.default_rng(seed).permutation(some[1:-1])[: max(count - 2, 0)]
+    return np.unique(np.concatenate([some[:1], inner, some[-1:]]))
