@@ -15,10 +15,10 @@ TESTS    ?=
 
 export VENV PYTHON EXTRAS VIDEO QUESTION
 .DEFAULT_GOAL := help
-.PHONY: help setup ask test clean
+.PHONY: help setup ask test test-targets clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 # Interpreters by preference; those that are not there, or do not run, are passed over.
 CANDIDATES = python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python \
@@ -56,7 +56,13 @@ ask: setup ## ask the bundled clip a question (VIDEO=, QUESTION=, FLAGS=)
 test: setup ## run the tests (TESTS= for some of them, WORKERS= processes)
 	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(TESTS)
 
-clean: ## remove .venv and what builds and tests leave
-	@if [ -f "$$VENV/pyvenv.cfg" ]; then rm -rf "$$VENV"; fi
+# An environment of its own: plug-ins for machines that are not here would trouble the usual one.
+test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes)
+	@$(MAKE) --no-print-directory setup VENV="$$VENV-targets" EXTRAS=test,targets
+	@rm -f build/targets.jsonl
+	@JAX_PLATFORMS=cpu "$$VENV-targets/bin/python" -m pytest -q -n $(WORKERS) -m targets tests/targets
+
+clean: ## remove .venv, .venv-targets and what builds and tests leave
+	@for venv in "$$VENV" "$$VENV-targets"; do if [ -f "$$venv/pyvenv.cfg" ]; then rm -rf "$$venv"; fi; done
 	@rm -rf build dist vxl2_jax.egg-info .pytest_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

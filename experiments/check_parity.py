@@ -44,7 +44,10 @@ _ATTENTION = flags.DEFINE_enum(
     "attention", "reference", [name for name in attention.NAMES if name != "auto"],
     "Attention kernel. On a CPU, kernels run in Pallas' interpreter and only short cases are compared.",
 )
-_STRIDE = flags.DEFINE_integer("stride", 4, "Groups pre-filled at a time; no result may depend on it.", lower_bound=1)
+_STRIDE = flags.DEFINE_integer(
+    "stride", None, "Groups pre-filled at a time; no result may depend on it. Default: 4, or 16 with an interpreted "
+    "kernel, whose every call takes long.", lower_bound=1,
+)
 
 ARCHIVES = ("vision.npz", "prefill_dense.npz", "prefill_chunked.npz", "bilevel.npz")
 SPECIAL = ("visual_placeholder", "time_word", "colon", "image_token_index")
@@ -67,7 +70,7 @@ def choose(name: str, width: int) -> tuple[attention.Kernel, jnp.dtype, str]:
     raise RequestError(str(refused)) from refused
 
 
-def compare(directory: Path, tokenizer: Path | None, stride: int, name: str = "reference") -> Report:
+def compare(directory: Path, tokenizer: Path | None, stride: int | None = None, name: str = "reference") -> Report:
     """Run every comparison with the attention kernel `name`.
 
     Raises GoldenError or Vxl2Error for an unusable directory or kernel.
@@ -89,7 +92,7 @@ def compare(directory: Path, tokenizer: Path | None, stride: int, name: str = "r
         report.note(f"grids taken from the stored maps: {config.resized_grid} pooled by {config.pool}")
     # With fp32 weights the vision tower is fp32, which a kernel of 16-bit operands leaves to the reference.
     vision.check(report, seen, config, params, kernel if dtype == jnp.float32 else attention.REFERENCE)
-    runner = Runner(config, params, stride, kernel, dtype)
+    runner = Runner(config, params, stride or (16 if kernel.interpret else 4), kernel, dtype)
     cases = read_cases(dense, config, params, special)
     if kernel.interpret:
         cases = keep_short(report, cases, (dense, chunked, mixed))

@@ -21,8 +21,9 @@ from jax.experimental import topologies  # noqa: E402
 
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 GPUS = ("a100", "h100")
-MEMORY_GB = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "a100": 80, "h100": 80}
-"""Device memory (GB) of the makers' data sheets, the larger A100."""
+MEMORY_GB = {"v4": 16.4, "v5e": 16.9, "v5p": 95, "v6e": 32, "a100": 80, "h100": 80}
+"""Memory (GB) of one device: for v4 and v5e what the compiler lets a program have (a v4 device of these
+topologies is one of a chip's two cores), else of the makers' data sheets, the larger A100."""
 
 
 def topology(name: str):

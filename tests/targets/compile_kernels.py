@@ -1,0 +1,140 @@
+"""Compile every attention kernel with the table's tiles for a machine that is not here; one JSON line each.
+
+    python tests/targets/compile_kernels.py h100
+
+Real sizes: 28 layers (2 on TPUs, whose compiler counts the whole cache against the memory of the chip), 4 key heads of width 128, bf16, a visual stream of 400,000 tokens, a global one of
+25,000; in decoding the sparse level and the tail beside them, and items that share tiles of rows. The vision
+tower: 64 frames of 16 heads and 729 patches. GPU lines have registers, spills and shared memory of the
+program (on Hopper the tiles in shared memory; barriers come to some 2 KB more, and too much is an error of
+the compiler); TPU lines the least VMEM limit (MiB) under which it compiles.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+_DUMP = tempfile.mkdtemp(prefix="vxl2-ptx-")
+os.environ["XLA_FLAGS"] = f"--xla_dump_to={_DUMP} --xla_dump_emitter_re=ptx"
+os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
+
+from machines import GPUS, machine, topology  # noqa: E402  first: it sets what JAX reads when it is imported
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+
+from pallas_kernels.attention import Stream, dispatch, tiles  # noqa: E402
+from pallas_kernels.attention.work import Work  # noqa: E402
+
+LAYERS, KV_HEADS, WIDTH = 28, 4, 128
+VISUAL, GLOBAL, SPARSE, TAIL = 400_000, 25_008, 125_008, 144
+VMEM_MIB = (4, 6, 8, 12, 16)
+"""Limits tried on a TPU; 16 is what a kernel gets by default."""
+
+
+def problems(kernel: str, device: tiles.Device):
+    """(name, tiles, heads, width, layers, stream lengths, items, tiles of rows, output dtype)."""
+    largest, layers = device.by_rows[-1], 2 if kernel == "tpu" else LAYERS
+    yield "pre-fill", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 512, 512, jnp.bfloat16
+    yield "pre-fill, cut", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 120, 24, jnp.float32
+    for entry in device.by_rows:
+        lengths = (VISUAL, GLOBAL, SPARSE, TAIL)
+        yield "decode", entry, KV_HEADS, WIDTH, layers, lengths, 300, 20, jnp.float32
+    rows = -(-729 // device.full.rows)
+    width = max(device.full_width, 72)
+    yield "vision", device.full, 64 * 16, width, 1, (736,), rows, rows, jnp.bfloat16
+
+
+def lowered(kernel: str, abstract: Callable, entry: tiles.Tiles, heads, width, layers, lengths, items, row_tiles, out_dtype):
+    """`attend_tiles` of one problem, lowered."""
+    ints = lambda *shape: abstract(shape, jnp.int32)
+    streams, bf16 = len(lengths), jnp.bfloat16
+    work = Work(ints(items), *[ints(streams, items)] * 4, *[ints(streams, row_tiles, entry.rows)] * 2)
+    caches = tuple(Stream(*[abstract((layers, heads, length, width), bf16)] * 2) for length in lengths)
+    run = lambda q, caches, layer, work: dispatch.BACKENDS[kernel].attend_tiles(
+        q, caches, layer, work, scale=width**-0.5, tiles=entry, out_dtype=out_dtype
+    )
+    return jax.jit(run).lower(abstract((heads, row_tiles, entry.rows, width), bf16), caches, ints(), work)
+
+
+def on_tpu(program: Any) -> dict:
+    """The least VMEM limit that will do."""
+    for limit in VMEM_MIB:
+        try:
+            program.compile(compiler_options={"xla_tpu_scoped_vmem_limit_kib": str(limit * 1024)})
+            return {"vmem_mib": limit}
+        except jax.errors.JaxRuntimeError as error:
+            told = str(error)
+    raise RuntimeError(told.splitlines()[0])
+
+
+def on_gpu(kernel: str, program: Any, in_ring: int) -> dict:
+    """Registers, spilled bytes and shared memory, from ptxas. `in_ring`: bytes of the tiles of a Hopper program."""
+    for old in glob.glob(f"{_DUMP}/*"):
+        os.remove(old)
+    if kernel == "hopper":
+        told, shared = _captured(program.compile), in_ring
+    else:
+        program.compile()
+        (file,) = [name for name in glob.glob(f"{_DUMP}/*.ptx") if "range_attention" in Path(name).read_text()]
+        arch = re.search(r"\.target (\w+)", Path(file).read_text())[1]
+        command = [ptxas(), "-v", "-arch", arch, file, "-o", f"{file}.cubin"]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        (plan,) = glob.glob(f"{_DUMP}/*thunk_sequence.txt")
+        shared = max(map(int, re.findall(r"shared_memory: (\d+)", Path(plan).read_text())), default=0)
+    used = [int(n) for n in re.findall(r"Used (\d+) registers", told)]
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", told)]
+    return {"registers": max(used), "spilled_bytes": sum(spilled), "shared_bytes": shared}
+
+
+def ptxas() -> str:
+    """The assembler: of NVIDIA's wheel, or the machine's."""
+    of_wheels = (str(path) for root in sys.path if root for path in Path(root).glob("nvidia/*/bin/ptxas"))
+    path = next(of_wheels, None) or shutil.which("ptxas")
+    if not path:
+        raise RuntimeError("ptxas is missing: pip install nvidia-cuda-nvcc")
+    return path
+
+
+def _captured(call: Callable[[], Any]) -> str:
+    """What a call, native code in it too, writes to standard output and error."""
+    with tempfile.TemporaryFile("w+") as file:
+        saved = [os.dup(1), os.dup(2)]
+        sys.stdout.flush(), sys.stderr.flush()
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+        try:
+            call()
+        finally:
+            for number, copy in zip((1, 2), saved, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+        file.seek(0)
+        return file.read()
+
+
+def main(name: str) -> None:
+    """Compile every kernel written for the machine."""
+    device = topology(name).devices[0]
+    with machine(name) as abstract:
+        for kernel in dispatch._candidates(device):
+            for problem, entry, *sizes in problems(kernel, tiles.lookup(kernel, device.device_kind)):
+                start = time.monotonic()
+                program = lowered(kernel, abstract, entry, *sizes)
+                in_ring = (entry.rows + 2 * entry.stages * entry.keys) * sizes[1] * 2
+                found = on_gpu(kernel, program, in_ring) if name in GPUS else on_tpu(program)
+                told = {"machine": name, "kernel": kernel, "problem": problem, "tiles": "x".join(map(str, vars(entry).values()))}
+                print(json.dumps(told | found | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

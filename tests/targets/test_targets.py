@@ -1,0 +1,67 @@
+"""Compile kernels and the real-size model for machines that are not here (`make test-targets`).
+
+Each machine's compiler runs in a process of its own. What was found is written to build/targets.jsonl.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+TPUS, GPUS = ("v4", "v5e", "v5p", "v6e"), ("a100", "h100")
+NEEDED = {**dict.fromkeys(TPUS, ("libtpu", "libtpu")), **dict.fromkeys(GPUS, ("jax_plugins.xla_cuda13", "jax-cuda13-plugin"))}
+SPILLED_OUTSIDE_LOOPS = 32
+"""Bytes that a kernel may spill before and after its loops, once an item; none in a loop was seen in disassembly."""
+
+pytestmark = [pytest.mark.targets, pytest.mark.timeout(900)]
+
+
+def compiled(script: str, name: str) -> list[dict]:
+    """The lines that a compile script prints for a machine; kept in build/targets.jsonl, too."""
+    module, package = NEEDED[name]
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        found = None
+    if found is None:
+        why = " (there is none for Python 3.11 here)" if sys.version_info < (3, 12) and name in GPUS else ""
+        pytest.skip(f"compiling for {name} needs {package}{why}: make test-targets")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, HERE / script, name], capture_output=True, text=True, env=environment, timeout=850
+    )
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    record = ROOT / "build" / "targets.jsonl"
+    record.parent.mkdir(exist_ok=True)
+    with record.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return lines
+
+
+@pytest.mark.parametrize("name", [*TPUS, *GPUS])
+def test_every_kernel_compiles(name):
+    lines = compiled("compile_kernels.py", name)
+    problems = {line["problem"] for line in lines}
+    assert problems == {"pre-fill", "pre-fill, cut", "decode", "vision"}
+    assert {line["kernel"] for line in lines} == {"h100": {"hopper", "ampere"}, "a100": {"ampere"}}.get(name, {"tpu"})
+    if name in GPUS:
+        assert all(line["spilled_bytes"] <= SPILLED_OUTSIDE_LOOPS for line in lines), lines
+        assert all(line["shared_bytes"] <= (163 if name == "a100" else 227) * 1024 for line in lines), lines
+        assert all(line["spilled_bytes"] == 0 for line in lines if line["kernel"] == "hopper"), lines
+
+
+@pytest.mark.parametrize("name", [*TPUS, *GPUS])
+def test_the_real_size_model_compiles(name):
+    lines = compiled("compile_model.py", name)
+    fits = {line["program"].split(",")[0]: line["fits"] for line in lines}
+    assert set(fits) == {"pre-fill stride", "relevance pass", "question and answer", "vision half"}
+    assert fits["vision half"]
+    # 15.6 GB of weights and 3.2 GB of cache: one 16 GB chip cannot hold them.
+    assert fits["pre-fill stride"] == fits["question and answer"] == (name not in ("v4", "v5e"))
