@@ -19,6 +19,7 @@ check has looked at is a failure, too. Exit code: 0 all within, 1 some out, 2 th
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -123,6 +124,8 @@ def keep_short(report: Report, cases: dict[str, Case], archives: Sequence[Archiv
 
 def main(_: list[str]) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")  # or accelerators multiply in fewer bits
+    # Interpreted warpgroups wait for each other on threads of XLA's pool, which has one per core: too few on two.
+    os.environ.setdefault("NPROC", "16")
     try:
         report = compare(Path(_GOLDEN.value), _TOKENIZER.value and Path(_TOKENIZER.value), _STRIDE.value, _ATTENTION.value)
     except (GoldenError, Vxl2Error) as error:

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: a toy model, and the golden tensors of the original."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+
+# The Hopper interpreter's warpgroups wait for each other on threads of XLA's pool, which has one per core: on two
+# cores all of them may wait for one that has no thread.
+os.environ.setdefault("NPROC", "16")
 
 # Compilation makes the first example slow; that is no failure.
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=40)

@@ -131,7 +131,8 @@ def load(
       dtype: float32, bfloat16 or float16; None is float32 on CPU, float16 on NVIDIA cards without bfloat16
         (T4 and older) and bfloat16 elsewhere.
       attention: the attention kernel: tpu, hopper, ampere, reference, or auto (the best one that runs here).
-        On a CPU a kernel named is interpreted: slow, for checking.
+        On a CPU a kernel named is interpreted: slow, for checking. What auto takes has to agree with the
+        reference on a small problem first.
       progress: called with (tensors done, tensors in all).
 
     Raises CheckpointError when there is no such checkpoint, or it is damaged or does not fit; RequestError for
@@ -142,7 +143,10 @@ def load(
     choose = partial(kernels.choose, attention, dtype=dtype, device=device)
     _chosen(choose, width=_USUAL_WIDTH)  # a mistake is told before a large model is loaded for nothing
     directory, (config, params) = fetch.load(name, dtype, progress)
-    kernel, reason = _chosen(choose, width=config.language.head_width)
+    width = config.language.head_width
+    kernel, reason = _chosen(choose, width=width)
+    if attention == "auto" and kernel != REFERENCE and (wrong := kernels.trial(kernel, dtype=dtype, width=width)):
+        kernel, reason = REFERENCE, f"reference: the {kernel.name} kernel failed its trial on this machine ({wrong})"
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(
         str(name), config, params, Tokenizer.read(directory), describe(config, params), kernel, reason,

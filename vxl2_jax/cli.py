@@ -164,7 +164,7 @@ def run_ask(args: argparse.Namespace) -> None:
         frames, seconds = _thumbnails(args.video, memory.frames, args.fps)
         plot.draw(args.plot, answers, frames, seconds, title=memory.video)
     if args.json:
-        print(json.dumps({"model": model.name, "attention": model.attention, **report.as_data(memory, answers, timings)}, ensure_ascii=False, indent=1))
+        print(json.dumps({"model": model.name, "attention_kernel": model.attention, **report.as_data(memory, answers, timings)}, ensure_ascii=False, indent=1))
     else:
         Console(highlight=False).print(report.as_text(memory, answers, timings), soft_wrap=True)
 

@@ -14,6 +14,19 @@ def leaves_equal(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+def test_a_kernel_that_fails_its_trial_is_replaced_and_the_reason_told(model_dir, monkeypatch):
+    from pallas_kernels import attention
+
+    kernel = attention.choose("tpu", dtype="float32", width=16).kernel
+    monkeypatch.setattr(attention, "choose", lambda *_, **__: attention.Choice(kernel, "tpu: written for a test"))
+    monkeypatch.setattr(attention, "trial", lambda *_, **__: None)
+    assert vxl2.load(model_dir).kernel == kernel
+    monkeypatch.setattr(attention, "trial", lambda *_, **__: "differs from the reference by 1")
+    model = vxl2.load(model_dir)
+    assert model.kernel == attention.REFERENCE
+    assert model.attention == "reference: the tpu kernel failed its trial on this machine (differs from the reference by 1)"
+
+
 def test_a_second_video_after_a_first_is_as_if_it_were_the_first(model):
     fresh = model.watch(noise(40, seed=2))
     answer = model.ask(fresh, "is there 7?", top_k=1, chunk_size=2, max_new_tokens=6)

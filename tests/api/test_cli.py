@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from pallas_kernels import attention
 from vxl2_jax import cli
 
 
@@ -33,6 +34,7 @@ def test_ask_prints_one_json_document(capsys, model_dir, clip):
     assert answer["chunks"][-1]["end_s"] == pytest.approx(40, abs=0.3)
     assert answer["cache"]["ratio"] < 1
     assert {"read", "vision", "prefill"} <= document["timings_s"].keys()
+    assert document["attention_kernel"] == "reference: no kernel is written for cpu"
 
 
 def test_ask_draws_a_plot_and_a_timeline(capsys, model_dir, clip, tmp_path):
@@ -42,6 +44,25 @@ def test_ask_draws_a_plot_and_a_timeline(capsys, model_dir, clip, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "dense" in out and "saved" in out
     assert os.listdir(tmp_path).count("answer.png") == 1
+
+
+def test_the_attention_kernel_can_be_chosen_and_is_told(capsys, model_dir, clip):
+    arguments = ("ask", clip, "what?", "--model", model_dir, "--max-new-tokens", 2, "--max-frames", 8)
+    answers = {}
+    for name in ("reference", "tpu"):
+        code, out, error = run(capsys, *arguments, "--attention", name, "--json")
+        assert code == 0 and f"attention: {name}, as asked" in error
+        answers[name] = json.loads(out)["answers"][0]["answer"]
+    assert answers["tpu"] == answers["reference"]
+    code, _, error = run(capsys, *arguments, "--attention", "hopper")
+    line = error.strip()
+    assert code == 2 and line.startswith("vxl2: the Hopper kernel") and "\n" not in line
+
+
+def test_the_help_names_every_attention_kernel():
+    ask = cli.build_parser()._subparsers._group_actions[0].choices["ask"]
+    (option,) = [action for action in ask._actions if "--attention" in action.option_strings]
+    assert tuple(option.choices) == attention.NAMES
 
 
 def test_none_and_all_switch_the_two_ideas_off(capsys, model_dir, clip):
