@@ -127,7 +127,8 @@ def main(_: list[str]) -> None:
     # Interpreted warpgroups wait for each other on threads of XLA's pool, which has one per core: too few on two.
     os.environ.setdefault("NPROC", "16")
     try:
-        report = compare(Path(_GOLDEN.value), _TOKENIZER.value and Path(_TOKENIZER.value), _STRIDE.value, _ATTENTION.value)
+        tokenizer = _TOKENIZER.value and Path(_TOKENIZER.value)
+        report = compare(Path(_GOLDEN.value), tokenizer, _STRIDE.value, _ATTENTION.value)
     except (GoldenError, Vxl2Error) as error:
         print(f"check_parity: {error}", file=sys.stderr)
         sys.exit(2)

@@ -15,6 +15,6 @@ from pallas_kernels.attention.reference import Stream, key_mass
 from pallas_kernels.attention.trial import trial
 
 __all__ = [
-    "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "key_mass", "prepare",
-    "trial",
+    "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "key_mass",
+    "prepare", "trial",
 ]

@@ -83,7 +83,8 @@ def choose(name: str = "auto", *, dtype: Any, width: int, device: Any = None) ->
         kernel = _kernel(name, kind, interpret=device.platform == "cpu")
         if why := _refusal(kernel, dtype, width):
             raise ValueError(why)
-        return Choice(kernel, f"{name}, as asked" + (", interpreted: slow, for checking only" if kernel.interpret else ""))
+        how = ", interpreted: slow, for checking only" if kernel.interpret else ""
+        return Choice(kernel, f"{name}, as asked{how}")
     if not able:
         return Choice(REFERENCE, f"reference: no kernel is written for {kind}")
     refused = []
@@ -103,6 +104,9 @@ def _kernel(name: str, device_kind: str, interpret: bool = False) -> Kernel:
 
 def _refusal(kernel: Kernel, dtype: Any, width: int) -> str | None:
     """Why a kernel cannot serve caches of this dtype and width with one of its tiles, or None."""
+    if kernel.name == "ampere" and not kernel.interpret and jnp.dtype(dtype) == jnp.float32:
+        # It compiles, but full float32 products know no tensor cores and their tiles spill; it serves for checking.
+        return "the ampere kernel takes bfloat16 or float16 on a GPU, not float32: use one of these or the reference"
     return next((why for t in kernel.by_rows if (why := _refuses(kernel, dtype, width, t))), None)
 
 

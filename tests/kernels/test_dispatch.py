@@ -32,7 +32,8 @@ CPU = SimpleNamespace(platform="cpu", device_kind="cpu")
     (V5E, "bfloat16", "tpu", "TPU v5 lite"),
     (V5E, "float16", "reference", "bfloat16"),
     (H200, "bfloat16", "hopper" if NEW_JAX else "ampere", "NVIDIA H200" if NEW_JAX else "needs jax 0.11"),
-    (H200, "float32", "ampere", "not hopper"),
+    (H200, "float32", "reference", "not ampere"),
+    (A100, "float32", "reference", "bfloat16 or float16"),
 ])
 def test_the_best_kernel_that_can_run_is_taken_and_the_reason_told(device, dtype, kernel, said):
     choice = attention.choose(dtype=dtype, width=128, device=device)
@@ -59,7 +60,9 @@ def test_kernels_asked_for_on_a_cpu_are_interpreted():
     assert choice.kernel.interpret and "interpreted" in choice.reason
 
 
-@pytest.mark.parametrize(("kernel", "kind"), [("ampere", "NVIDIA A100-SXM4-40GB"), ("ampere", "NVIDIA A10G"), ("tpu", "TPU v9")])
+@pytest.mark.parametrize(("kernel", "kind"), [
+    ("ampere", "NVIDIA A100-SXM4-40GB"), ("ampere", "NVIDIA A10G"), ("tpu", "TPU v9"),
+])
 def test_every_device_finds_tiles(kernel, kind):
     found = tiles.lookup(kernel, kind)
     assert list(found.by_rows) == sorted(found.by_rows, key=lambda t: t.rows) and found.cores >= 1

@@ -2,8 +2,8 @@
 
     python tests/targets/compile_kernels.py h100
 
-Real sizes: 28 layers (2 on TPUs, whose compiler counts the whole cache against the memory of the chip), 4 key heads of width 128, bf16, a visual stream of 400,000 tokens, a global one of
-25,000; in decoding the sparse level and the tail beside them, and items that share tiles of rows. The vision
+Real sizes: 28 layers (2 on TPUs, whose compiler counts the whole cache against the memory of the chip), 4 key
+heads of width 128, bf16, a visual stream of 400,000 tokens, a global one of 25,000; in decoding the sparse level and the tail beside them, and items that share tiles of rows. The vision
 tower: 64 frames of 16 heads and 729 patches. GPU lines have registers, spills and shared memory of the
 program (on Hopper the tiles in shared memory; barriers come to some 2 KB more, and too much is an error of
 the compiler); TPU lines the least VMEM limit (MiB) under which it compiles.
@@ -55,7 +55,9 @@ def problems(kernel: str, device: tiles.Device):
     yield "vision", device.full, 64 * 16, width, 1, (736,), rows, rows, jnp.bfloat16
 
 
-def lowered(kernel: str, abstract: Callable, entry: tiles.Tiles, heads, width, layers, lengths, items, row_tiles, out_dtype):
+def lowered(
+    kernel: str, abstract: Callable, entry: tiles.Tiles, heads, width, layers, lengths, items, row_tiles, out_dtype
+) -> Any:
     """`attend_tiles` of one problem, lowered."""
     ints = lambda *shape: abstract(shape, jnp.int32)
     streams, bf16 = len(lengths), jnp.bfloat16
@@ -132,7 +134,8 @@ def main(name: str) -> None:
                 program = lowered(kernel, abstract, entry, *sizes)
                 in_ring = (entry.rows + 2 * entry.stages * entry.keys) * sizes[1] * 2
                 found = on_gpu(kernel, program, in_ring) if name in GPUS else on_tpu(program)
-                told = {"machine": name, "kernel": kernel, "problem": problem, "tiles": "x".join(map(str, vars(entry).values()))}
+                tile = "x".join(map(str, vars(entry).values()))
+                told = {"machine": name, "kernel": kernel, "problem": problem, "tiles": tile}
                 print(json.dumps(told | found | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
 
 

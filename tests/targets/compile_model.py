@@ -93,7 +93,8 @@ def main(name: str) -> None:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 # It does not fit. That half of it compiles shows that memory is all that is lacking.
-                found |= {"refused": str(error).splitlines()[0], "layers": whole // 2, **planned(half[program](), limit), "fits": False}
+                found |= planned(half[program](), limit)
+                found |= {"refused": str(error).splitlines()[0], "layers": whole // 2, "fits": False}
             print(json.dumps(found | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
 
 
@@ -103,7 +104,8 @@ def planned(program: Any, limit: float) -> dict:
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     peak = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
     gb = lambda count: round(count / 1e9, 2)
-    return {"arguments_gb": gb(arguments), "temporary_gb": gb(temporary), "peak_gb": gb(peak), "fits": peak <= limit * 1e9}
+    found = {"arguments_gb": gb(arguments), "temporary_gb": gb(temporary), "peak_gb": gb(peak)}
+    return found | {"fits": peak <= limit * 1e9}
 
 
 if __name__ == "__main__":

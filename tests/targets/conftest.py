@@ -13,5 +13,6 @@ def pytest_terminal_summary(terminalreporter, config):
     lines = [json.loads(line) for line in RECORD.read_text().splitlines()]
     for line in sorted(lines, key=lambda line: ("program" in line, line["machine"])):
         what = line.get("program") or f"{line['kernel']} {line['problem']} {line['tiles']}"
-        rest = {k: v for k, v in line.items() if k not in ("machine", "program", "kernel", "problem", "tiles", "refused")}
+        named = ("machine", "program", "kernel", "problem", "tiles", "refused")
+        rest = {key: value for key, value in line.items() if key not in named}
         terminalreporter.line(f"{line['machine']:<5} {what:<42} " + ", ".join(f"{k} {v}" for k, v in rest.items()))

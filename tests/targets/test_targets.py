@@ -15,7 +15,10 @@ import pytest
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 TPUS, GPUS = ("v4", "v5e", "v5p", "v6e"), ("a100", "h100")
-NEEDED = {**dict.fromkeys(TPUS, ("libtpu", "libtpu")), **dict.fromkeys(GPUS, ("jax_plugins.xla_cuda13", "jax-cuda13-plugin"))}
+NEEDED = {
+    **dict.fromkeys(TPUS, ("libtpu", "libtpu")),
+    **dict.fromkeys(GPUS, ("jax_plugins.xla_cuda13", "jax-cuda13-plugin")),
+}
 SPILLED_OUTSIDE_LOOPS = 32
 """Bytes that a kernel may spill before and after its loops, once an item; none in a loop was seen in disassembly."""
 
