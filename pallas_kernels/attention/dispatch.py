@@ -86,14 +86,14 @@ def choose(name: str = "auto", *, dtype: Any, width: int, device: Any = None) ->
         how = ", interpreted: slow, for checking only" if kernel.interpret else ""
         return Choice(kernel, f"{name}, as asked{how}")
     if not able:
-        return Choice(REFERENCE, f"reference: no kernel is written for {kind}")
+        return Choice(REFERENCE, f"reference, in {jnp.dtype(dtype)}: no kernel is written for {kind}")
     refused = []
     for candidate in able:
         kernel = _kernel(candidate, kind)
         if not (why := _refusal(kernel, dtype, width)):
             return Choice(kernel, "; ".join([f"{candidate}: written for {kind}", *refused]))
         refused.append(f"not {candidate} ({why})")
-    return Choice(REFERENCE, "reference: " + "; ".join(refused))
+    return Choice(REFERENCE, f"reference, in {jnp.dtype(dtype)}: " + "; ".join(refused))
 
 
 def _kernel(name: str, device_kind: str, interpret: bool = False) -> Kernel:

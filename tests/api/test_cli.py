@@ -34,7 +34,7 @@ def test_ask_prints_one_json_document(capsys, model_dir, clip):
     assert answer["chunks"][-1]["end_s"] == pytest.approx(40, abs=0.3)
     assert answer["cache"]["ratio"] < 1
     assert {"read", "vision", "prefill"} <= document["timings_s"].keys()
-    assert document["attention_kernel"] == "reference: no kernel is written for cpu"
+    assert document["attention_kernel"] == "reference, in float32: no kernel is written for cpu"
 
 
 def test_ask_draws_a_plot_and_a_timeline(capsys, model_dir, clip, tmp_path):

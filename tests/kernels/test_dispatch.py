@@ -26,7 +26,7 @@ CPU = SimpleNamespace(platform="cpu", device_kind="cpu")
 
 @pytest.mark.parametrize(("device", "dtype", "kernel", "said"), [
     (CPU, "float32", "reference", "no kernel is written for cpu"),
-    (T4, "float16", "reference", "no kernel is written for Tesla T4"),
+    (T4, "float16", "reference", "reference, in float16: no kernel is written for Tesla T4"),
     (A100, "bfloat16", "ampere", "written for NVIDIA A100"),
     (B200, "bfloat16", "ampere", "NVIDIA B200"),
     (V5E, "bfloat16", "tpu", "TPU v5 lite"),
