@@ -49,11 +49,11 @@ def tower_flops(config: VisionConfig) -> int:
 
 
 def dts_flops(config: ModelConfig) -> int:
-    """Of one group of frames, from feature maps to one map. Two halvings of time; attention over time itself is small."""
+    """Of one group of frames, from feature maps to one map. Products only: norms and softmax are not counted."""
     places, width, steps, total = config.resized_grid**2, config.vision.width, config.frames_per_group, 0
     while steps > 1:
         linear = 2 * 8 * steps * places * width**2  # spatial and temporal: query, key, value, out
-        total += linear + 4 * steps * places**2 * width + 4 * steps**2 * places * width
+        total += linear + 4 * steps * places**2 * width + 8 * steps**2 * places * width
         steps //= 2
         total += 2 * 27 * steps * places * width**2  # the 3 × 3 × 3 convolution
     return total

@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 
 NOT_MEASURED = "CPU, kernels interpreted: timings mean nothing"
 """Said in every table, file and plot made without an accelerator."""

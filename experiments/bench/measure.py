@@ -1,8 +1,8 @@
 """Timing of device work: compiled and warm, the median of several, everything taken twice.
 
-Work is repeated inside one compiled loop, so that launching it from the host does not count. Each turn waits
-for the one before: its number passes through a barrier with the last result. Inputs that could stay in a
-cache are taken in turns.
+Work is repeated inside one compiled loop, so that launching it from the host does not count. Compilers take out of
+a loop what does not change in it, and drop what no one reads: so each call's arguments are touched by the result before,
+which changes nothing and which the compiler cannot know. Inputs that could stay in a cache are taken in turns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,6 @@ CACHE = 256 * 2**20
 """Bytes that no device's cache holds."""
 _TURN_S = 0.03  # how long one sample should at least take, if the work ran at the ceilings
 _PATIENCE_S = 4.0  # how long the samples of one figure may take in all
-
-Step = Callable[[jax.Array, Any], Any]
-"""(number of the turn, operands) → results."""
 
 
 class Timing(NamedTuple):
@@ -53,31 +50,42 @@ def turns(floor_s: float, accelerator: bool, most: int = 200) -> int:
     return max(1, min(most, int(_TURN_S / max(floor_s, 1e-9)))) if accelerator else 1
 
 
-def repeated(step: Step, count: int) -> Callable[[Any], Any]:
-    """A compiled function of the operands that takes `count` turns, one after the other."""
+def touched(tree: Any, by: Any) -> Any:
+    """The arrays of `tree` as they are, written again in one place, in a way that depends on every array of `by`."""
+    odd = jnp.stack([leaf[(0,) * leaf.ndim] == 77 for leaf in jax.tree.leaves(by) if leaf.size]).all()
 
-    def run(operands: Any) -> Any:
-        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(step, jnp.int32(0), operands))
+    def touch(array: jax.Array) -> jax.Array:
+        array = jnp.asarray(array)
+        if not array.size:
+            return array
+        place = (0,) * array.ndim
+        return array.at[place].set(jnp.where(odd, 0, array[place]).astype(array.dtype))
 
-        def turn(number: jax.Array, before: Any) -> Any:
-            return step(lax.optimization_barrier((number, before))[0], operands)
+    return jax.tree.map(touch, tree)
 
-        return lax.fori_loop(0, count, turn, nothing)
+
+def repeated(call: Callable[..., Any], count: int) -> Callable[[Sequence[tuple]], Any]:
+    """A compiled function of sets of arguments: `count` turns through all of them, one call after the other.
+
+    Calls are call(number of the turn, *arguments) → arrays; the first argument, a pytree, is what is touched, and
+    everything that is to be done anew in each call must depend on it or on the number. Returns the last call's result.
+    """
+
+    def run(sets: Sequence[tuple]) -> Any:
+        shapes = jax.eval_shape(call, jnp.int32(0), *sets[0])
+        nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def turn(number: jax.Array, carry: tuple) -> tuple:
+            (*firsts,), result = carry
+            for place, (first, arguments) in enumerate(zip(firsts, sets, strict=True)):
+                firsts[place] = touched(first, result)
+                result = call(number, firsts[place], *arguments[1:])
+            return firsts, result
+
+        firsts = jax.tree.map(jnp.asarray, [arguments[0] for arguments in sets])
+        return lax.fori_loop(0, count, turn, (firsts, nothing))[1]
 
     return jax.jit(run)
-
-
-def in_turn(call: Callable[..., Any]) -> Step:
-    """A step that calls `call` once for every tuple of arguments among its operands, each after the one before."""
-
-    def step(number: jax.Array, operands: Sequence[tuple]) -> Any:
-        before = number
-        for arguments in operands:
-            arguments, _ = lax.optimization_barrier((arguments, before))
-            before = call(*arguments)
-        return before
-
-    return step
 
 
 def sets_beyond_cache(nbytes: int, most: int = 8) -> int:

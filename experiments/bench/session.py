@@ -25,9 +25,9 @@ def run(name: str, body: Callable[[Report, Any], None]) -> None:
     device = jax.devices()[0]
     if device.platform == "cpu":
         print(f"no accelerator. {machine.NOT_MEASURED}", file=sys.stderr)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    used = {f.name: f.value for f in flags.FLAGS.get_key_flags_for_module(sys.argv[0]) if f.present}
-    used |= {f.name: f.value for f in flags.FLAGS.flags_by_module_dict().get(options.__name__, []) if f.present}
+    # Whoever stops the run gets what has been measured, drawn.
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    used = {name: flags.FLAGS[name].value for name in flags.FLAGS if not flags.FLAGS[name].using_default_value}
     try:
         top = ceilings.take(device, options.DTYPE.value, samples(device), options.SEED.value)
         report = Report(name, options.OUT.value, machine.describe(device), used, top, options.LIMIT_S.value)
@@ -40,6 +40,8 @@ def run(name: str, body: Callable[[Report, Any], None]) -> None:
     except (options.UsageError, OSError) as error:
         print(f"bench_{name}: {error}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     print(f"\nwritten: {', '.join(str(report.folder / f'{name}.{kind}') for kind in ('json', 'md', 'png'))}")
     if report.wrong:
         print(f"bench_{name}: out of tolerance: {', '.join(f'{r.name} ({r.case})' for r in report.wrong)}", file=sys.stderr)

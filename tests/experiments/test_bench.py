@@ -1,7 +1,9 @@
 """The benchmarks run from end to end on a CPU, say that their timings mean nothing there, and count what they claim."""
 
+import contextlib
 import json
 import math
+import re
 
 import bench_attention
 import bench_decode
@@ -27,17 +29,24 @@ TOP = ceilings.Ceilings(flops=1e12, bytes=1e11, product="a product", copy="a cop
 
 
 def run(script, *arguments: str) -> int:
-    """A script's main with these flags; its exit code."""
-    with flagsaver.flagsaver():
-        flags.FLAGS(["bench", *arguments])
-        try:
-            script.main([])
-        except SystemExit as end:
-            return end.code
-        finally:
-            flags.FLAGS.unparse_flags()
-            flags.FLAGS.mark_as_parsed()
+    """A script's main with these flags; its exit code. Nothing is optimised: most of the time would go there."""
+    given = dict(argument.removeprefix("--").split("=") for argument in arguments)
+    with flagsaver.flagsaver(), quickly_compiled():
+        flags.FLAGS.mark_as_parsed()
+        with flagsaver.as_parsed(**given):
+            try:
+                script.main([])
+            except SystemExit as end:
+                return end.code
     return 0
+
+
+@contextlib.contextmanager
+def quickly_compiled():
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def results(folder, name: str) -> dict:
@@ -77,7 +86,7 @@ def test_attention_from_end_to_end(tmp_path):
 
 def test_decode_from_end_to_end(tmp_path):
     tiny = ["--frames=128", "--visual=8", "--kinds=mixed", "--backends=reference", f"--out={tmp_path}"]
-    assert run(bench_decode, *tiny, "--baselines=xla", "--model", "--new_tokens=2", "--layers=1") == 0
+    assert run(bench_decode, *tiny, "--baselines=xla", "--model=true", "--new_tokens=2", "--layers=1") == 0
     rows = results(tmp_path, "decode")["rows"]
     layout = layouts.video(128, 8)  # 8 chunks of 4 groups: prefix, first, last and 4 others are dense
     keys = layout.length - 2 * 4 * (8 - 8 // 4)
@@ -201,16 +210,30 @@ def test_a_real_layout_has_the_tokens_of_the_design():
     assert layouts.video(9, 144).groups == 3
 
 
-def test_work_in_a_loop_is_done_every_turn_in_order():
+def test_work_in_a_loop_is_done_every_turn_and_for_every_set():
     record = []
 
-    def step(number, operands):
-        jax.debug.callback(lambda n: record.append(int(n)), number, ordered=False)
-        return operands * 2
+    def call(number, first, factor):
+        jax.debug.callback(lambda n, f: record.append((int(n), float(f))), number, factor)
+        return first * factor
 
-    jax.block_until_ready(measure.repeated(step, 3)(jnp.ones(2)))
+    out = measure.repeated(call, 3)([(jnp.ones(2), 2.0), (jnp.full(2, 5.0), 3.0)])
     jax.effects_barrier()
-    assert record == [0, 1, 2]
+    assert sorted(record) == [(turn, factor) for turn in range(3) for factor in (2.0, 3.0)]
+    np.testing.assert_array_equal(out, [15.0, 15.0], "touching changes no argument")
+
+
+def test_no_compiler_takes_the_work_out_of_the_loop():
+    square = jnp.ones((64, 64))
+    run = measure.repeated(lambda _, a, b: a @ b, 5)
+    text = run.lower([(square, square), (square + 1, square)]).compile().as_text()
+    bodies = re.findall(r"body=%?([\w.-]+)", text)
+    inside = [part for part in re.split(r"\n(?=%|ENTRY)", text) if any(part.startswith(f"%{body} ") for body in bodies)]
+    products = re.compile(r" (dot|fusion|custom-call|call)\([^\n]*dot_general")
+    assert sum(len(products.findall(part)) for part in inside) >= 2
+
+
+def test_timings_add_up():
     timing = measure.Timing(1.0, 3.0)
     assert timing.seconds == 2 and timing.spread == 1 and measure.Timing.total([timing, timing]) == (2.0, 6.0)
 
@@ -266,5 +289,6 @@ def test_without_torch_there_is_a_reason():
 
 
 def test_tiles_are_read_from_a_flag():
-    with flagsaver.flagsaver((options.TILES, "64,128;128,144,3,8")):
+    with flagsaver.flagsaver(), flagsaver.as_parsed(tiles="64,128;128,144,3,8"):
+        flags.FLAGS.mark_as_parsed()
         assert options.tile_candidates() == [Tiles(64, 128), Tiles(128, 144, 3, 8)]

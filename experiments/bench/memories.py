@@ -1,0 +1,70 @@
+"""Memories of real sizes filled with random keys and values, and what exactly a question over them should see."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from bench import layouts
+from pallas_kernels.attention import Stream
+from vxl2_jax import bases, mixed, prefill, select
+from vxl2_jax.config import LanguageConfig
+from vxl2_jax.decode import Base
+from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.memory import VideoMemory, sparse_level
+from vxl2_jax.models.rope import rotate, rotation
+
+KINDS = ("mixed", "dense", "sparse")
+
+
+def remember(lm: LanguageConfig, layout: Layout, *, stride: int, compression: int, dtype: str, key: jax.Array) -> VideoMemory:
+    """A memory as watching leaves it, of random numbers; its sparse level is pooled from the dense one."""
+    sizes = prefill.capacity(layout, stride)
+    make = lambda k, length: layouts.stream(k, lm.layers, lm.kv_heads, length, lm.head_width, dtype)
+    keys = jax.random.split(key)
+    dense = prefill.Streams(make(keys[0], sizes.visual), make(keys[1], sizes.global_))
+    return VideoMemory(
+        dense=dense, sparse=sparse_level(dense, layout, compression, lm.rope_theta), layout=layout, rule=Rule(),
+        compression=compression, seconds=tuple(4.0 * g for g in range(layout.groups)), end_s=4.0 * layout.groups,
+        frames=4 * layout.groups, rope_theta=lm.rope_theta, model="random",
+    )
+
+
+def dense_chunks(layout: Layout, kind: str, chunk_size: int, top_k: int, seed: int) -> np.ndarray | None:
+    """Which chunks a kind of cache loads dense: bool [chunks + 1]; None for the sparse level as it is."""
+    chunks = layout.chunks(chunk_size)
+    if kind == "sparse":
+        return None
+    scores = np.random.default_rng(seed).random(chunks)
+    return select.dense_chunks(chunks, None if kind == "dense" else select.top_chunks(scores, top_k))
+
+
+def base(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int, kernel: Any) -> Base:
+    """What a question reads, as asking makes it."""
+    if dense is None:
+        return bases.sparse_base(memory, kernel)
+    return bases.dense_base(memory, kernel) if dense.all() else bases.mixed_base(memory, chunk_size, dense, kernel)
+
+
+def plan(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int) -> mixed.MixedPlan:
+    """The same slot by slot."""
+    if dense is not None:
+        return mixed.plan_mixed(memory.layout, memory.compression, chunk_size, dense)
+    slots = np.arange(memory.sparse_length, dtype=np.int32)
+    return mixed.MixedPlan(np.full_like(slots, 2), slots, np.zeros_like(slots))
+
+
+def unrounded(memory: VideoMemory, plan: mixed.MixedPlan, layer: int) -> Stream:
+    """One layer of a cache gathered slot by slot and turned in float32: [1, K, M, D]."""
+    stores = (memory.dense.visual, memory.dense.global_, memory.sparse)
+    bounds = np.cumsum([0, *(store.k.shape[2] for store in stores)])
+    index = bounds[plan.store] + plan.index
+
+    def gather(part: str) -> jax.Array:
+        whole = jax.numpy.concatenate([getattr(store, part)[layer] for store in stores], axis=1)
+        return whole[:, index].astype("float32")[None]
+
+    turn = rotation(plan.shift, stores[0].k.shape[-1], memory.rope_theta)
+    return Stream(rotate(gather("k"), *turn), gather("v"))

@@ -1,0 +1,282 @@
+"""Attention of chunk-based pre-filling, one layer of a whole video: each kernel against its floor and the alternatives.
+
+    python experiments/bench_attention.py                                 # what suits this machine
+    python experiments/bench_attention.py --frames 256,600,2048,10000 --backends hopper,ampere --out runs/bench
+    python experiments/bench_attention.py --frames 10000 --strides median --baselines none \\
+        --backends hopper --tiles "128,128,2;128,144,2;128,128,3"         # tuning: a row per candidate
+    python experiments/bench_attention.py --torch_python ~/torch/bin/python   # PyTorch from another environment
+
+Work is that of pre-filling: strides of 64 groups, per stride the visual rows and the timestamp rows as two calls, keys of
+both streams read in place from a cache of several layers. TFLOP/s count visible pairs only (4 · width · heads operations a
+pair); the floor is the longer of operations and bytes over ceilings measured in the same run. Errors are relative,
+of random rows against full float32; NaN fails.
+
+Baselines: xla, cudnn, mgpu, splash (dense causal, a sequence of the same length, counted on causal pairs); flex,
+flex_streams, flex_tuned (PyTorch's FlexAttention with the same rule: natural order, our order of storage, auto-tuned); sdpa
+(PyTorch, dense causal). One that cannot run leaves a row that says why.
+
+On a CPU everything is tiny, kernels run in Pallas' interpreter, and timings mean nothing.
+Exit code: 0, 1 if a result of ours is wrong, 2 for flags that make no sense.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from bench import session  # noqa: E402
+
+session.share_the_gpu()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+from bench import counts, dense, exact, kernels, layouts, machine, masks, measure, options, pytorch  # noqa: E402
+from bench.measure import Timing  # noqa: E402
+from bench.report import BASELINE, Report, Row  # noqa: E402
+from pallas_kernels import attention  # noqa: E402
+from pallas_kernels.attention import Kernel, Stream  # noqa: E402
+from vxl2_jax import prefill  # noqa: E402
+from vxl2_jax.layout import Layout, Rule, attention_pairs  # noqa: E402
+
+_STRIDES = flags.DEFINE_string(
+    "strides", "all", "Which strides are timed: all, median, or a number of them, evenly spread."
+)
+_STRIDE_GROUPS = flags.DEFINE_integer("stride_groups", None, "Groups per stride.", lower_bound=1)
+_BLOCK_SIZE = flags.DEFINE_integer("block_size", 4, "Groups per block.", lower_bound=1)
+_PREV_BLOCKS = flags.DEFINE_integer("prev_blocks", 3, "Earlier blocks that a visual token sees.", lower_bound=0)
+_PARTS = flags.DEFINE_boolean("parts", False, "Also time visual rows and timestamp rows apart.")
+_SAMPLED = 24  # rows checked of each kind and stride
+_TORCH_LIMIT_S = 600.0
+
+PARTS = ("visual rows", "timestamp rows")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One layer of pre-filling a layout. starts, stops: per stride and part, int32 [2, rows of the part]."""
+
+    layout: Layout
+    rule: Rule
+    heads: int
+    kv_heads: int
+    width: int
+    dtype: str
+    sizes: prefill.Capacity
+    strides: tuple[int, ...]
+    starts: list[tuple[np.ndarray, np.ndarray]]
+    stops: list[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def case(self) -> str:
+        return f"{4 * self.layout.groups} frames, {self.layout.length} tokens"
+
+    def ranges(self, stride: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(starts, stops) of both parts."""
+        return list(zip(self.starts[stride], self.stops[stride], strict=True))
+
+    def work(self, parts: tuple[int, ...] = (0, 1)) -> tuple[int, int]:
+        """Least operations and bytes of the timed strides."""
+        flops = nbytes = 0
+        for stride in self.strides:
+            for part in parts:
+                starts, stops = self.ranges(stride)[part]
+                queries = int((stops > starts).any(axis=0).sum())
+                keys = counts.keys_read(starts, stops)
+                flops += counts.attention_flops(counts.pairs(starts, stops), self.heads, self.width)
+                nbytes += counts.attention_bytes(
+                    queries, keys, self.heads, self.kv_heads, self.width, jnp.dtype(self.dtype).itemsize
+                )
+        return flops, nbytes
+
+
+def problem(frames: int, *, visual: int, stride: int, heads: int, kv_heads: int, width: int, dtype: str) -> Problem:
+    layout, rule = layouts.video(frames, visual), Rule(_BLOCK_SIZE.value, _PREV_BLOCKS.value)
+    sizes = prefill.capacity(layout, stride)
+    planned = prefill.plan(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
+    cut = lambda bounds: (bounds[:, : stride * visual], bounds[:, stride * visual :])
+    return Problem(
+        layout, rule, heads, kv_heads, width, dtype, sizes, timed_strides(_STRIDES.value, len(planned)),
+        [cut(one.starts) for one in planned], [cut(one.stops) for one in planned],
+    )
+
+
+def timed_strides(wanted: str, count: int) -> tuple[int, ...]:
+    """Numbers of the strides that --strides names, of `count`."""
+    if wanted == "all":
+        return tuple(range(count))
+    if wanted == "median":
+        return (count // 2,)
+    if not wanted.isdigit() or wanted == "0":
+        raise options.UsageError(f"--strides takes all, median or a number of at least 1, not {wanted!r}")
+    return tuple(sorted(set(np.linspace(0, count - 1, min(int(wanted), count)).round().astype(int).tolist())))
+
+
+def inputs(of: Problem, key: jax.Array) -> tuple[list[jax.Array], tuple[Stream, Stream]]:
+    """Queries [N, H, D] of both parts, and both streams, of as many layers as no cache holds."""
+    keys = jax.random.split(key, 4)
+    lengths = (of.sizes.visual, of.sizes.global_)
+    one = 2 * sum(lengths) * of.kv_heads * of.width * jnp.dtype(of.dtype).itemsize
+    layers = max(2, measure.sets_beyond_cache(one))
+    streams = tuple(
+        layouts.stream(k, layers, of.kv_heads, length, of.width, of.dtype) for k, length in zip(keys[:2], lengths, strict=True)
+    )
+    queries = [
+        jax.random.normal(k, (starts.shape[1], of.heads, of.width), of.dtype)
+        for k, starts in zip(keys[2:], of.starts[0], strict=True)
+    ]
+    return queries, streams
+
+
+def ours(of: Problem, kernel: Kernel, parts: tuple[int, ...], report: Report, samples: int, seed: int) -> Row:
+    """Time one layer's attention over the strides; check sampled rows of the first, middle and last of them."""
+    device = jax.devices()[0]
+    queries, streams = inputs(of, jax.random.key(seed))
+    shapes = jax.eval_shape(lambda: streams)
+    ready = jax.jit(lambda starts, stops: attention.prepare(kernel, starts, stops, heads=of.heads, streams=shapes))
+    layers = streams[0].k.shape[0]
+
+    def call(number: jax.Array, queries: list[jax.Array], streams: tuple, reads: list) -> list[jax.Array]:
+        return [attention.attend(q, streams, r, layer=number % layers)[0] for q, r in zip(queries, reads, strict=True)]
+
+    flops, nbytes = of.work(parts)
+    count = measure.turns(report.ceilings.floor_s(flops, nbytes) / len(of.strides), machine.is_accelerator(device))
+    run, last_layer = measure.repeated(call, count), (count - 1) % layers
+    chosen = [queries[part] for part in parts]
+    timings, errors = [], []
+    for stride in of.strides:
+        ranges = [of.ranges(stride)[part] for part in parts]
+        reads = [ready(*bounds) for bounds in ranges]
+        timings.append(measure.clock(run, [(chosen, streams, reads)], samples=samples, calls=count))
+        if stride in (of.strides[0], of.strides[len(of.strides) // 2], of.strides[-1]):
+            # The executable that was timed, on other queries: an output that was never written cannot look right.
+            fresh = [jax.random.normal(jax.random.key(seed + 1 + stride), q.shape, q.dtype) for q in chosen]
+            for q, out, (starts, stops) in zip(fresh, run([(fresh, streams, reads)]), ranges, strict=True):
+                rows = exact.sample(starts, stops, _SAMPLED, seed)
+                if len(rows):
+                    truth = exact.attend(q[rows], streams, starts[:, rows], stops[:, rows], last_layer)
+                    errors.append(exact.relative_error(out[rows], truth))
+                if not bool(jnp.isfinite(out).all()):
+                    errors.append(float("nan"))
+    kept, causal = attention_pairs(of.layout, of.rule)
+    prepare_s = measure.clock(lambda bounds: ready(*bounds), of.ranges(of.strides[0])[0], samples=samples).seconds
+    # np.max keeps a NaN, which max would lose.
+    return Row(
+        of.case, "", "", flops, nbytes, Timing.total(timings), float(np.max(errors)), exact.TOLERANCE[of.dtype],
+        note=kernels.remark(kernel),
+        details={
+            "strides": list(of.strides), "seconds_of_strides": [t.seconds for t in timings],
+            "seconds_to_prepare_a_stride": prepare_s, "tiles": [str(r.tiles) for r in reads], "pieces": [r.pieces for r in reads],
+            "turns": count, "visible_of_causal": kept / causal,
+        },
+    )
+
+
+def bench_ours(report: Report, device: Any, of: Problem, samples: int) -> None:
+    strides = f"{len(of.strides)} of {len(of.starts)} strides" if len(of.strides) < len(of.starts) else "all strides"
+    wanted = [((0, 1), f"visible pairs, {strides}")]
+    if _PARTS.value:
+        wanted += [((part,), f"{PARTS[part]}, {strides}") for part in (0, 1)]
+    for name in kernels.chosen(device):
+        for tiles in [None] if name == "reference" else options.tile_candidates():
+            for parts, computes in wanted:
+                labels = {"name": kernels.label(name, tiles), "computes": computes}
+
+                def make(name=name, tiles=tiles, parts=parts, labels=labels) -> Row:
+                    kernel = kernels.kernel(name, tiles, width=of.width, dtype=of.dtype, device=device)
+                    return Row(**{**vars(ours(of, kernel, parts, report, samples, options.SEED.value)), **labels})
+
+                report.attempt(make, Row(of.case, **labels, flops=of.work(parts)[0], bytes=of.work(parts)[1]))
+
+
+def bench_dense(report: Report, device: Any, of: Problem, names: list[str], samples: int) -> None:
+    """Dense causal attention over the sequence in natural order."""
+    length, itemsize = of.layout.length, jnp.dtype(of.dtype).itemsize
+    flops = counts.attention_flops(counts.causal_pairs(length), of.heads, of.width)
+    nbytes = counts.attention_bytes(length, length, of.heads, of.kv_heads, of.width, itemsize)
+    accelerator = machine.is_accelerator(device)
+    for name in names:
+        row = Row(of.case, dense.WHAT[name], "dense causal", flops, nbytes, kind=BASELINE)
+        why = dense.refusal(
+            name, device, batch=1, queries=length, keys=length, heads=of.heads, width=of.width, causal=True, dtype=of.dtype
+        )
+        if why:
+            report.add(Row(**{**vars(row), "note": f"not run: {why}"}))
+            continue
+
+        def make(name=name, row=row) -> Row:
+            normal = lambda n, heads: jax.random.normal(jax.random.key(n), (1, length, heads, of.width), of.dtype)
+            number = measure.sets_beyond_cache(nbytes) if accelerator else 1
+            sets = [(normal(n, of.heads), normal(n + 100, of.kv_heads), normal(n + 200, of.kv_heads)) for n in range(number)]
+            call = partial(dense.attend, name, causal=True)
+            count = measure.turns(number * report.ceilings.floor_s(flops, nbytes), accelerator)
+            run = measure.repeated(lambda _, *qkv: call(*qkv), count)
+            timing = measure.clock(run, sets, samples=samples, calls=count * number)
+            q, k, v = normal(7, of.heads), *sets[-1][1:]
+            rows = np.linspace(0, length - 1, _SAMPLED).astype(np.int32)
+            stream = Stream(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
+            truth = exact.attend(q[0, rows], (stream,), np.zeros((1, len(rows)), np.int32), rows[None] + 1)
+            error = exact.relative_error(run([*sets[:-1], (q, k, v)])[0, rows], truth)
+            return Row(**{**vars(row), "timing": timing, "error": error, "tolerance": exact.TOLERANCE[of.dtype]})
+
+        report.attempt(make, row)
+
+
+def bench_torch(report: Report, of: Problem, names: list[str], samples: int) -> None:
+    """PyTorch's attention over the same sequence: the same rule, or dense causal. One process each."""
+    length, itemsize = of.layout.length, jnp.dtype(of.dtype).itemsize
+    kept, causal = attention_pairs(of.layout, of.rule)
+    nbytes = counts.attention_bytes(length, length, of.heads, of.kv_heads, of.width, itemsize)
+    rules = {"natural": masks.tokens(of.layout, of.rule), "streams": masks.tokens(of.layout, of.rule, in_streams=True)}
+    for name in names:
+        computes, seen = ("dense causal", causal) if name == "sdpa" else ("visible pairs, one call", kept)
+        flops = counts.attention_flops(seen, of.heads, of.width)
+        row = Row(of.case, pytorch.WHAT[name], computes, flops, nbytes, kind=BASELINE)
+
+        def make(name=name, row=row) -> Row:
+            case = pytorch.Case(name, 1, length, length, of.heads, of.kv_heads, of.width, causal=name == "sdpa")
+            [found] = pytorch.measure(
+                [case], python=options.TORCH_PYTHON.value, dtype=of.dtype, samples=samples, seed=options.SEED.value,
+                limit_s=min(report.left_s, _TORCH_LIMIT_S), **rules, window=masks.window(of.rule),
+            )
+            if not found.seconds:
+                return Row(**{**vars(row), "note": f"not run: {found.note}"})
+            return Row(**{
+                **vars(row), "timing": Timing(*found.seconds), "error": found.error, "note": found.note,
+                "tolerance": exact.TOLERANCE[of.dtype],
+            })
+
+        report.attempt(make, row)
+
+
+def bench(report: Report, device: Any) -> None:
+    large, samples = machine.is_accelerator(device), session.samples(device)
+    names = options.names(options.BASELINES, [*dense.NAMES, *pytorch.NAMES], [*dense.NAMES, *pytorch.NAMES])
+    for frames in options.integers(options.FRAMES, [256, 600, 2048, 10000] if large else [96]):
+        of = problem(
+            frames, visual=options.VISUAL.value, stride=options.given(_STRIDE_GROUPS, 64 if large else 8),
+            heads=options.given(options.HEADS, 28 if large else 2), kv_heads=options.given(options.KV_HEADS, 4 if large else 1),
+            width=options.given(options.WIDTH, 128), dtype=options.DTYPE.value,
+        )
+        if of.heads % of.kv_heads:
+            raise options.UsageError(f"{of.heads} query heads cannot share {of.kv_heads} key heads evenly")
+        kept, causal = attention_pairs(of.layout, of.rule)
+        print(f"{of.case}: {kept / causal:.3f} of causal pairs are visible", file=sys.stderr)
+        bench_ours(report, device, of, samples)
+        bench_dense(report, device, of, [name for name in names if name in dense.NAMES], samples)
+        bench_torch(report, of, [name for name in names if name in pytorch.NAMES], samples)
+
+
+def main(_: list[str]) -> None:
+    session.run("attention", bench)
+
+
+if __name__ == "__main__":
+    app.run(main)
