@@ -185,8 +185,10 @@ def attend(
     [N, H, D] in q's dtype and the natural log-sum-exp fp32 [N, H], by which partial results merge. A query
     that sees no key gets zeros and −inf. Queries are read in the streams' dtype; sums are fp32.
 
-    Raises ValueError for a dtype or width that the kernel does not take, naming what does.
+    Raises ValueError for shapes other than were prepared, and for a dtype or width that the kernel does not
+    take, naming what does.
     """
+    _check(q, streams, reads)
     count, heads, width = q.shape
     scale = width**-0.5 if scale is None else scale
     if reads.work is None:
@@ -203,6 +205,21 @@ def attend(
     # Kernels do not mask for rows of padding, which see nothing at all.
     seen = (reads.stops > reads.starts).any(axis=0)[:, None]
     return jnp.where(seen[..., None], out, 0).astype(q.dtype), jnp.where(seen, lse, -jnp.inf)
+
+
+def _check(q: jax.Array, streams: Sequence[Stream], reads: Reads) -> None:
+    """Raise ValueError unless queries and streams are of the shapes that `reads` was prepared for."""
+    count, kv_heads = reads.starts.shape[1], streams[0].k.shape[1]
+    if len(streams) != len(reads.starts):
+        raise ValueError(f"ranges of {len(reads.starts)} streams were prepared, not of {len(streams)}")
+    if q.ndim != 3 or q.shape[:2] != (count, kv_heads * reads.repeats):
+        raise ValueError(f"q must be [{count}, {kv_heads * reads.repeats}, width] as was prepared, not {list(q.shape)}")
+    for stream in streams:
+        if stream.k.shape != stream.v.shape or stream.k.shape[1] != kv_heads or stream.k.shape[3] != q.shape[2]:
+            raise ValueError(
+                f"keys and values must be [layers, {kv_heads}, slots, {q.shape[2]}] like the queries, "
+                f"not {list(stream.k.shape)} and {list(stream.v.shape)}"
+            )
 
 
 def run_items(

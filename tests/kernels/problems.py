@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import Stream, hopper
 from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, key_ranges
 
 
@@ -45,3 +46,13 @@ def strides(draw):
     ranges = [key_ranges(layout, rule, VISUAL, first, first + draw(st.integers(1, 4)) * visual)]
     ranges.append(key_ranges(layout, rule, GLOBAL, 0, layout.global_length + draw(st.integers(0, 9))))
     return lengths, *(np.concatenate(part, axis=1) for part in zip(*ranges, strict=True))
+
+
+def backends(float32: float, bfloat16: float) -> list:
+    """Parameters (name, dtype, tolerance): every backend in the widest dtype that it multiplies."""
+    unable = hopper.refusal(dtype=jnp.dtype("bfloat16"), width=128, rows=64) or ""
+    return [
+        pytest.param("tpu", "float32", float32, id="tpu"),
+        pytest.param("ampere", "float32", float32, id="ampere"),
+        pytest.param("hopper", "bfloat16", bfloat16, id="hopper", marks=pytest.mark.skipif(bool(unable), reason=unable)),
+    ]

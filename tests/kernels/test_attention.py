@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import problem
 
-from pallas_kernels.attention import reference
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import Stream, reference
 
 attend = jax.jit(reference.attend, static_argnames=("query_tile", "key_tile"))
 key_mass = jax.jit(reference.key_mass, static_argnames="key_tile")

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import problem
+from problems import backends, problem
 
 from pallas_kernels import attention
-from pallas_kernels.attention import dispatch, hopper, reference, tiles
+from pallas_kernels.attention import dispatch, reference, tiles
 
 NEW_JAX = jax.__version_info__ >= (0, 11)
 
@@ -85,16 +85,7 @@ def test_pieces_fill_the_machine_but_stay_long():
     assert dispatch.pieces(1, cores=1, most=0) == 1
 
 
-def backends() -> list:
-    unable = hopper.refusal(dtype=jnp.dtype("bfloat16"), width=128, rows=64) or ""
-    return [
-        pytest.param("tpu", "float32", 1e-5, id="tpu"),
-        pytest.param("ampere", "float32", 1e-5, id="ampere"),
-        pytest.param("hopper", "bfloat16", 3e-2, id="hopper", marks=pytest.mark.skipif(bool(unable), reason=unable)),
-    ]
-
-
-@pytest.mark.parametrize(("name", "dtype", "tolerance"), backends())
+@pytest.mark.parametrize(("name", "dtype", "tolerance"), backends(1e-5, 3e-2))
 @pytest.mark.parametrize("width", [16, 20])
 def test_every_backend_agrees_with_the_reference(name, dtype, tolerance, width):
     """Odd widths are padded, tiles cut into pieces and merged, rows that see nothing blanked."""
@@ -110,7 +101,7 @@ def test_every_backend_agrees_with_the_reference(name, dtype, tolerance, width):
     assert not got[-4:].any() and np.isneginf(lse[-4:]).all()
 
 
-@pytest.mark.parametrize(("name", "dtype", "tolerance"), backends())
+@pytest.mark.parametrize(("name", "dtype", "tolerance"), backends(1e-5, 3e-2))
 def test_full_attention_of_short_sequences(name, dtype, tolerance):
     """The vision tower's: 9 × 9 patches of width 72, as odd as the real 27 × 27."""
     rng = np.random.default_rng(0)
@@ -119,6 +110,19 @@ def test_full_attention_of_short_sequences(name, dtype, tolerance):
     got = attention.attend_fully(kernel, q, k, v)
     want = attention.attend_fully(attention.REFERENCE, *(a.astype(jnp.float32) for a in (q, k, v)))
     np.testing.assert_allclose(got.astype("float32"), want, atol=tolerance)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda q, streams: (q[:3], streams), r"q must be \[4, 4, width\] as was prepared, not \[3, 4, 8\]"),
+    (lambda q, streams: (q[:, :2], streams), "not \\[4, 2, 8\\]"),
+    (lambda q, streams: (q[..., :6], streams), r"\[layers, 2, slots, 6\] like the queries"),
+    (lambda q, streams: (q, streams[:1]), "ranges of 2 streams were prepared, not of 1"),
+], ids=["queries", "heads", "width", "streams"])
+def test_other_shapes_than_prepared_are_refused(change, said):
+    q, streams, starts, stops = problem(0, 4, (8, 8))
+    reads = attention.prepare(attention.REFERENCE, starts, stops, heads=4, streams=streams)
+    with pytest.raises(ValueError, match=said):
+        attention.attend(*change(q, streams), reads)
 
 
 @pytest.mark.parametrize(("changes", "said"), [

@@ -7,10 +7,10 @@ import pytest
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import backends
 
 from pallas_kernels import attention
 from pallas_kernels import decode as in_place
-from pallas_kernels.attention import hopper
 from vxl2_jax import bases, decode, mixed, select
 from vxl2_jax.layout import Layout
 
@@ -55,16 +55,7 @@ def test_shapes_of_items_do_not_depend_on_what_was_chosen():
     assert len({str(jax.tree.map(np.shape, each)) for each in items}) == 1
 
 
-def backends() -> list:
-    unable = hopper.refusal(dtype=jnp.dtype("bfloat16"), width=128, rows=64) or ""
-    return [
-        pytest.param("tpu", "float32", 2e-5, id="tpu"),
-        pytest.param("ampere", "float32", 2e-5, id="ampere"),
-        pytest.param("hopper", "bfloat16", 6e-2, id="hopper", marks=pytest.mark.skipif(bool(unable), reason=unable)),
-    ]
-
-
-@pytest.mark.parametrize(("name", "dtype", "tolerance"), backends())
+@pytest.mark.parametrize(("name", "dtype", "tolerance"), backends(2e-5, 6e-2))
 @pytest.mark.parametrize("chosen", [[2], [], None], ids=["mixed", "edges", "dense"])
 def test_a_question_over_runs_in_place_equals_one_over_the_assembled_cache(name, dtype, tolerance, chosen):
     toy, clip = toys.model(), toys.video()
