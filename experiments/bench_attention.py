@@ -6,14 +6,14 @@
         --backends hopper --tiles "128,128,2;128,144,2;128,128,3"         # tuning: a row per candidate
     python experiments/bench_attention.py --torch_python ~/torch/bin/python   # PyTorch from another environment
 
-Work is that of pre-filling: strides of 64 groups, per stride the visual rows and the timestamp rows as two calls, keys of
-both streams read in place from a cache of several layers. TFLOP/s count visible pairs only (4 · width · heads operations a
-pair); the floor is the longer of operations and bytes over ceilings measured in the same run. Errors are relative,
-of random rows against full float32; NaN fails.
+Work is that of pre-filling: strides of 64 groups, per stride the visual rows and the timestamp rows as two calls, keys
+of both streams read in place from a cache of several layers. TFLOP/s count visible pairs only (4 · width · heads
+operations a pair); the floor is the longer of operations and bytes over ceilings measured in the same run. Errors are
+relative, of random rows against full float32; NaN fails.
 
 Baselines: xla, cudnn, mgpu, splash (dense causal, a sequence of the same length, counted on causal pairs); flex,
-flex_streams, flex_tuned (PyTorch's FlexAttention with the same rule: natural order, our order of storage, auto-tuned); sdpa
-(PyTorch, dense causal). One that cannot run leaves a row that says why.
+flex_streams, flex_tuned (PyTorch's FlexAttention with the same rule: natural order, our order of storage, auto-tuned);
+sdpa (PyTorch, dense causal). One that cannot run leaves a row that says why.
 
 On a CPU everything is tiny, kernels run in Pallas' interpreter, and timings mean nothing.
 Exit code: 0, 1 if a result of ours is wrong, 2 for flags that make no sense.
@@ -37,10 +37,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-
 from bench import counts, dense, exact, kernels, layouts, machine, masks, measure, options, pytorch  # noqa: E402
 from bench.measure import Timing  # noqa: E402
 from bench.report import BASELINE, Report, Row  # noqa: E402
+
 from pallas_kernels import attention  # noqa: E402
 from pallas_kernels.attention import Kernel, Stream  # noqa: E402
 from vxl2_jax import prefill  # noqa: E402
@@ -126,7 +126,8 @@ def inputs(of: Problem, key: jax.Array) -> tuple[list[jax.Array], tuple[Stream, 
     one = 2 * sum(lengths) * of.kv_heads * of.width * jnp.dtype(of.dtype).itemsize
     layers = max(2, measure.sets_beyond_cache(one))
     streams = tuple(
-        layouts.stream(k, layers, of.kv_heads, length, of.width, of.dtype) for k, length in zip(keys[:2], lengths, strict=True)
+        layouts.stream(k, layers, of.kv_heads, length, of.width, of.dtype)
+        for k, length in zip(keys[:2], lengths, strict=True)
     )
     queries = [
         jax.random.normal(k, (starts.shape[1], of.heads, of.width), of.dtype)
@@ -173,7 +174,8 @@ def ours(of: Problem, kernel: Kernel, parts: tuple[int, ...], report: Report, sa
         note=kernels.remark(kernel),
         details={
             "strides": list(of.strides), "seconds_of_strides": [t.seconds for t in timings],
-            "seconds_to_prepare_a_stride": prepare_s, "tiles": [str(r.tiles) for r in reads], "pieces": [r.pieces for r in reads],
+            "seconds_to_prepare_a_stride": prepare_s,
+            "tiles": [str(r.tiles) for r in reads], "pieces": [r.pieces for r in reads],
             "turns": count, "visible_of_causal": kept / causal,
         },
     )
@@ -205,7 +207,7 @@ def bench_dense(report: Report, device: Any, of: Problem, names: list[str], samp
     for name in names:
         row = Row(of.case, dense.WHAT[name], "dense causal", flops, nbytes, kind=BASELINE)
         why = dense.refusal(
-            name, device, batch=1, queries=length, keys=length, heads=of.heads, width=of.width, causal=True, dtype=of.dtype
+            name, device, batch=1, queries=length, keys=length, heads=of.heads, width=of.width, causal=True,
         )
         if why:
             report.add(Row(**{**vars(row), "note": f"not run: {why}"}))
@@ -214,16 +216,19 @@ def bench_dense(report: Report, device: Any, of: Problem, names: list[str], samp
         def make(name=name, row=row) -> Row:
             normal = lambda n, heads: jax.random.normal(jax.random.key(n), (1, length, heads, of.width), of.dtype)
             number = measure.sets_beyond_cache(nbytes) if accelerator else 1
-            sets = [(normal(n, of.heads), normal(n + 100, of.kv_heads), normal(n + 200, of.kv_heads)) for n in range(number)]
-            call = partial(dense.attend, name, causal=True)
+            qkv = lambda n: (normal(n, of.heads), normal(n + 100, of.kv_heads), normal(n + 200, of.kv_heads))
+            sets = [qkv(n) for n in range(number)]
+            call = partial(dense.attend, name, count=length, causal=True)
+            ready = partial(dense.ready, name, causal=True)
             count = measure.turns(number * report.ceilings.floor_s(flops, nbytes), accelerator)
             run = measure.repeated(lambda _, *qkv: call(*qkv), count)
-            timing = measure.clock(run, sets, samples=samples, calls=count * number)
+            operands = [ready(*one) for one in sets]
+            timing = measure.clock(run, operands, samples=samples, calls=count * number)
             q, k, v = normal(7, of.heads), *sets[-1][1:]
             rows = np.linspace(0, length - 1, _SAMPLED).astype(np.int32)
             stream = Stream(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
             truth = exact.attend(q[0, rows], (stream,), np.zeros((1, len(rows)), np.int32), rows[None] + 1)
-            error = exact.relative_error(run([*sets[:-1], (q, k, v)])[0, rows], truth)
+            error = exact.relative_error(dense.rows(name, run([*operands[:-1], ready(q, k, v)]), rows), truth)
             return Row(**{**vars(row), "timing": timing, "error": error, "tolerance": exact.TOLERANCE[of.dtype]})
 
         report.attempt(make, row)
@@ -262,7 +267,8 @@ def bench(report: Report, device: Any) -> None:
     for frames in options.integers(options.FRAMES, [256, 600, 2048, 10000] if large else [96]):
         of = problem(
             frames, visual=options.VISUAL.value, stride=options.given(_STRIDE_GROUPS, 64 if large else 8),
-            heads=options.given(options.HEADS, 28 if large else 2), kv_heads=options.given(options.KV_HEADS, 4 if large else 1),
+            heads=options.given(options.HEADS, 28 if large else 2),
+            kv_heads=options.given(options.KV_HEADS, 4 if large else 1),
             width=options.given(options.WIDTH, 128), dtype=options.DTYPE.value,
         )
         if of.heads % of.kv_heads:

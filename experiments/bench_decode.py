@@ -5,12 +5,12 @@
     python experiments/bench_decode.py --backends hopper --tiles "64,128,2;64,128,3;64,64,4" --baselines none
 
 Per kind of cache (mixed: chunks of 4 groups, the best 4 dense, the others pooled by 4; dense; sparse) and per number of
-rows (1, a step of decoding; 68, a question; 16, the next token of 16 questions packed) one step through all layers, exactly
-as decoding reads them: queries turned per run, items, merging. The time of one layer is in the note. The floor is bytes
-of keys and values over the copy measured in the same run. Errors are relative, of one layer against full float32.
+rows (1, a step of decoding; 68, a question; 16, the next token of 16 questions packed) one step through all layers,
+exactly as decoding reads them: queries turned per run, items, merging. The time of one layer is in the note. The floor
+is bytes of keys and values over the copy measured in the same run. Errors are relative, of one layer against float32.
 
-Baselines: xla, cudnn (jax.nn.dot_product_attention over a plain cache of the same length), sdpa (PyTorch); `assemble` is
-what it costs to make that plain cache of a mixture, once per question.
+Baselines: xla, cudnn (jax.nn.dot_product_attention over a plain cache of the same length), sdpa (PyTorch); `assemble`
+is what it costs to make that plain cache of a mixture, once per question.
 With --model, whole steps through a language model of random weights: first token (relevance pass, selection, question
 pass), each further token, and 16 questions.
 
@@ -36,12 +36,12 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-
 from bench import (  # noqa: E402
     counts, dense, exact, kernels, layouts, machine, measure, memories, options, pytorch, whole_steps,
-)
+)  # fmt: skip
 from bench.measure import Timing  # noqa: E402
 from bench.report import BASELINE, Report, Row  # noqa: E402
+
 from pallas_kernels.attention import Kernel, Stream  # noqa: E402
 from vxl2_jax import decode, mixed  # noqa: E402
 from vxl2_jax.config import LanguageConfig, ModelConfig, video_xl_2  # noqa: E402
@@ -75,8 +75,9 @@ def geometry(device: Any, tokens: int) -> ModelConfig:
         # Both levels, a little room, and of the model a layer's weights.
         cache = 2 * 1.5 * tokens * lm.kv_heads * lm.head_width * 2
         layer = 2 * lm.width * (3 * lm.mlp + 2 * lm.width) if _MODEL.value else 0
-        fixed = (4 * lm.width * lm.vocabulary if _MODEL.value else 0) + 6 * cache  # plain caches, and the truth in float32
-        lm = dataclasses.replace(lm, layers=max(1, min(lm.layers, int((0.9 * machine.memory_bytes(device) - fixed) / (cache + layer)))))
+        fixed = 6 * cache + (4 * lm.width * lm.vocabulary if _MODEL.value else 0)  # plain caches, and the float32 truth
+        room = 0.9 * machine.memory_bytes(device) - fixed
+        lm = dataclasses.replace(lm, layers=max(1, min(lm.layers, int(room / (cache + layer)))))
     # No token stops an answer: every run has the same number of steps.
     return dataclasses.replace(config, language=lm, stop_tokens=(-1,))
 
@@ -116,9 +117,8 @@ class Reading:
 
     def done(self, row: Row, timing: Timing, error: float, note: str, dtype: str) -> Row:
         layer = f"one layer {1e6 * timing.seconds / self.config.language.layers:.1f} µs"
-        return dataclasses.replace(
-            row, timing=timing, error=error, tolerance=exact.TOLERANCE[dtype], note="; ".join(filter(None, (layer, note)))
-        )
+        note = "; ".join(filter(None, (layer, note)))
+        return dataclasses.replace(row, timing=timing, error=error, tolerance=exact.TOLERANCE[dtype], note=note)
 
 
 def ours(reading: Reading, row: Row, kernel: Kernel, report: Report, samples: int, dtype: str) -> Row:
@@ -135,7 +135,7 @@ def ours(reading: Reading, row: Row, kernel: Kernel, report: Report, samples: in
         q, base = first
         base = base._replace(streams=streams)
         # What decoding itself reads with, private as it is: anything else would be another program.
-        read = decode._reader(kernel, config, base, tail, slots)
+        read = decode.reader(kernel, config, base, tail, slots)
 
         def one(layer: jax.Array, carry: tuple) -> tuple:
             q = measure.touched(*carry)
@@ -180,15 +180,16 @@ def bench_plain(report: Report, device: Any, reading: Reading, names: list[str],
     one = 2 * keys * lm.kv_heads * lm.head_width * jnp.dtype(dtype).itemsize
     for name in (n for n in names if n in dense.NAMES):
         row = row_of(dense.WHAT[name])
-        if why := dense.refusal(name, device, **shape, width=lm.head_width, causal=False, dtype=dtype):
+        if why := dense.refusal(name, device, **shape, width=lm.head_width, causal=False):
             report.add(dataclasses.replace(row, note=f"not run: {why}"))
             continue
 
         def make(name=name, row=row) -> Row:
             number = max(2, measure.sets_beyond_cache(one)) if machine.is_accelerator(device) else 1
-            normal = lambda key, length, heads: layouts.normal(jax.random.key(key), (length, heads, lm.head_width), dtype)[None]
-            sets = [(normal(n, rows, lm.heads), *(normal(100 * i + n, keys, lm.kv_heads) for i in (1, 2))) for n in range(number)]
-            call = partial(dense.attend, name, causal=False)
+            normal = lambda n, *shape: layouts.normal(jax.random.key(n), (*shape, lm.head_width), dtype)[None]
+            cache = lambda n: (normal(n + 100, keys, lm.kv_heads), normal(n + 200, keys, lm.kv_heads))
+            sets = [(normal(n, rows, lm.heads), *cache(n)) for n in range(number)]
+            call = partial(dense.attend, name, count=rows, causal=False)
             floor_s = number * report.ceilings.floor_s(row.flops, row.bytes) / lm.layers
             count = measure.turns(floor_s, machine.is_accelerator(device))
             run = measure.repeated(lambda _, *qkv: call(*qkv), count)
@@ -224,9 +225,8 @@ def bench_assembling(report: Report, device: Any, reading: Reading, samples: int
     nbytes = 2 * 2 * reading.keys * layouts.size((memory.sparse.k[:, :, :1],))
     case = f"{memory.frames} frames, {reading.kind}"
     row = Row(case, "assemble", "the plain cache, once per question", 0, nbytes, kind=BASELINE)
-    report.attempt(
-        lambda: dataclasses.replace(row, timing=measure.clock(lambda m: mixed.assemble(m, plan), memory, samples=samples)), row
-    )
+    timing = lambda: measure.clock(lambda m: mixed.assemble(m, plan), memory, samples=samples)
+    report.attempt(lambda: dataclasses.replace(row, timing=timing()), row)
 
 
 def bench(report: Report, device: Any) -> None:

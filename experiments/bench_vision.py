@@ -4,9 +4,9 @@
     python experiments/bench_vision.py --batches 16,32,64,128 --backends hopper,ampere,reference --out runs/bench
     python experiments/bench_vision.py --notower --backends hopper --tiles "128,128,2;128,192,2" --baselines none
 
-Attention: full, over the 729 patches of each frame, 16 heads of width 72; operations are counted at that width, whatever a
-kernel pads to. Tower: SigLIP alone, and SigLIP with temporal synthesis (DTS) and projector as watching runs them, random
-weights. Errors are relative, of the first frame, against full float32.
+Attention: full, over the 729 patches of each frame, 16 heads of width 72; operations are counted at that width,
+whatever a kernel pads to. Tower: SigLIP alone, and SigLIP with temporal synthesis (DTS) and projector as watching runs
+them, random weights. Errors are relative, of the first frame, against full float32.
 
 Baselines: xla, cudnn (jax.nn.dot_product_attention), mgpu (JAX's own Hopper kernel), sdpa (PyTorch).
 
@@ -32,10 +32,10 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
-
 from bench import counts, dense, exact, kernels, layouts, machine, measure, options, pytorch, weights  # noqa: E402
 from bench.measure import Timing  # noqa: E402
 from bench.report import BASELINE, Report, Row  # noqa: E402
+
 from pallas_kernels import attention  # noqa: E402
 from pallas_kernels.attention import Stream  # noqa: E402
 from vxl2_jax import config as configs  # noqa: E402
@@ -96,7 +96,8 @@ def bench_ours(report: Report, device: Any, shape: Shape, samples: int) -> None:
 
             def make(name=name, tiles=tiles, row=row) -> Row:
                 kernel = kernels.kernel(name, tiles, width=shape.width, dtype=shape.dtype, device=device)
-                return measured(report, shape, row, partial(attention.attend_fully, kernel), samples, kernels.remark(kernel))
+                call = partial(attention.attend_fully, kernel)
+                return measured(report, shape, row, call, samples, kernels.remark(kernel))
 
             report.attempt(make, row)
 
@@ -105,19 +106,20 @@ def bench_libraries(report: Report, device: Any, shape: Shape, names: list[str],
     for name in (n for n in names if n in dense.NAMES):
         row = shape.row(dense.WHAT[name], kind=BASELINE)
         why = dense.refusal(
-            name, device, batch=shape.frames, queries=shape.patches, keys=shape.patches, heads=shape.heads, width=shape.width,
-            causal=False, dtype=shape.dtype,
+            name, device, batch=shape.frames, queries=shape.patches, keys=shape.patches, heads=shape.heads,
+            width=shape.width, causal=False,
         )
         if why:
             report.add(dataclasses.replace(row, note=f"not run: {why}"))
         else:
-            call = partial(dense.attend, name, causal=False)
+            call = partial(dense.attend, name, count=shape.patches, causal=False)
             report.attempt(lambda row=row, call=call: measured(report, shape, row, call, samples), row)
     if "sdpa" in names:
         row = shape.row(pytorch.WHAT["sdpa"], kind=BASELINE)
 
         def make() -> Row:
-            case = pytorch.Case("sdpa", shape.frames, shape.patches, shape.patches, shape.heads, shape.heads, shape.width)
+            frames, patches, heads, width = shape.array
+            case = pytorch.Case("sdpa", frames, patches, patches, heads, heads, width)
             [found] = pytorch.measure(
                 [case], python=options.TORCH_PYTHON.value, dtype=shape.dtype, samples=samples, seed=options.SEED.value,
                 limit_s=min(report.left_s, _TORCH_LIMIT_S),
@@ -130,14 +132,16 @@ def bench_libraries(report: Report, device: Any, shape: Shape, names: list[str],
         report.attempt(make, row)
 
 
-def bench_tower(report: Report, device: Any, config: ModelConfig, params: Any, frames: int, samples: int, dtype: str) -> None:
+def bench_tower(
+    report: Report, device: Any, config: ModelConfig, params: Any, frames: int, samples: int, dtype: str
+) -> None:
     """The tower alone, and frames → visual tokens as one batch, per kernel."""
     side, groups = config.vision.image_size, frames // config.frames_per_group
     images = lambda seed: jax.random.randint(jax.random.key(seed), (frames, side, side, 3), 0, 256, jnp.uint8)
     tower = frames * counts.tower_flops(config.vision)
     after = groups * (counts.dts_flops(config) + counts.projector_flops(config))
     itemsize, vision = jnp.dtype(dtype).itemsize, config.vision
-    in_bytes = frames * side * side * 3
+    in_bytes, out_bytes = frames * side * side * 3, groups * config.visual_tokens * config.language.width * itemsize
     parts = {
         "SigLIP tower": (
             lambda kernel: lambda params, images: video_xl_2.frame_features(params, config, images, kernel),
@@ -145,7 +149,7 @@ def bench_tower(report: Report, device: Any, config: ModelConfig, params: Any, f
         ),
         "SigLIP, DTS, projector": (
             lambda kernel: lambda params, images: video_xl_2.encode_frames(params, config, images, groups, kernel),
-            tower + after, layouts.size(params) + in_bytes + groups * config.visual_tokens * config.language.width * itemsize,
+            tower + after, layouts.size(params) + in_bytes + out_bytes,
         ),
     }
     for name in kernels.chosen(device):
@@ -163,8 +167,9 @@ def bench_tower(report: Report, device: Any, config: ModelConfig, params: Any, f
                 timing = measure.clock(run, sets, samples=samples, calls=number * count)
                 if not bool(jnp.isfinite(run(sets)).all()):
                     raise FloatingPointError("the result is not finite")
-                note = "; ".join(filter(None, (f"{frames / timing.seconds:.1f} frames/s", kernels.remark(kernel))))
-                return dataclasses.replace(row, timing=timing, note=note, details={"frames_per_s": frames / timing.seconds})
+                per_s = frames / timing.seconds
+                note = "; ".join(filter(None, (f"{per_s:.1f} frames/s", kernels.remark(kernel))))
+                return dataclasses.replace(row, timing=timing, note=note, details={"frames_per_s": per_s})
 
             report.attempt(make, row)
 
@@ -179,7 +184,8 @@ def bench(report: Report, device: Any) -> None:
     config, names = geometry(large), options.names(options.BASELINES, _NAMES, _NAMES)
     batches = options.integers(_BATCHES, [16, 32, 64, 128] if large else [4])
     if _TOWER.value and any(frames % config.frames_per_group for frames in batches):
-        raise options.UsageError(f"--batches: the tower takes multiples of {config.frames_per_group} frames; or use --notower")
+        group = config.frames_per_group
+        raise options.UsageError(f"--batches: the tower takes multiples of {group} frames; or use --notower")
     vision = config.vision
     heads = options.given(options.HEADS, vision.heads if large else 2)
     width = options.given(options.WIDTH, vision.width // vision.heads if large else 72)

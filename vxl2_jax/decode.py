@@ -53,7 +53,7 @@ Observe = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
 """(seen, rotated q [N, H, D], log-sum-exp [N, H], layer) → seen."""
 
 
-def _reader(
+def reader(
     kernel: Kernel, config: ModelConfig, base: Base, tail: Stream, slots: jax.Array
 ) -> Callable[..., tuple[jax.Array, jax.Array, jax.Array]]:
     """A function (q before rotation, tail, layer) → (out, log-sum-exp, rotated q) for tokens at tail `slots` [N]."""
@@ -95,7 +95,7 @@ def extend(
     lm, count = config.language, ids.shape[0]
     slots = filled + jnp.arange(count)
     cos, sin = (table[:, None] for table in rotation(base.position + slots, lm.head_width, lm.rope_theta))
-    read = _reader(kernel, config, base, tail, slots)
+    read = reader(kernel, config, base, tail, slots)
 
     def attend(q, k, v, state, layer):
         tail, seen = state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -14,15 +14,16 @@ NAMES = ("xla", "cudnn", "mgpu", "splash")
 WHAT = {
     "xla": "jax.nn.dot_product_attention, XLA",
     "cudnn": "jax.nn.dot_product_attention, cuDNN",
-    "mgpu": "jax.experimental.pallas.ops.gpu.attention_mgpu",
+    "mgpu": "jax.experimental.pallas.ops.gpu.attention_mgpu, float16",
     "splash": "splash attention",
 }
 _MGPU = {"block_q": 64, "block_kv": 128, "max_concurrent_steps": 2}
 _SPLASH_BLOCK = 512
 
 
-def refusal(name: str, device: Any, *, batch: int, queries: int, keys: int, heads: int, width: int, causal: bool,
-            dtype: str) -> str | None:  # fmt: skip
+def refusal(
+    name: str, device: Any, *, batch: int, queries: int, keys: int, heads: int, width: int, causal: bool
+) -> str | None:
     """Why a baseline is not run, in one line; None where it can be tried."""
     gpu = device.platform in ("gpu", "cuda")
     if name == "xla":
@@ -46,43 +47,50 @@ def refusal(name: str, device: Any, *, batch: int, queries: int, keys: int, head
     raise ValueError(f"unknown baseline {name!r}")
 
 
-def attend(name: str, q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Array:
-    """Dense attention. Shapes: q [B, N, H, D]; k, v [B, S, K, D] → [B, N, H, D]."""
-    if name in ("xla", "cudnn"):
-        return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=name)
+def ready(name: str, q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> tuple[jax.Array, ...]:
+    """q [B, N, H, D] and k, v [B, S, K, D] as an implementation wants them: made outside the timing."""
     if name == "mgpu":
-        return _mgpu(q, k, v, causal)
-    return jax.vmap(_splash)(q, k, v)
+        # It does not scale its logits and takes float16 only. Padding lies behind all queries: causally none sees it.
+        whole = lambda a: _filled(a, axis=1, multiple=2 * _MGPU["block_q"]).astype(jnp.float16)
+        return whole(q.astype(jnp.float32) * q.shape[-1] ** -0.5), whole(k), whole(v)
+    if name == "splash":
+        heads_first = lambda a: _filled(jnp.swapaxes(a, 1, 2), axis=2, multiple=_block(q.shape[1]))
+        scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+        _splash_kernel(q.shape[2], q.shape[1])  # its tables are made now, not inside a compiled function
+        return heads_first(scaled), heads_first(k), heads_first(v)
+    return q, k, v
 
 
-def _mgpu(q: jax.Array, k: jax.Array, v: jax.Array, causal: bool) -> jax.Array:
-    from jax.experimental.pallas.ops.gpu import attention_mgpu
+def attend(name: str, q: jax.Array, k: jax.Array, v: jax.Array, *, count: int, causal: bool) -> jax.Array:
+    """Dense attention of `count` queries, as `ready` gave them; see `rows` for what comes out."""
+    if name == "mgpu":
+        from jax.experimental.pallas.ops.gpu import attention_mgpu
 
-    config = attention_mgpu.TuningConfig(**_MGPU, causal=causal)
-    whole = partial(_filled, axis=1, multiple=2 * _MGPU["block_q"])  # padding lies behind all queries: none sees it
-    queries = q.shape[1]
-    # It does not scale its logits.
-    q = (q * q.shape[-1] ** -0.5).astype(q.dtype)
-    return attention_mgpu.attention(whole(q), whole(k), whole(v), config)[:, :queries]
+        return attention_mgpu.attention(q, k, v, attention_mgpu.TuningConfig(**_MGPU, causal=causal))
+    if name == "splash":
+        return jax.vmap(_splash_kernel(q.shape[1], count))(q, k, v)
+    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=name)
 
 
-def _splash(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    count, heads, width = q.shape
-    block = min(_SPLASH_BLOCK, -(-count // 128) * 128)
-    heads_first = lambda a: _filled(jnp.swapaxes(a, 0, 1), axis=1, multiple=block)
-    q, k, v = heads_first(q * width**-0.5).astype(k.dtype), heads_first(k), heads_first(v)
-    kernel = _splash_kernel(heads, q.shape[1], block, jax.default_backend() != "tpu")
-    return jnp.swapaxes(kernel(q, k, v), 0, 1)[:count]
+def rows(name: str, out: jax.Array, wanted: Any) -> jax.Array:
+    """Rows [n, H, D] of the first sequence of an implementation's output."""
+    return jnp.swapaxes(out[0], 0, 1)[wanted] if name == "splash" else out[0, wanted]
+
+
+def _block(count: int) -> int:
+    return min(_SPLASH_BLOCK, -(-count // 128) * 128)
 
 
 @cache
-def _splash_kernel(heads: int, length: int, block: int, interpret: bool) -> Any:
+def _splash_kernel(heads: int, count: int) -> Any:
     from jax.experimental.pallas.ops.tpu import splash_attention
 
+    block = _block(count)
+    length = -(-count // block) * block
     mask = splash_attention.MultiHeadMask([splash_attention.CausalMask((length, length))] * heads)
     sizes = splash_attention.BlockSizes(block_q=block, block_kv=block)
-    with jax.ensure_compile_time_eval():
-        return splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
+    interpret = jax.default_backend() != "tpu"
+    return splash_attention.make_splash_mha_single_device(mask, block_sizes=sizes, interpret=interpret)
 
 
 def _filled(a: jax.Array, *, axis: int, multiple: int) -> jax.Array:

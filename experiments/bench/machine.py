@@ -9,7 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-
 NOT_MEASURED = "CPU, kernels interpreted: timings mean nothing"
 """Said in every table, file and plot made without an accelerator."""
 GIB = 2**30

@@ -1,8 +1,8 @@
 """Timing of device work: compiled and warm, the median of several, everything taken twice.
 
-Work is repeated inside one compiled loop, so that launching it from the host does not count. Compilers take out of
-a loop what does not change in it, and drop what no one reads: so each call's arguments are touched by the result before,
-which changes nothing and which the compiler cannot know. Inputs that could stay in a cache are taken in turns.
+Work is repeated inside one compiled loop, so that launching it from the host does not count. Compilers take out of a
+loop what does not change in it, and drop what no one reads: so each call's arguments are touched by the result before
+it, which changes nothing, but the compiler cannot know. Inputs that could stay in a cache are taken in turns.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ from vxl2_jax.models.rope import rotate, rotation
 KINDS = ("mixed", "dense", "sparse")
 
 
-def remember(lm: LanguageConfig, layout: Layout, *, stride: int, compression: int, dtype: str, key: jax.Array) -> VideoMemory:
+def remember(
+    lm: LanguageConfig, layout: Layout, *, stride: int, compression: int, dtype: str, key: jax.Array
+) -> VideoMemory:
     """A memory as watching leaves it, of random numbers; its sparse level is pooled from the dense one."""
     sizes = prefill.capacity(layout, stride)
     make = lambda k, length: layouts.stream(k, lm.layers, lm.kv_heads, length, lm.head_width, dtype)

@@ -20,7 +20,7 @@ BASELINES = flags.DEFINE_list(
     "baselines", None, "What to compare with; the script's help says which there are. Default: all. `none`: nothing."
 )
 TILES = flags.DEFINE_string(
-    "tiles", None, 'Tile sizes to try instead of the tuned ones: "rows,keys,stages,warps;…" (the last two may be left out).'
+    "tiles", None, 'Tile sizes to try, not the tuned ones: "rows,keys,stages,warps;…" (the last two may be left out).'
 )
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16", "float32"], "Dtype of inputs and caches.")
 SAMPLES = flags.DEFINE_integer("samples", None, "Times a figure is taken; the median counts.", lower_bound=1)

@@ -61,7 +61,8 @@ def measure(
         }
         np.savez(rules, window=window, **arrays)
         request = {
-            "cases": [asdict(case) for case in cases], "rules": str(rules), "dtype": dtype, "samples": samples, "seed": seed,
+            "cases": [asdict(case) for case in cases], "rules": str(rules),
+            "dtype": dtype, "samples": samples, "seed": seed,
         }
         lines, why = _run(python or sys.executable, json.dumps(request), limit_s)
     done = {line["name"]: Outcome(line["name"], line["seconds"] and tuple(line["seconds"]), line["error"], line["note"])

@@ -43,14 +43,17 @@ class Row:
         return self.error is not None and not self.error <= self.tolerance
 
 
-COLUMNS = ("case", "implementation", "computes", "ms", "±", "TFLOP/s", "TB/s", "floor ms", "of the ceiling", "error", "note")
+COLUMNS = (
+    "case", "implementation", "computes", "ms", "±", "TFLOP/s", "TB/s", "floor ms", "of the ceiling", "error", "note",
+)  # fmt: skip
 
 
 class Report:
     """Collects rows and keeps the files up to date. `describe`: what `machine.describe` gives; `flags`: as run."""
 
     def __init__(self, name: str, folder: str | Path, described: dict, flags: dict, ceilings: Ceilings, limit_s: float):
-        self.name, self.folder, self.described, self.flags, self.ceilings = name, Path(folder), described, flags, ceilings
+        self.name, self.folder, self.described, self.flags = name, Path(folder), described, flags
+        self.ceilings = ceilings
         self.rows: list[Row] = []
         self.complete = False
         self._end = time.monotonic() + limit_s
@@ -100,8 +103,8 @@ class Report:
         return (
             f"{warning}`bench_{self.name}` on {about['device']}; {versions}; commit {about['commit'] or 'unknown'}; "
             f"{about['date']}. Ceilings of this run: {top.flops / 1e12:.4g} TFLOP/s ({top.product}), "
-            f"{top.bytes / 1e12:.3g} TB/s ({top.copy}, bytes read and written). Floor: the longer of operations and bytes "
-            f"over these; ±: the same measured twice.\n\n{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}"
+            f"{top.bytes / 1e12:.3g} TB/s ({top.copy}, bytes read and written). Floor: the longer of operations and "
+            f"bytes over these; ±: the same measured twice.\n\n{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}"
         )
 
     def table(self) -> str:

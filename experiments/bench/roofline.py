@@ -6,7 +6,7 @@ import io
 
 from bench.report import OURS, Report, replace
 
-_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f", "#bcbd22", "#e377c2")
+_COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f", "#bcbd22")
 _MARKERS = "osD^vP*Xh<>p"
 
 
@@ -23,7 +23,8 @@ def draw(report: Report) -> None:
     ridge = top.flops / top.bytes
     intensities = [row.flops / row.bytes for row in rows] or [ridge]
     low, high = min(*intensities, ridge) / 3, max(*intensities, ridge) * 3
-    axis.plot([low, ridge, high], [low * top.bytes / 1e12, top.flops / 1e12, top.flops / 1e12], color="black", linewidth=1.2)
+    roof = [low * top.bytes / 1e12, top.flops / 1e12, top.flops / 1e12]
+    axis.plot([low, ridge, high], roof, color="black", linewidth=1.2)
     axis.annotate(f"{top.flops / 1e12:.4g} TFLOP/s", (high, top.flops / 1e12), ha="right", va="bottom", fontsize=8)
     axis.annotate(f"{top.bytes / 1e12:.3g} TB/s", (low, low * top.bytes / 1e12), ha="left", va="bottom", fontsize=8)
     names, cases = (list(dict.fromkeys(getattr(row, part) for row in rows)) for part in ("name", "case"))
@@ -34,10 +35,12 @@ def draw(report: Report) -> None:
         style = {"color": colour[row.name], "marker": marker[row.case], "linestyle": "", "markersize": 7}
         axis.plot(row.flops / row.bytes, reached, **style, fillstyle="full" if row.kind == OURS else "none")
     legend = [axis.plot([], [], color=colour[name], marker="s", linestyle="", label=name)[0] for name in names]
-    legend += [axis.plot([], [], color="black", marker=marker[c], fillstyle="none", linestyle="", label=c)[0] for c in cases]
+    hollow = {"color": "black", "fillstyle": "none", "linestyle": ""}
+    legend += [axis.plot([], [], marker=marker[case], label=case, **hollow)[0] for case in cases]
     figure.legend(handles=legend, loc="outside right upper", fontsize=7, frameon=False)
     warning = "" if about["timings"] == "measured" else f"\n{about['timings'].upper()}"
-    title = f"bench_{report.name}: {about['device']}, commit {about['commit'] or 'unknown'}, {about['date'][:10]}{warning}"
+    commit, date = about["commit"] or "unknown", about["date"][:10]
+    title = f"bench_{report.name}: {about['device']}, commit {commit}, {date}{warning}"
     axis.set(xscale="log", yscale="log", xlim=(low, high), xlabel="operations per byte", ylabel="TFLOP/s", title=title)
     axis.title.set_fontsize(10)
     axis.grid(which="major", alpha=0.3)

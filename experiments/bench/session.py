@@ -44,7 +44,8 @@ def run(name: str, body: Callable[[Report, Any], None]) -> None:
         signal.signal(signal.SIGTERM, before)
     print(f"\nwritten: {', '.join(str(report.folder / f'{name}.{kind}') for kind in ('json', 'md', 'png'))}")
     if report.wrong:
-        print(f"bench_{name}: out of tolerance: {', '.join(f'{r.name} ({r.case})' for r in report.wrong)}", file=sys.stderr)
+        wrong = ", ".join(f"{row.name} ({row.case})" for row in report.wrong)
+        print(f"bench_{name}: out of tolerance: {wrong}", file=sys.stderr)
         sys.exit(1)
 
 

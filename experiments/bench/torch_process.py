@@ -1,4 +1,4 @@
-"""Times PyTorch's attention. Reads one JSON request on standard input, prints one JSON line per case (see pytorch.py)."""
+"""Times PyTorch's attention: one JSON request on standard input, one JSON line per case printed (see pytorch.py)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def inputs(case: dict, dtype: Any, device: str) -> tuple[list[tuple], list[tuple
     """Random sets of (q, k, v) [B, heads, N, D] to be taken in turns, more than a cache holds; and a fresh one."""
     normal = lambda heads, count: torch.randn(case["batch"], heads, count, case["width"], dtype=dtype, device=device)
     one = lambda: (
-        normal(case["heads"], case["queries"]), normal(case["kv_heads"], case["keys"]), normal(case["kv_heads"], case["keys"])
+        normal(case["heads"], case["queries"]),
+        *(normal(case["kv_heads"], case["keys"]) for _ in "kv"),
     )
     first = one()
     nbytes = sum(a.numel() * a.element_size() for a in first)
@@ -127,7 +128,8 @@ def main() -> None:
             say(**{**line, "note": "; ".join(part for part in (line["note"], about) if part)})
         except Exception as error:  # whatever it is, the next case may run
             reason = str(error).strip().splitlines() or [""]
-            say(name=case["name"], seconds=None, error=None, note=f"{type(error).__name__}: {reason[0][:160]} ({about})")
+            note = f"{type(error).__name__}: {reason[0][:160]} ({about})"
+            say(name=case["name"], seconds=None, error=None, note=note)
         if device == "cuda":
             torch.cuda.empty_cache()
 

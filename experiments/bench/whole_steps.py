@@ -36,7 +36,9 @@ class Asking:
     top_k: int
 
     @classmethod
-    def draw(cls, config: ModelConfig, memory: VideoMemory, *, count: int, seed: int, dtype: str, **more: int) -> Asking:
+    def draw(
+        cls, config: ModelConfig, memory: VideoMemory, *, count: int, seed: int, dtype: str, **more: int
+    ) -> Asking:
         """Random weights and a random question."""
         ids = np.zeros(bucket(count, least=64), np.int32)
         ids[:count] = np.random.default_rng(seed).integers(0, config.language.vocabulary, count)
@@ -91,9 +93,10 @@ def bench(report: Report, device: Any, asking: Asking, *, questions: int, sample
         )
         for kind in ("mixed", "dense"):
             for row, measured in _rows(asking, name, kind, kernel, questions, samples):
-                report.attempt(
-                    lambda row=row, measured=measured: dataclasses.replace(row, timing=measured(), note=_note(row, kernel())), row
+                timed = lambda row=row, measured=measured, kernel=kernel: dataclasses.replace(
+                    row, timing=measured(), note=_note(row, kernel())
                 )
+                report.attempt(timed, row)
 
 
 def _note(row: Row, kernel: Kernel) -> str:
@@ -114,7 +117,8 @@ def _rows(
         chunks = layout.chunks(asking.chunk_size)
         dense = select.dense_chunks(chunks, np.arange(2, 2 + min(asking.top_k, max(chunks - 2, 0))))
         group_dense = dense[layout.chunk_of_group(asking.chunk_size)]
-        keys = layout.global_length + int(np.where(group_dense, layout.visual, layout.visual // memory.compression).sum())
+        per_group = np.where(group_dense, layout.visual, layout.visual // memory.compression)
+        keys = layout.global_length + int(per_group.sum())
     question, token = asking.work(keys, asking.count), asking.work(keys, 1)
     first = question + (asking.work(memory.sparse_length, asking.count) if kind == "mixed" else 0)
     case = f"{memory.frames} frames, {kind}, model"

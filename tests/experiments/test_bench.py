@@ -70,7 +70,8 @@ def results(folder, name: str) -> dict:
 
 def test_attention_from_end_to_end(tmp_path):
     tiny = ["--frames=32", "--visual=8", "--stride_groups=3", "--block_size=2", "--prev_blocks=1", f"--out={tmp_path}"]
-    assert run(bench_attention, *tiny, "--backends=ampere,reference", "--tiles=32,32;64,48", "--baselines=xla,cudnn") == 0
+    tiny += ["--backends=ampere,reference", "--tiles=32,32;64,48", "--baselines=xla,cudnn"]
+    assert run(bench_attention, *tiny) == 0
     rows = {row["name"]: row for row in results(tmp_path, "attention")["rows"]}
     layout = layouts.video(32, 8)
     kept, causal = attention_pairs(layout, Rule(2, 1))
@@ -116,7 +117,11 @@ def test_vision_from_end_to_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--frames=x"], ["--backends=cuda"], ["--baselines=flash"], ["--tiles=a"], ["--strides=0"], ["--heads=3", "--kv_heads=2"]]
+    "arguments",
+    [
+        ["--frames=x"], ["--backends=cuda"], ["--baselines=flash"], ["--tiles=a"], ["--strides=0"],
+        ["--heads=3", "--kv_heads=2"],
+    ],
 )
 def test_flags_that_make_no_sense_end_with_one_line(arguments, tmp_path, capsys):
     assert run(bench_attention, "--frames=8", "--visual=4", *arguments, f"--out={tmp_path}") == 2
@@ -127,7 +132,8 @@ def test_flags_that_make_no_sense_end_with_one_line(arguments, tmp_path, capsys)
 def videos(draw):
     visual, groups = draw(st.integers(1, 5)), draw(st.integers(1, 12))
     stamps = tuple(draw(st.lists(st.integers(1, 4), min_size=groups, max_size=groups)))
-    return Layout(draw(st.integers(0, 5)), stamps, visual), Rule(draw(st.integers(1, 4)), draw(st.sampled_from([None, 0, 1, 3])))
+    rule = Rule(draw(st.integers(1, 4)), draw(st.sampled_from([None, 0, 1, 3])))
+    return Layout(draw(st.integers(0, 5)), stamps, visual), rule
 
 
 @given(video=videos())
@@ -163,7 +169,8 @@ def test_operations_and_bytes_are_those_of_the_mask(video, stride):
         global_ = layout.global_positions()[bounds[number] : bounds[number + 1]]
         for rows in (visual, global_):
             seen = mask[rows]
-            flops += 2 * 2 * width * heads * int(seen.sum())  # a logit and a mixed value are `width` products and sums each
+            # A pair is `width` products and sums for its logit, and as many for mixing its value.
+            flops += 2 * 2 * width * heads * int(seen.sum())
             read, through = int(seen.any(axis=0).sum()) * kv_heads, len(rows) * heads
             nbytes += 2 * width * (2 * read + 2 * through)
     assert of.work() == (flops, nbytes)
@@ -188,7 +195,8 @@ def products(jaxpr) -> int:
             height, width, channels, _ = equation.invars[1].aval.shape
             total += 2 * equation.outvars[0].aval.size * height * width * channels
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for inner in jax.tree.leaves([*equation.params.values()], is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")):
+        is_program = lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")
+        for inner in jax.tree.leaves([*equation.params.values()], is_leaf=is_program):
             inner = getattr(inner, "jaxpr", inner)
             total += times * products(inner) if hasattr(inner, "eqns") else 0
     return total
@@ -199,7 +207,8 @@ def test_operations_of_the_vision_side_are_those_of_its_program():
     params = jax.eval_shape(lambda key: video_xl_2.init(key, nano), jax.random.key(0))
     grid, side, width = nano.resized_grid, nano.vision.image_size, nano.vision.width
     counted = lambda f, *shape: products(jax.make_jaxpr(f)(params, jnp.zeros(shape)).jaxpr)
-    assert counts.tower_flops(nano.vision) == counted(lambda p, x: video_xl_2.frame_features(p, nano, x), 1, side, side, 3)
+    tower = lambda p, x: video_xl_2.frame_features(p, nano, x)
+    assert counts.tower_flops(nano.vision) == counted(tower, 1, side, side, 3)
     assert counts.projector_flops(nano) == counted(lambda p, x: video_xl_2.project(p, nano, x), 1, grid, grid, width)
     synthesis = lambda p, x: dts.DTS(nano.norm_groups, nano.max_relative).apply({"params": p["dts"]}, x)
     assert counts.dts_flops(nano) == counted(synthesis, 1, nano.frames_per_group, grid, grid, width)
@@ -250,7 +259,8 @@ def test_the_truth_is_plain_attention(rng=np.random.default_rng(0)):
     for n in range(3):
         for h in range(4):
             weights = np.exp(k[h // 2, starts[0, n] : stops[0, n]] @ q[n, h] / math.sqrt(8))
-            np.testing.assert_allclose(got[n, h], weights @ v[h // 2, starts[0, n] : stops[0, n]] / weights.sum(), rtol=1e-4)
+            mixed = weights @ v[h // 2, starts[0, n] : stops[0, n]] / weights.sum()
+            np.testing.assert_allclose(got[n, h], mixed, rtol=1e-4)
     assert math.isnan(exact.relative_error(jnp.full(3, jnp.nan), jnp.ones(3)))
 
 
