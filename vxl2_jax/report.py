@@ -12,6 +12,7 @@ from rich.text import Text
 from vxl2_jax.asking import Answer
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.planning import Device, Plan
 
 
 def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float]) -> dict[str, Any]:
@@ -93,3 +94,33 @@ def _timeline(answer: Answer, most: int = 24) -> RenderableType:
     if left_out := len(answer.chunks) - len(best):
         table.add_row(f"… and {left_out} lower-scored sparse chunks")
     return table
+
+
+def plan_data(plan: Plan, name: str, device: Device, fits: bool, advice: str) -> dict[str, Any]:
+    """One JSON-ready document of a plan for a device."""
+    kept, causal = plan.attention_pairs_kept, plan.attention_pairs_causal
+    return {
+        "groups": plan.layout.groups, "tokens": plan.layout.length,
+        "question_tokens": plan.question_tokens,
+        "attention_pairs_kept": kept, "attention_pairs_causal": causal,
+        "reduction_percent": round(100 * (1 - kept / causal), 2),
+        "flops": plan.flops, "bytes": plan.bytes, "peak_bytes": plan.peak_bytes,
+        "device": name, "device_memory_gb": device.memory_gb, "seconds": round(plan.seconds(device), 4),
+        "fits": fits, "advice": advice,
+    }
+
+
+def plan_text(document: dict[str, Any]) -> RenderableType:
+    """The same for a terminal."""
+    table = Table(box=None, show_header=False)
+    row = lambda name, value: table.add_row(name, value)
+    row("tokens", f"{document['tokens']:,} of {document['groups']:,} groups of 4 frames, {document['question_tokens']} of the question")
+    row("attention pairs", f"{document['attention_pairs_kept']:,} of {document['attention_pairs_causal']:,} ({document['reduction_percent']} % saved)")
+    for part, flops in document["flops"].items():
+        row(part.replace("_", " "), f"{flops / 1e12:,.1f} TFLOP")
+    for part, count in document["bytes"].items():
+        row(part, f"{count / 1e9:,.2f} GB")
+    row("peak", f"{document['peak_bytes'] / 1e9:,.2f} GB of {document['device_memory_gb']} GB on {document['device']}")
+    row("floor", f"{document['seconds']:,.2f} s")
+    verdict = Text("fits", "bold green") if document["fits"] else Text(f"does not fit: {document['advice']}", "bold red")
+    return Group(table, verdict)

@@ -31,6 +31,11 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception for malformed files
             raise CheckpointError(f"{path}: not a tokenizer file ({error})") from error
 
+    @property
+    def vocabulary(self) -> int:
+        """How many ids there are."""
+        return self._inner.get_vocab_size()
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text as it stands: no special tokens are added, those in the text are recognised."""
         return self._inner.encode(text, add_special_tokens=False).ids
