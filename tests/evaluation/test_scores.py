@@ -1,0 +1,69 @@
+"""Sums of verdicts: what counts, in which groups; the table of released settings."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vxl2_jax import evaluation
+from vxl2_jax.evaluation import Row, Score
+
+NAMES = tuple(evaluation.BENCHMARKS)
+
+
+def judged(name: str, *responses: str, answer: str = "B", **groups: tuple[str, ...]) -> list:
+    row = Row(answer=answer, groups=groups)
+    return [evaluation.judge(evaluation.named(name), row, response) for response in responses]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_score_is_the_verdict(name):
+    benchmark, row = evaluation.named(name), Row(answer="B", groups={})
+    assert [benchmark.score(row, response) for response in ("B", "C", "")] == [True, False, False]
+    assert [verdict.correct for verdict in judged(name, "B", "C", "")] == [True, False, False]
+
+
+@pytest.mark.parametrize("name, counted", [("mlvu", 3), ("video_mme", 3), ("longvideobench", 3), ("lvbench", 2)])
+def test_only_lvbench_leaves_empty_responses_out(name, counted):
+    assert evaluation.total(judged(name, "B", "", " ")) == Score(1, counted)
+
+
+def test_responses_without_a_letter_are_told_apart_from_wrong_ones():
+    assert [verdict.named for verdict in judged("longvideobench", "B", "C", "nobody", "")] == [True, True, False, False]
+    assert [verdict.named for verdict in judged("mlvu", "B) toast", "toast")] == [True, False]
+
+
+def test_a_row_of_two_types_counts_in_both():
+    verdicts = judged("lvbench", "B", "C", "", question_type=("reasoning", "summary"))
+    verdicts += judged("lvbench", "B", question_type=("reasoning",), type=("tv",))
+    assert evaluation.grouped(verdicts) == {
+        "question_type": {"reasoning": Score(2, 3), "summary": Score(1, 2)}, "type": {"tv": Score(1, 1)},
+    }
+    assert evaluation.total(verdicts) == Score(2, 3)
+
+
+def test_accuracy_is_in_percent_to_four_places():
+    assert Score(124, 283).as_data() == {"correct": 124, "total": 283, "accuracy": 43.8163}
+    assert Score(0, 0).as_data() == {"correct": 0, "total": 0, "accuracy": 0.0}
+
+
+@given(st.integers(1, 400), st.data())
+def test_the_interval_holds_the_accuracy_and_stays_in_range(total, data):
+    score = Score(data.draw(st.integers(0, total)), total)
+    low, high = score.interval
+    assert 0 <= low <= score.accuracy + 1e-9 and score.accuracy - 1e-9 <= high <= 100
+    closer = Score(4 * score.correct, 4 * total).interval
+    assert closer[1] - closer[0] < high - low
+
+
+def test_the_interval_is_wilsons():
+    assert Score(5, 10).interval == pytest.approx((23.66, 76.34), abs=0.01)
+    assert Score(0, 0).interval == (0, 100)
+
+
+def test_released_settings_are_there_for_every_benchmark_and_mode():
+    assert set(evaluation.RELEASED) == set(evaluation.MAX_NEW_TOKENS) == set(NAMES)
+    for modes in evaluation.RELEASED.values():
+        assert list(modes) == ["pure", "chunked", "chunked_bilevel"]
+        assert all((mode == "pure") == (s.block_size is None) == (s.prev_blocks is None) for mode, s in modes.items())
+    assert evaluation.RELEASED["video_mme"]["chunked"].max_frames == 300
+    assert evaluation.MAX_NEW_TOKENS["longvideobench"] == 32

@@ -1,0 +1,56 @@
+"""Files of rows: a JSON list, or one JSON object a line; either may be gzipped."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from vxl2_jax.errors import RequestError
+
+_GZIP = b"\x1f\x8b"
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a file; raises RequestError naming the file, the place and what belongs there."""
+    text = _text(Path(path))
+    rows = _list(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+    if not rows:
+        raise RequestError(f"{path}: no rows in it; give a JSON list of objects, or one object a line")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise RequestError(f"{path}: row {number} must be an object of keys and values, not {row!r:.60}")
+    return rows
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return (gzip.decompress(data) if data.startswith(_GZIP) else data).decode("utf-8-sig")
+    except FileNotFoundError as error:
+        raise RequestError(f"{path}: no such file; give the path of a JSON file") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise RequestError(f"{path}: cannot be read ({error}); give a JSON file, plain or gzipped") from error
+    except UnicodeDecodeError as error:
+        raise RequestError(f"{path}: not text in UTF-8; give a JSON file, plain or gzipped") from error
+
+
+def _list(path: str | Path, text: str) -> list[Any]:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}"
+        raise RequestError(f"{path}: not JSON at {place} ({error.msg}); mend it there") from error
+
+
+def _lines(path: str | Path, text: str) -> list[Any]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise RequestError(f"{path}: line {number} is not JSON ({error.msg}); it must be one object") from error
+    return rows

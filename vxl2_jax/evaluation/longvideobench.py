@@ -1,0 +1,59 @@
+"""LongVideoBench, validation set, video without its subtitles: https://arxiv.org/abs/2407.15754."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vxl2_jax.errors import RequestError
+from vxl2_jax.evaluation.letters import first_letter
+from vxl2_jax.evaluation.rows import Row, groups_of, letter, lettered, matches, value
+
+NAME = "longvideobench"
+GROUPS = ("duration_group", "question_category")
+
+_OPTIONS = tuple(f"option{i}" for i in range(5))
+
+
+def row(doc: Mapping[str, Any]) -> Row:
+    """An annotation row: id, video_path, question, option0 … option4 ("N/A": there is none), correct_choice
+    (counted from 0), duration_group, question_category.
+
+    `duration`, in seconds, may be missing.
+    """
+    options = tuple(option for key in _OPTIONS if (option := value(doc, key)) != "N/A")
+    chosen = value(doc, "correct_choice", int)
+    if not 0 <= chosen < len(options):
+        raise RequestError(f"'correct_choice' must count one of {len(options)} options from 0, not be {chosen}")
+    value(doc, "duration_group", (int, str))
+    value(doc, "question_category")
+    video = value(doc, "video_path")
+    return Row(
+        answer=letter(chosen), groups=groups_of(doc, GROUPS), video=video, files=(video,), id=value(doc, "id"),
+        question=value(doc, "question"), options=options,
+        duration_s=float(value(doc, "duration", (int, float))) if doc.get("duration") is not None else None,
+    )
+
+
+def prompt(row: Row) -> str:
+    """As the original's lmms-eval task asks; it ends with a newline."""
+    question = f"{row.question}\n{lettered(row.options)}"
+    return f"{question}\nAnswer with the option's letter from the given choices directly.\n"
+
+
+def read(response: str) -> str:
+    """The first of A–E after the prefixes, or "", where the original's lmms-eval task draws an option by lot.
+
+    A letter beyond the row's options is read, too, and wrong.
+    """
+    return first_letter(response, "ABCDE")
+
+
+def score(row: Row, response: str) -> bool:
+    """Whether the response is read as the right letter; one without a letter is wrong, here, and not drawn for."""
+    return matches(row, read(response))
+
+
+def counts(response: str) -> bool:
+    """Every response counts, empty ones too."""
+    return True
