@@ -145,8 +145,10 @@ def load(
     directory, (config, params) = fetch.load(name, dtype, progress)
     width = config.language.head_width
     kernel, reason = _chosen(choose, width=width)
-    if attention == "auto" and kernel != REFERENCE and (wrong := kernels.trial(kernel, dtype=dtype, width=width)):
-        kernel, reason = REFERENCE, f"reference: the {kernel.name} kernel failed its trial on this machine ({wrong})"
+    failed: dict[str, str] = {}
+    while attention == "auto" and kernel != REFERENCE and (wrong := kernels.trial(kernel, dtype=dtype, width=width)):
+        failed[kernel.name] = f"it failed its trial on this machine: {wrong}"
+        kernel, reason = _chosen(partial(choose, failed=failed), width=width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(
         str(name), config, params, Tokenizer.read(directory), describe(config, params), kernel, reason,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -61,11 +61,14 @@ def _candidates(device: Any) -> list[str]:
     return []
 
 
-def choose(name: str = "auto", *, dtype: Any, width: int, device: Any = None) -> Choice:
+def choose(
+    name: str = "auto", *, dtype: Any, width: int, device: Any = None, failed: Mapping[str, str] = MappingProxyType({})
+) -> Choice:
     """Choose the kernel for caches of `dtype` and head width `width` on `device` (default: the first).
 
     `name` "auto" takes the best kernel that can run and falls back to the reference, saying why. A kernel
     asked for by name is taken; on a CPU it runs in Pallas' interpreter, which is for checking, not for speed.
+    `failed`: kernels that "auto" passes over, and why.
 
     Raises ValueError for an unknown name, and for a kernel that cannot do what is asked or cannot run on the device.
     """
@@ -90,7 +93,7 @@ def choose(name: str = "auto", *, dtype: Any, width: int, device: Any = None) ->
     refused = []
     for candidate in able:
         kernel = _kernel(candidate, kind)
-        if not (why := _refusal(kernel, dtype, width)):
+        if not (why := failed.get(candidate) or _refusal(kernel, dtype, width)):
             return Choice(kernel, "; ".join([f"{candidate}: written for {kind}", *refused]))
         refused.append(f"not {candidate} ({why})")
     return Choice(REFERENCE, f"reference, in {jnp.dtype(dtype)}: " + "; ".join(refused))

@@ -1,5 +1,7 @@
 """Watching and asking through the public interface."""
 
+import types
+
 import jax
 import numpy as np
 import pytest
@@ -14,18 +16,24 @@ def leaves_equal(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-def test_a_kernel_that_fails_its_trial_is_replaced_and_the_reason_told(model_dir, monkeypatch):
+def test_kernels_that_fail_their_trial_are_passed_over_and_the_reason_told(model_dir, monkeypatch):
     from pallas_kernels import attention
 
-    kernel = attention.choose("tpu", dtype="float32", width=16).kernel
-    monkeypatch.setattr(attention, "choose", lambda *_, **__: attention.Choice(kernel, "tpu: written for a test"))
+    choose = attention.choose
+    card = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
+    monkeypatch.setattr(attention, "choose", lambda name, **given: choose(name, **{**given, "device": card}))
+    load = lambda: vxl2.load(model_dir, "bfloat16")
     monkeypatch.setattr(attention, "trial", lambda *_, **__: None)
-    assert vxl2.load(model_dir).kernel == kernel
-    monkeypatch.setattr(attention, "trial", lambda *_, **__: "differs from the reference by 1")
-    model = vxl2.load(model_dir)
-    assert model.kernel == attention.REFERENCE
-    assert model.attention == "reference: the tpu kernel failed its trial on this machine (differs from the reference by 1)"
-
+    first = load()
+    monkeypatch.setattr(attention, "trial", lambda kernel, **_: f"{kernel.name} is off")
+    second = load()
+    assert first.kernel != attention.REFERENCE and "NVIDIA H200" in first.attention
+    assert second.kernel == attention.REFERENCE
+    assert "not ampere (it failed its trial on this machine: ampere is off)" in second.attention
+    if first.kernel.name == "hopper":
+        assert "not hopper (it failed its trial on this machine: hopper is off)" in second.attention
+        monkeypatch.setattr(attention, "trial", lambda kernel, **_: "off" if kernel.name == "hopper" else None)
+        assert load().kernel.name == "ampere"
 
 def test_a_second_video_after_a_first_is_as_if_it_were_the_first(model):
     fresh = model.watch(noise(40, seed=2))
