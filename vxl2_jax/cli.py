@@ -172,6 +172,9 @@ def run_ask(args: argparse.Namespace) -> None:
         plot.check_path(args.plot)
     if not Path(args.video).exists():  # before a large model is loaded for nothing
         raise VideoError(f"{args.video}: no such file; give the path of a video, an image or a folder of images")
+    if args.attention == "hopper":
+        # Interpreted warpgroups wait for each other on threads of XLA's pool, of which a small CPU has too few.
+        os.environ.setdefault("NPROC", "16")
     timings: dict[str, float] = {}
     start = time.perf_counter()
     with _progress("loading", "tensors", args.quiet) as advance:

@@ -20,7 +20,8 @@ NEEDED = {
     **dict.fromkeys(GPUS, ("jax_plugins.xla_cuda13", "jax-cuda13-plugin")),
 }
 SPILLED_OUTSIDE_LOOPS = 32
-"""Bytes that a kernel may spill before and after its loops, once an item; none in a loop was seen in disassembly."""
+"""Bytes of spills allowed in a whole program. ptxas tells no places: what is this little was looked up by hand for the
+A100 pre-fill tile (outside its clear loop), and for no other."""
 
 pytestmark = [pytest.mark.targets, pytest.mark.timeout(900)]
 
