@@ -62,6 +62,7 @@ class Model:
         block_size: int = 4,
         prev_blocks: int | None = 3,
         compression: int = 4,
+        out: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
         timings: dict[str, float] | None = None,
     ) -> VideoMemory:
@@ -73,17 +74,41 @@ class Model:
           fps, max_frames, max_fps: the sampling rule, see `video.sampling`.
           block_size, prev_blocks: chunk-based pre-filling, see `layout.Rule`; prev_blocks None is dense.
           compression: visual tokens pooled into one in the sparse level.
+          out: a memory file to write while watching. If watching is cut off, the same call goes on where it was;
+            if the file is already there and holds this very memory, it is opened instead.
           progress: called with (frames done, frames in all).
-          timings: a dict that receives seconds per stage: read (waiting for frames), vision, prefill.
+          timings: a dict that receives seconds per stage: read (waiting for frames), vision, prefill, write (waiting
+            for the memory file), compile (compiling, which the other stages then do not count).
 
-        Raises VideoError for what cannot be read, RequestError for options out of range.
+        Raises VideoError for what cannot be read, RequestError for options out of range and for a memory file that
+        cannot be written or is another one.
         """
         sampling = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps}
         with self._precision():
             return watching.watch(
-                self, video, sampling=sampling, rule=Rule(block_size, prev_blocks), compression=compression,
-                progress=progress, timings=timings,
+                self, video, sampling=sampling, rule=Rule(block_size, prev_blocks), compression=compression, out=out,
+                report=watching.Report(progress, timings),
             )
+
+    def watch_more(
+        self, memory: VideoMemory, frames: np.ndarray, seconds: Sequence[float], *,
+        progress: Callable[[int, int], None] | None = None, timings: dict[str, float] | None = None,
+    ) -> VideoMemory:
+        """Extend a memory by the frames that follow, as of a live video: a new memory; the old one stays as it is.
+
+        What a last, incomplete group and stride had written early is done again, so that the result is that of
+        watching everything at once: in float32 bit for bit as long as the strides begin at the same groups and
+        timestamps do not become longer (past 1,000 s, say), else up to rounding.
+
+        Args:
+          frames: uint8 [F, image, image, 3], image being the model's `config.vision.image_size`.
+          seconds: [F], ascending, after the memory's last frame.
+          progress, timings: as in `watch`.
+
+        Raises RequestError for another model's memory, frames of another shape, or seconds that do not follow.
+        """
+        with self._precision():
+            return watching.watch_more(self, memory, frames, seconds, watching.Report(progress, timings))
 
     def ask(
         self,
@@ -112,6 +137,7 @@ class Model:
         Raises RequestError for options out of range, an empty question, or another model's memory.
         """
         options = asking.Options(relevance, top_k, chunk_size, max_new_tokens, temperature, top_p, seed)
+        memory = memory.resident()
         with self._precision():
             if isinstance(question, str):
                 return asking.ask(self, memory, question, options, history)

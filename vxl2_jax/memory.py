@@ -9,38 +9,51 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
-import os
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
 from flax import struct
-from safetensors import SafetensorError, safe_open
-from safetensors.flax import save_file
 
 from pallas_kernels.attention import Stream
+from vxl2_jax import prefill
 from vxl2_jax.buckets import bucket
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout, Rule
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.prefill import Streams
+from vxl2_jax.storage import memory_file
+from vxl2_jax.storage.memory_file import Shape, StoredLevel
+from vxl2_jax.storage.recording import Recording, restored
+
+
+class Open(NamedTuple):
+    """What extending a memory needs of its end, where that is not the end of a stride and of a group of frames.
+
+    tokens [n, V, E]: visual tokens of the groups since the last stride began, whole groups only; frames uint8
+    [m, S, S, 3]: the frames of a group that lacks some.
+    """
+
+    tokens: jax.Array
+    frames: np.ndarray
 
 
 @struct.dataclass
 class VideoMemory:
-    """A pytree; the fields below `sparse` are static.
+    """A pytree; all but `dense`, `sparse` and `open` is static.
 
-    seconds: per group, the second of its first frame; end_s: the second at which the last sampled frame
-    ends; compression: visual tokens pooled into one; model: fingerprint of the model that watched; video: its file's name.
+    dense: both streams on the device, or, of a memory on disk, a level of which chunks are read when a question
+    wants them. seconds: per group, the second of its first frame; last_s: of the last frame; end_s: the second at
+    which that frame ends; compression: visual tokens pooled into one; model: fingerprint of the model that watched;
+    video, video_hash: its file's name and SHA-256, empty where there is no such file.
     """
 
-    dense: Streams
+    dense: Streams | StoredLevel
     sparse: Stream
     layout: Layout = struct.field(pytree_node=False)
     rule: Rule = struct.field(pytree_node=False)
@@ -49,8 +62,11 @@ class VideoMemory:
     end_s: float = struct.field(pytree_node=False)
     frames: int = struct.field(pytree_node=False)
     rope_theta: float = struct.field(pytree_node=False)
+    last_s: float = struct.field(pytree_node=False, default=0.0)
     model: str = struct.field(pytree_node=False, default="")
     video: str = struct.field(pytree_node=False, default="")
+    video_hash: str = struct.field(pytree_node=False, default="")
+    open: Open | None = None
 
     @property
     def sparse_length(self) -> int:
@@ -64,51 +80,79 @@ class VideoMemory:
 
     def with_compression(self, compression: int) -> VideoMemory:
         """The same memory with another sparse level."""
-        sparse = sparse_level(self.dense, self.layout, compression, self.rope_theta)
-        return self.replace(sparse=sparse, compression=compression)
+        memory = self.resident()
+        sparse = sparse_level(memory.dense, memory.layout, compression, memory.rope_theta)
+        return memory.replace(sparse=sparse, compression=compression)
+
+    def resident(self) -> VideoMemory:
+        """The memory with its dense level on the device: itself, or, of a memory on disk, all of it read now.
+
+        Raises RequestError for a damaged file.
+        """
+        if isinstance(self.dense, Streams):
+            return self
+        room = prefill.capacity(self.layout, memory_file.GROUPS_A_RECORD)
+        shape = self.dense.shape
+        streams = prefill.empty_streams(shape.layers, shape.kv_heads, shape.width, room, jnp.dtype(shape.dtype))
+        return self.replace(dense=restored(streams, self.dense))
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file, atomically. The sparse level is derived and not stored."""
-        path = Path(path)
-        partial_path = path.with_name(f".{path.name}.{os.getpid()}.part")
-        tensors = {
-            f"{name}.{part}": getattr(getattr(self.dense, name), part) for name in Streams._fields for part in "kv"
-        }
-        described = {
-            "format": "vxl2-memory-1", "layout": dataclasses.asdict(self.layout), "rule": dataclasses.asdict(self.rule),
-            **{name: getattr(self, name) for name in _SCALARS}, "seconds": self.seconds,
-        }
+        """Write a memory file, in one step: what was there stays until all is written.
+
+        Raises RequestError if it cannot be written.
+        """
+        memory = self.resident()
+        recording = Recording(path, self.identity(), Shape.of(self.sparse), resume=False)
         try:
-            save_file(tensors, partial_path, metadata={"memory": json.dumps(described)})
-            os.replace(partial_path, path)
-        except (OSError, SafetensorError) as error:
-            raise RequestError(f"{path}: cannot write the memory ({error}); choose another place") from error
-        finally:
-            partial_path.unlink(missing_ok=True)
+            recording.put(memory.dense, 0, memory.layout.groups)
+            recording.finish(memory.sparse, memory.sparse_length, beside(memory.open))
+        except BaseException:
+            recording.close()
+            recording.discard()
+            raise
 
     @classmethod
-    def load(cls, path: str | Path) -> VideoMemory:
-        """Read what `save` wrote. Raises RequestError for a missing, damaged or foreign file."""
+    def load(cls, path: str | Path, verify: bool | None = None) -> VideoMemory:
+        """Open what `save` or `vxl2 watch --out` wrote. The dense level stays on disk (see `resident`).
+
+        verify: check all of the file now (True), or the parts of the dense level when a question first reads them
+        (False); None: now, unless that would take long (over 2 GiB). Raises RequestError for a file that is
+        missing, of another kind or version, cut short or damaged.
+        """
+        found = memory_file.read(path, verify)
         try:
-            with safe_open(path, "flax") as file:
-                described = json.loads((file.metadata() or {})["memory"])
-                if described.pop("format") != "vxl2-memory-1":
-                    raise KeyError("format")
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-            layout = described.pop("layout")
-            layout = Layout(layout["prefix"], tuple(layout["stamps"]), layout["visual"])
-            rule, seconds = Rule(**described.pop("rule")), tuple(described.pop("seconds"))
-            rest = {name: described[name] for name in _SCALARS}
-            dense = Streams(*(Stream(tensors[f"{name}.k"], tensors[f"{name}.v"]) for name in Streams._fields))
-        except FileNotFoundError as error:
-            raise RequestError(f"{path}: no such memory file; `vxl2 watch VIDEO --out {path}` makes one") from error
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise RequestError(f"{path}: not a readable video memory ({error}); watch the video again") from error
-        sparse = sparse_level(dense, layout, rest["compression"], rest["rope_theta"])
-        return cls(dense=dense, sparse=sparse, layout=layout, rule=rule, seconds=seconds, **rest)
+            said = {name: found.identity[name] for name in _SCALARS}
+            rule, seconds = Rule(**found.identity["rule"]), tuple(found.identity["seconds"])
+        except (KeyError, TypeError) as error:
+            raise memory_file.damaged(Path(path)) from error
+        opened = Open(jnp.array(found.open["tokens"]), np.array(found.open["frames"])) if found.open else None
+        layout, length = found.dense.layout, found.sparse.k.shape[2]
+        beyond = sparse_room(layout, said["compression"]) - length
+        sparse = Stream(*(jnp.array(np.pad(part, ((0, 0), (0, 0), (0, beyond), (0, 0)))) for part in found.sparse))
+        return cls(found.dense, sparse, layout, rule, seconds=seconds, open=opened, **said)
+
+    def identity(self) -> dict[str, Any]:
+        """What a memory file says of the memory, ready for JSON: two with the same identity hold the same."""
+        return identity(
+            Shape.of(self.sparse), self.layout, self.rule, self.seconds, **{name: getattr(self, name) for name in _SCALARS}
+        )
 
 
-_SCALARS = ("compression", "end_s", "frames", "rope_theta", "model", "video")
+_SCALARS = ("compression", "end_s", "last_s", "frames", "rope_theta", "model", "video", "video_hash")
+
+
+def identity(shape: Shape, layout: Layout, rule: Rule, seconds: tuple[float, ...], **scalars: Any) -> dict[str, Any]:
+    """See `VideoMemory.identity`; all of it is known before a video is watched."""
+    return {
+        "version": memory_file.VERSION, "shape": list(shape), "rule": dataclasses.asdict(rule),
+        "layout": {"prefix": layout.prefix, "stamps": list(layout.stamps), "visual": layout.visual},
+        **{name: scalars[name] for name in _SCALARS}, "seconds": list(seconds),
+    }
+
+
+def beside(opened: Open | None) -> dict[str, np.ndarray]:
+    """The arrays that a memory file keeps for extending the memory."""
+    return {} if opened is None else {name: np.asarray(part) for name, part in opened._asdict().items()}
 
 
 def check_compression(compression: int, visual: int) -> None:
@@ -121,12 +165,17 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, (0, length - len(array)))
 
 
+def sparse_room(layout: Layout, compression: int) -> int:
+    """Slots of a sparse level: its length rounded up, so that videos of like length share executables."""
+    return bucket(layout.global_length + layout.groups * (layout.visual // compression), least=128)
+
+
 def sparse_level(dense: Streams, layout: Layout, compression: int, rope_theta: float) -> Stream:
     """Pool the dense level into a sparse one of fixed capacity [L, K, S, D]; slot index = position."""
     check_compression(compression, layout.visual)
     kept = layout.visual // compression
     room_v, room_g = dense.visual.k.shape[2], dense.global_.k.shape[2]
-    room = bucket(room_g + room_v // layout.visual * kept)
+    room = sparse_room(layout, compression)
     new_v, new_g = layout.visual_positions(kept), layout.global_positions(kept)
     # For every slot of the sparse level, its source: a global token, or (behind them) a pooled one.
     source = np.zeros(room, np.int32)
@@ -148,7 +197,8 @@ def _pool(dense, old_visual, new_visual, shift_global, source, *, visual, compre
     kept = visual // compression
 
     def pool(rows: jax.Array) -> jax.Array:
-        groups = rearrange(rows, "k (g v) d -> k g v d", v=visual)[:, :, : kept * compression]
+        whole = rows[:, : rows.shape[1] // visual * visual]
+        groups = rearrange(whole, "k (g v) d -> k g v d", v=visual)[:, :, : kept * compression]
         return reduce(groups.astype(jnp.float32), "k g (n c) d -> k (g n) d", "mean", c=compression)
 
     def one_layer(layer: Streams) -> Stream:

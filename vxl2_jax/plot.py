@@ -25,7 +25,7 @@ def check_path(path: Path) -> None:
 def draw(path: Path, answers: Sequence[Answer], frames: np.ndarray, seconds: np.ndarray, title: str) -> None:
     """Write the picture, whole or not at all.
 
-    Shapes: frames uint8 [n, S, S, 3] shown as thumbnails at their `seconds` [n].
+    Shapes: frames uint8 [n, S, S, 3] shown as thumbnails at their `seconds` [n]; none for a memory without its video.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -33,10 +33,10 @@ def draw(path: Path, answers: Sequence[Answer], frames: np.ndarray, seconds: np.
     width = 11.0
     figure = Figure(figsize=(width, 1.5 + 1.6 * len(answers)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1 + len(answers), 1, sharex=True, height_ratios=[1.0] + [1.3] * len(answers), squeeze=False)[:, 0]
+    axes = figure.subplots(1 + len(answers), 1, sharex=True, height_ratios=[1.0 if len(frames) else 0.1] + [1.3] * len(answers), squeeze=False)[:, 0]
     end = max(chunk.end_s for chunk in answers[0].chunks) or 1.0
     strip = axes[0]
-    slot = end / len(frames)
+    slot = end / max(len(frames), 1)
     for i, frame in enumerate(frames):
         strip.imshow(frame, extent=(i * slot, (i + 1) * slot, 0, 1), aspect="auto", interpolation="antialiased")
         strip.annotate(

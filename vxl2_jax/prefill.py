@@ -54,22 +54,30 @@ class Capacity(NamedTuple):
     global_: int
 
 
-def capacity(layout: Layout, stride: int) -> Capacity:
-    """Sizes for a layout, rounded up so that videos of like length share executables."""
-    strides = bucket(-(-max(layout.groups, 1) // stride))
-    per_stamp = round_up(max(layout.stamps, default=1), 4)
+_ROOM = 512
+"""Streams hold multiples of this many tokens. The reference then cuts them into the same tiles whatever their length,
+so that a memory that grew equals, bit for bit, one made at once; a TPU cuts multiples of 16 without copying."""
+
+
+def capacity(layout: Layout, stride: int, first: int = 0) -> Capacity:
+    """Sizes for a layout, rounded up so that videos of like length share executables.
+
+    first: the group at which strides begin to be counted, where it is not 0 (see `plan`).
+    """
+    # A first group within a stride shifts all strides after it.
+    strides = bucket(-(-max(layout.groups, 1) // stride) + (first % stride > 0))
+    per_stamp = round_up(max(layout.stamps, default=1), 2)
     prefix = round_up(layout.prefix, 16)
     rows = prefix + stride * per_stamp
-    # Writes are whole strides wide, so the last one needs room behind the last real token. Multiples of 16 are
-    # what a TPU can cut key tiles from without copying.
+    # Writes are whole strides wide, so the last one needs room behind the last real token.
     global_ = prefix + (strides + 1) * stride * per_stamp + rows
-    return Capacity(stride, rows, round_up(strides * stride * layout.visual, 16), round_up(global_, 16))
+    return Capacity(stride, rows, round_up(strides * stride * layout.visual, _ROOM), round_up(global_, _ROOM))
 
 
-def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity) -> list[Stride]:
-    """Cut a layout into strides. `global_ids` int32 [layout.global_length]."""
+def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, first: int = 0) -> list[Stride]:
+    """Cut a layout, from group `first` on, into strides. `global_ids` int32 [layout.global_length]."""
     strides = []
-    for first in range(0, max(layout.groups, 1), sizes.stride):
+    for first in range(first, max(layout.groups, 1), sizes.stride):
         last = min(first + sizes.stride, layout.groups)
         begin = int(layout.stamp_stops[first - 1]) if first else 0
         end = int(layout.stamp_stops[last - 1]) if last else layout.prefix
@@ -79,6 +87,7 @@ def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity) ->
         ranges_g = key_ranges(layout, rule, GLOBAL, begin, end)
         pad = lambda rows: np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, sizes.global_rows - rows.shape[-1])])
         visual_positions = layout.visual_positions()[visual.start : visual.stop]
+        assert tokens <= sizes.global_rows
         strides.append(Stride(
             ids=pad(np.asarray(global_ids[begin:end], np.int32)),
             positions=np.concatenate([
@@ -90,14 +99,18 @@ def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity) ->
             visual_offset=np.int32(visual.start),
             global_offset=np.int32(begin),
         ))
-        assert tokens <= sizes.global_rows
     return strides
 
 
 def empty(config: ModelConfig, sizes: Capacity, dtype: Any) -> Streams:
     """A cache of zeros for a video of the given capacity."""
     lm = config.language
-    stream = lambda length: Stream(*(jnp.zeros((lm.layers, lm.kv_heads, length, lm.head_width), dtype) for _ in "kv"))
+    return empty_streams(lm.layers, lm.kv_heads, lm.head_width, sizes, dtype)
+
+
+def empty_streams(layers: int, kv_heads: int, width: int, sizes: Capacity, dtype: Any) -> Streams:
+    """The same from plain numbers."""
+    stream = lambda length: Stream(*(jnp.zeros((layers, kv_heads, length, width), dtype) for _ in "kv"))
     return Streams(stream(sizes.visual), stream(sizes.global_))
 
 
@@ -108,9 +121,9 @@ def run_stride(
 ) -> tuple[Streams, jax.Array | None]:
     """Feed one stride through the language model.
 
-    Shapes: visual_tokens [stride, V, E]; `kernel` is the attention to use. Returns the cache with the stride's keys and values written, and
-    (only with `keep_hidden`, for parity) the residual stream after the last layer [rows, E]; otherwise
-    the last layer stops at its keys and values, which is all that later tokens need of it.
+    Shapes: visual_tokens [stride, V, E]; `kernel` is the attention to use. Returns the cache with the stride's keys
+    and values written, and (only with `keep_hidden`, for parity) the residual stream after the last layer [rows, E];
+    otherwise the last layer stops at its keys and values, which is all that later tokens need of it.
     """
     lm, language = config.language, params["language"]
     ids = jnp.asarray(stride.ids)

@@ -1,24 +1,32 @@
-"""Watching a video, step by step: frames → visual tokens → pre-fill → memory."""
+"""Watching a video, step by step: frames → visual tokens → pre-fill → memory; and going on with a memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.attention import Stream
+from vxl2_jax import memory as memories
 from vxl2_jax import prefill
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout, Rule
-from vxl2_jax.memory import VideoMemory, check_compression, sparse_level
+from vxl2_jax.memory import Open, VideoMemory, check_compression, sparse_level
 from vxl2_jax.models import video_xl_2
+from vxl2_jax.prefill import Capacity, Streams
+from vxl2_jax.storage.memory_file import Shape
+from vxl2_jax.storage.recording import Recording, restored
 from vxl2_jax.text import prompt
 from vxl2_jax.timing import timed
-from vxl2_jax.video.reader import open_video, prefetch
+from vxl2_jax.video.reader import content_hash, open_video, prefetch
 
 if TYPE_CHECKING:
     from vxl2_jax.api import Model
@@ -27,66 +35,187 @@ Frames = tuple[np.ndarray, Sequence[float]]
 _encode = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once", "kernel"))
 
 
+class Source(NamedTuple):
+    """Frames to be watched. seconds [F]: of each; batches: (how many at a time, first frame) → arrays of them;
+    end_s: the second at which the last one ends; name, hash: of the file, empty where there is none."""
+
+    seconds: np.ndarray
+    batches: Callable[[int, int], Iterator[np.ndarray]]
+    end_s: float
+    name: str = ""
+    hash: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Who is told what: progress (frames done, frames in all), and seconds per stage."""
+
+    progress: Callable[[int, int], None] | None = None
+    timings: dict[str, float] | None = None
+
+
 def watch(
-    model: Model,
-    video: str | Path | Frames,
-    *,
-    sampling: dict[str, float | int | None],
-    rule: Rule,
-    compression: int,
-    progress: Callable[[int, int], None] | None,
-    timings: dict[str, float] | None,
+    model: Model, video: str | Path | Frames, *, sampling: dict[str, float | int | None], rule: Rule, compression: int,
+    out: str | Path | None, report: Report,
 ) -> VideoMemory:
     """See `api.Model.watch`."""
     if rule.block_size < 1 or (rule.prev_blocks is not None and rule.prev_blocks < 0):
         raise RequestError(
             f"block_size must be at least 1 and prev_blocks at least 0 (or none), not {rule.block_size} and {rule.prev_blocks}"
         )
-    check_compression(compression, model.config.visual_tokens)
-    theta, per_group = model.config.language.rope_theta, model.config.frames_per_group
-    with timed(timings, "read"):
-        seconds, batches, end_s, name = _open(video, model, sampling)
-    starts = tuple(float(s) for s in seconds[::per_group])
+    config = model.config
+    check_compression(compression, config.visual_tokens)
+    with timed(report.timings, "read"):
+        source = _open(video, config.vision.image_size, sampling)
+    seconds = tuple(float(s) for s in source.seconds[:: config.frames_per_group])
+    layout, ids = layout_of(model, seconds)
+    known = {
+        "compression": compression, "end_s": source.end_s, "last_s": float(source.seconds[-1]),
+        "frames": len(source.seconds), "rope_theta": config.language.rope_theta, "model": model.fingerprint,
+        "video": source.name, "video_hash": source.hash,
+    }
+    shape = Shape(config.language.layers, config.language.kv_heads, config.language.head_width, model.dtype.name)
+    identity = memories.identity(shape, layout, rule, seconds, **known)
+    if out is not None and Path(out).exists():
+        return _same_memory(out, identity)
+    with ExitStack() as stack:
+        recording = stack.enter_context(closing(Recording(out, identity, shape, stride=model.sizes.stride))) if out else None
+        sizes = prefill.capacity(layout, model.sizes.stride)
+        streams, first = prefill.empty(config, sizes, model.dtype), 0
+        if recording and recording.groups:
+            with timed(report.timings, "read"):
+                streams, first = restored(streams, recording.stored()), recording.groups
+        strides = prefill.plan(layout, rule, ids, sizes, first)
+        first_frame = first * config.frames_per_group
+        batches = source.batches(model.sizes.stride * config.frames_per_group, first_frame)
+        streams, opened = _watch_strides(
+            model, streams, strides, batches, layout, report, frames=len(source.seconds), done=first_frame,
+            recording=recording,
+        )
+        with timed(report.timings, "prefill"):
+            sparse = jax.block_until_ready(sparse_level(streams, layout, compression, config.language.rope_theta))
+        memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, open=opened, **known)
+        if recording:
+            with timed(report.timings, "write"):
+                recording.finish(sparse, memory.sparse_length, memories.beside(opened))
+    return memory
+
+
+def watch_more(
+    model: Model, memory: VideoMemory, frames: np.ndarray, seconds: Sequence[float], report: Report
+) -> VideoMemory:
+    """See `api.Model.watch_more`."""
+    config, per_group = model.config, model.config.frames_per_group
+    if memory.model != model.fingerprint:
+        raise RequestError(f"this memory was made by another model than {model.name}; extend it with the model that made it")
+    frames, seconds = _checked(frames, seconds, config.vision.image_size)
+    if seconds[0] <= memory.last_s:
+        raise RequestError(f"frames to watch more must come after the memory's last one at {memory.last_s} s, not at {seconds[0]} s")
+    memory = memory.resident()
+    opened = memory.open or Open(jnp.zeros((0, config.visual_tokens, config.language.width)), frames[:0])
+    whole, started = memory.frames // per_group, len(opened.frames)
+    first = whole - len(opened.tokens)
+    starts = memory.seconds + tuple(float(s) for s in seconds[-started % per_group :: per_group])
     layout, ids = layout_of(model, starts)
-    sizes = prefill.capacity(layout, model.sizes.stride)
-    streams = prefill.empty(model.config, sizes, model.dtype)
-    done = 0
-    with closing(prefetch(batches)) as ahead:
-        for stride in prefill.plan(layout, rule, ids, sizes):
-            with timed(timings, "read"):
-                frames = next(ahead)
-            with timed(timings, "vision"):
-                tokens = visual_tokens(model, frames).block_until_ready()
-            with timed(timings, "prefill"):
-                streams, _ = prefill.run_stride(model.params, model.config, streams, stride, tokens, kernel=model.kernel)
-                jax.block_until_ready(streams)
-            done += len(frames)
-            if progress:
-                progress(done, len(seconds))
-    with timed(timings, "prefill"):
-        sparse = jax.block_until_ready(sparse_level(streams, layout, compression, theta))
-    return VideoMemory(
-        dense=streams, sparse=sparse, layout=layout, rule=rule, compression=compression, seconds=starts, end_s=end_s,
-        frames=len(seconds), rope_theta=theta, model=model.fingerprint, video=name,
+    shown = np.concatenate([opened.frames, frames])
+    # The first stride knows some of its groups already, and so takes fewer frames.
+    cuts = [0, *range((model.sizes.stride - len(opened.tokens)) * per_group, len(shown), model.sizes.stride * per_group), len(shown)]
+    batches = (shown[begin:end] for begin, end in pairwise(cuts))
+    sizes = prefill.capacity(layout, model.sizes.stride, first)
+    strides = prefill.plan(layout, memory.rule, ids, sizes, first)
+    streams, opened = _watch_strides(
+        model, _with_room(memory.dense, sizes), strides, batches, layout, report, known=opened.tokens,
+        done=memory.frames - started, frames=memory.frames + len(frames),
+    )
+    with timed(report.timings, "prefill"):
+        sparse = jax.block_until_ready(sparse_level(streams, layout, memory.compression, memory.rope_theta))
+    return memory.replace(
+        dense=streams, sparse=sparse, open=opened, layout=layout, seconds=starts, last_s=float(seconds[-1]),
+        end_s=_end_of(seconds, memory.last_s), frames=memory.frames + len(frames), video_hash="",
     )
 
 
-def _open(video: str | Path | Frames, model: Model, sampling: dict) -> tuple:
-    """(seconds [F], iterator of frame batches of a stride, end in seconds, file name or "")."""
-    size, per_stride = model.config.vision.image_size, model.sizes.stride * model.config.frames_per_group
+def _watch_strides(
+    model: Model, streams: Streams, strides: Sequence[prefill.Stride], batches: Iterator[np.ndarray], layout: Layout,
+    report: Report, *, frames: int, done: int = 0, known: jax.Array | None = None, recording: Recording | None = None,
+) -> tuple[Streams, Open | None]:
+    """The streams (given up) with all strides pre-filled, and what extending them needs.
+
+    batches: the frames of each stride, of which the first already knows the tokens of its first groups (`known`);
+    frames: how many there are in all, of which `done` were watched before.
+    """
+    config, per_group = model.config, model.config.frames_per_group
+    timings, opened = report.timings, None
+    with closing(prefetch(batches)) as ahead:
+        for stride in strides:
+            with timed(timings, "read"):
+                shown = next(ahead)
+            with timed(timings, "vision"):
+                tokens = visual_tokens(model, shown, known).block_until_ready()
+            with timed(timings, "prefill"):
+                streams, _ = prefill.run_stride(model.params, config, streams, stride, tokens, kernel=model.kernel)
+                jax.block_until_ready(streams)
+            begin = int(stride.visual_offset) // layout.visual
+            if recording:
+                with timed(timings, "write"):
+                    recording.put(streams, begin, min(begin + model.sizes.stride, layout.groups))
+            done += len(shown)
+            if report.progress:
+                report.progress(done, frames)
+            # Whole groups keep their tokens, a group that lacks frames keeps those it has.
+            whole, lacking = frames // per_group - begin, frames % per_group
+            opened = Open(tokens[:whole], shown[len(shown) - lacking :].copy()) if whole < model.sizes.stride else None
+            known = None
+    return streams, opened
+
+
+def _same_memory(path: str | Path, identity: dict) -> VideoMemory:
+    """The memory that a file already holds, if it is the one wanted."""
+    found = VideoMemory.load(path)
+    if json.dumps(found.identity()) != json.dumps(identity):
+        raise RequestError(
+            f"{path}: holds a memory of another video, model or settings ({found.video or 'no name'}, {found.frames} frames); "
+            "choose another name, or remove it"
+        )
+    return found
+
+
+def _with_room(streams: Streams, sizes: Capacity) -> Streams:
+    """A copy of the streams with the capacity `sizes`; the old ones belong to a memory, which never changes."""
+
+    def fitted(stream: Stream, room: int) -> Stream:
+        kept = min(stream.k.shape[2], room)
+        return Stream(*(jnp.zeros((*a.shape[:2], room, a.shape[3]), a.dtype).at[:, :, :kept].set(a[:, :, :kept]) for a in stream))
+
+    return Streams(fitted(streams.visual, sizes.visual), fitted(streams.global_, sizes.global_))
+
+
+def _open(video: str | Path | Frames, size: int, sampling: dict) -> Source:
+    """The frames to be watched, `size` pixels square."""
     if isinstance(video, (str, Path)):
         source = open_video(video, size=size, **sampling)
-        seconds = np.asarray(source.seconds)
-        return seconds, source.batches(per_stride), float(max(source.duration_s, seconds[-1])), source.path.name
-    frames, seconds = np.asarray(video[0]), np.asarray(video[1], float)
+        end_s = float(max(source.duration_s, source.seconds[-1]))
+        return Source(np.asarray(source.seconds), source.batches, end_s, source.path.name, content_hash(video))
+    frames, seconds = _checked(*video, size)
+    parts = lambda count, first: (frames[i : i + count] for i in range(first, len(frames), count))
+    return Source(seconds, parts, _end_of(seconds))
+
+
+def _checked(frames: np.ndarray, seconds: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames uint8 [F, size, size, 3] and their seconds [F], or RequestError."""
+    frames, seconds = np.asarray(frames), np.asarray(seconds, float)
     if frames.dtype != np.uint8 or frames.shape != (len(seconds), size, size, 3) or not len(seconds):
         raise RequestError(
             f"frames must be uint8 [{max(len(seconds), 1)}, {size}, {size}, 3], one for each of the seconds, "
             f"not {frames.dtype} {list(frames.shape)}"
         )
-    step = seconds[-1] - seconds[-2] if len(seconds) > 1 else 0.0
-    parts = (frames[i : i + per_stride] for i in range(0, len(frames), per_stride))
-    return seconds, parts, float(seconds[-1] + step), ""
+    return frames, seconds
+
+
+def _end_of(seconds: np.ndarray, before: float | None = None) -> float:
+    """When the last frame ends: it stays as long as the one before it (`before`: when the frame before all these was)."""
+    seen = [before, *seconds] if before is not None else list(seconds)
+    return float(seen[-1] + (seen[-1] - seen[-2] if len(seen) > 1 else 0.0))
 
 
 def layout_of(model: Model, starts: Sequence[float]) -> tuple[Layout, np.ndarray]:
@@ -97,18 +226,24 @@ def layout_of(model: Model, starts: Sequence[float]) -> tuple[Layout, np.ndarray
     return layout, np.asarray(prefix + [token for stamp in stamps for token in stamp], np.int32)
 
 
-def visual_tokens(model: Model, frames: np.ndarray) -> jax.Array:
+def visual_tokens(model: Model, frames: np.ndarray, known: jax.Array | None = None) -> jax.Array:
     """Frames of up to a stride [n, image, image, 3] → visual tokens [stride, V, E].
 
-    A last group that lacks frames is filled with copies of the last one (as the original does with its
-    features); groups past the end are zeros and cost nothing.
+    known [g, V, E]: tokens of the stride's first groups, whose frames are not among these. A last group that lacks
+    frames is filled with copies of the last one (as the original does with its features); groups past the end are
+    zeros and cost nothing.
     """
     stride, at_once = model.sizes
     batch = at_once * model.config.frames_per_group
+    # Every group keeps its place in the vision tower's batch, whatever is known: the same rounding to the last bit.
+    skipped = 0 if known is None else len(known) % at_once
+    frames = np.pad(frames, [(skipped * model.config.frames_per_group, 0), (0, 0), (0, 0), (0, 0)], "edge")
     parts = []
     for first in range(0, len(frames), batch):
         part = frames[first : first + batch]
         filled = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0), (0, 0)], "edge")
         parts.append(_encode(model.params, model.config, filled, groups_at_once=at_once, kernel=model.kernel))
-    tokens = jnp.concatenate(parts)
+    tokens = jnp.concatenate(parts)[skipped:]
+    if known is not None:
+        tokens = jnp.concatenate([known.astype(tokens.dtype), tokens])
     return jnp.pad(tokens, [(0, stride - len(tokens)), (0, 0), (0, 0)])

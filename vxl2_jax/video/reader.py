@@ -53,24 +53,27 @@ class VideoSource:
     # Strictly increasing frame numbers in, uint8 (H, W, 3) arrays out.
     _read: Callable[[np.ndarray], Iterator[np.ndarray]] = dataclasses.field(repr=False)
 
-    def batches(self, frames_per_batch: int) -> Iterator[np.ndarray]:
-        """Decodes and resizes the frames, in order; each call starts from the beginning.
+    def batches(self, frames_per_batch: int, first: int = 0) -> Iterator[np.ndarray]:
+        """Decodes and resizes the frames, in order; each call starts anew.
 
         Args:
           frames_per_batch: n, at least 1.
+          first: how many of the F frames to leave out at the beginning.
 
         Yields:
-          uint8 (n, S, S, 3), RGB; the last one may hold fewer. F frames in all.
+          uint8 (n, S, S, 3), RGB; the last one may hold fewer. F - first frames in all.
 
         Raises:
           VideoError: `frames_per_batch` is below 1, or the file has changed and cannot be read any more.
         """
         if frames_per_batch < 1:
             raise VideoError(f"frames_per_batch={frames_per_batch}: give at least 1")
-        return self._batches(frames_per_batch)
+        return self._batches(frames_per_batch, first)
 
-    def _batches(self, frames_per_batch: int) -> Iterator[np.ndarray]:
-        wanted, repeats = np.unique(self.indices, return_counts=True)
+    def _batches(self, frames_per_batch: int, first: int) -> Iterator[np.ndarray]:
+        wanted, repeats = np.unique(self.indices[first:], return_counts=True)
+        if not len(wanted):
+            return
         batch = []
         for rgb, count in zip(self._read(wanted), repeats, strict=True):
             frame = resize_frame(rgb, self.size)

@@ -1,0 +1,163 @@
+"""Watching into a file, cut off and resumed; watching on from a memory."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from .conftest import noise
+
+from vxl2_jax.errors import RequestError, VideoError
+from vxl2_jax.memory import VideoMemory
+from vxl2_jax.storage import recording
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def same(one, other):
+    layout = other.layout
+    assert one.identity() == other.identity()
+    one, other = one.resident(), other.resident()
+    lengths = (layout.visual_length, layout.visual_length, layout.global_length, layout.global_length)
+    for a, b, length in zip(jax.tree.leaves(one.dense), jax.tree.leaves(other.dense), lengths, strict=True):
+        np.testing.assert_array_equal(np.asarray(a)[:, :, :length], np.asarray(b)[:, :, :length])
+    for a, b in zip(one.sparse, other.sparse, strict=True):
+        np.testing.assert_array_equal(np.asarray(a)[:, :, : one.sparse_length], np.asarray(b)[:, :, : one.sparse_length])
+    assert (one.open is None) == (other.open is None)
+    jax.tree.map(np.testing.assert_array_equal, one.open, other.open)
+
+
+def stop_after(frames):
+    def progress(done, total):
+        if done >= frames:
+            raise Killed
+
+    return progress
+
+
+@pytest.mark.parametrize("cut", [1, 64, 65, 128, 190])
+def test_a_cut_off_watch_goes_on_and_gives_the_same_memory(model, tmp_path, cut):
+    video = noise(190)
+    whole, out, seen = model.watch(video), tmp_path / "m", []
+    with pytest.raises(Killed):
+        model.watch(video, out=out, progress=stop_after(cut))
+    assert [p.name for p in tmp_path.iterdir()] == [".m.part"]
+    memory = model.watch(video, out=out, progress=lambda done, total: seen.append((done, total)))
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    same(memory, whole)
+    same(VideoMemory.load(out), whole)
+    # The last stride is always done again; of the others none that was whole.
+    assert seen == [(done, 190) for done in (64, 128, 190) if done > min(-(-cut // 64) * 64, 128)]
+
+
+def test_a_recording_of_something_else_is_begun_anew(model, tmp_path):
+    out = tmp_path / "m"
+    with pytest.raises(Killed):
+        model.watch(noise(130), out=out, progress=stop_after(128), compression=2)
+    seen = []
+    memory = model.watch(noise(130), out=out, progress=lambda *told: seen.append(told))
+    assert seen[0] == (64, 130)
+    same(VideoMemory.load(out), memory)
+
+
+def test_a_torn_record_is_done_again(model, tmp_path):
+    out, video = tmp_path / "m", noise(190)
+    with pytest.raises(Killed):
+        model.watch(video, out=out, progress=stop_after(128))
+    partial = recording.partial_path(out)
+    partial.write_bytes(partial.read_bytes()[:-70])
+    seen = []
+    memory = model.watch(video, out=out, progress=lambda done, total: seen.append(done))
+    assert seen == [128, 190]
+    same(memory, model.watch(video))
+
+
+def test_a_file_that_is_there_is_opened_or_refused(model, tmp_path):
+    out = tmp_path / "m"
+    first = model.watch(noise(9), out=out)
+    same(model.watch(noise(9), out=out, progress=stop_after(0)), first)
+    with pytest.raises(RequestError, match="holds a memory of another video, model or settings"):
+        model.watch(noise(9), out=out, block_size=2)
+    (tmp_path / "text").write_text("precious")
+    with pytest.raises(RequestError):
+        model.watch(noise(9), out=tmp_path / "text")
+    assert (tmp_path / "text").read_text() == "precious"
+
+
+def test_a_video_file_is_bound_by_its_content(model, clip, tmp_path):
+    copy = tmp_path / "clip.mp4"
+    copy.write_bytes(clip.read_bytes())
+    memory = model.watch(copy, out=tmp_path / "m", max_frames=8)
+    assert len(memory.video_hash) == 64
+    copy.write_bytes(clip.read_bytes() + bytes(8))
+    with pytest.raises(RequestError, match="another video"):
+        model.watch(copy, out=tmp_path / "m", max_frames=8)
+
+
+def test_two_processes_do_not_write_one_memory(model, tmp_path):
+    out = tmp_path / "m"
+
+    def progress(done, total):
+        with pytest.raises(RequestError, match="another process is writing"):
+            model.watch(noise(9), out=out)
+
+    model.watch(noise(9), out=out, progress=progress)
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+
+
+def test_a_process_killed_while_it_writes_can_be_resumed(model_dir, clip, tmp_path):
+    out = tmp_path / "m"
+    command = [
+        sys.executable, "-m", "vxl2_jax", "watch", str(clip), "--out", str(out), "--model", str(model_dir),
+        "--max-frames", "150", "--quiet", "--json",
+    ]  # fmt: skip
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    partial = recording.partial_path(out)
+    while process.poll() is None and not (partial.exists() and partial.stat().st_size > 4096):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert out.exists() or partial.exists()
+    assert subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode == 0
+    assert VideoMemory.load(out, verify=True).frames == 150 and not partial.exists()
+
+
+@pytest.mark.parametrize("cuts", [(1, 150), (5, 6, 100, 150), (64, 128, 150), (63, 65, 150), (2, 3, 4, 5, 9, 150)])
+def test_watching_on_equals_watching_at_once_bit_for_bit(model, cuts):
+    frames, seconds = noise(150)
+    memory = model.watch((frames[: cuts[0]], seconds[: cuts[0]]))
+    for begin, end in zip(cuts, cuts[1:], strict=False):
+        memory = model.watch_more(memory, frames[begin:end], seconds[begin:end])
+    same(memory, model.watch((frames, seconds)))
+
+
+def test_watching_on_leaves_the_memory_as_it_was_and_works_from_disk(model, tmp_path):
+    frames, seconds = noise(90)
+    memory = model.watch((frames[:70], seconds[:70]), out=tmp_path / "m")
+    before = jax.tree.map(np.array, memory)
+    longer = model.watch_more(memory, frames[70:], seconds[70:])
+    jax.tree.map(np.testing.assert_array_equal, memory, before)
+    same(model.watch_more(VideoMemory.load(tmp_path / "m"), frames[70:], seconds[70:]), longer)
+
+
+def test_what_cannot_be_watched_on_is_refused(model):
+    frames, seconds = noise(9)
+    memory = model.watch((frames, seconds))
+    with pytest.raises(RequestError, match="after the memory's last one at 8.0 s"):
+        model.watch_more(memory, frames[:2], [8.0, 9.0])
+    with pytest.raises(RequestError, match="frames must be uint8"):
+        model.watch_more(memory, frames[:2, :5], [9.0, 10.0])
+    with pytest.raises(RequestError, match="another model"):
+        model.watch_more(memory.replace(model="?"), frames[:2], [9.0, 10.0])
+
+
+def test_a_missing_video_leaves_no_file(model, tmp_path):
+    with pytest.raises(VideoError):
+        model.watch(tmp_path / "no.mp4", out=tmp_path / "m")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,183 @@
+"""Memory files: what comes back, what is read, what is refused."""
+
+import dataclasses
+import errno
+import json
+
+import jax
+import numpy as np
+import pytest
+import toys
+
+from vxl2_jax.errors import RequestError
+from vxl2_jax.layout import Rule
+from vxl2_jax.memory import Open, VideoMemory
+from vxl2_jax.storage import memory_file, records, recording
+
+
+@pytest.fixture(autouse=True)
+def small_records(monkeypatch):
+    """Several records in a small memory."""
+    monkeypatch.setattr(memory_file, "GROUPS_A_RECORD", 2)
+
+
+@pytest.fixture
+def memory(toy):
+    remembered = toys.remembered(toy, toys.video(4), Rule(2, None), compression=3)
+    opened = Open(np.arange(24, dtype=np.float32).reshape(2, 4, 3), np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3))
+    return remembered.replace(open=opened, video="a film.mkv", video_hash="ab12", last_s=27.0)
+
+
+@pytest.fixture
+def path(memory, tmp_path):
+    memory.save(tmp_path / "m.vxl2")
+    return tmp_path / "m.vxl2"
+
+
+def same_streams(layout, one, other):
+    for a, b, length in zip(one, other, (layout.visual_length, layout.global_length), strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(np.asarray(x)[:, :, :length], np.asarray(y)[:, :, :length])
+
+
+def test_save_and_load_give_the_same_memory_back(memory, path):
+    found = VideoMemory.load(path)
+    for field in dataclasses.fields(memory):
+        if field.name == "dense":
+            same_streams(memory.layout, found.resident().dense, memory.dense)
+        elif field.name == "sparse":
+            for got, want in zip(found.sparse, memory.sparse, strict=True):
+                assert got.shape == want.shape
+                np.testing.assert_array_equal(got[:, :, : memory.sparse_length], want[:, :, : memory.sparse_length])
+        elif field.name == "open":
+            jax.tree.map(np.testing.assert_array_equal, found.open, memory.open)
+        else:
+            assert getattr(found, field.name) == getattr(memory, field.name), field.name
+    assert found.identity() == memory.identity()
+    assert [p.name for p in path.parent.iterdir()] == ["m.vxl2"], "no partial file stays behind"
+
+
+def test_dtypes_come_back(toy, tmp_path):
+    streams, _ = toys.prefilled(toy, toys.video(), dtype="bfloat16")
+    memory = toys.remembered(toy, toys.video()).replace(dense=streams)
+    memory = memory.replace(sparse=jax.tree.map(lambda a: a.astype("bfloat16"), memory.sparse))
+    memory.save(tmp_path / "m")
+    found = VideoMemory.load(tmp_path / "m")
+    assert found.sparse.k.dtype == "bfloat16"
+    same_streams(memory.layout, found.resident().dense, memory.dense)
+
+
+def test_a_memory_loaded_from_disk_can_be_saved_and_repooled(memory, path, tmp_path):
+    found = VideoMemory.load(path)
+    found.save(tmp_path / "again")
+    assert (tmp_path / "again").read_bytes() == path.read_bytes()
+    changed, wanted = found.with_compression(2), memory.with_compression(2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_array_equal(a[:, :, : wanted.sparse_length], b[:, :, : wanted.sparse_length]),
+        changed.sparse, wanted.sparse,
+    )
+
+
+@pytest.mark.parametrize("groups", [[0], [1, 2], [0, 3, 6], [], range(7)])
+def test_gather_reads_the_prefix_and_the_groups_asked_for(memory, path, groups):
+    layout, found = memory.layout, VideoMemory.load(path, verify=False)
+    got = found.dense.gather(np.asarray(list(groups), int))
+    visual = [g * layout.visual + i for g in groups for i in range(layout.visual)]
+    stamps = [i for g in groups for i in range(layout.stamp_stops[g] - layout.stamps[g], layout.stamp_stops[g])]
+    for part, dense, index in zip(got, memory.dense, (visual, [*range(layout.prefix), *stamps]), strict=True):
+        jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a, np.asarray(b)[:, :, i]), part, dense)
+
+
+def test_only_what_is_touched_is_read_and_checked(path):
+    entries, _ = records.entries(path)
+    damaged = [entry for entry in entries if entry.kind == "GROUPS"][2]  # groups 4 and 5
+    content = bytearray(path.read_bytes())
+    content[damaged.offset + 8] ^= 4
+    path.write_bytes(content)
+    found = VideoMemory.load(path, verify=False)
+    found.dense.gather(np.asarray([1, 2, 6]))
+    with pytest.raises(RequestError, match="damaged"):
+        found.dense.gather(np.asarray([5]))
+    with pytest.raises(RequestError, match="damaged"):
+        found.resident()
+    for verify in (True, None):
+        with pytest.raises(RequestError, match="damaged"):
+            VideoMemory.load(path, verify=verify)
+
+
+def test_every_altered_byte_that_means_anything_is_refused(path):
+    whole = path.read_bytes()
+    padding = {
+        place for entry in records.entries(path)[0] for place in range(entry.offset + entry.length, entry.end)
+    }
+    places = sorted({*range(0, len(whole), 97), *range(200)} - padding)
+    for place in places:
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+        with pytest.raises(RequestError) as caught:
+            VideoMemory.load(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_cut_anywhere_is_refused(path):
+    whole = path.read_bytes()
+    for length in {*range(0, len(whole), 211), len(whole) - 1, len(whole) - 64}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(RequestError) as caught:
+            VideoMemory.load(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", ["missing", "text", "folder", "other version", "appended", "no sparse level"])
+def test_foreign_files_are_refused_in_one_line(path, damage):
+    if damage == "missing":
+        path.unlink()
+    elif damage == "text":
+        path.write_text("not a memory\n" * 99)
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    elif damage == "appended":
+        path.write_bytes(path.read_bytes() + bytes(64))
+    else:
+        entries, data = records.entries(path)[0], path.read_bytes()
+        with path.open("w+b") as file:
+            records.start(file)
+            for entry in entries:
+                payload = data[entry.offset : entry.offset + entry.length]
+                if entry.kind == "IDENTITY" and damage == "other version":
+                    payload = json.dumps(json.loads(payload) | {"version": 99}).encode()
+                if not (entry.kind == "SPARSE" and damage == "no sparse level"):
+                    records.append(file, entry.kind, [payload])
+    with pytest.raises(RequestError) as caught:
+        VideoMemory.load(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    if damage == "other version":
+        assert "version 99" in str(caught.value)
+
+
+def test_a_place_that_cannot_be_written_is_reported_in_one_line(memory, tmp_path):
+    with pytest.raises(RequestError, match="cannot write the memory") as caught:
+        memory.save(tmp_path / "absent" / "m.vxl2")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_reported_and_leaves_nothing(memory, tmp_path, monkeypatch):
+    written = records.append
+
+    def full(file, kind, parts):
+        if kind == "SPARSE":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written(file, kind, parts)
+
+    monkeypatch.setattr(recording.records, "append", full)
+    with pytest.raises(RequestError, match="No space left on device.*free some space") as caught:
+        memory.save(tmp_path / "m")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def test_what_was_there_stays_when_saving_fails(memory, path, monkeypatch):
+    before = path.read_bytes()
+    monkeypatch.setattr(recording.memory_file, "packed", lambda arrays: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        memory.save(path)
+    assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["m.vxl2"]

@@ -1,0 +1,59 @@
+"""The `vxl2` command: flags, files, clocks and exit codes. What it does is in the library."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from vxl2_jax.cli import ask, convert, plan, watch
+from vxl2_jax.errors import Vxl2Error
+
+_COMMANDS = (ask, watch, plan, convert)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="vxl2", description="Video-XL-2 in JAX: watch a long video once, ask it many times.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _keep_compiled_programs() -> None:
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        jax.config.update("jax_compilation_cache_dir", str(root / "vxl2_jax" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code (0 done, 1 out of memory, 2 a mistake of input,
+    130 interrupted, 141 nobody reads the output)."""
+    args = build_parser().parse_args(argv)
+    try:
+        _keep_compiled_programs()
+        args.run(args)
+        sys.stdout.flush()
+    except Vxl2Error as error:
+        print(f"vxl2: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print(f"vxl2: interrupted; {getattr(args, 'interrupted', 'nothing was written')}", file=sys.stderr)
+        return 130
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print("vxl2: out of memory; look at fewer frames (--max-frames) or lower --fps", file=sys.stderr)
+        return 1
+    return 0
