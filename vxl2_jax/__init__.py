@@ -11,8 +11,10 @@
 from vxl2_jax.api import Model, load
 from vxl2_jax.asking import Answer, Chunk
 from vxl2_jax.errors import CheckpointError, RequestError, VideoError, Vxl2Error
+from vxl2_jax.jobs import Done, Job
 from vxl2_jax.memory import VideoMemory
 
 __all__ = [
-    "Answer", "CheckpointError", "Chunk", "Model", "RequestError", "VideoError", "VideoMemory", "Vxl2Error", "load",
+    "Answer", "CheckpointError", "Chunk", "Done", "Job", "Model", "RequestError", "VideoError", "VideoMemory",
+    "Vxl2Error", "load",
 ]

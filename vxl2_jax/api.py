@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,12 @@ import numpy as np
 from pallas_kernels import attention as kernels
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax import asking, machine, watching
+from vxl2_jax import jobs as queue
 from vxl2_jax.asking import Answer
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
+from vxl2_jax.jobs import Done, Job
 from vxl2_jax.layout import Rule
 from vxl2_jax.machine import SMALL, Sizes
 from vxl2_jax.memory import VideoMemory, describe
@@ -54,7 +56,7 @@ class Model:
 
     def watch(
         self,
-        video: str | Path | watching.Frames,
+        video: str | Path | watching.Frames | watching.Source,
         *,
         fps: float = 1.0,
         max_frames: int | None = None,
@@ -70,7 +72,7 @@ class Model:
 
         Args:
           video: a file PyAV reads, an image, a folder of images; or (frames uint8 [F, image, image, 3],
-            their seconds [F]).
+            their seconds [F]); or a source that is opened already.
           fps, max_frames, max_fps: the sampling rule, see `video.sampling`.
           block_size, prev_blocks: chunk-based pre-filling, see `layout.Rule`; prev_blocks None is dense.
           compression: visual tokens pooled into one in the sparse level.
@@ -142,6 +144,22 @@ class Model:
             if isinstance(question, str):
                 return asking.ask(self, memory, question, options, history)
             return [asking.ask(self, memory, each, options, history) for each in question]
+
+
+    def answer_all(
+        self, jobs: Iterable[Job], *, watch: Mapping[str, Any] | None = None, ask: Mapping[str, Any] | None = None
+    ) -> Iterator[Done]:
+        """Answer a queue of videos with their questions, in order; the next video is read meanwhile.
+
+        A video that cannot be read gives a `Done` with its error, and the queue goes on.
+
+        Args:
+          jobs: taken one ahead of what is being answered.
+          watch, ask: options of `watch` (but `out`, `progress` and `timings`) and of `ask`, the same for all.
+
+        Raises RequestError for options out of range.
+        """
+        return queue.run(self, jobs, watch or {}, ask or {})
 
 
 def load(

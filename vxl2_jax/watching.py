@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from vxl2_jax.api import Model
 
 Frames = tuple[np.ndarray, Sequence[float]]
+SAMPLING = ("fps", "max_frames", "max_fps")
+"""Options of `watch` by which frames are chosen."""
 _encode = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once", "kernel"))
 
 
@@ -55,7 +57,7 @@ class Report:
 
 
 def watch(
-    model: Model, video: str | Path | Frames, *, sampling: dict[str, float | int | None], rule: Rule, compression: int,
+    model: Model, video: str | Path | Frames | Source, *, sampling: Mapping[str, float | int | None], rule: Rule, compression: int,
     out: str | Path | None, report: Report,
 ) -> VideoMemory:
     """See `api.Model.watch`."""
@@ -66,7 +68,7 @@ def watch(
     config = model.config
     check_compression(compression, config.visual_tokens)
     with timed(report.timings, "read"):
-        source = _open(video, config.vision.image_size, sampling)
+        source = video if isinstance(video, Source) else open_source(video, config.vision.image_size, sampling)
     seconds = tuple(float(s) for s in source.seconds[:: config.frames_per_group])
     layout, ids = layout_of(model, seconds)
     known = {
@@ -190,8 +192,8 @@ def _with_room(streams: Streams, sizes: Capacity) -> Streams:
     return Streams(fitted(streams.visual, sizes.visual), fitted(streams.global_, sizes.global_))
 
 
-def _open(video: str | Path | Frames, size: int, sampling: dict) -> Source:
-    """The frames to be watched, `size` pixels square."""
+def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, float | int | None]) -> Source:
+    """The frames to be watched, `size` pixels square. Raises VideoError or RequestError as `watch` does."""
     if isinstance(video, (str, Path)):
         source = open_video(video, size=size, **sampling)
         end_s = float(max(source.duration_s, source.seconds[-1]))

@@ -103,7 +103,7 @@ def test_two_processes_do_not_write_one_memory(model, tmp_path):
     out = tmp_path / "m"
 
     def progress(done, total):
-        with pytest.raises(RequestError, match="another process is writing"):
+        with pytest.raises(RequestError, match="another process is writing it"):
             model.watch(noise(9), out=out)
 
     model.watch(noise(9), out=out, progress=progress)

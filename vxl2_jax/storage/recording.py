@@ -22,13 +22,8 @@ from pallas_kernels.attention import Stream
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import Streams
-from vxl2_jax.storage import memory_file, records
+from vxl2_jax.storage import exclusive, memory_file, records
 from vxl2_jax.storage.memory_file import Shape, StoredLevel, rows_of, spans
-
-try:
-    import fcntl
-except ImportError:  # Windows: two processes are then not kept apart
-    fcntl = None
 
 
 class Recording:
@@ -55,7 +50,7 @@ class Recording:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            self._lock()
+            exclusive.lock(self._file, self.path)
             self._kept = self._whole_records(told, stride) if resume else []
             if self._kept:
                 self._file.seek(self._kept[-1].end)
@@ -144,13 +139,6 @@ class Recording:
             self.discard()
             raise self._unwritable(self._failure) from self._failure
         raise self._failure
-
-    def _lock(self) -> None:
-        try:
-            if fcntl:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise RequestError(f"{self.path}: another process is writing this memory; wait for it or choose another name") from error
 
     def _whole_records(self, told: bytes, stride: int) -> list[records.Entry]:
         """The records worth keeping: IDENTITY, if it is ours, and the intact GROUPS of whole strides but the last."""

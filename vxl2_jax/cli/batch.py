@@ -1,0 +1,112 @@
+"""`vxl2 batch`: many videos, each with its questions, from a file into a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vxl2_jax.cli import options
+from vxl2_jax.cli.options import ASKING, WATCHING, given, progress
+from vxl2_jax.errors import RequestError, VideoError
+
+_EXAMPLES = """example:
+  vxl2 batch jobs.jsonl --out answers.jsonl
+
+jobs.jsonl holds a line per video: {"video": "clip.mp4", "questions": ["Is there a dog?", "..."]}; paths count from
+its folder. answers.jsonl gets a line per video as it is answered, with the job's other fields: the document of
+`vxl2 ask --json`, or "error". The next video is read while one is watched and answered. If it is cut off, the same
+command goes on with the lines that are missing."""
+
+
+def add(commands) -> None:
+    batch = commands.add_parser(
+        "batch", formatter_class=options.Help, epilog=_EXAMPLES, help="answer questions about many videos",
+        description="Answer questions about many videos, from a file of jobs into a file of answers.",
+    )
+    batch.set_defaults(run=run, interrupted="the same command goes on where it was")
+    batch.add_argument("jobs", type=Path, metavar="JOBS.jsonl", help="a line of JSON per video, with its questions")
+    batch.add_argument("--out", type=Path, required=True, metavar="ANSWERS.jsonl", help="the file that the answers are added to")
+    options.add_model(batch)
+    options.add_watching(batch)
+    options.add_asking(batch)
+    batch.add_argument("--quiet", action="store_true", help="no progress")
+
+
+def run(args: argparse.Namespace) -> None:
+    """`vxl2 batch`."""
+    from vxl2_jax import asking, report
+    from vxl2_jax.jobs import Job
+    from vxl2_jax.storage.exclusive import opened
+
+    rows = list(_rows(args.jobs))
+    asking.Options(**given(args, ASKING)).check()
+    with opened(args.out) as file:
+        answered = {_key(line) for line in _whole_lines(file, args.out)}
+        left = [row for row in rows if _key(row) not in answered]
+        failed = 0
+        if left:
+            model = options.load_model(args)
+            jobs = (Job(args.jobs.parent / row["video"], row["questions"]) for row in left)
+            with progress("answering", "videos", args.quiet) as advance:
+                answers = model.answer_all(jobs, watch=given(args, WATCHING), ask=given(args, ASKING))
+                for number, (row, done) in enumerate(zip(left, answers, strict=True), 1):
+                    if done.error:
+                        failed += 1
+                        found: dict[str, Any] = {"error": str(done.error)}
+                    else:
+                        found = {"model": model.name, **report.as_data(done.memory, done.answers, dict(done.timings))}
+                        found["watched"] = found.pop("video")
+                    file.write(json.dumps(row | found, ensure_ascii=False) + "\n")
+                    file.flush()
+                    advance(len(rows) - len(left) + number, len(rows))
+    print(f"{args.out}: {len(rows)} videos, {len(rows) - len(left)} of them were there, {failed} could not be watched")
+    if failed:
+        raise VideoError(f"{failed} of {len(rows)} videos could not be watched: see \"error\" in {args.out}; remove those lines to try again")
+
+
+def _key(row: dict) -> str:
+    return json.dumps([row["video"], row["questions"]])
+
+
+def _rows(path: Path) -> Iterator[dict]:
+    """The jobs of a file, or RequestError naming the line."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: cannot read the jobs ({error}); give a file of JSON lines") from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                good = isinstance(row["video"], str) and row["questions"] and all(
+                    isinstance(question, str) and question.strip() for question in row["questions"]
+                )
+            except (ValueError, KeyError, TypeError):
+                good = False
+            if not good:
+                raise RequestError(f'{path}, line {number}: not a job; write {{"video": "clip.mp4", "questions": ["…"]}}')
+            yield row
+
+
+def _whole_lines(file, path: Path) -> list[dict]:
+    """The answers that are there; a line that was cut off is removed."""
+    whole, kept = [], 0
+    file.seek(0)
+    while line := file.readline():
+        try:
+            row = json.loads(line)
+            _key(row)
+        except (ValueError, KeyError, TypeError) as error:
+            if line.endswith("\n"):
+                raise RequestError(f"{path}: is no file of answers; choose another name") from error
+            break
+        if not line.endswith("\n"):
+            break
+        whole.append(row)
+        kept = file.tell()
+    file.seek(kept)
+    file.truncate()
+    return whole

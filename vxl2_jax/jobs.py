@@ -1,0 +1,72 @@
+"""A queue of (video, questions): the next video is opened and read while this one is watched and answered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vxl2_jax import watching
+from vxl2_jax.asking import Answer
+from vxl2_jax.errors import VideoError
+from vxl2_jax.memory import VideoMemory
+from vxl2_jax.video.reader import prefetch
+from vxl2_jax.watching import Frames, Source
+
+if TYPE_CHECKING:
+    from vxl2_jax.api import Model
+
+
+@dataclass(frozen=True)
+class Job:
+    """A video (a file, a folder of images, or frames and seconds) and what is asked about it."""
+
+    video: str | Path | Frames
+    questions: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A job's answers, the memory they come from, seconds per stage of watching; or why it could not be watched."""
+
+    job: Job
+    answers: tuple[Answer, ...] = ()
+    memory: VideoMemory | None = None
+    timings: Mapping[str, float] | None = None
+    error: VideoError | None = None
+
+
+def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mapping[str, Any]) -> Iterator[Done]:
+    """See `api.Model.answer_all`."""
+    sampling = {name: watch[name] for name in watching.SAMPLING if name in watch}
+    jobs = iter(jobs)
+    with ThreadPoolExecutor(1, "vxl2-next-video") as background:
+
+        def begin() -> tuple[Job, Future] | None:
+            job = next(jobs, None)
+            return job and (job, background.submit(_opened, model, job.video, sampling))
+
+        following = begin()
+        while following:
+            job, source = following
+            following = begin()  # one video ahead, so that no more than two are in memory
+            timings: dict[str, float] = {}
+            try:
+                memory = model.watch(source.result(), **watch, timings=timings)
+            except VideoError as error:
+                yield Done(job, error=error)
+                continue
+            yield Done(job, tuple(model.ask(memory, list(job.questions), **ask)), memory, timings)
+
+
+def _opened(model: Model, video: str | Path | Frames, sampling: Mapping[str, Any]) -> Source:
+    """A source whose first strides are being read already."""
+    source = watching.open_source(video, model.config.vision.image_size, sampling)
+    count = model.sizes.stride * model.config.frames_per_group
+    ahead = prefetch(source.batches(count, 0))
+    first = next(ahead)
+    begun = lambda size, start: chain([first], ahead) if (size, start) == (count, 0) else source.batches(size, start)
+    return source._replace(batches=begun)
