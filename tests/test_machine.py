@@ -1,10 +1,16 @@
-"""What suits which machine."""
+"""What suits which machine, and how much memory it has."""
 
+import os
 from types import SimpleNamespace
 
+import jax
+import numpy as np
 import pytest
 
 from vxl2_jax import machine
+
+CPU = SimpleNamespace(platform="cpu")
+GIB = 2**30
 
 
 def gpu(capability: str):
@@ -12,7 +18,7 @@ def gpu(capability: str):
 
 
 @pytest.mark.parametrize(("device", "dtype", "sizes"), [
-    (SimpleNamespace(platform="cpu"), "float32", machine.SMALL),
+    (CPU, "float32", machine.SMALL),
     (gpu("7.5"), "float16", machine.SMALL),
     (gpu("8.0"), "bfloat16", machine.LARGE),
     (gpu("9.0"), "bfloat16", machine.LARGE),
@@ -25,3 +31,77 @@ def test_dtype_and_sizes(device, dtype, sizes):
 @pytest.mark.parametrize("sizes", [machine.SMALL, machine.LARGE])
 def test_a_stride_is_whole_vision_batches(sizes):
     assert sizes.stride % sizes.vision_groups == 0
+
+
+def accelerator(memory_stats):
+    return SimpleNamespace(platform="gpu", memory_stats=memory_stats)
+
+
+def test_memory_of_an_accelerator_is_its_allocators():
+    device = accelerator(lambda: {"bytes_limit": 15 * GIB, "bytes_in_use": 3 * GIB})
+    assert (machine.memory_bytes(device), machine.used_bytes(device)) == (15 * GIB, 3 * GIB)
+
+
+def test_memory_of_an_accelerator_that_keeps_no_count_is_unknown():
+    def refuse():
+        raise NotImplementedError
+
+    for silent in (accelerator(lambda: None), accelerator(refuse)):
+        assert machine.memory_bytes(silent) is None and machine.used_bytes(silent) is None
+
+
+@pytest.fixture
+def linux(tmp_path):
+    """Directories as Linux has them: 6 GiB free, 2 held, no limit. Files are added by path."""
+
+    class Linux(SimpleNamespace):
+        def write(self, path, text):
+            file = tmp_path / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+
+        def limit(self):
+            return machine.memory_bytes(CPU, tmp_path / "proc", tmp_path / "groups")
+
+    made = Linux()
+    made.write("proc/meminfo", "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    6291456 kB\n")
+    made.write("proc/self/status", "Name:\tpython\nVmPeak:\t 9999999 kB\nVmRSS:\t 2097152 kB\n")
+    return made
+
+
+def test_memory_of_a_cpu_is_what_is_free_and_what_is_held(linux, tmp_path):
+    assert linux.limit() == 8 * GIB
+    assert machine.used_bytes(CPU, tmp_path / "proc") == 2 * GIB
+
+
+@pytest.mark.parametrize(("groups", "files"), [
+    ("0::/", {"groups/memory.max": f"{5 * GIB}\n"}),
+    ("0::/jobs/one", {"groups/jobs/memory.max": f"{5 * GIB}\n", "groups/jobs/one/memory.max": "max\n"}),
+    ("0::/of/the/host", {"groups/memory.max": f"{5 * GIB}\n"}),
+    ("5:cpu,cpuacct:/\n4:memory:/docker/a\n0::/", {"groups/memory/docker/a/memory.limit_in_bytes": f"{5 * GIB}\n"}),
+    ("4:memory:/x", {"groups/memory/memory.limit_in_bytes": "9223372036854771712\n", "groups/memory/x/memory.limit_in_bytes": f"{5 * GIB}"}),
+])
+def test_a_control_group_limits_the_memory_of_a_cpu(linux, groups, files):
+    linux.write("proc/self/cgroup", groups + "\n")
+    for path, text in files.items():
+        linux.write(path, text)
+    assert linux.limit() == 5 * GIB
+
+
+@pytest.mark.parametrize("limit", ["max", "9223372036854771712", str(64 * GIB)])
+def test_a_control_group_without_a_smaller_limit_changes_nothing(linux, limit):
+    linux.write("proc/self/cgroup", "0::/\n")
+    linux.write("groups/memory.max", limit + "\n")
+    assert linux.limit() == 8 * GIB
+
+
+def test_memory_of_a_cpu_that_says_nothing_is_unknown(tmp_path):
+    assert machine.memory_bytes(CPU, tmp_path, tmp_path) is None and machine.used_bytes(CPU, tmp_path) is None
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="tells of Linux only")
+def test_this_machine_holds_what_is_allocated_here():
+    device, before = jax.devices("cpu")[0], machine.used_bytes(jax.devices("cpu")[0])
+    block = np.ones(200 * 2**20, np.uint8)
+    assert machine.used_bytes(device) - before > 0.9 * block.nbytes
+    assert machine.memory_bytes(device) > machine.used_bytes(device)

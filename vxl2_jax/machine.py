@@ -1,7 +1,9 @@
-"""What suits the machine that runs: dtype, and how much to do at a time."""
+"""What suits the machine that runs: dtype, how much to do at a time, and how much memory there is."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -33,3 +35,67 @@ def default_dtype(device: Any) -> str:
 def sizes_for(device: Any) -> Sizes:
     """Large strides on accelerators with the memory for them; small ones on a CPU and on older cards."""
     return SMALL if device.platform == "cpu" or 0 < capability(device) < 8 else LARGE
+
+
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+
+
+def memory_bytes(device: Any, proc: Path = _PROC, groups: Path = _GROUPS) -> int | None:
+    """Memory that this process can have on a device, what it has already included; None where that is unknown.
+
+    Of an accelerator: the limit of its allocator. Of a CPU: what is free and what the process holds, or the limit of
+    a control group it is in, whichever is less. proc, groups: where Linux tells of them.
+    """
+    if device.platform != "cpu":
+        return _stats(device).get("bytes_limit")
+    limits = list(_group_limits(proc, groups))
+    free, held = _kilobytes(proc / "meminfo", "MemAvailable"), _kilobytes(proc / "self" / "status", "VmRSS")
+    if free is not None and held is not None:
+        limits.append(1024 * (free + held))
+    return min(limits, default=None)
+
+
+def used_bytes(device: Any, proc: Path = _PROC) -> int | None:
+    """What this process has of that memory now; None where that is unknown."""
+    if device.platform != "cpu":
+        return _stats(device).get("bytes_in_use")
+    held = _kilobytes(proc / "self" / "status", "VmRSS")
+    return None if held is None else 1024 * held
+
+
+def _stats(device: Any) -> dict[str, int]:
+    try:
+        return device.memory_stats() or {}
+    except (NotImplementedError, RuntimeError):  # not every runtime keeps count
+        return {}
+
+
+def _kilobytes(path: Path, name: str) -> int | None:
+    """The number of a line such as "MemAvailable:  123 kB"."""
+    for line in _read(path).splitlines():
+        key, _, value = line.partition(":")
+        if key == name:
+            return int(value.split()[0])
+    return None
+
+
+def _group_limits(proc: Path, groups: Path) -> Iterator[int]:
+    """Limits of the process's control group and of those around it, versions 1 and 2 of the interface."""
+    for line in _read(proc / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
+        # Inside a container the path may be that of the host, and only the root is there.
+        parts = [part for part in path.split("/") if part]
+        for depth in range(len(parts) + 1):
+            limit = _read(root.joinpath(*parts[:depth]) / name).strip()
+            if limit.isdigit():  # or "max"
+                yield int(limit)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

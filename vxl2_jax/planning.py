@@ -1,42 +1,68 @@
 """What watching and asking will take, known beforehand: tokens, attention pairs, operations, bytes.
 
 Operations are multiply-adds counted twice, of matrix products alone; bytes are those of arrays that stand in
-device memory at the same time, with the same rounding up that watching does. Seconds are a floor: operations
-over the rate a device can reach, as if nothing ever waited.
+device memory at the same time (`footprint`). Seconds are a floor: operations over the rate a device can reach, as if
+nothing ever waited.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
+import jax.numpy as jnp
 
-from vxl2_jax import prefill
-from vxl2_jax.buckets import bucket
-from vxl2_jax.checkpoints import fetch, huggingface
+from pallas_kernels import attention
+from vxl2_jax import footprint, machine
+from vxl2_jax.checkpoints import fetch
 from vxl2_jax.config import ModelConfig, nano, video_xl_2
 from vxl2_jax.errors import RequestError
+from vxl2_jax.footprint import Settings
 from vxl2_jax.layout import Layout, Rule, attention_pairs
-from vxl2_jax.machine import LARGE, SMALL, Sizes
+from vxl2_jax.machine import Sizes
 from vxl2_jax.memory import check_compression
 from vxl2_jax.text import prompt
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
 class Device(NamedTuple):
-    """Memory (GB), rate of 16-bit matrix products (TFLOP/s) and how large a step suits it."""
+    """Memory (GB), rate of 16-bit matrix products (TFLOP/s), and what JAX says of such a device, by which dtype,
+    kernel and sizes are chosen as on the machine itself."""
 
     memory_gb: float
     tflops: float
-    sizes: Sizes = LARGE
+    device_kind: str
+    compute_capability: str = ""
+
+    @property
+    def platform(self) -> str:
+        return "gpu" if self.compute_capability else "tpu"
+
+    @property
+    def sizes(self) -> Sizes:
+        """How much it does at a time."""
+        return machine.sizes_for(self)
+
+    @property
+    def usable_bytes(self) -> float:
+        """What arrays can have."""
+        return USABLE * self.memory_gb * 1e9
+
+    def settings(self, config: ModelConfig, itemsize: int = 2) -> dict[str, Any]:
+        """The fields of `footprint.Settings` that follow from the device."""
+        dtype = jnp.float32 if itemsize == 4 else jnp.dtype(machine.default_dtype(self))
+        kernel = attention.choose(dtype=dtype, width=config.language.head_width, device=self).kernel
+        return {"itemsize": itemsize, "sizes": self.sizes, "kernel": kernel}
 
 
 DEVICES = {
-    "t4": Device(16, 65, SMALL), "l4": Device(24, 121), "a100-40": Device(40, 312), "a100-80": Device(80, 312),
-    "h100": Device(80, 989), "h200": Device(141, 790), "v4": Device(32, 275), "v5e": Device(16, 197),
-    "v5p": Device(95, 459), "v6e": Device(32, 918),
+    "t4": Device(16, 65, "Tesla T4", "7.5"), "l4": Device(24, 121, "NVIDIA L4", "8.9"),
+    "a100-40": Device(40, 312, "NVIDIA A100-SXM4-40GB", "8.0"),
+    "a100-80": Device(80, 312, "NVIDIA A100-SXM4-80GB", "8.0"),
+    "h100": Device(80, 989, "NVIDIA H100 80GB HBM3", "9.0"), "h200": Device(141, 790, "NVIDIA H200", "9.0"),
+    "v4": Device(32, 275, "TPU v4"), "v5e": Device(16, 197, "TPU v5 lite"), "v5p": Device(95, 459, "TPU v5"),
+    "v6e": Device(32, 918, "TPU v6 lite"),
 }
 """Makers' data sheets; the H200's rate is one measured on random bf16 matrices."""
 
@@ -46,18 +72,34 @@ USABLE = 0.95
 
 @dataclass(frozen=True)
 class Plan:
-    """What a video takes. flops and bytes: by part; peak_bytes: the most that stands at once."""
+    """What a video takes, and one question about it.
+
+    flops: by part; phases: bytes that stand at the same time, by phase and part; cache_bytes: (mixed, dense), of the
+    real tokens that a question loads and of all.
+    """
 
     layout: Layout
     question_tokens: int
     attention_pairs_kept: int
     attention_pairs_causal: int
     flops: dict[str, int]
-    bytes: dict[str, int]
+    phases: dict[str, dict[str, int]]
+    cache_bytes: tuple[int, int]
+
+    @property
+    def bytes(self) -> dict[str, int]:
+        """The most that each part (weights, dense, sparse, mixed, activations) ever takes; not all at the same time."""
+        parts = {part: 0 for part in ("weights", "dense", "sparse", "mixed", "activations")}
+        return {part: max(phase.get(part, 0) for phase in self.phases.values()) for part in parts}
+
+    @property
+    def peak_phase(self) -> str:
+        """The phase in which most stands."""
+        return max(self.phases, key=lambda name: sum(self.phases[name].values()))
 
     @property
     def peak_bytes(self) -> int:
-        return sum(self.bytes.values())
+        return sum(self.phases[self.peak_phase].values())
 
     @property
     def total_flops(self) -> int:
@@ -66,6 +108,9 @@ class Plan:
     def seconds(self, device: Device) -> float:
         """Floor of watching and reading the question."""
         return self.total_flops / (device.tflops * 1e12)
+
+    def fits(self, device: Device) -> bool:
+        return self.peak_bytes <= device.usable_bytes
 
 
 def model_of(name: str) -> tuple[ModelConfig, Tokenizer | None]:
@@ -95,16 +140,19 @@ def layout_for(config: ModelConfig, tokenizer: Tokenizer | None, frames: int, fp
     return Layout(count(prompt.prefix_text()), tuple(map(count, texts)), config.visual_tokens)
 
 
-def plan(
-    config: ModelConfig, layout: Layout, rule: Rule, *, question_tokens: int = 68, compression: int = 4,
-    itemsize: int = 2, sizes: Sizes = LARGE,
-) -> Plan:
-    """Count what a layout takes. itemsize: bytes of a weight, an activation and a cached number."""
-    check_compression(compression, config.visual_tokens)
-    kept, causal = attention_pairs(layout, rule, question_tokens)
+def plan(config: ModelConfig, layout: Layout, rule: Rule, **settings: Any) -> Plan:
+    """Count what a layout takes. settings: fields of `footprint.Settings`; see `Device.settings`.
+
+    Raises RequestError for a compression that the model does not allow.
+    """
+    how = Settings(**settings)
+    check_compression(how.compression, config.visual_tokens)
+    kept, causal = attention_pairs(layout, rule, how.question_tokens)
+    slot = footprint.token_bytes(config, how.itemsize)
+    mixed, dense = footprint.cached_tokens(layout, how)
     return Plan(
-        layout, question_tokens, kept, causal, _flops(config, layout, kept, question_tokens),
-        _bytes(config, layout, compression, itemsize, sizes),
+        layout, how.question_tokens, kept, causal, _flops(config, layout, kept, how.question_tokens),
+        footprint.phases(config, layout, how), (slot * mixed, slot * dense),
     )
 
 
@@ -121,6 +169,7 @@ def _flops(config: ModelConfig, layout: Layout, pairs: int, question: int) -> di
         group += spatial + temporal + 2 * steps * places * 27 * c**2
     projector = 2 * places * c * lm.width + 2 * layout.visual * lm.width**2
     heads, kv = lm.heads * lm.head_width, lm.kv_heads * lm.head_width
+    asked = sum(layout.length + i + 1 for i in range(question))
     keys = 4 * lm.width * kv
     layer = keys + 4 * lm.width * heads + 6 * lm.width * lm.mlp
     # The last layer of what is watched stops at keys and values.
@@ -128,52 +177,79 @@ def _flops(config: ModelConfig, layout: Layout, pairs: int, question: int) -> di
     return {
         "vision": config.frames_per_group * layout.groups * frame, "dts": layout.groups * group,
         "projector": layout.groups * projector, "language_linear": linear,
-        "attention": 4 * heads * (lm.layers - 1) * pairs,
-    }
-
-
-def _bytes(config: ModelConfig, layout: Layout, compression: int, itemsize: int, sizes: Sizes) -> dict[str, int]:
-    vision, lm = config.vision, config.language
-    room = prefill.capacity(layout, sizes.stride)
-    slot = 2 * lm.layers * lm.kv_heads * lm.head_width * itemsize
-    sparse = bucket(room.global_ + room.visual // layout.visual * (layout.visual // compression))
-    rows = sizes.stride * layout.visual + room.global_rows
-    stride = rows * (2 * lm.mlp + 4 * lm.width)
-    frames = sizes.vision_groups * config.frames_per_group * vision.grid**2 * (vision.mlp + 3 * vision.width)
-    weights = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(huggingface.abstract_params(config)))
-    return {
-        "weights": weights * itemsize, "dense": slot * (room.visual + room.global_), "sparse": slot * sparse,
-        "activations": itemsize * max(stride, frames),
+        "attention": 4 * heads * ((lm.layers - 1) * pairs + asked),
     }
 
 
 def advice(
-    config: ModelConfig, tokenizer: Tokenizer | None, fps: float, device: Device, *, compression: int, itemsize: int
+    config: ModelConfig, tokenizer: Tokenizer | None, fps: float, device: Device, *, itemsize: int = 2, **settings: Any
 ) -> str:
-    """One line: what would fit a device where a plan does not."""
-    most = most_frames(config, tokenizer, fps, device, compression=compression, itemsize=itemsize)
+    """One line: what would fit a device where a plan does not. settings: as of `plan`, but for those of the device."""
+    most = most_frames(config, tokenizer, fps, device, itemsize=itemsize, **settings)
     if most:
         return f"up to {most} frames fit: give --max-frames {most} or a lower --fps"
-    fitting = [name for name, other in DEVICES.items() if most_frames(config, tokenizer, fps, other, itemsize=itemsize)]
-    return f"the model itself does not fit; it does on {', '.join(fitting)}"
+    able = lambda other: most_frames(config, tokenizer, fps, other, itemsize=itemsize, **settings)
+    fitting = [name for name, other in DEVICES.items() if able(other)]
+    return f"the model itself does not fit; it does on {', '.join(fitting) or 'no device known here'}"
 
 
 def most_frames(
-    config: ModelConfig, tokenizer: Tokenizer | None, fps: float, device: Device, *,
-    compression: int = 4, itemsize: int = 2,
+    config: ModelConfig, tokenizer: Tokenizer | None, fps: float, device: Device, *, itemsize: int = 2, **settings: Any
 ) -> int:
-    """The most frames that fit a device, in whole strides; 0 if the model itself does not."""
+    """The most frames that fit a device, in whole strides; 0 if not even one stride does."""
     step = device.sizes.stride * config.frames_per_group
+    how = Settings(**device.settings(config, itemsize), **settings)
+    layout = layout_for(config, tokenizer, _MOST_STRIDES * step, fps)
 
     def fits(strides: int) -> bool:
-        layout = layout_for(config, tokenizer, strides * step, fps)
-        needed = sum(_bytes(config, layout, compression, itemsize, device.sizes).values())
-        return needed <= USABLE * device.memory_gb * 1e9
+        part = Layout(layout.prefix, layout.stamps[: strides * device.sizes.stride], layout.visual)
+        return _peak(footprint.phases(config, part, how)) <= device.usable_bytes
 
-    low, high = 0, 1
-    while high <= 4096 and fits(high):
-        low, high = high, 2 * high
+    return step * _most(fits, _MOST_STRIDES)
+
+
+def check_memory(
+    config: ModelConfig, layout: Layout, *, frames: int, weights_bytes: int, used_bytes: int, limit_bytes: int | None,
+    **settings: Any,
+) -> None:
+    """Raise RequestError if watching `frames` frames, or asking one question about them, would run out of memory.
+
+    weights_bytes: of the model; used_bytes: all that is taken before watching, weights included; limit_bytes: all
+    there is (None: unknown, and nothing is refused); settings: fields of `footprint.Settings`.
+    """
+    how = Settings(**settings)
+    beside = used_bytes - weights_bytes
+    needed = lambda part: beside + _peak(footprint.phases(config, part, how, weights_bytes))
+    if limit_bytes is None or needed(layout) <= limit_bytes:
+        return
+    stride, per_group = how.sizes.stride, config.frames_per_group
+
+    def fits(strides: int) -> bool:
+        # The longest timestamps are the last ones: fewer frames of the same video have some as long.
+        return needed(Layout(layout.prefix, layout.stamps[-strides * stride :], layout.visual)) <= limit_bytes
+
+    most = per_group * stride * _most(fits, (layout.groups - 1) // stride)
+    mend = (
+        f"up to {most} frames fit: give --max-frames {most} or a lower --fps" if most
+        else "the model leaves too little for even a short video: use a larger machine or --dtype bfloat16"
+    )
+    raise RequestError(
+        f"{frames} frames need {needed(layout) / 1e9:.3g} GB of memory and {limit_bytes / 1e9:.3g} GB are there: {mend}"
+    )
+
+
+_MOST_STRIDES = 512
+"""Nobody is told of more strides than this (of 64 groups: a day and a half at a frame a second)."""
+
+
+def _peak(phases: dict[str, dict[str, int]]) -> int:
+    return max(sum(phase.values()) for phase in phases.values())
+
+
+def _most(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest number up to `limit` that fits, by halving; 0 if none does."""
+    low, high = 0, limit + 1
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return low * step
+    return low

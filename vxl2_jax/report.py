@@ -99,12 +99,16 @@ def _timeline(answer: Answer, most: int = 24) -> RenderableType:
 def plan_data(plan: Plan, name: str, device: Device, fits: bool, advice: str) -> dict[str, Any]:
     """One JSON-ready document of a plan for a device."""
     kept, causal = plan.attention_pairs_kept, plan.attention_pairs_causal
+    mixed, dense = plan.cache_bytes
     return {
         "groups": plan.layout.groups, "tokens": plan.layout.length,
         "question_tokens": plan.question_tokens,
         "attention_pairs_kept": kept, "attention_pairs_causal": causal,
         "reduction_percent": round(100 * (1 - kept / causal), 2),
-        "flops": plan.flops, "bytes": plan.bytes, "peak_bytes": plan.peak_bytes,
+        "cache_bytes_mixed": mixed, "cache_bytes_dense": dense,
+        "cache_reduction_percent": round(100 * (1 - mixed / dense), 2),
+        "flops": plan.flops, "bytes": plan.bytes, "bytes_by_phase": plan.phases,
+        "peak_phase": plan.peak_phase, "peak_bytes": plan.peak_bytes,
         "device": name, "device_memory_gb": device.memory_gb, "seconds": round(plan.seconds(device), 4),
         "fits": fits, "advice": advice,
     }
@@ -112,15 +116,23 @@ def plan_data(plan: Plan, name: str, device: Device, fits: bool, advice: str) ->
 
 def plan_text(document: dict[str, Any]) -> RenderableType:
     """The same for a terminal."""
+    saved = lambda percent: f"({percent} % saved)"
+    gb = lambda count: f"{count / 1e9:,.2f} GB"
     table = Table(box=None, show_header=False)
-    row = lambda name, value: table.add_row(name, value)
-    row("tokens", f"{document['tokens']:,} of {document['groups']:,} groups of 4 frames, {document['question_tokens']} of the question")
-    row("attention pairs", f"{document['attention_pairs_kept']:,} of {document['attention_pairs_causal']:,} ({document['reduction_percent']} % saved)")
+    tokens, groups, asked = document["tokens"], document["groups"], document["question_tokens"]
+    table.add_row("tokens", f"{tokens:,} of {groups:,} groups of 4 frames, {asked} of the question")
+    kept, causal = document["attention_pairs_kept"], document["attention_pairs_causal"]
+    table.add_row("attention pairs", f"{kept:,} of {causal:,} {saved(document['reduction_percent'])}")
+    mixed, dense = gb(document["cache_bytes_mixed"]), gb(document["cache_bytes_dense"])
+    table.add_row("cache loaded", f"{mixed} of {dense} {saved(document['cache_reduction_percent'])}")
     for part, flops in document["flops"].items():
-        row(part.replace("_", " "), f"{flops / 1e12:,.1f} TFLOP")
+        table.add_row(part.replace("_", " "), f"{flops / 1e12:,.1f} TFLOP")
     for part, count in document["bytes"].items():
-        row(part, f"{count / 1e9:,.2f} GB")
-    row("peak", f"{document['peak_bytes'] / 1e9:,.2f} GB of {document['device_memory_gb']} GB on {document['device']}")
-    row("floor", f"{document['seconds']:,.2f} s")
+        table.add_row(part, gb(count))
+    for phase, parts in document["bytes_by_phase"].items():
+        table.add_row(f"  during {phase}", gb(sum(parts.values())))
+    room = f"{document['device_memory_gb']} GB on {document['device']}"
+    table.add_row("peak", f"{gb(document['peak_bytes'])} of {room} ({document['peak_phase']})")
+    table.add_row("floor", f"{document['seconds']:,.2f} s")
     verdict = Text("fits", "bold green") if document["fits"] else Text(f"does not fit: {document['advice']}", "bold red")
     return Group(table, verdict)

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import Stream
+from vxl2_jax import machine, planning, prefill
 from vxl2_jax import memory as memories
-from vxl2_jax import prefill
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout, Rule
 from vxl2_jax.memory import Open, VideoMemory, check_compression, sparse_level
@@ -80,6 +80,7 @@ def watch(
     identity = memories.identity(shape, layout, rule, seconds, **known)
     if out is not None and Path(out).exists():
         return _same_memory(out, identity)
+    _check_fits(model, layout, len(source.seconds), compression)
     with ExitStack() as stack:
         recording = stack.enter_context(closing(Recording(out, identity, shape, stride=model.sizes.stride))) if out else None
         sizes = prefill.capacity(layout, model.sizes.stride)
@@ -123,6 +124,7 @@ def watch_more(
     # The first stride knows some of its groups already, and so takes fewer frames.
     cuts = [0, *range((model.sizes.stride - len(opened.tokens)) * per_group, len(shown), model.sizes.stride * per_group), len(shown)]
     batches = (shown[begin:end] for begin, end in pairwise(cuts))
+    _check_fits(model, layout, memory.frames + len(frames), memory.compression)
     sizes = prefill.capacity(layout, model.sizes.stride, first)
     strides = prefill.plan(layout, memory.rule, ids, sizes, first)
     streams, opened = _watch_strides(
@@ -169,6 +171,16 @@ def _watch_strides(
             opened = Open(tokens[:whole], shown[len(shown) - lacking :].copy()) if whole < model.sizes.stride else None
             known = None
     return streams, opened
+
+
+def _check_fits(model: Model, layout: Layout, frames: int, compression: int) -> None:
+    """Raise RequestError if a memory of this layout, or a question about it, would not fit the device."""
+    device, weights = jax.devices()[0], sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
+    planning.check_memory(
+        model.config, layout, frames=frames, weights_bytes=weights,
+        used_bytes=machine.used_bytes(device) or weights, limit_bytes=machine.memory_bytes(device),
+        compression=compression, itemsize=model.dtype.itemsize, sizes=model.sizes, kernel=model.kernel,
+    )
 
 
 def _same_memory(path: str | Path, identity: dict) -> VideoMemory:

@@ -2,9 +2,10 @@
 
     python tests/targets/compile_model.py v5p
 
-Programs: a pre-fill stride and a question with its answer over the memory of 2,048 frames (each reads the
-whole cache as users would), the relevance pass, and the vision half. Weights are abstract. Every line has
-the memory that XLA plans, against the device's; of a program that does not fit, half the layers are compiled.
+Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
+the memory of 2,048 frames, and the vision half. Weights are abstract. Every line has the memory that XLA plans, against
+the device's, and what `vxl2_jax.footprint` says of the same program; of a program that does not fit, half the layers
+are compiled.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from machines import MEMORY_GB, machine, topology  # first: it sets what JAX reads when it is imported
 
@@ -24,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention
-from vxl2_jax import bases, decode, prefill, relevance, select
+from vxl2_jax import bases, decode, footprint, memory, mixed, prefill, relevance, select
 from vxl2_jax import machine as suits
 from vxl2_jax.checkpoints import huggingface
-from vxl2_jax.config import video_xl_2
+from vxl2_jax.config import ModelConfig, video_xl_2
+from vxl2_jax.footprint import Settings
 from vxl2_jax.layout import Layout, Rule
 from vxl2_jax.memory import VideoMemory, sparse_level
 from vxl2_jax.models.video_xl_2 import encode_frames
@@ -37,45 +39,117 @@ FRAMES, COMPRESSION, CHUNK_SIZE, TOP_K = 2048, 4, 4, 4
 QUESTION, ANSWER = 80, 16
 
 
-def programs(abstract: Callable, device: Any, layers: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(name, function that lowers it) with a language model of so many layers.
+class Program(NamedTuple):
+    """A program: the name, a function that lowers it, and the bytes it is predicted to hold at once."""
 
-    `abstract` makes a ShapeDtypeStruct placed on the device.
-    """
+    name: str
+    lower: Callable[[], Any]
+    predicted: int
+
+
+def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Settings]:
+    """The model with a language model of so many layers, and how the device runs it."""
     config = dataclasses.replace(CONFIG, language=dataclasses.replace(CONFIG.language, layers=layers))
-    placed = lambda tree: jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
-    params = jax.tree.map(lambda a: abstract(a.shape, jnp.bfloat16), huggingface.abstract_params(config))
     kernel = attention.choose(dtype=jnp.bfloat16, width=config.language.head_width, device=device).kernel
-    sizes = suits.sizes_for(device)
-
-    layout = Layout(14, (8,) * (FRAMES // 4), config.visual_tokens)
-    room = prefill.capacity(layout, sizes.stride)
-    streams = placed(jax.eval_shape(lambda: prefill.empty(config, room, jnp.bfloat16)))
-    stride = placed(prefill.plan(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
-    tokens = abstract((sizes.stride, config.visual_tokens, config.language.width), jnp.bfloat16)
-    yield "pre-fill stride", lambda: prefill.run_stride.lower(params, config, streams, stride, tokens, kernel=kernel)
-
-    sparse = placed(jax.eval_shape(lambda s: sparse_level(s, layout, COMPRESSION, config.language.rope_theta), streams))
-    memory = VideoMemory(
-        dense=streams, sparse=sparse, layout=layout, rule=RULE, compression=COMPRESSION, seconds=(), end_s=0.0,
-        frames=FRAMES, rope_theta=config.language.rope_theta,
+    settings = Settings(
+        compression=COMPRESSION, chunk_size=CHUNK_SIZE, top_k=TOP_K, question_tokens=QUESTION, max_new_tokens=ANSWER,
+        sizes=suits.sizes_for(device), kernel=kernel,
     )
-    ids, count = abstract((QUESTION,), jnp.int32), abstract((), jnp.int32)
-    view = bases.sparse_base(memory, kernel)
-    yield "relevance pass", lambda: relevance.attention_mass.lower(params, config, view, ids, count, kernel)
+    return config, Layout(14, (8,) * (FRAMES // 4), config.visual_tokens), settings
 
-    chunks = layout.chunks(CHUNK_SIZE)
-    dense = select.dense_chunks(chunks, np.arange(2, chunks, chunks // TOP_K)[:TOP_K])
-    mixture = bases.mixed_base(memory, CHUNK_SIZE, dense, kernel)
+
+def programs(
+    abstract: Callable, config: ModelConfig, layout: Layout, settings: Settings, dtype: Any = jnp.bfloat16
+) -> Iterator[Program]:
+    """The programs of watching and asking. `abstract` makes a ShapeDtypeStruct placed on the device."""
+    placed = lambda tree: jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
+    params = jax.tree.map(lambda a: abstract(a.shape, dtype), huggingface.abstract_params(config))
+    lm, sizes, kernel = config.language, settings.sizes, settings.kernel
+    made, cache = footprint.programs(config, layout, settings), footprint.caches(config, layout, settings)
+    # Of its arguments, a program keeps those that it reads.
+    language = size_of({name: part for name, part in params["language"].items() if name != "head"})
+    head = size_of(params["language"].get("head", ()))
+    unread = size_of(params["language"]["norm"])
+
+    room = prefill.capacity(layout, sizes.stride)
+    streams = placed(jax.eval_shape(lambda: prefill.empty(config, room, dtype)))
+    stride = placed(prefill.plan(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
+    tokens = abstract((sizes.stride, config.visual_tokens, lm.width), dtype)
+    yield Program(
+        "pre-fill stride", lambda: prefill.run_stride.lower(params, config, streams, stride, tokens, kernel=kernel),
+        language - unread + cache["dense"] + made["pre-fill"],
+    )
+
+    make = lambda s: sparse_level(s, layout, settings.compression, lm.rope_theta)
+    sparse, pool = traced(make, "_pool", memory, streams)
+    sparse = placed(sparse)
+    yield Program("pooling", lambda: pool(placed), cache["dense"] + cache["sparse"] + made["pooling"])
+
+    remembered = VideoMemory(
+        dense=streams, sparse=sparse, layout=layout, rule=RULE, compression=settings.compression, seconds=(), end_s=0.0,
+        frames=config.frames_per_group * layout.groups, rope_theta=lm.rope_theta,
+    )
+    ids, count = abstract((1, settings.question_rows), jnp.int32), abstract((1,), jnp.int32)
+    view = bases.prefix_base(remembered, kernel)
+    starts, stops, width = relevance.chunk_slots(remembered, settings.chunk_size)
+    yield Program(
+        "relevance pass",
+        lambda: relevance.chunk_attention.lower(
+            params, config, view, starts, stops, ids, count, width=width, kernel=kernel
+        ),
+        language - unread + cache["sparse"] + made["relevance"],
+    )
+
+    chunks = layout.chunks(settings.chunk_size)
+    interior = np.arange(2, chunks, max(chunks // settings.top_k, 1))[: settings.top_k]
+    dense = select.dense_chunks(chunks, interior)
+    read = cache["dense"] + cache["sparse"]
+    if settings.assembles:
+        make = lambda m: bases.mixed_base(m, settings.chunk_size, dense, kernel).streams
+        streams_read, gather = traced(make, "_gather", mixed, remembered)
+        yield Program("assembling", lambda: gather(placed), read + cache["mixed"] + made["assembling"])
+        mixture = decode.Base(placed(streams_read), np.zeros(1, np.int32), np.int32(0))
+        read = cache["mixed"]
+    else:
+        mixture = bases.mixed_base(remembered, settings.chunk_size, dense, kernel)
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
-    yield "question and answer", lambda: decode.generate.lower(
-        params, config, mixture, ids, count, decode.Sampling(), key, max_new=ANSWER, kernel=kernel
+    yield Program(
+        "question and answer",
+        lambda: decode.generate.lower(
+            params, config, mixture, ids, count, decode.Sampling(), key, max_new=settings.max_new_tokens, kernel=kernel
+        ),
+        language + head + read + made["question"],
     )
 
     side, per_group = config.vision.image_size, config.frames_per_group
     frames = abstract((sizes.vision_groups * per_group, side, side, 3), jnp.uint8)
     encode = jax.jit(partial(encode_frames, config=config, groups_at_once=sizes.vision_groups, kernel=kernel))
-    yield f"vision half, {frames.shape[0]} frames", lambda: encode.lower(params, frames=frames)
+    yield Program(
+        f"vision half, {frames.shape[0]} frames", lambda: encode.lower(params, frames=frames),
+        size_of([params[part] for part in ("vision", "dts", "projector")]) + made["vision"],
+    )
+
+
+def size_of(tree: Any) -> int:
+    """Bytes of the arrays in a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, Callable[[Callable], Any]]:
+    """(shape of `call(argument)`, a function that lowers the jitted `module.name` which it calls, given `placed`)."""
+    jitted, seen = getattr(module, name), {}
+
+    def notice(*args: Any, **options: Any) -> Any:
+        seen["call"] = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), args), options
+        return jitted(*args, **options)
+
+    setattr(module, name, notice)
+    try:
+        shape = jax.eval_shape(call, argument)
+    finally:
+        setattr(module, name, jitted)
+    args, options = seen["call"]
+    return shape, lambda placed: jitted.lower(*placed(args), **options)
 
 
 def main(name: str) -> None:
@@ -83,29 +157,32 @@ def main(name: str) -> None:
     device, limit = topology(name).devices[0], MEMORY_GB[name]
     whole = CONFIG.language.layers
     with machine(name) as abstract:
-        half = dict(programs(abstract, device, whole // 2))
-        for program, lower in programs(abstract, device, whole):
+        half = {program.name: program for program in programs(abstract, *real_size(device, whole // 2))}
+        for program in programs(abstract, *real_size(device, whole)):
             start = time.monotonic()
-            found = {"machine": name, "program": program, "layers": whole, "memory_gb": limit}
+            found = {"machine": name, "program": program.name, "layers": whole, "memory_gb": limit}
             try:
-                found |= planned(lower(), limit)
+                found |= planned(program, limit)
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
                 # It does not fit. That half of it compiles shows that memory is all that is lacking.
-                found |= planned(half[program](), limit)
+                found |= planned(half[program.name], limit)
                 found |= {"refused": str(error).splitlines()[0], "layers": whole // 2, "fits": False}
             print(json.dumps(found | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
 
 
-def planned(program: Any, limit: float) -> dict:
-    """Compile; the memory that XLA plans, GB. `limit`: of the device."""
-    plan = program.compile().memory_analysis()
+def planned(program: Program, limit: float) -> dict:
+    """Compile; the memory that XLA plans, GB, beside what was predicted. `limit`: of the device."""
+    plan = program.lower().compile().memory_analysis()
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     peak = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    gb = lambda count: round(count / 1e9, 2)
-    found = {"arguments_gb": gb(arguments), "temporary_gb": gb(temporary), "peak_gb": gb(peak)}
-    return found | {"fits": peak <= limit * 1e9}
+    gb = lambda count: round(count / 1e9, 3)
+    return {
+        "arguments_gb": gb(arguments), "temporary_gb": gb(temporary), "peak_gb": gb(peak),
+        "predicted_gb": gb(program.predicted), "predicted_over_peak": round(program.predicted / peak, 4),
+        "fits": peak <= limit * 1e9,
+    }
 
 
 if __name__ == "__main__":

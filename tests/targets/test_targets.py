@@ -23,6 +23,9 @@ SPILLED_OUTSIDE_LOOPS = 32
 """Bytes of spills allowed in a whole program. ptxas tells no places: what is this little was looked up by hand for the
 A100 pre-fill tile (outside its clear loop), and for no other."""
 
+OVERSTATED, UNDERSTATED = 0.10, 0.04
+"""How far what `vxl2 plan` says a program holds may lie above and below what the compiler plans."""
+
 pytestmark = [pytest.mark.targets, pytest.mark.timeout(900)]
 
 
@@ -65,7 +68,9 @@ def test_every_kernel_compiles(name):
 def test_the_real_size_model_compiles(name):
     lines = compiled("compile_model.py", name)
     fits = {line["program"].split(",")[0]: line["fits"] for line in lines}
-    assert set(fits) == {"pre-fill stride", "relevance pass", "question and answer", "vision half"}
-    assert fits["vision half"]
+    assert set(fits) == {"pre-fill stride", "pooling", "relevance pass", "question and answer", "vision half"}
+    assert fits["vision half"] and fits["pooling"]
     # 15.6 GB of weights and 3.2 GB of cache: one 16 GB chip cannot hold them.
     assert fits["pre-fill stride"] == fits["question and answer"] == (name not in ("v4", "v5e"))
+    wrong = [line for line in lines if not 1 - UNDERSTATED <= line["predicted_over_peak"] <= 1 + OVERSTATED]
+    assert not wrong, wrong

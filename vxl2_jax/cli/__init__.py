@@ -38,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 1 out of memory, 2 a mistake of input,
     130 interrupted, 141 nobody reads the output)."""
     args = build_parser().parse_args(argv)
+    # JAX would take three quarters of a card; `vxl2 plan` counts with all but a twentieth.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     try:
         _keep_compiled_programs()
         args.run(args)

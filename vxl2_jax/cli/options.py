@@ -60,7 +60,7 @@ def add_watching(parser: argparse.ArgumentParser) -> None:
 
 def add_asking(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("asking")
-    group.add_argument("--relevance", default="attention", help="how chunks are ranked: attention, uniform, random, recent, or oracle:FILE")
+    group.add_argument("--relevance", default="attention", help="how chunks are ranked: attention, mass (of the attention, plainly), uniform, random, recent, or oracle:FILE")
     group.add_argument("--top-k", type=or_none("all"), default=4, metavar="K", help="interior chunks loaded dense; all: the whole memory")
     group.add_argument("--chunk-size", type=int, default=4, metavar="G", help="groups per chunk")
     group.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer")

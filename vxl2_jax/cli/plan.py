@@ -29,6 +29,8 @@ def add(commands) -> None:
     plan.add_argument("--prev-blocks", type=or_none("none"), default=3, metavar="P", help="earlier blocks a block sees; none: plain dense pre-filling")
     plan.add_argument("--compression", type=int, default=4, metavar="C", help="visual tokens pooled into one in sparse chunks")
     plan.add_argument("--question-tokens", type=int, default=68, metavar="S", help="tokens after the video")
+    plan.add_argument("--chunk-size", type=int, default=4, metavar="G", help="groups per chunk")
+    plan.add_argument("--top-k", type=or_none("all"), default=4, metavar="K", help="interior chunks a question loads dense; all: the whole memory")
     plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of weights and memory")
     plan.add_argument("--device", default="h200", metavar="D", help="t4, l4, a100-40, a100-80, h100, h200, v4, v5e, v5p or v6e")
     plan.add_argument("--json", action="store_true", help="print one JSON document, alone, on standard output")
@@ -41,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from vxl2_jax import planning, report
     from vxl2_jax.layout import Rule
 
-    for name, least in (("frames", 1), ("block_size", 1), ("prev_blocks", 0), ("question_tokens", 0)):
+    numbers = {"frames": 1, "block_size": 1, "prev_blocks": 0, "question_tokens": 0, "chunk_size": 1, "top_k": 0}
+    for name, least in numbers.items():
         value = getattr(args, name)
         if value is not None and value < least:
             raise RequestError(f"--{name.replace('_', '-')} must be at least {least}, not {value}")
@@ -51,12 +54,13 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError(f"unknown device {args.device!r}: choose {', '.join(planning.DEVICES)}")
     device, itemsize = planning.DEVICES[args.device], 4 if args.dtype == "float32" else 2
     config, tokenizer = planning.model_of(args.model)
+    asked = {name: getattr(args, name) for name in ("question_tokens", "compression", "chunk_size", "top_k")}
     plan = planning.plan(
         config, planning.layout_for(config, tokenizer, args.frames, args.fps), Rule(args.block_size, args.prev_blocks),
-        question_tokens=args.question_tokens, compression=args.compression, itemsize=itemsize, sizes=device.sizes,
+        **asked, **device.settings(config, itemsize),
     )
-    fits = plan.peak_bytes <= planning.USABLE * device.memory_gb * 1e9
-    told = "" if fits else planning.advice(config, tokenizer, args.fps, device, compression=args.compression, itemsize=itemsize)
+    fits = plan.fits(device)
+    told = "" if fits else planning.advice(config, tokenizer, args.fps, device, itemsize=itemsize, **asked)
     document = report.plan_data(plan, args.device, device, fits, told)
     if args.json:
         print(json.dumps(document, indent=1))
