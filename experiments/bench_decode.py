@@ -5,7 +5,7 @@
     python experiments/bench_decode.py --backends hopper --tiles "64,128,2;64,128,3;64,64,4" --baselines none
 
 Per kind of cache (mixed: chunks of 4 groups, the best 4 dense, the others pooled by 4; dense; sparse) and per number of
-rows (1, a step of decoding; 68, a question; 16, the next token of 16 questions packed) one step through all layers,
+rows (1, a step of decoding; 68, a question; 16, a question of 16 tokens) one step through all layers,
 exactly as decoding reads them: queries turned per run, items, merging. The time of one layer is in the note. The floor
 is bytes of keys and values over the copy measured in the same run. Errors are relative, of one layer against float32.
 
@@ -54,7 +54,7 @@ _CHUNK_SIZE = flags.DEFINE_integer("chunk_size", 4, "Groups per bi-level chunk."
 _TOP_K = flags.DEFINE_integer("top_k", 4, "Interior chunks loaded dense.", lower_bound=0)
 _COMPRESSION = flags.DEFINE_integer("compression", 4, "Visual tokens pooled into one in sparse chunks.", lower_bound=1)
 _KINDS = flags.DEFINE_list("kinds", None, f"Kinds of caches. Default: {', '.join(memories.KINDS)}.")
-_ROWS = flags.DEFINE_list("rows", None, "Rows at a time. Default: 1, a step; 68, a question; 16 questions packed.")
+_ROWS = flags.DEFINE_list("rows", None, "Rows at a time. Default: 1, a step; 68, a question; 16, a short one.")
 _NEW_TOKENS = flags.DEFINE_integer("new_tokens", 32, "Tokens of an answer, with --model.", lower_bound=2)
 _QUESTION, _QUESTIONS, _TORCH_LIMIT_S = 68, 16, 300.0
 
@@ -126,7 +126,7 @@ def ours(reading: Reading, row: Row, kernel: Kernel, report: Report, samples: in
     config, lm, rows = reading.config, reading.config.language, reading.rows
     base = memories.base(reading.memory, reading.chosen, _CHUNK_SIZE.value, kernel)
     keys = jax.random.split(jax.random.key(options.SEED.value), 3)
-    empty = decode.empty_tail(config, base, rows)
+    empty = decode.empty_tail(config, base, 1, rows)
     tail = layouts.stream(keys[0], lm.layers, lm.kv_heads, empty.k.shape[2], lm.head_width, dtype)
     q = jax.random.normal(keys[1], (rows, lm.heads, lm.head_width), dtype)
     slots = jnp.arange(rows)
@@ -135,11 +135,11 @@ def ours(reading: Reading, row: Row, kernel: Kernel, report: Report, samples: in
         q, base = first
         base = base._replace(streams=streams)
         # What decoding itself reads with, private as it is: anything else would be another program.
-        read = decode.reader(kernel, config, base, tail, slots)
+        read = decode.reader(kernel, config, base, tail, jnp.zeros(1, jnp.int32), jnp.int32(0), rows)
 
         def one(layer: jax.Array, carry: tuple) -> tuple:
             q = measure.touched(*carry)
-            return q, read(q, tail, (layer + number) % lm.layers)[0]
+            return q, read(q[None], tail, (layer + number) % lm.layers)[0][0]
 
         return jax.lax.fori_loop(0, lm.layers, one, (q, jnp.zeros_like(q)))[1]
 
@@ -249,7 +249,7 @@ def bench(report: Report, device: Any) -> None:
                 bench_assembling(report, device, reading, samples)
         if _MODEL.value:
             asking = whole_steps.Asking.draw(
-                config, memory, count=_QUESTION, seed=options.SEED.value, dtype=dtype, new=_NEW_TOKENS.value,
+                config, memory, questions=_QUESTIONS, count=_QUESTION, seed=options.SEED.value, dtype=dtype, new=_NEW_TOKENS.value,
                 chunk_size=_CHUNK_SIZE.value, top_k=_TOP_K.value,
             )
             whole_steps.bench(report, device, asking, questions=_QUESTIONS, samples=min(samples, 3), dtype=dtype)

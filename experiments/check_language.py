@@ -175,10 +175,10 @@ def decode_ours(params: dict, config: ModelConfig, ids: list[int], count: int) -
     nothing = jnp.zeros((lm.layers, lm.kv_heads, 1, lm.head_width))
     base = decode.Base((decode.Stream(nothing, nothing),), jnp.zeros(1, jnp.int32), jnp.int32(0))
     made = decode.generate(
-        params, config, base, jnp.asarray(ids, jnp.int32), jnp.int32(len(ids)), decode.Sampling(),
+        params, config, base, jnp.asarray([ids], jnp.int32), jnp.asarray([len(ids)]), decode.Sampling(),
         jax.random.key(0), max_new=count, keep_logits=True,
     )
-    return made.tokens.tolist(), np.asarray(made.logits)
+    return made.tokens[0].tolist(), np.asarray(made.logits[0])
 
 
 def compare(model: Any, tokenizer: Any) -> bool:

@@ -110,11 +110,13 @@ def turned(x: np.ndarray, positions: np.ndarray, config: ModelConfig) -> np.ndar
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def whole_pass(toy: Toy, x: np.ndarray, mask: np.ndarray, keep: list | None = None) -> tuple[jax.Array, list]:
+def whole_pass(
+    toy: Toy, x: np.ndarray, mask: np.ndarray, keep: list | None = None, queries: list | None = None
+) -> tuple[jax.Array, list]:
     """All tokens at once in natural order under a boolean mask [L, L]: the definition.
 
     x [L, E] → residual stream [L, E], and per layer (k before rotation, v) [L, K, D]. `keep`, a list,
-    receives every layer's attention weights [H, L, L].
+    receives every layer's attention weights [H, L, L]; `queries` its queries before rotation [L, H, D].
     """
     cos, sin = (jnp.asarray(a, jnp.float32) for a in angles(np.arange(len(x)), toy.config))
     turn = lambda h: jnp.concatenate([
@@ -125,6 +127,8 @@ def whole_pass(toy: Toy, x: np.ndarray, mask: np.ndarray, keep: list | None = No
 
     def attend(q, k, v, _):
         caches.append((k, v))
+        if queries is not None:
+            queries.append(np.asarray(q))
         repeats = q.shape[1] // k.shape[1]
         keys, values = jnp.repeat(turn(k), repeats, axis=1), jnp.repeat(v, repeats, axis=1)
         logits = jnp.einsum("nhd,mhd->hnm", turn(q), keys) * q.shape[-1] ** -0.5

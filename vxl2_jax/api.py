@@ -82,8 +82,8 @@ class Model:
           timings: a dict that receives seconds per stage: read (waiting for frames), vision, prefill, write (waiting
             for the memory file), compile (compiling, which the other stages then do not count).
 
-        Raises VideoError for what cannot be read, RequestError for options out of range and for a memory file that
-        cannot be written or is another one.
+        Raises VideoError for what cannot be read; RequestError for options out of range, for a memory file that
+        cannot be written or is another one, and before watching for a video whose memory would not fit.
         """
         sampling = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps}
         with self._precision():
@@ -126,11 +126,14 @@ class Model:
         seed: int = 0,
         history: Sequence[Answer] = (),
     ) -> Answer | list[Answer]:
-        """Ask a memory one question, or several (a list gives a list, each asked by itself).
+        """Ask a memory one question, or several: a list gives a list, each answered as if it were asked alone, in
+        batches that share what they read.
+
+        Of a memory on disk (`VideoMemory.load`) the chunks that are loaded dense are read from there.
 
         Args:
-          relevance: "attention", "uniform", "random", "recent", "oracle:FILE", or a function
-            (question token ids, memory) → a score per chunk.
+          relevance: "attention", "mass", "uniform", "random", "recent", "oracle:FILE" (see `vxl2_jax.relevance`), or a
+            function (question token ids, memory) → a score per chunk.
           top_k: interior chunks loaded dense beside the first and the last; None loads the whole cache dense.
           chunk_size: groups per chunk.
           temperature, top_p, seed: 0 is greedy; else tokens are drawn, the seed fixing the draw.
@@ -139,12 +142,10 @@ class Model:
         Raises RequestError for options out of range, an empty question, or another model's memory.
         """
         options = asking.Options(relevance, top_k, chunk_size, max_new_tokens, temperature, top_p, seed)
-        memory = memory.resident()
         with self._precision():
             if isinstance(question, str):
                 return asking.ask(self, memory, question, options, history)
-            return [asking.ask(self, memory, each, options, history) for each in question]
-
+            return asking.ask_many(self, memory, question, options, history)
 
     def answer_all(
         self, jobs: Iterable[Job], *, watch: Mapping[str, Any] | None = None, ask: Mapping[str, Any] | None = None

@@ -1,9 +1,13 @@
-"""Asking a memory, step by step: relevance → selection → mixed cache → decoding → answer."""
+"""Asking a memory, step by step: relevance → selection → mixed cache → decoding → answers.
+
+Questions go through the steps in batches. Each is answered as if it were asked alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -38,7 +42,8 @@ class Chunk:
 class Answer:
     """What a question got. Of `cache_tokens_dense` key/value tokens, `cache_tokens` were loaded.
 
-    `stopped` is False where max_new_tokens cut the answer off; `timings` holds seconds per stage.
+    `stopped` is False where max_new_tokens cut the answer off. `timings` holds seconds per stage, of the whole batch
+    that the question was part of: `batch` questions shared them.
     """
 
     question: str
@@ -49,6 +54,7 @@ class Answer:
     cache_tokens: int
     cache_tokens_dense: int
     timings: dict[str, float] = field(compare=False)
+    batch: int = field(default=1, compare=False)
 
     @property
     def cache_ratio(self) -> float:
@@ -85,81 +91,184 @@ class Options:
 
 def ask(model: Model, memory: VideoMemory, question: str, options: Options, history: Sequence[Answer]) -> Answer:
     """One question. Nothing of the memory changes, and nothing of an earlier question is felt save `history`."""
+    return ask_many(model, memory, [question], options, history)[0]
+
+
+def ask_many(
+    model: Model, memory: VideoMemory, questions: Sequence[str], options: Options, history: Sequence[Answer]
+) -> list[Answer]:
+    """Many questions, all after the same `history`, in batches; each is answered as if it were asked alone.
+
+    Sizes of batches and lengths of questions are rounded up, so that other questions need no other executables.
+    Raises RequestError before anything is asked.
+    """
     options.check()
-    if not question.strip():
+    if not all(question.strip() for question in questions):
         raise RequestError("the question is empty")
     if memory.model != model.fingerprint:
         raise RequestError(f"this memory was made by another model than {model.name}; watch the video again with it")
-    timings: dict[str, float] = {}
-    text = prompt.suffix_text(question, [(answer.question, answer.text) for answer in history])
-    real = model.tokenizer.encode(text)
-    ids = np.zeros(bucket(len(real), least=64), np.int32)
-    ids[: len(real)] = real
+    said = [(answer.question, answer.text) for answer in history]
+    asked = [
+        _Question(number, text, model.tokenizer.encode(prompt.suffix_text(text, said)))
+        for number, text in enumerate(questions)
+    ]
+    answers: dict[int, Answer] = {}
+    for batch in _batches(asked, bases.MOST):
+        timings: dict[str, float] = {}
+        with timed(timings, "relevance"):
+            choices = _choose(model, memory, batch, options)
+        # An oracle file may set compression and chunk size question by question.
+        alike: dict[tuple, list[_Question]] = {}
+        for question, choice in zip(batch, choices, strict=True):
+            alike.setdefault((choice.memory.compression, choice.chunk_size, choice.all_dense), []).append(question)
+        chosen = {question.number: choice for question, choice in zip(batch, choices, strict=True)}
+        for group in alike.values():
+            one = chosen[group[0].number]
+            most = bases.MOST if one.all_dense else bases.at_once(one.memory, model.kernel)
+            for part in _batches(group, most):
+                answers |= _answer(model, part, [chosen[question.number] for question in part], options, dict(timings))
+    return [answers[number] for number in range(len(asked))]
 
-    with timed(timings, "relevance"):
-        request = relevance.Request(
-            model.params, model.config, memory, ids, len(real), options.chunk_size, options.seed, model.kernel
-        )
-        memory, request, scores, chosen = _choose(request, question, options)
-    dense = select.dense_chunks(request.chunks, chosen)
 
+@dataclass(frozen=True)
+class _Question:
+    """A question and its place among all that were asked; ids: tokens of it and of what comes before it."""
+
+    number: int
+    text: str
+    ids: Sequence[int]
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a question reads: chunk numbers of a memory to load dense (None: all), by scores [chunks]. An oracle's own
+    chunk size and compression have replaced those asked for."""
+
+    memory: VideoMemory
+    chunk_size: int
+    scores: np.ndarray
+    chosen: np.ndarray | None
+
+    @cached_property
+    def dense(self) -> np.ndarray:
+        """bool [chunks + 1], the prefix first."""
+        return select.dense_chunks(len(self.scores), self.chosen)
+
+    @property
+    def all_dense(self) -> bool:
+        return bool(self.dense.all())
+
+
+def _batches(questions: list[_Question], most: int) -> Iterator[list[_Question]]:
+    """Cut into batches of at most `most` questions, a power of two.
+
+    An accelerator, which waits for its memory, takes a last batch that is filled up; a CPU, which would calculate as
+    long for what fills it, takes smaller ones that are full.
+    """
+    full = jax.default_backend() == "cpu"
+    while questions:
+        size = min(1 << len(questions).bit_length() - 1 if full else len(questions), most)
+        yield questions[:size]
+        questions = questions[size:]
+
+
+def _stacked(questions: list[_Question]) -> tuple[np.ndarray, np.ndarray]:
+    """(ids int32 [B, N], how many of each are real [B]). B is rounded up to a power of two; the rest are none."""
+    size = 1 << (len(questions) - 1).bit_length()
+    ids = np.zeros((size, bucket(max(len(question.ids) for question in questions), least=64)), np.int32)
+    count = np.zeros(size, np.int32)
+    for row, question in enumerate(questions):
+        count[row] = len(question.ids)
+        ids[row, : count[row]] = question.ids
+    return ids, count
+
+
+def _answer(
+    model: Model, questions: list[_Question], choices: list[_Choice], options: Options, timings: dict[str, float]
+) -> dict[int, Answer]:
+    """Answers by number: questions over one memory, chunks of one size, all of them wholly dense or none."""
+    memory, chunk_size = choices[0].memory, choices[0].chunk_size
+    ids, count = _stacked(questions)
     with timed(timings, "load"):
-        base = (
-            bases.dense_base(memory, model.kernel) if dense.all()
-            else bases.mixed_base(memory, request.chunk_size, dense, model.kernel)
-        )
+        if choices[0].all_dense:
+            base = bases.dense_base(memory, model.kernel, len(ids))
+        else:
+            dense = np.zeros((len(ids), len(choices[0].dense)), bool)
+            dense[: len(choices)] = [choice.dense for choice in choices]
+            base = bases.mixed_base(memory, chunk_size, dense, model.kernel)
         jax.block_until_ready(base.streams)
     with timed(timings, "decode"):
         sampling = decode.Sampling(np.float32(options.temperature), np.float32(options.top_p))
         generated = decode.generate(
-            model.params, model.config, base, ids, np.int32(len(real)), sampling, jax.random.key(options.seed),
+            model.params, model.config, base, ids, count, sampling, jax.random.key(options.seed),
             max_new=options.max_new_tokens, kernel=model.kernel,
         )
-        tokens = tuple(int(t) for t in np.asarray(generated.tokens)[: int(generated.count)])
-    chunks = tuple(
-        Chunk(*memory.chunk_span(number, request.chunk_size), float(scores[number - 1]), bool(dense[number]))
-        for number in range(1, request.chunks + 1)
-    )
-    return Answer(
-        question=question, text=model.tokenizer.decode(tokens), tokens=tokens,
-        stopped=tokens[-1] in model.config.stop_tokens, chunks=chunks,
-        cache_tokens=int(base.position), cache_tokens_dense=memory.layout.length, timings=timings,
-    )
+        said, length = np.asarray(generated.tokens), np.asarray(generated.count)
+    read = np.broadcast_to(base.position, len(ids))
+
+    def answer(row: int) -> Answer:
+        question, choice = questions[row], choices[row]
+        tokens = tuple(int(token) for token in said[row, : length[row]])
+        chunks = tuple(
+            Chunk(*memory.chunk_span(number, chunk_size), float(choice.scores[number - 1]), bool(choice.dense[number]))
+            for number in range(1, len(choice.scores) + 1)
+        )
+        return Answer(
+            question=question.text, text=model.tokenizer.decode(tokens), tokens=tokens,
+            stopped=tokens[-1] in model.config.stop_tokens, chunks=chunks, cache_tokens=int(read[row]),
+            cache_tokens_dense=memory.layout.length, timings=timings, batch=len(questions),
+        )
+
+    return {question.number: answer(row) for row, question in enumerate(questions)}
 
 
-def _choose(
-    request: relevance.Request, question: str, options: Options
-) -> tuple[VideoMemory, relevance.Request, np.ndarray, np.ndarray | None]:
-    """(memory, request, scores [chunks], chosen chunk numbers or None for all dense); an oracle's own chunk
-    size and compression replace the request's and the memory's."""
+def _choose(model: Model, memory: VideoMemory, questions: list[_Question], options: Options) -> list[_Choice]:
+    """What each question reads."""
     if isinstance(options.relevance, str) and options.relevance.startswith(ORACLE):
-        request, chosen = _consult(request, question, options.relevance.removeprefix(ORACLE))
-        scores = np.zeros(request.chunks, np.float32)
-        scores[(np.arange(1, request.chunks + 1) if chosen is None else chosen) - 1] = 1.0
-        return request.memory, request, scores, chosen
+        return _consult(memory, questions, options)
+    chunks = memory.layout.chunks(options.chunk_size)
     if callable(options.relevance):
-        scores = np.asarray(options.relevance(request.ids[: request.count], request.memory), np.float32)
-        if scores.shape != (request.chunks,):
-            raise RequestError(f"the relevance function must give {request.chunks} scores, one a chunk, not shape {scores.shape}")
+        # One after the other, each with its real tokens.
+        scores = [_scored(options.relevance, memory, question, chunks) for question in questions]
     else:
-        scores = relevance.SCORERS[options.relevance](request)
-    chosen = None if options.top_k is None else select.top_chunks(scores, options.top_k)
-    return request.memory, request, scores, chosen
+        request = relevance.Request(
+            model.params, model.config, memory, *_stacked(questions), options.chunk_size, options.seed, model.kernel
+        )
+        scores = relevance.SCORERS[options.relevance](request)[: len(questions)]
+    pick = lambda one: None if options.top_k is None else select.top_chunks(one, options.top_k)
+    return [_Choice(memory, options.chunk_size, one, pick(one)) for one in scores]
 
 
-def _consult(request: relevance.Request, question: str, path: str) -> tuple[relevance.Request, np.ndarray | None]:
-    """Replay an oracle file of the original for one question about the memory's video."""
-    oracle, memory = select.read_oracle(path), request.memory
-    keys = (f"{memory.video}_{question}", f"{PurePath(memory.video).stem}_{question}")
-    found = next((oracle[key] for key in keys if key in oracle), None)
-    if found is None or found.units is None:
-        if memory.rule.prev_blocks is not None:
-            raise RequestError(
-                f"{path}: no units for {keys[0]!r}, which means plain dense pre-fill: watch the video with prev_blocks none"
-            )
-        return request, None
-    if found.compression and found.compression != memory.compression:
-        memory = memory.with_compression(found.compression)
-    request = replace(request, memory=memory, chunk_size=found.chunk_size or request.chunk_size)
-    return request, select.chunks_of_units(list(found.units), request.chunks, request.chunk_size)
+def _scored(scorer: Scores, memory: VideoMemory, question: _Question, chunks: int) -> np.ndarray:
+    scores = np.asarray(scorer(np.asarray(question.ids, np.int32), memory), np.float32)
+    if scores.shape != (chunks,):
+        raise RequestError(f"the relevance function must give {chunks} scores, one a chunk, not shape {scores.shape}")
+    return scores
 
+
+def _consult(memory: VideoMemory, questions: list[_Question], options: Options) -> list[_Choice]:
+    """Replay an oracle file of the original for questions about the memory's video."""
+    path = options.relevance.removeprefix(ORACLE)
+    oracle, pooled = select.read_oracle(path), {memory.compression: memory}
+
+    def consult(question: _Question) -> _Choice:
+        keys = (f"{memory.video}_{question.text}", f"{PurePath(memory.video).stem}_{question.text}")
+        found = next((oracle[key] for key in keys if key in oracle), None)
+        chunk_size, view, chosen = options.chunk_size, memory, None
+        if found is None or found.units is None:
+            if memory.rule.prev_blocks is not None:
+                raise RequestError(
+                    f"{path}: no units for {keys[0]!r}, which means plain dense pre-fill: "
+                    "watch the video with prev_blocks none"
+                )
+        else:
+            compression, chunk_size = found.compression or memory.compression, found.chunk_size or chunk_size
+            if compression not in pooled:
+                pooled[compression] = memory.with_compression(compression)
+            view = pooled[compression]
+            chosen = select.chunks_of_units(list(found.units), memory.layout.chunks(chunk_size), chunk_size)
+        scores = np.zeros(memory.layout.chunks(chunk_size), np.float32)
+        scores[... if chosen is None else chosen - 1] = 1.0
+        return _Choice(view, chunk_size, scores, chosen)
+
+    return [consult(question) for question in questions]

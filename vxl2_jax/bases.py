@@ -1,4 +1,4 @@
-"""What a question reads of a memory: its dense level, its sparse level, or some chunks of each.
+"""What questions read of a memory: its dense level, its sparse level, or some chunks of each.
 
 The reference attends to whole streams, and so a mixture is assembled for it. Kernels read any mixture as
 runs of the memory's own streams, in place.
@@ -6,8 +6,11 @@ runs of the memory's own streams, in place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import decode as in_place
@@ -15,44 +18,132 @@ from pallas_kernels.attention import Kernel, Stream
 from vxl2_jax import mixed
 from vxl2_jax.buckets import bucket
 from vxl2_jax.decode import Base
+from vxl2_jax.layout import Layout
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.prefill import Streams
+from vxl2_jax.storage.memory_file import StoredLevel
 
-QUESTION_ROWS = 64 * 7
-"""Rows of a usual question: 64 tokens of 7 query heads a key head. It only sets how coarsely its items are cut."""
+MOST = 16
+"""Questions of a batch at most: with 7 query heads a key head, one token of each fills a tile of 128 rows."""
+STEP_ROWS, QUESTION_ROWS = 7, 64 * 7
+"""Rows of a usual step and of a usual question of 64 tokens, with 7 query heads a key head. They only set how
+coarsely items are cut."""
+_ASSEMBLED = 2 << 30
 
 
-def sparse_base(memory: VideoMemory, kernel: Kernel) -> Base:
-    """The whole sparse level: a cheap view of the whole video."""
-    return _whole((memory.sparse,), [memory.sparse_length], memory.sparse_length, kernel)
+def at_once(memory: VideoMemory, kernel: Kernel) -> int:
+    """How many questions with mixtures of their own to ask together: a power of two, at most `MOST`.
+
+    Kernels read mixtures in place. For the reference each is assembled, at about the size of the sparse level, and
+    together they may take 2 GiB; one is always allowed.
+    """
+    most = MOST
+    if kernel.name == "reference":
+        while most > 1 and most * sum(part.nbytes for part in memory.sparse) > _ASSEMBLED:
+            most //= 2
+    return most
 
 
-def dense_base(memory: VideoMemory, kernel: Kernel) -> Base:
-    """The whole dense level."""
-    layout = memory.layout
-    return _whole(tuple(memory.dense), [layout.visual_length, layout.global_length], layout.length, kernel)
+def sparse_base(memory: VideoMemory, kernel: Kernel, questions: int = 1) -> Base:
+    """The whole sparse level, shared by `questions`: a cheap view of the whole video."""
+    return _whole((memory.sparse,), [memory.sparse_length], memory.sparse_length, kernel, questions)
+
+
+def prefix_base(memory: VideoMemory, kernel: Kernel, questions: int = 1) -> Base:
+    """Only what comes before the video: questions by themselves."""
+    return _whole((memory.sparse,), [memory.layout.prefix], memory.layout.prefix, kernel, questions)
+
+
+def dense_base(memory: VideoMemory, kernel: Kernel, questions: int = 1) -> Base:
+    """The whole dense level, shared by `questions`."""
+    layout, memory = memory.layout, memory.resident()
+    lengths = [layout.visual_length, layout.global_length]
+    return _whole(tuple(memory.dense), lengths, layout.length, kernel, questions)
 
 
 def mixed_base(memory: VideoMemory, chunk_size: int, dense: np.ndarray, kernel: Kernel) -> Base:
-    """The chunks `dense` (bool [chunks + 1], 0 is the prefix) of the dense level, the others of the sparse one."""
-    plan = mixed.plan_mixed(memory.layout, memory.compression, chunk_size, dense)
-    length = len(plan.store)
+    """For each question its chunks `dense` of the dense level, the others of the sparse one.
+
+    Shapes: dense bool [B, chunks + 1], or [chunks + 1] for one question; 0 is the prefix. Prefix, first and last chunk
+    are dense for every question; a row without them is no question: it reads nothing, and fills a batch up.
+    """
+    dense = np.atleast_2d(dense)
+    plan = mixed.plan_mixed if kernel.name == "reference" else mixed.plan_runs
+    plans = [plan(memory.layout, memory.compression, chunk_size, row) if row[0] else None for row in dense]
+    levels = memory.dense
+    if isinstance(levels, StoredLevel):
+        groups = np.flatnonzero(groups_read(memory.layout, chunk_size, dense))
+        levels = fetched(levels, groups)
+        plans = [found and mixed.compacted(found, memory.layout, groups) for found in plans]
+    streams = (*levels, memory.sparse)
     if kernel.name == "reference":
-        return Base((mixed.assemble(memory, plan),), np.asarray([length], np.int32), np.int32(length))
-    # Each dense run of chunks is one run of both dense streams; sparse runs lie before, between and behind them.
-    room = bucket(3 * int(np.sum(dense)) + 1)
-    runs = in_place.gathered(plan.store, plan.index, plan.shift)
-    return _in_place((*memory.dense, memory.sparse), runs, room, length, kernel)
+        return assembled(streams, plans, memory.rope_theta)
+    interior = int(dense[:, 2:-1].sum(axis=1).max(initial=0))
+    return in_runs(streams, plans, interior, kernel)
 
 
-def _whole(streams: tuple[Stream, ...], lengths: list[int], position: int, kernel: Kernel) -> Base:
+def fetched(level: StoredLevel, groups: np.ndarray) -> Streams:
+    """The prefix and some groups of a level on disk, on the device: behind each other, in rooms that are rounded up."""
+
+    def put(part: np.ndarray) -> jax.Array:
+        room = bucket(part.shape[2], least=128)
+        return jnp.asarray(np.pad(part, ((0, 0), (0, 0), (0, room - part.shape[2]), (0, 0))))
+
+    return jax.tree.map(put, level.gather(groups))
+
+
+def groups_read(layout: Layout, chunk_size: int, dense: np.ndarray) -> np.ndarray:
+    """bool [G]: the groups that any of the questions reads from the dense level; `dense` as in `mixed_base`."""
+    return np.atleast_2d(dense).any(axis=0)[layout.chunk_of_group(chunk_size)]
+
+
+def assembled(streams: tuple[Stream, ...], plans: Sequence[mixed.MixedPlan | None], rope_theta: float) -> Base:
+    """Mixtures of the streams (visual, global, sparse), gathered. A plan of None reads nothing."""
+    nothing = mixed.MixedPlan(*np.zeros((3, 0), np.int32))
+    plans = [plan or nothing for plan in plans]
+    lengths = np.asarray([len(plan.store) for plan in plans], np.int32)
+    cache = mixed.gather(streams, plans, rope_theta)
+    return Base((cache,), *((lengths, lengths[0]) if len(plans) == 1 else (lengths[None], lengths)))
+
+
+def in_runs(streams: tuple[Stream, ...], each: Sequence[in_place.Runs | None], interior: int, kernel: Kernel) -> Base:
+    """Mixtures of the streams (visual, global, sparse) in place. Runs of None read nothing.
+
+    `interior`: how many chunks but first and last a question has dense at most. Shapes depend on it, on the number of
+    questions and on the streams, not on which chunks they are.
+    """
+    # A question's dense chunks leave one stretch more of sparse ones than there are of them; both ends are dense.
+    room, count = bucket(2 * interior + 3), len(each)
+    nothing = in_place.Runs(*np.zeros((2, len(streams), 0), np.int32), np.zeros(0, np.int32))
+    each = [runs or nothing for runs in each]
+    lengths = np.asarray([(runs.stop - runs.start).sum() for runs in each], np.int32)
+    if count == 1:
+        return _in_place(streams, each[0], room, lengths[0], kernel)
+    heads = streams[0].k.shape[1]
+    # A chunk that only some have dense is a run of the dense level, one of the sparse, and ends another.
+    shared = bucket(3 * count * interior + 3)
+    fine = in_place.cut(
+        in_place.united(each), items=in_place.items_of(kernel, heads, shared, count * STEP_ROWS), room=shared
+    )
+    items = in_place.items_of(kernel, heads, room, QUESTION_ROWS)
+    coarse = [in_place.cut(runs, items=items, room=room) for runs in each]
+    stacked = in_place.Items(*(np.stack(part) for part in list(zip(*coarse, strict=True))[:4]))
+    return Base(streams, None, lengths, (fine, stacked))
+
+
+def _whole(streams: tuple[Stream, ...], lengths: list[int], position: int, kernel: Kernel, questions: int) -> Base:
     if kernel.name == "reference":
         return Base(streams, np.asarray(lengths, np.int32), np.int32(position))
-    zeros = np.zeros(len(lengths), np.int32)
-    runs = in_place.Runs(np.arange(len(lengths), dtype=np.int32), zeros, np.asarray(lengths, np.int32), zeros)
-    return _in_place(streams, runs, len(lengths), position, kernel)
+    stop = np.asarray(lengths, np.int32)[:, None]
+    runs = in_place.Runs(np.zeros_like(stop), stop, np.zeros(1, np.int32))
+    return _in_place(streams, runs, 1, position, kernel, questions)
 
 
-def _in_place(streams: tuple[Stream, ...], runs: in_place.Runs, room: int, position: int, kernel: Kernel) -> Base:
+def _in_place(
+    streams: tuple[Stream, ...], runs: in_place.Runs, room: int, position: int, kernel: Kernel, questions: int = 1
+) -> Base:
+    """Runs that all questions share."""
     count = partial(in_place.items_of, kernel, streams[0].k.shape[1], room)
-    cut = partial(in_place.cut, runs, streams=len(streams), room=room)
-    return Base(streams, None, np.int32(position), (cut(items=count()), cut(items=count(QUESTION_ROWS))))
+    cut = partial(in_place.cut, runs, room=room)
+    items = tuple(cut(items=count(questions * rows)) for rows in (STEP_ROWS, QUESTION_ROWS))
+    return Base(streams, None, np.int32(position), items)

@@ -1,11 +1,12 @@
 """The mixed cache of bi-level decoding: each chunk dense or sparse, positions re-counted from 0.
 
-Assembled by gathering from the memory's two levels. Keys are stored rotated, and rotations compose, so
-moving a token from position p to p' is a rotation by p' − p.
+Keys are stored rotated, and rotations compose, so moving a token from position p to p' is a rotation by p' − p.
+The cache is assembled, by gathering from the memory's two levels slot by slot, or only said, as runs of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import Stream
+from pallas_kernels.decode import Runs
 from vxl2_jax.buckets import bucket
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import VideoMemory
@@ -61,25 +63,78 @@ def plan_mixed(layout: Layout, compression: int, chunk_size: int, dense: np.ndar
     )
 
 
+def plan_runs(layout: Layout, compression: int, chunk_size: int, dense: np.ndarray) -> Runs:
+    """The same cache as runs of the streams (visual, global, sparse): one for the prefix and the dense chunks behind
+    it, then one for every stretch of equally loaded chunks."""
+    kept = layout.visual // compression
+    dense_group = np.asarray(dense)[layout.chunk_of_group(chunk_size)]
+    first = np.flatnonzero(np.diff(dense_group, prepend=not dense_group[:1].all()))
+    last = np.append(first[1:], layout.groups)
+    stamps = np.append(layout.prefix, layout.stamp_stops)
+    # What lies between `first` and `last` in each of the three streams, as if it were read there.
+    bounds = np.stack([np.stack([g * layout.visual, stamps[g], stamps[g] + g * kept]) for g in (first, last)])
+    loaded = dense_group[first]
+    start, stop = np.where(np.stack([loaded, loaded, ~loaded]), bounds, 0)
+    prefix = np.asarray([[0], [layout.prefix], [0]])
+    start, stop = np.concatenate([0 * prefix, start], axis=1), np.concatenate([prefix, stop], axis=1)
+    length = (stop - start).sum(axis=0)
+    old = start.sum(axis=0)  # a dense run begins at its visual index and its global index together
+    shift = np.cumsum(length) - length - old
+    if loaded[:1].all():
+        start, stop, shift = np.delete(start, 1, axis=1), np.delete(stop, 0, axis=1), shift[1:]
+    return Runs(*(a.astype(np.int32) for a in (start, stop, shift)))
+
+
+def compacted(plan: MixedPlan | Runs, layout: Layout, groups: np.ndarray) -> MixedPlan | Runs:
+    """The same cache, of dense streams that hold only the prefix and `groups` (ascending), behind each other."""
+    visual, global_ = np.zeros(layout.visual_length, np.int32), np.zeros(layout.global_length, np.int32)
+    stamps = [np.arange(layout.stamp_stops[g] - layout.stamps[g], layout.stamp_stops[g]) for g in groups]
+    for places, held in (
+        (visual, (groups[:, None] * layout.visual + np.arange(layout.visual)).reshape(-1)),
+        (global_, np.concatenate([np.arange(layout.prefix), *stamps])),
+    ):
+        places[held] = np.arange(len(held))
+    if isinstance(plan, MixedPlan):
+        index = plan.index
+        for store, places in ((_FROM_VISUAL, visual), (_FROM_GLOBAL, global_)):
+            here = plan.store == store
+            index = np.where(here, places[np.where(here, plan.index, 0)], index)
+        return plan._replace(index=index)
+    start = plan.start.copy()
+    for stream, places in ((_FROM_VISUAL, visual), (_FROM_GLOBAL, global_)):
+        read = start[stream] < plan.stop[stream]
+        start[stream] = np.where(read, places[np.where(read, start[stream], 0)], 0)
+    return plan._replace(start=start, stop=start + plan.stop - plan.start)
+
+
 def assemble(memory: VideoMemory, plan: MixedPlan) -> Stream:
     """Gather the mixed cache [L, K, S, D]; S is the mixed length rounded up to a bucket."""
-    room = bucket(len(plan.store), least=128)
-    padded = MixedPlan(*(np.pad(part, (0, room - len(part))) for part in plan))
-    return _gather((memory.dense.visual, memory.dense.global_, memory.sparse), padded, rope_theta=memory.rope_theta)
+    return gather((*memory.dense, memory.sparse), [plan], memory.rope_theta)
+
+
+def gather(stores: tuple[Stream, ...], plans: Sequence[MixedPlan], rope_theta: float) -> Stream:
+    """The caches that B plans say of stores (visual, global, sparse), [L · B, K, S, D]: that of plan b in layer l is at
+    l · B + b. S is the longest rounded up to a bucket."""
+    room = bucket(max(len(plan.store) for plan in plans), least=128)
+    stacked = MixedPlan(*(np.stack([np.pad(a, (0, room - len(a))) for a in part]) for part in zip(*plans, strict=True)))
+    return _gather(stores, stacked, rope_theta=rope_theta)
 
 
 @partial(jax.jit, static_argnames=("rope_theta",))
 def _gather(stores: tuple[Stream, ...], plan: MixedPlan, *, rope_theta: float) -> Stream:
-    turn = rotation(plan.shift, stores[0].k.shape[-1], rope_theta)
+    """Plans [B, S]."""
+    turn = [table[:, None] for table in rotation(plan.shift, stores[0].k.shape[-1], rope_theta)]
 
     def pick(parts: tuple[jax.Array, ...]) -> jax.Array:
         rows = 0
         for number, part in enumerate(parts):
             here = plan.store == number
-            rows = rows + jnp.where(here[:, None], part[:, jnp.where(here, plan.index, 0)], 0)
+            picked = jnp.swapaxes(part[:, jnp.where(here, plan.index, 0)], 0, 1)
+            rows = rows + jnp.where(here[:, None, :, None], picked, 0)
         return rows
 
     def one_layer(layer: tuple[Stream, ...]) -> Stream:
         return Stream(rotate(pick(tuple(s.k for s in layer)), *turn), pick(tuple(s.v for s in layer)))
 
-    return jax.lax.map(one_layer, stores)
+    caches = jax.lax.map(one_layer, stores)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), caches)

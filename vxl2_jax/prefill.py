@@ -54,30 +54,32 @@ class Capacity(NamedTuple):
     global_: int
 
 
-_ROOM = 512
-"""Streams hold multiples of this many tokens. The reference then cuts them into the same tiles whatever their length,
-so that a memory that grew equals, bit for bit, one made at once; a TPU cuts multiples of 16 without copying."""
+_BEYOND = 128
+"""Room behind the last token for a whole tile of keys. The reference then cuts the same tiles whatever the capacity, so
+that a memory that grew equals, bit for bit, one made at once."""
 
 
-def capacity(layout: Layout, stride: int, first: int = 0) -> Capacity:
+def capacity(layout: Layout, stride: int, since: int = 0) -> Capacity:
     """Sizes for a layout, rounded up so that videos of like length share executables.
 
-    first: the group at which strides begin to be counted, where it is not 0 (see `plan`).
+    since: the group at which strides begin to be counted, where it is not 0 (see `plan`).
     """
-    # A first group within a stride shifts all strides after it.
-    strides = bucket(-(-max(layout.groups, 1) // stride) + (first % stride > 0))
-    per_stamp = round_up(max(layout.stamps, default=1), 2)
+    # Beginning within a stride shifts all strides after it.
+    strides = bucket(-(-max(layout.groups, 1) // stride) + (since % stride > 0))
+    per_stamp = max(layout.stamps, default=1)
     prefix = round_up(layout.prefix, 16)
     rows = prefix + stride * per_stamp
-    # Writes are whole strides wide, so the last one needs room behind the last real token.
+    # Writes are whole strides wide, so the last one needs room behind the last real token. Multiples of 16 are
+    # what a TPU can cut key tiles from without copying.
     global_ = prefix + (strides + 1) * stride * per_stamp + rows
-    return Capacity(stride, rows, round_up(strides * stride * layout.visual, _ROOM), round_up(global_, _ROOM))
+    visual = strides * stride * layout.visual + _BEYOND
+    return Capacity(stride, rows, round_up(visual, 16), round_up(global_, 16))
 
 
-def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, first: int = 0) -> list[Stride]:
-    """Cut a layout, from group `first` on, into strides. `global_ids` int32 [layout.global_length]."""
+def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, since: int = 0) -> list[Stride]:
+    """Cut a layout, from group `since` on, into strides. `global_ids` int32 [layout.global_length]."""
     strides = []
-    for first in range(first, max(layout.groups, 1), sizes.stride):
+    for first in range(since, max(layout.groups, 1), sizes.stride):
         last = min(first + sizes.stride, layout.groups)
         begin = int(layout.stamp_stops[first - 1]) if first else 0
         end = int(layout.stamp_stops[last - 1]) if last else layout.prefix

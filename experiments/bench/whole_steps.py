@@ -24,7 +24,7 @@ from vxl2_jax.memory import VideoMemory
 
 @dataclass(frozen=True)
 class Asking:
-    """A model, a memory and a question of `ids` (padded), `count` real ones; answers of `new` tokens."""
+    """A model, a memory and questions of `ids` [B, N] (padded), `count` real ones each; answers of `new` tokens."""
 
     config: ModelConfig
     params: Any
@@ -37,28 +37,33 @@ class Asking:
 
     @classmethod
     def draw(
-        cls, config: ModelConfig, memory: VideoMemory, *, count: int, seed: int, dtype: str, **more: int
+        cls, config: ModelConfig, memory: VideoMemory, *, questions: int, count: int, seed: int, dtype: str, **more: int
     ) -> Asking:
-        """Random weights and a random question."""
-        ids = np.zeros(bucket(count, least=64), np.int32)
-        ids[:count] = np.random.default_rng(seed).integers(0, config.language.vocabulary, count)
+        """Random weights and random questions."""
+        ids = np.zeros((questions, bucket(count, least=64)), np.int32)
+        ids[:, :count] = np.random.default_rng(seed).integers(0, config.language.vocabulary, (questions, count))
         return cls(config, weights.draw(config, ["language"], dtype, seed), memory, ids, count, **more)
 
-    def dense_base(self, kernel: Kernel) -> decode.Base:
-        return bases.dense_base(self.memory, kernel)
+    def dense_base(self, kernel: Kernel, questions: int = 1) -> decode.Base:
+        return bases.dense_base(self.memory, kernel, questions)
 
-    def mixed_base(self, kernel: Kernel) -> decode.Base:
-        """The relevance pass, the selection, and the cache it gives."""
+    def mixed_base(self, kernel: Kernel, questions: int = 1) -> decode.Base:
+        """The relevance pass of the first questions, the selection, and the caches it gives."""
         request = relevance.Request(
-            self.params, self.config, self.memory, self.ids, self.count, self.chunk_size, kernel=kernel
+            self.params, self.config, self.memory, *self.first(questions), self.chunk_size, kernel=kernel
         )
-        chosen = select.top_chunks(relevance.by_attention(request), self.top_k)
-        return bases.mixed_base(self.memory, self.chunk_size, select.dense_chunks(request.chunks, chosen), kernel)
+        chosen = [select.top_chunks(scores, self.top_k) for scores in relevance.by_attention(request)]
+        dense = np.stack([select.dense_chunks(request.chunks, one) for one in chosen])
+        return bases.mixed_base(self.memory, self.chunk_size, dense, kernel)
 
-    def answer(self, base: decode.Base, kernel: Kernel, tokens: int) -> None:
+    def first(self, questions: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, count) of the first questions."""
+        return self.ids[:questions], np.full(questions, self.count, np.int32)
+
+    def answer(self, base: decode.Base, kernel: Kernel, tokens: int, questions: int = 1) -> None:
         sampling = decode.Sampling(np.float32(0), np.float32(1))
         jax.block_until_ready(decode.generate(
-            self.params, self.config, base, self.ids, np.int32(self.count), sampling, jax.random.key(0),
+            self.params, self.config, base, *self.first(questions), sampling, jax.random.key(0),
             max_new=tokens, kernel=kernel,
         ))
 
@@ -133,9 +138,9 @@ def _rows(
             raise ArithmeticError("the further tokens are lost in the noise of the first: ask for more of them")
         return found
 
-    def ask(tokens: int) -> None:
+    def ask(tokens: int, questions: int = 1) -> None:
         found = kernel()
-        asking.answer(make(found), found, tokens)
+        asking.answer(make(found, questions), found, tokens, questions)
 
     rows = [
         (row(f"first token: {what}", first), lambda: clock(lambda: ask(1), samples)),
@@ -145,6 +150,11 @@ def _rows(
         one = first + (new - 1) * token
         rows += [
             (row(f"1 question × {new} tokens", one), lambda: clock(lambda: ask(new), samples)),
+            (
+                # The least bytes of a batch: weights and keys once, as for one question.
+                row(f"{questions} questions × {new} tokens", one * (questions, 1), "in one batch"),
+                lambda: clock(lambda: ask(new, questions), samples),
+            ),
             (
                 row(f"{questions} questions × {new} tokens", questions * one, "one after the other"),
                 lambda: clock(lambda: [ask(new) for _ in range(questions)], samples),

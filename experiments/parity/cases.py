@@ -125,11 +125,11 @@ class Runner:
         return bases.dense_base(self.remember(case, rule, compression=1), self.kernel)
 
     def ask(self, case: Case, base: decode.Base, steps: int) -> decode.Generated:
-        """Run the case's question over a base and decode greedily, keeping all logits."""
-        return decode.generate(
-            self.params, self.config, base, case.question, np.int32(len(case.question)), decode.Sampling(),
-            jax.random.key(0), max_new=max(steps, 1), keep_logits=True, kernel=self.kernel,
-        )
+        """Run the case's question over a base and decode greedily, keeping all logits; without the batch's axis."""
+        return jax.tree.map(lambda of_batch: of_batch[0], decode.generate(
+            self.params, self.config, base, case.question[None], np.full(1, len(case.question), np.int32),
+            decode.Sampling(), jax.random.key(0), max_new=max(steps, 1), keep_logits=True, kernel=self.kernel,
+        ))
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Residual stream [N, E] → logits [N, vocabulary]."""
@@ -141,8 +141,8 @@ class Runner:
         The question's rows come from its pass over the base. Without `rotated`, keys are turned back.
         """
         count = len(case.question)
-        tail = decode.empty_tail(self.config, base, count)
-        tail, _, _ = _extend(self.params, self.config, base, tail, np.int32(0), case.question, kernel=self.kernel)
+        tail, first = decode.empty_tail(self.config, base, 1, count), (np.zeros(1, np.int32), np.int32(0))
+        tail, _, _ = _extend(self.params, self.config, base, tail, *first, case.question[None], kernel=self.kernel)
         rows = np.zeros((*tail.k.shape[:2], len(case.ids), tail.k.shape[3]), np.float32)
         caches = []
         for part in "kv":

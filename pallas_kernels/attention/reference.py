@@ -55,15 +55,15 @@ def _attend_tile(q, starts, stops, streams, layer, key_tile):
         if size == 0:
             continue
         last = stream.k.shape[2] - size
-        first_tile = jnp.min(jnp.where(high > low, low, stream.k.shape[2])) // size
-        stop_tile = -(-jnp.max(high) // size)
+        first = jnp.min(jnp.where(high > low, low, stream.k.shape[2]))
+        tiles = -(-(jnp.max(high) - first) // size)  # of which the first begins with the first key that is seen
 
-        def body(tile, carry, stream=stream, low=low, high=high, size=size, last=last):
+        def body(tile, carry, stream=stream, low=low, high=high, size=size, last=last, first=first):
             peak, total, out = carry
             # The last tile is shifted back to stay inside; keys of the tile before it are left out.
-            begin = jnp.minimum(tile * size, last)
+            begin = jnp.minimum(first + tile * size, last)
             index = begin + jnp.arange(size)
-            seen = (index >= low[:, None]) & (index < high[:, None]) & (index >= tile * size)
+            seen = (index >= jnp.maximum(low, first + tile * size)[:, None]) & (index < high[:, None])
             logits = jnp.where(seen, _logits(q, _tile(stream.k, layer, begin, size)), _FLOOR)
             new_peak = jnp.maximum(peak, logits.max(axis=-1))
             weights = jnp.where(seen, jnp.exp(logits - new_peak[..., None]), 0.0)
@@ -72,7 +72,7 @@ def _attend_tile(q, starts, stops, streams, layer, key_tile):
             mixed = jnp.einsum("kns,ksd->knd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
             return new_peak, total * shrink + weights.sum(axis=-1), out * shrink[..., None] + mixed
 
-        carry = jax.lax.fori_loop(first_tile, stop_tile, body, carry)
+        carry = jax.lax.fori_loop(0, tiles, body, carry)
     peak, total, out = carry
     seen_any = total > 0
     total = jnp.where(seen_any, total, 1.0)

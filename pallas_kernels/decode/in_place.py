@@ -1,8 +1,9 @@
-"""Attention over a cache given as runs, in place: one step, a short question, or many questions.
+"""Attention over a cache given as runs, in place: one step, a short question, or a step of many questions.
 
 The shift of a run is put on the query, turned the opposite way, instead of on the keys; each run is read
 where it lies, cut into items over the machine, and the parts are merged by log-sum-exp. Keys are read once
-for all query heads that share them and for all tokens (of one question or of many) that stand in the rows.
+for all query heads that share them and for all tokens (of one question or of many) that stand in the rows of a tile.
+A row that does not ask for a run computes along, and what it gets is left out when parts are merged.
 """
 
 from __future__ import annotations
@@ -33,15 +34,20 @@ def items_of(kernel: Kernel, kv_heads: int, room: int, rows: int = 1, waves: int
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=("work", "shift"),
+    jax.tree_util.register_dataclass, data_fields=("work", "shift", "asked"),
     meta_fields=("kernel", "repeats", "tiles", "tiles_of_rows"),
 )
 @dataclass(frozen=True)
 class Reads:
-    """What queries read, made ready once and used in every layer: a pytree. shift int32 [R]: of the runs."""
+    """What queries read, made ready once and used in every layer: a pytree.
+
+    shift int32 [R, N], or [R, 1] where it is the same for all queries: of the runs; asked bool [I + 1, tiles, rows]:
+    the rows that each item, and last the tail, is for; None: all.
+    """
 
     work: Work
     shift: jax.Array
+    asked: jax.Array | None
     kernel: Kernel
     repeats: int
     tiles: Tiles
@@ -49,16 +55,23 @@ class Reads:
 
 
 def prepare(kernel: Kernel, items: Items, tail_starts: jax.Array, tail_stops: jax.Array, *, repeats: int) -> Reads:
-    """Tables for N queries that see all items, and tail_starts[n] ≤ index < tail_stops[n] of a tail.
+    """Tables for N queries that see all items (or those that are asked of them, `items.asked` [R, N]), and
+    tail_starts[n] ≤ index < tail_stops[n] of a tail.
 
     Shapes: tail_starts, tail_stops int32 [N]. The tail is what came after the cache: the question itself and
-    the answer so far. repeats: query heads per key head.
+    the answer so far. A query that sees nothing of the tail is padding; tiles of them alone are not worked on.
+    repeats: query heads per key head.
     """
     sizes = kernel.tiles_for(len(tail_stops) * repeats)
     tail = work.plan(tail_starts[None], tail_stops[None], repeats, sizes.rows)
     tiles_of_rows = tail.query.shape[0]
     table = _with_tail(items, tail, tiles_of_rows)
-    return Reads(table, jnp.asarray(items.shift), kernel, repeats, sizes, tiles_of_rows)
+    shift = jnp.asarray(items.shift)
+    asked = None
+    if items.asked is not None:
+        asked = work.tiled_rows(jnp.asarray(items.asked), repeats, sizes.rows)[jnp.asarray(items.run)]
+        asked = jnp.concatenate([asked, jnp.ones_like(asked[:1])])
+    return Reads(table, shift if shift.ndim == 2 else shift[:, None], asked, kernel, repeats, sizes, tiles_of_rows)
 
 
 def attend(
@@ -80,7 +93,10 @@ def attend(
         scale=width**-0.5 if scale is None else scale, sizes=reads.tiles, out_dtype=jnp.float32,
     )
     by_item = lambda a: a.reshape(kv_heads, -1, reads.tiles_of_rows, *a.shape[2:])
-    out, lse = work.merge(by_item(out), by_item(lse), axis=1)
+    out, lse = by_item(out), by_item(lse)
+    if reads.asked is not None:
+        lse = jnp.where(reads.asked, lse, -jnp.inf)
+    out, lse = work.merge(out, lse, axis=1)
     out, lse = (work.unpack(a, count, reads.repeats) for a in (out, lse))
     return out.astype(q.dtype), lse
 
@@ -89,10 +105,11 @@ def _with_tail(items: Items, tail: Work, tiles_of_rows: int) -> Work:
     """Every tile of rows takes every item, and then its part of the tail. Tiles of q: run by run, the tail's last."""
     runs, streams = len(items.shift), len(items.first)
     rows, own = tail.row_starts.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
+    here = jnp.tile((tail.row_stops > tail.row_starts).any(axis=(0, 2)), items.first.shape[1])
 
     def bounds(of_items: jax.Array, of_tail: jax.Array) -> jax.Array:
         """Of items [S, I] and of the tail [1, tiles] → [S + 1, (I + 1) · tiles]."""
-        spread = repeat(jnp.asarray(of_items, jnp.int32), "s i -> s (i t)", t=tiles_of_rows)
+        spread = jnp.where(here, repeat(jnp.asarray(of_items, jnp.int32), "s i -> s (i t)", t=tiles_of_rows), 0)
         return jnp.concatenate([jnp.pad(spread, ((0, 1), (0, 0))), jnp.pad(of_tail, ((streams, 0), (0, 0)))], axis=1)
 
     def row_bounds(everywhere: int, of_tail: jax.Array) -> jax.Array:

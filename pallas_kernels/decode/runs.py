@@ -3,54 +3,83 @@
 In a bi-level memory each chunk of a video is read dense or pooled, and positions are counted anew. Both
 levels keep their keys rotated, rotations compose, and so over every stretch of equally loaded chunks the
 new positions differ from the old by one constant: a dozen runs say all there is to say, and nothing moves.
+
+Many questions over one memory each have runs of their own. Cut at the borders of all of them, every piece is read
+once for all questions: each has its own shift for it, or does not ask for it at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Runs(NamedTuple):
-    """int32 [R] each: keys start ≤ index < stop of a stream, read as if `shift` positions further on."""
+    """R runs of S streams: the keys start ≤ index < stop of each stream (often of one alone), read as if `shift`
+    positions further on. int32 start, stop [S, R].
 
-    stream: np.ndarray
+    For one question, or for all alike: shift int32 [R], asked None. For B questions: shift int32 [R, B] and asked bool
+    [R, B], whether each of them reads the run.
+    """
+
     start: np.ndarray
     stop: np.ndarray
     shift: np.ndarray
+    asked: np.ndarray | None = None
 
 
 class Items(NamedTuple):
     """The runs cut into I items of like size, for kernels. int32.
 
-    run [I]: which run; first, stop [S, I]: its keys, in the one stream that it reads (empty in the others);
-    shift [R]: of the runs, unused ones too. Shapes depend on S, I and R alone.
+    run [I]: which run; first, stop [S, I]: its keys; shift, asked: of the runs, unused ones too. Shapes depend on
+    numbers of streams, items, runs and questions alone.
     """
 
     run: np.ndarray
     first: np.ndarray
     stop: np.ndarray
     shift: np.ndarray
+    asked: np.ndarray | None = None
 
 
-def gathered(stream: np.ndarray, index: np.ndarray, shift: np.ndarray) -> Runs:
-    """The runs of a cache given slot by slot: from which stream, which index there, how far shifted. int32 [M]."""
-    order = np.lexsort((index, stream))
-    stream, index, shift = (np.asarray(a, np.int32)[order] for a in (stream, index, shift))
-    same = (np.diff(stream) == 0) & (np.diff(index) == 1) & (np.diff(shift) == 0)
-    first = np.flatnonzero(np.concatenate([[True], ~same]))
-    last = np.concatenate([first[1:], [len(index)]]) - 1
-    return Runs(stream[first], index[first], index[last] + 1, shift[first])
+def united(each: Sequence[Runs]) -> Runs:
+    """The runs of B questions (shift [R'] each, of the same S streams), cut so that every key is in one run at most."""
+    streams = len(each[0].start)
+    ranges: dict[tuple, np.ndarray] = {}
+    for stream in range(streams):
+        held = [(runs.start[stream], runs.stop[stream]) for runs in each]
+        borders = np.unique(np.concatenate([bound[start < stop] for start, stop in held for bound in (start, stop)]))
+        reading = np.asarray([_covering(start, stop, borders[:-1]) for start, stop in held]).T
+        seen: dict[tuple, int] = {}
+        for place, key in enumerate(map(tuple, reading.tolist())):
+            if max(key) >= 0:
+                # Streams whose keys the same runs of the same questions hold are read as one.
+                seen[key] = seen.get(key, 0) + 1
+                bounds = ranges.setdefault((key, seen[key]), np.zeros((2, streams), np.int32))
+                bounds[:, stream] = borders[place : place + 2]
+    run = np.asarray([key for key, _ in ranges], int).reshape(-1, len(each))
+    asked = run >= 0
+    shift = [np.append(runs.shift, 0)[number] for runs, number in zip(each, run.T, strict=True)]
+    start, stop = np.asarray([*ranges.values()], np.int32).reshape(-1, 2, streams).transpose(1, 2, 0)
+    return Runs(start, stop, np.stack(shift, axis=1).astype(np.int32), asked)
 
 
-def cut(runs: Runs, *, streams: int, items: int, room: int, multiple: int = 64) -> Items:
-    """Cut runs into at most `items` items of equal size (the last of a run may be shorter).
+def _covering(start: np.ndarray, stop: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """For each index, the number of the range that holds it; −1 where none does."""
+    holds = (start[:, None] <= at) & (at < stop[:, None])
+    return np.max(np.where(holds, np.arange(len(start))[:, None], -1), axis=0, initial=-1)
+
+
+def cut(runs: Runs, *, items: int, room: int, multiple: int = 64) -> Items:
+    """Cut runs into at most `items` items of like size (the last of a run may be shorter).
 
     `room`: how many runs there may be, so that caches with fewer share an executable. Items keep to
     multiples of `multiple` keys. Raises ValueError for more runs than `room`, or fewer items than that.
     """
-    length = runs.stop - runs.start
+    each = runs.stop - runs.start
+    length = each.sum(axis=0)
     if len(length) > room or room > items:
         raise ValueError(f"{len(length)} runs do not fit in a room of {room} and {items} items")
     # Every run wastes less than an item, so this many keys an item are enough.
@@ -59,9 +88,13 @@ def cut(runs: Runs, *, streams: int, items: int, room: int, multiple: int = 64) 
     count = -(-length // size)
     run = np.repeat(np.arange(len(length)), count)
     piece = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
-    first, stop = np.zeros((2, streams, items), np.int32)
-    place = runs.stream[run], np.arange(len(run))
-    first[place] = runs.start[run] + piece * size
-    stop[place] = np.minimum(first[place] + size, runs.stop[run])
-    pad = lambda a, length: np.pad(a, (0, length - len(a))).astype(np.int32)
-    return Items(pad(run, items), first, stop, pad(runs.shift, room))
+    # Each stream of a run is shared out among its items alike.
+    share = -(-each // np.maximum(count * multiple, 1)) * multiple
+    first = np.minimum(runs.start[:, run] + piece * share[:, run], runs.stop[:, run])
+    stop = np.minimum(first + share[:, run], runs.stop[:, run])
+    fill = lambda a, length, axis=0: np.pad(a, [(0, (n == axis) * (length - a.shape[axis])) for n in range(a.ndim)])
+    table = lambda a: fill(a, items, axis=1).astype(np.int32)
+    asked = None if runs.asked is None else fill(runs.asked, room)
+    return Items(
+        fill(run, items).astype(np.int32), table(first), table(stop), fill(runs.shift, room).astype(np.int32), asked
+    )

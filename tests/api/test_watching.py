@@ -8,11 +8,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-from .conftest import noise
 
 from vxl2_jax.errors import RequestError, VideoError
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.storage import recording
+
+from .conftest import noise
 
 
 class Killed(Exception):

@@ -42,9 +42,9 @@ def test_a_question_over_20000_tokens_compiles(params):
     lm = CONFIG.language
     store = jax.ShapeDtypeStruct((lm.layers, lm.kv_heads, 20480, lm.head_width), jnp.float32)
     base = decode.Base((Stream(store, store),), np.zeros(1, np.int32), np.int32(0))
-    ids = np.zeros(64, np.int32)
+    ids = np.zeros((1, 64), np.int32)
     decode.generate.lower(
-        params, CONFIG, base, ids, np.int32(9), decode.Sampling(), jax.random.key(0), max_new=16
+        params, CONFIG, base, ids, np.full(1, 9, np.int32), decode.Sampling(), jax.random.key(0), max_new=16
     ).compile()
 
 

@@ -12,7 +12,7 @@ import toys
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Rule
 from vxl2_jax.memory import Open, VideoMemory
-from vxl2_jax.storage import memory_file, records, recording
+from vxl2_jax.storage import memory_file, recording, records
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,57 @@
+"""Asking a memory on disk: the same answers, from the chunks it reads."""
+
+import numpy as np
+import pytest
+
+from pallas_kernels import attention
+from vxl2_jax import bases, select
+from vxl2_jax.memory import VideoMemory
+from vxl2_jax.storage import memory_file
+
+from .conftest import noise
+
+QUESTIONS = ["what?", "is there 7?", "time 12?"]
+
+
+@pytest.fixture(scope="module")
+def memory(model, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(memory_file, "GROUPS_A_RECORD", 4)
+        watched = model.watch(noise(130))
+        path = tmp_path_factory.mktemp("memory") / "m"
+        watched.save(path)
+        yield watched, VideoMemory.load(path, verify=False)
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"top_k": 0}, {"top_k": None}, {"relevance": "recent"}, {"relevance": "mass", "chunk_size": 3},
+])
+def test_a_memory_on_disk_answers_like_one_on_the_device(model, memory, options):
+    watched, stored = memory
+    options = {"chunk_size": 2, "top_k": 2, "max_new_tokens": 4, **options}
+    for question in (QUESTIONS[0], QUESTIONS):
+        assert model.ask(stored, question, **options) == model.ask(watched, question, **options)
+
+
+def test_only_the_chunks_loaded_dense_are_read(model, memory):
+    _, stored = memory
+    stored.dense._intact.clear()
+    model.ask(stored, "what?", relevance=lambda ids, m: np.arange(m.layout.chunks(2)) == 8, chunk_size=2, top_k=1)
+    # Groups 0 and 1 (with the prefix), 16 and 17, and the last chunk's one, 32: records of four groups.
+    assert stored.dense._intact == {0, 4, 8}
+
+
+@pytest.mark.parametrize("chosen", [([3],), ([3], [3, 9]), ([], [5], [16])], ids=["one", "two", "three"])
+def test_kernels_read_the_same_keys_of_what_was_fetched(memory, chosen):
+    kernel = attention.choose("tpu", dtype="float32", width=8).kernel
+    dense = np.stack([select.dense_chunks(17, np.asarray(one, int)) for one in chosen])
+    whole, part = (bases.mixed_base(one, 2, dense, kernel) for one in memory)
+    assert part.streams[0].k.shape[2] < whole.streams[0].k.shape[2]
+    for base in (whole, part):
+        assert base.items[0].first.shape == whole.items[0].first.shape
+    for item in range(len(whole.items[0].run)):
+        for stream in range(3):
+            named = [slice(b.items[0].first[stream, item], b.items[0].stop[stream, item]) for b in (whole, part)]
+            keys = [np.asarray(b.streams[stream].k)[:, :, at] for b, at in zip((whole, part), named, strict=True)]
+            np.testing.assert_array_equal(*keys)
+    np.testing.assert_array_equal(whole.items[0].shift, part.items[0].shift)

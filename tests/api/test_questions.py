@@ -1,0 +1,133 @@
+"""Many questions of one memory at once: answers as one by one."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import vxl2_jax as vxl2
+from vxl2_jax import asking, decode, mixed, relevance
+
+from .conftest import noise
+
+QUESTIONS = ["is there 7?", "what?", "what is there at 12 13 14 15?", "is it 3 or 4 at 5?", "is there a user?"]
+OPTIONS = asking.Options(top_k=1, chunk_size=2, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def memory(model):
+    return model.watch(noise(40))
+
+
+def one_by_one(model, memory, questions, options=OPTIONS, history=()):
+    return [asking.ask(model, memory, question, options, history) for question in questions]
+
+
+def assert_alike(found, wanted):
+    """The same answers; scores, which sums in another order may change, within 1e-5."""
+    without_scores = lambda answer: dataclasses.replace(
+        answer, chunks=tuple(dataclasses.replace(chunk, score=0.0) for chunk in answer.chunks)
+    )
+    assert [without_scores(answer) for answer in found] == [without_scores(answer) for answer in wanted]
+    scores = lambda answers: [chunk.score for answer in answers for chunk in answer.chunks]
+    np.testing.assert_allclose(scores(found), scores(wanted), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("count", "filled", "sizes"),
+    [(1, False, [1]), (2, False, [2, 2]), (3, True, [3] * 3), (5, False, [4, 4, 4, 4, 1]), (5, True, [5] * 5)],
+)
+def test_a_batch_is_answered_as_one_by_one(model, memory, monkeypatch, count, filled, sizes):
+    """In full batches, as on a CPU, and in one that is filled up, as elsewhere."""
+    if filled:
+        monkeypatch.setattr(asking.jax, "default_backend", lambda: "gpu")
+    found = asking.ask_many(model, memory, QUESTIONS[:count], OPTIONS, ())
+    assert_alike(found, one_by_one(model, memory, QUESTIONS[:count]))
+    assert [answer.batch for answer in found] == sizes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"temperature": 5.0, "seed": 3}, {"top_k": None}, {"top_k": 0}, {"relevance": "random", "seed": 4},
+        {"relevance": lambda ids, memory: np.arange(5) * ids[7] % 7},
+    ],
+    ids=["drawn", "dense", "edges", "by lot", "a function"],
+)  # fmt: skip
+def test_all_options_hold_for_each_question_of_a_batch(model, memory, change):
+    options = dataclasses.replace(OPTIONS, **change)
+    wanted = one_by_one(model, memory, QUESTIONS[:4], options)
+    assert_alike(asking.ask_many(model, memory, QUESTIONS[:4], options, ()), wanted)
+
+
+def test_a_batch_goes_on_until_its_last_question_stops(model, memory):
+    """A token that questions say at different steps is made to stop them."""
+    options = dataclasses.replace(OPTIONS, temperature=1.0)
+    said = [answer.tokens for answer in one_by_one(model, memory, QUESTIONS[:4], options)]
+    places = lambda token: {tokens.index(token) if token in tokens else -1 for tokens in said}
+    stop = max(sorted({token for tokens in said for token in tokens}), key=lambda token: len(places(token)))
+    stopping = dataclasses.replace(model, config=dataclasses.replace(model.config, stop_tokens=(stop,)))
+    wanted = one_by_one(stopping, memory, QUESTIONS[:4], options)
+    assert len({len(answer.tokens) for answer in wanted}) > 1 and any(answer.stopped for answer in wanted)
+    assert_alike(asking.ask_many(stopping, memory, QUESTIONS[:4], options, ()), wanted)
+
+
+def test_history_comes_before_every_question(model, memory):
+    (first,) = one_by_one(model, memory, QUESTIONS[:1])
+    wanted = one_by_one(model, memory, QUESTIONS[1:3], history=[first])
+    assert_alike(asking.ask_many(model, memory, QUESTIONS[1:3], OPTIONS, [first]), wanted)
+    fresh = one_by_one(model, memory, QUESTIONS[1:3])
+    assert [answer.tokens for answer in wanted] != [answer.tokens for answer in fresh]
+
+
+def test_an_oracle_may_set_chunks_and_compression_for_each_question(model, clip, tmp_path):
+    category = lambda chunk_size, compression, units: {
+        "config": {"selected_topk": None, "selected_chunk_size": chunk_size, "compression": compression},
+        "selected_unit_indices": {f"clip.mp4_{question}": found for question, found in units.items()},
+    }
+    oracle = {
+        "a": category(2, 2, {"what?": [2, 99], "is it?": []}), "b": category(3, None, {"is there 7?": [1], "7?": [2]})
+    }  # fmt: skip
+    (tmp_path / "oracle.json").write_text(json.dumps(oracle))
+    options, memory = asking.Options(relevance=f"oracle:{tmp_path}/oracle.json", max_new_tokens=3), model.watch(clip)
+    questions = ["what?", "is there 7?", "is it?", "7?"]
+    found = asking.ask_many(model, memory, questions, options, ())
+    assert_alike(found, one_by_one(model, memory, questions, options))
+    assert [answer.batch for answer in found] == [1, 2, 1, 2] and found[2].cache_ratio == 1
+
+
+def test_other_questions_of_a_batch_compile_nothing(model):
+    compiled = (mixed._gather, decode.generate, relevance.chunk_attention)
+    sets = [QUESTIONS[:4], QUESTIONS[1:], QUESTIONS[::-1][:4], ["what?"] * 4, [f"is it {n}?" for n in range(4)]]
+    sizes = []
+    for seed, questions in enumerate(sets):
+        asking.ask_many(model, model.watch(noise(40 - seed, seed=seed)), questions, OPTIONS, ())
+        sizes.append([function._cache_size() for function in compiled])
+    assert all(size == sizes[0] for size in sizes)
+
+
+def test_questions_that_do_not_fit_together_are_asked_in_parts(model, memory, monkeypatch):
+    from vxl2_jax import bases
+
+    bytes_of_one = sum(part.nbytes for part in memory.sparse)
+    monkeypatch.setattr(bases, "_ASSEMBLED", 2 * bytes_of_one)
+    found = asking.ask_many(model, memory, QUESTIONS[:4], OPTIONS, ())
+    assert [answer.batch for answer in found] == [2] * 4
+    assert_alike(found, one_by_one(model, memory, QUESTIONS[:4]))
+
+
+def test_more_questions_than_a_batch_holds_and_none_at_all(model, memory):
+    many = [f"is there {n}?" for n in range(17)]
+    found = asking.ask_many(model, memory, many, dataclasses.replace(OPTIONS, max_new_tokens=2), ())
+    assert [answer.question for answer in found] == many
+    assert [answer.batch for answer in found] == [16] * 16 + [1]
+    assert asking.ask_many(model, memory, [], OPTIONS, ()) == []
+
+
+def test_one_empty_question_is_refused_before_any_is_asked(model, memory):
+    def scorer(ids, memory):
+        raise AssertionError("asked")
+
+    with pytest.raises(vxl2.RequestError, match="empty"):
+        asking.ask_many(model, memory, ["what?", " "], dataclasses.replace(OPTIONS, relevance=scorer), ())
