@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench import process
 from bench.masks import Tokens
 
 NAMES = ("flex", "flex_streams", "flex_tuned", "sdpa")
@@ -64,22 +62,7 @@ def measure(
             "cases": [asdict(case) for case in cases], "rules": str(rules),
             "dtype": dtype, "samples": samples, "seed": seed,
         }
-        lines, why = _run(python or sys.executable, json.dumps(request), limit_s)
+        lines, why = process.run("torch_process.py", request, python=python, limit_s=limit_s)
     done = {line["name"]: Outcome(line["name"], line["seconds"] and tuple(line["seconds"]), line["error"], line["note"])
             for line in lines}  # fmt: skip
-    return [done.get(case.name, Outcome(case.name, None, None, why)) for case in cases]
-
-
-def _run(python: str, request: str, limit_s: float) -> tuple[list[dict], str]:
-    """The lines that the process printed, and why there are no more."""
-    command = [python, str(Path(__file__).with_name("torch_process.py"))]
-    try:
-        ended = subprocess.run(command, input=request, capture_output=True, text=True, timeout=max(limit_s, 1.0))
-        out, why = ended.stdout, ended.stderr.strip().splitlines()[-1:] or ["no result"]
-        why = f"its process ended with code {ended.returncode}: {why[0]}"
-    except subprocess.TimeoutExpired as expired:
-        out = (expired.stdout or b"").decode() if isinstance(expired.stdout, bytes) else expired.stdout or ""
-        why = f"not done within {limit_s:.0f} s"
-    except OSError as error:
-        return [], f"{python} does not run ({error.strerror})"
-    return [json.loads(line) for line in out.splitlines() if line.startswith("{") and line.endswith("}")], why
+    return [done.get(case.name, Outcome(case.name, None, None, why or "no result")) for case in cases]
