@@ -22,7 +22,8 @@ from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
-from nano.questions import TYPES, is_right
+from nano.needles import judge
+from nano.questions import TYPES
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -31,7 +32,7 @@ import vxl2_jax as vxl2
 _VIDEO = flags.DEFINE_string("video", None, "The film, as make_long_clip.py makes it.", required=True)
 _ANSWERS = flags.DEFINE_string("answers", None, "Its questions and needles.", required=True)
 _MODEL = flags.DEFINE_string("model", "nano", "nano, or a checkpoint directory.")
-_MEMORY = flags.DEFINE_string("memory", None, "Memory file: read if it is there, else written after watching.")
+_MEMORY = flags.DEFINE_string("memory", None, "Memory file: written while watching; read if it is there.")
 _TYPES = flags.DEFINE_list("types", ["exists", "when"], f"Types of questions asked, of {', '.join(TYPES)}.")
 _FPS = flags.DEFINE_float("fps", 1.0, "Frames per second watched.")
 _COMPRESSION = flags.DEFINE_integer("compression", 4, "Visual tokens pooled into one in the sparse level.")
@@ -43,46 +44,15 @@ _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object alone on stan
 
 
 def watch(model: vxl2.Model, timings: dict[str, float]) -> vxl2.VideoMemory:
-    """The film's memory: read from --memory where there is one, else watched (and written there)."""
-    kept = Path(_MEMORY.value) if _MEMORY.value else None
-    if kept and kept.exists():
-        return vxl2.VideoMemory.load(kept)
+    """The film's memory; with --memory written there, gone on with if it was cut off, or read if it is there."""
     columns = TextColumn("watching"), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("watching", total=None)
-        memory = model.watch(
-            _VIDEO.value, fps=_FPS.value, compression=_COMPRESSION.value, timings=timings,
+        return model.watch(
+            _VIDEO.value, fps=_FPS.value, compression=_COMPRESSION.value, out=_MEMORY.value, timings=timings,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    if kept:
-        memory.save(kept)
-    return memory
-
-
-def chunk_of(event: dict, chunks: tuple[vxl2.Chunk, ...]) -> int:
-    """Index of the chunk that shows the needle longest (of equals, the earliest)."""
-    shown = [min(c.end_s, event["stop_s"]) - max(c.start_s, event["start_s"]) for c in chunks]
-    return int(np.argmax(shown))
-
-
-def rank_of(index: int, chunks: tuple[vxl2.Chunk, ...]) -> int:
-    """Place of a chunk by score among those that have to be chosen, from 1; 0 for the first and the last chunk."""
-    if index in (0, len(chunks) - 1):
-        return 0
-    order = sorted(range(1, len(chunks) - 1), key=lambda i: -chunks[i].score)
-    return order.index(index) + 1
-
-
-def judge(question: dict, event: dict, answer: vxl2.Answer) -> dict:
-    """One row of the report."""
-    index = chunk_of(event, answer.chunks)
-    return {
-        "type": question["type"], "question": question["question"], "needle": event["name"],
-        "start_s": event["start_s"], "chunk": index + 1, "rank": rank_of(index, answer.chunks),
-        "dense": answer.chunks[index].dense, "expected": question["answer"], "answer": answer.text,
-        "right": is_right(question, answer.text),
-    }
 
 
 def read_answers(path: str) -> tuple[list[dict], dict[str, dict]]:

@@ -106,7 +106,9 @@ def ask_many(
     if not all(question.strip() for question in questions):
         raise RequestError("the question is empty")
     if memory.model != model.fingerprint:
-        raise RequestError(f"this memory was made by another model than {model.name}; watch the video again with it")
+        made = memory.sparse.k.dtype
+        mend = "watch the video again with it" if made == model.dtype else f"load the model that made it, in {made}"
+        raise RequestError(f"this memory was made by another model than {model.name} in {model.dtype}; {mend}")
     said = [(answer.question, answer.text) for answer in history]
     asked = [
         _Question(number, text, model.tokenizer.encode(prompt.suffix_text(text, said)))

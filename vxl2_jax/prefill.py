@@ -54,7 +54,7 @@ class Capacity(NamedTuple):
     global_: int
 
 
-_BEYOND = 128
+_BEYOND = 256
 """Room behind the last token for a whole tile of keys. The reference then cuts the same tiles whatever the capacity, so
 that a memory that grew equals, bit for bit, one made at once."""
 
@@ -71,9 +71,8 @@ def capacity(layout: Layout, stride: int, since: int = 0) -> Capacity:
     rows = prefix + stride * per_stamp
     # Writes are whole strides wide, so the last one needs room behind the last real token. Multiples of 16 are
     # what a TPU can cut key tiles from without copying.
-    global_ = prefix + (strides + 1) * stride * per_stamp + rows
-    visual = strides * stride * layout.visual + _BEYOND
-    return Capacity(stride, rows, round_up(visual, 16), round_up(global_, 16))
+    visual, global_ = strides * stride * layout.visual, 2 * prefix + strides * stride * per_stamp
+    return Capacity(stride, rows, round_up(visual + _BEYOND, 16), round_up(global_ + _BEYOND, 16))
 
 
 def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, since: int = 0) -> list[Stride]:

@@ -35,7 +35,8 @@ TOLERANCE = 1e-4
 @dataclass(frozen=True)
 class Setting:
     """python: an interpreter with torch; golden: the directory to reproduce first; threads: None for all cores;
-    turns: processes of each side; samples: timed runs in each; visual: tokens per group, None for nano's own."""
+    turns: processes of each side; samples: timed runs in each; visual: tokens per group, None for nano's own;
+    early: PyTorch too stops at the last layer's keys and values, where plain PyTorch runs every layer whole."""
 
     python: str | None
     golden: Path
@@ -44,6 +45,7 @@ class Setting:
     samples: int
     seed: int
     visual: int | None = None
+    early: bool = False
 
 
 def golden_runs(directory: Path) -> dict[str, np.ndarray]:
@@ -103,22 +105,24 @@ def prepared(setting: Setting) -> Iterator[tuple[Path, dict]]:
         yield folder, {
             "task": "prefill", "threads": setting.threads, "samples": setting.samples, "case": str(folder / "case.npz"),
             "checkpoint": str(fetch.NANO), "golden_checkpoint": str(setting.golden / "tiny_checkpoint"),
-            "golden_runs": str(folder / "golden.npz"),
+            "golden_runs": str(folder / "golden.npz"), "last_keys_only": setting.early,
         }
 
 
-def arithmetic(layout: Layout) -> dict[str, int]:
+def arithmetic(layout: Layout, early: bool) -> dict[str, int]:
     """Operations that each side has to do: the pairs of the rule, or all that a mask has room for."""
     config, _ = planning.model_of("nano")
     lm, flops = config.language, planning.plan(config, layout, Rule(), question_tokens=0, compression=1).flops
-    every = 4 * lm.heads * lm.head_width * (lm.layers - 1) * layout.length**2
-    return {"ours": flops["language_linear"] + flops["attention"], "torch": flops["language_linear"] + every}
+    every = 4 * lm.heads * lm.head_width * layout.length**2
+    rest = layout.length * (4 * lm.width * lm.heads * lm.head_width + 6 * lm.width * lm.mlp)  # of a layer, but its keys
+    torch = flops["language_linear"] + every * (lm.layers - 1) + (0 if early else rest + every)
+    return {"ours": flops["language_linear"] + flops["attention"], "torch": torch}
 
 
 def bench(frames: int, setting: Setting, left_s: Callable[[], float], tell: Callable[[str], None]) -> dict:
     """Both sides at one length. Where one does not run, "notes" says why, and the other's figures are given still."""
     layout = layout_of_video(frames, setting.visual)
-    row = {"frames": frames, "tokens": layout.length, "flops": arithmetic(layout), "notes": []}
+    row = {"frames": frames, "tokens": layout.length, "flops": arithmetic(layout, setting.early), "torch_stops_early": setting.early, "notes": []}
     if layout.length > MOST_TOKENS:
         size = f"{layout.length**2 / 1e9:.1f} GB, and as numbers four times that"
         return {**row, "notes": [f"not run: the mask of {layout.length} tokens takes {size}"]}
@@ -159,7 +163,7 @@ def summary(lines: list[dict]) -> dict | None:
         "core_s": median(line["core_seconds"] for line in lines if "core_seconds" in line),
         "loaded_bytes": median(line["loaded_bytes"] for line in memory),
         "peak_bytes": median(line["peak_bytes"] for line in memory),
-        "above_bytes": median(line["peak_bytes"] - line["loaded_bytes"] for line in memory),
+        "above_bytes": median(line["peak_bytes"] - line["loaded_bytes"] + line.get("working_bytes", 0) for line in memory),
     }
 
 

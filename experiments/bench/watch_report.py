@@ -224,7 +224,8 @@ def _verdict(row: dict) -> str:
     if "times_faster" in row:
         word = lambda reached: "reached" if reached else "missed"
         parts = [
-            f"{row['tokens']} tokens: PyTorch has {row['flops']['torch'] / row['flops']['ours']:.2f} × the operations",
+            f"{row['tokens']} tokens: PyTorch{', stopping early too,' if row['torch_stops_early'] else ''} has "
+            f"{row['flops']['torch'] / row['flops']['ours']:.2f} × the operations",
             f"ours {row['times_faster']:.2f} × as fast (target {against.FASTER:g}: {word(row['fast_enough'])}), "
             f"{row['times_fewer_core_s']:.2f} × by core-seconds, which other work on the machine disturbs less",
             f"at {row['memory_share']:.2f} of the peak above what was loaded "

@@ -196,7 +196,7 @@ def attend(
     scale = width**-0.5 if scale is None else scale
     if reads.work is None:
         # A CPU wants tiles of logits that stay in its cache, an accelerator fewer and larger steps.
-        key_tile = 128 if jax.default_backend() == "cpu" else 512
+        key_tile = 256 if jax.default_backend() == "cpu" else 512
         return reference.attend(q, streams, reads.starts, reads.stops, layer=layer, scale=scale, key_tile=key_tile)
     packed = work.pack(q.astype(streams[0].k.dtype), heads // reads.repeats, reads.tiles.rows)
     out, lse = run_items(

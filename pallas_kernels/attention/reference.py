@@ -92,7 +92,7 @@ def attend(
     *,
     layer: jax.Array | int = 0,
     scale: float | None = None,
-    query_tile: int = 256,
+    query_tile: int = 512,
     key_tile: int = 512,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of each query over its key ranges.
@@ -110,7 +110,7 @@ def attend(
     if starts.shape != (len(streams), count) or stops.shape != starts.shape:
         raise ValueError(f"starts and stops must be [{len(streams)}, {count}], not {starts.shape} and {stops.shape}")
     repeats = heads // kv_heads
-    tile = min(query_tile, count)
+    tile = -(-count // -(-count // query_tile))  # tiles of equal size, so that the last is not mostly padding
     padding = -count % tile
     q = jnp.pad(_pack(q, kv_heads, width**-0.5 if scale is None else scale), ((0, 0), (0, padding * repeats), (0, 0)))
     q_tiles = rearrange(q, "k (t n) d -> t k n d", n=tile * repeats)

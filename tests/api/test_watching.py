@@ -1,5 +1,6 @@
 """Watching into a file, cut off and resumed; watching on from a memory."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,10 +11,17 @@ import numpy as np
 import pytest
 
 from vxl2_jax.errors import RequestError, VideoError
+from vxl2_jax.machine import Sizes
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.storage import recording
 
 from .conftest import noise
+
+
+@pytest.fixture(scope="module")
+def model(model):
+    """One of short strides, so that short videos have several."""
+    return dataclasses.replace(model, sizes=Sizes(stride=16, vision_groups=4))
 
 
 class Killed(Exception):

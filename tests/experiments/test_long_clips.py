@@ -5,11 +5,10 @@ import json
 import re
 
 import av
-import find_needles
 import make_long_clip
 import numpy as np
 import pytest
-from nano import clips, encode, long_clips, questions
+from nano import clips, encode, long_clips, needles, questions
 
 import vxl2_jax as vxl2
 
@@ -161,7 +160,7 @@ def test_a_source_that_is_no_video_ends_with_one_line_and_leaves_nothing(tmp_pat
 
 def test_rank_and_chunk_of_a_needle():
     chunks = tuple(vxl2.Chunk(16.0 * i, 16.0 * (i + 1), score, False) for i, score in enumerate((9, 1, 3, 2, 9)))
-    assert find_needles.chunk_of({"start_s": 28.0, "stop_s": 37.0}, chunks) == 2
-    assert find_needles.chunk_of({"start_s": 27.0, "stop_s": 37.0}, chunks) == 1
-    assert [find_needles.rank_of(i, chunks) for i in range(5)] == [0, 3, 1, 2, 0]
+    assert needles.chunk_of({"start_s": 28.0, "stop_s": 37.0}, chunks) == 2
+    assert needles.chunk_of({"start_s": 27.0, "stop_s": 37.0}, chunks) == 1
+    assert [needles.rank_of(i, chunks) for i in range(5)] == [0, 3, 1, 2, 0]
 

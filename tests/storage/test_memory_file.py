@@ -175,6 +175,13 @@ def test_a_full_disk_is_reported_and_leaves_nothing(memory, tmp_path, monkeypatc
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_is_too_full_is_noticed_before_anything_is_written(memory, tmp_path, monkeypatch):
+    monkeypatch.setattr(recording.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4000}))
+    with pytest.raises(RequestError, match="needs .* more, and 4e-06 GB are free.*; free some space") as caught:
+        memory.save(tmp_path / "m")
+    assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
 def test_what_was_there_stays_when_saving_fails(memory, path, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr(recording.memory_file, "packed", lambda arrays: 1 / 0)

@@ -72,7 +72,7 @@ def chunk_attention(
     ids, begin = end_together(ids, count)
     room, share_of_layer = stream.k.shape[2], 1 / (lm.heads * lm.layers)
     # A CPU wants logits that stay in its cache, an accelerator few and large steps.
-    at_once = 8 if kernel.name == "reference" else 64
+    at_once = 8 if kernel.name == "reference" else 32
 
     def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
         q = rearrange(q * lm.head_width**-0.5, "n (k r) d -> k (n r) d", k=lm.kv_heads)

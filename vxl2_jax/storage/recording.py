@@ -10,7 +10,9 @@ import errno
 import json
 import os
 import queue
+import shutil
 import threading
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -52,6 +54,7 @@ class Recording:
         try:
             exclusive.lock(self._file, self.path)
             self._kept = self._whole_records(told, stride) if resume else []
+            self._check_space()
             if self._kept:
                 self._file.seek(self._kept[-1].end)
                 self._file.truncate()
@@ -110,7 +113,8 @@ class Recording:
 
     def discard(self) -> None:
         """Remove what is written."""
-        self._file.close()
+        with suppress(OSError):  # what cannot be written any more is not wanted any more
+            self._file.close()
         self.partial.unlink(missing_ok=True)
 
     def _hand_over(self, make: Any) -> None:
@@ -139,6 +143,13 @@ class Recording:
             self.discard()
             raise self._unwritable(self._failure) from self._failure
         raise self._failure
+
+    def _check_space(self) -> None:
+        """Raise OSError if the disk is too full for the dense level: before anything is watched for nothing."""
+        needed = self.shape.bytes(self.layout.length) - sum(entry.length for entry in self._kept)
+        free = shutil.disk_usage(self.partial.parent).free
+        if needed > free:
+            raise OSError(errno.ENOSPC, f"it needs {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB are free")
 
     def _whole_records(self, told: bytes, stride: int) -> list[records.Entry]:
         """The records worth keeping: IDENTITY, if it is ours, and the intact GROUPS of whole strides but the last."""
