@@ -28,14 +28,14 @@ MOST = 16
 STEP_ROWS, QUESTION_ROWS = 7, 64 * 7
 """Rows of a usual step and of a usual question of 64 tokens, with 7 query heads a key head. They only set how
 coarsely items are cut."""
-_ASSEMBLED = 2 << 30
+_ASSEMBLED = 1 << 29
 
 
 def at_once(memory: VideoMemory, kernel: Kernel) -> int:
     """How many questions with mixtures of their own to ask together: a power of two, at most `MOST`.
 
     Kernels read mixtures in place. For the reference each is assembled, at about the size of the sparse level, and
-    together they may take 2 GiB; one is always allowed.
+    together they may take half a GiB; one is always allowed.
     """
     most = MOST
     if kernel.name == "reference":

@@ -47,6 +47,7 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
             "tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense,
             "ratio": round(answer.cache_ratio, 4),
         },
+        "batch": answer.batch,
         "timings_s": {stage: round(seconds, 4) for stage, seconds in answer.timings.items()},
     }
 
@@ -62,7 +63,8 @@ def as_text(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
             _timeline(answer),
             Text(
                 f"cache loaded {answer.cache_tokens:,} of {answer.cache_tokens_dense:,} tokens "
-                f"({100 * (1 - answer.cache_ratio):.0f} % saved) · {_stages(answer.timings)}", style="dim",
+                f"({100 * (1 - answer.cache_ratio):.0f} % saved) · {_stages(answer.timings)}"
+                + (f" for a batch of {answer.batch}" if answer.batch > 1 else ""), style="dim",
             ),
             Text(),
         ]

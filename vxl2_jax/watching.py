@@ -57,13 +57,14 @@ class Report:
 
 
 def watch(
-    model: Model, video: str | Path | Frames | Source, *, sampling: Mapping[str, float | int | None], rule: Rule, compression: int,
-    out: str | Path | None, report: Report,
+    model: Model, video: str | Path | Frames | Source, *, sampling: Mapping[str, float | int | None], rule: Rule,
+    compression: int, out: str | Path | None, report: Report,
 ) -> VideoMemory:
     """See `api.Model.watch`."""
     if rule.block_size < 1 or (rule.prev_blocks is not None and rule.prev_blocks < 0):
         raise RequestError(
-            f"block_size must be at least 1 and prev_blocks at least 0 (or none), not {rule.block_size} and {rule.prev_blocks}"
+            "block_size must be at least 1 and prev_blocks at least 0 (or none), "
+            f"not {rule.block_size} and {rule.prev_blocks}"
         )
     config = model.config
     check_compression(compression, config.visual_tokens)
@@ -82,7 +83,9 @@ def watch(
         return _same_memory(out, identity)
     _check_fits(model, layout, len(source.seconds), compression)
     with ExitStack() as stack:
-        recording = stack.enter_context(closing(Recording(out, identity, shape, stride=model.sizes.stride))) if out else None
+        recording = None
+        if out is not None:
+            recording = stack.enter_context(closing(Recording(out, identity, shape, stride=model.sizes.stride)))
         sizes = prefill.capacity(layout, model.sizes.stride)
         streams, first = prefill.empty(config, sizes, model.dtype), 0
         if recording and recording.groups:
@@ -110,10 +113,12 @@ def watch_more(
     """See `api.Model.watch_more`."""
     config, per_group = model.config, model.config.frames_per_group
     if memory.model != model.fingerprint:
-        raise RequestError(f"this memory was made by another model than {model.name}; extend it with the model that made it")
+        raise RequestError(f"this memory was made by another model than {model.name}: extend it with the one that made it")
     frames, seconds = _checked(frames, seconds, config.vision.image_size)
     if seconds[0] <= memory.last_s:
-        raise RequestError(f"frames to watch more must come after the memory's last one at {memory.last_s} s, not at {seconds[0]} s")
+        raise RequestError(
+            f"frames to watch more must come after the memory's last one at {memory.last_s} s, not at {seconds[0]} s"
+        )
     memory = memory.resident()
     opened = memory.open or Open(jnp.zeros((0, config.visual_tokens, config.language.width)), frames[:0])
     whole, started = memory.frames // per_group, len(opened.frames)
@@ -122,7 +127,8 @@ def watch_more(
     layout, ids = layout_of(model, starts)
     shown = np.concatenate([opened.frames, frames])
     # The first stride knows some of its groups already, and so takes fewer frames.
-    cuts = [0, *range((model.sizes.stride - len(opened.tokens)) * per_group, len(shown), model.sizes.stride * per_group), len(shown)]
+    a_stride = model.sizes.stride * per_group
+    cuts = [0, *range(a_stride - len(opened.tokens) * per_group, len(shown), a_stride), len(shown)]
     batches = (shown[begin:end] for begin, end in pairwise(cuts))
     _check_fits(model, layout, memory.frames + len(frames), memory.compression)
     sizes = prefill.capacity(layout, model.sizes.stride, first)
@@ -188,8 +194,8 @@ def _same_memory(path: str | Path, identity: dict) -> VideoMemory:
     found = VideoMemory.load(path)
     if json.dumps(found.identity()) != json.dumps(identity):
         raise RequestError(
-            f"{path}: holds a memory of another video, model or settings ({found.video or 'no name'}, {found.frames} frames); "
-            "choose another name, or remove it"
+            f"{path}: holds a memory of another video, model or settings ({found.video or 'no name'}, "
+            f"{found.frames} frames); choose another name, or remove it"
         )
     return found
 
@@ -199,7 +205,8 @@ def _with_room(streams: Streams, sizes: Capacity) -> Streams:
 
     def fitted(stream: Stream, room: int) -> Stream:
         kept = min(stream.k.shape[2], room)
-        return Stream(*(jnp.zeros((*a.shape[:2], room, a.shape[3]), a.dtype).at[:, :, :kept].set(a[:, :, :kept]) for a in stream))
+        copied = lambda a: jnp.zeros((*a.shape[:2], room, a.shape[3]), a.dtype).at[:, :, :kept].set(a[:, :, :kept])
+        return Stream(*map(copied, stream))
 
     return Streams(fitted(streams.visual, sizes.visual), fitted(streams.global_, sizes.global_))
 

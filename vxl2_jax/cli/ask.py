@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> None:
         frames, seconds = _thumbnails(video, memory.frames, getattr(args, "fps", 1.0)) if video else ((), ())
         plot.draw(args.plot, answers, frames, seconds, title=memory.video)
     if args.json:
-        print(json.dumps({"model": model.name, "attention_kernel": model.attention, **report.as_data(memory, answers, timings)}, ensure_ascii=False, indent=1))
+        document = {"model": model.name, "attention_kernel": model.attention, **report.as_data(memory, answers, timings)}
+        print(json.dumps(document, ensure_ascii=False, indent=1))
     else:
         Console(highlight=False).print(report.as_text(memory, answers, timings), soft_wrap=True)
 
@@ -89,7 +90,9 @@ def _inputs(args: argparse.Namespace) -> tuple[str | None, list[str]]:
             raise RequestError(f"{args.video}: a video and a memory were given; leave one of them out")
         if found := given(args, WATCHING):
             option = "--" + next(iter(found)).replace("_", "-")
-            raise RequestError(f"{option} is for watching, and {args.memory} was watched already: leave it out, or give the video")
+            raise RequestError(
+                f"{option} is for watching, and {args.memory} was watched already: leave it out, or give the video"
+            )
     if not questions:
         raise RequestError("no question given: put it in quotes after the video")
     if not all(question.strip() for question in questions):

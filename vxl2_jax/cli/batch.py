@@ -64,7 +64,10 @@ def run(args: argparse.Namespace) -> None:
                     advance(len(rows) - len(left) + number, len(rows))
     print(f"{args.out}: {len(rows)} videos, {len(rows) - len(left)} of them were there, {failed} could not be watched")
     if failed:
-        raise VideoError(f"{failed} of {len(rows)} videos could not be watched: see \"error\" in {args.out}; remove those lines to try again")
+        raise VideoError(
+            f"{failed} of {len(rows)} videos could not be watched: see \"error\" in {args.out}; "
+            "remove those lines to try again"
+        )
 
 
 def _key(row: dict) -> str:

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
 
     options.check_video(args.video)
     if args.out.is_dir() or not args.out.absolute().parent.is_dir():
-        raise RequestError(f"{args.out}: no folder to write the memory into, or a folder itself; name a file in a folder that is there")
+        raise RequestError(f"{args.out}: name a file in a folder that is there")
     timings: dict[str, float] = {}
     start = time.perf_counter()
     model = options.load_model(args)
@@ -53,7 +53,8 @@ def run(args: argparse.Namespace) -> None:
     size = args.out.stat().st_size
     if args.json:
         told = {"path": str(args.out), "bytes": size, "was_there": there}
-        print(json.dumps({"model": model.name, "memory": told, **report.as_data(memory, [], timings)}, ensure_ascii=False, indent=1))
+        document = {"model": model.name, "memory": told, **report.as_data(memory, [], timings)}
+        print(json.dumps(document, ensure_ascii=False, indent=1))
     else:
         console = Console(highlight=False)
         console.print(report.as_text(memory, [], timings), soft_wrap=True)

@@ -40,4 +40,5 @@ def opened(path: Path) -> Iterator[IO[str]]:
         try:
             yield file
         except OSError as error:
-            raise RequestError(f"{path}: cannot be written ({error.strerror or error}); free some space, or choose another place") from error
+            told = error.strerror or error
+            raise RequestError(f"{path}: cannot be written ({told}); free some space, or choose another place") from error

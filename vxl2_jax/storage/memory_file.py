@@ -156,7 +156,7 @@ def read(path: str | Path, verify: bool | None = None) -> Opened:
         entries, end = found
         size = path.stat().st_size
         if not entries or entries[-1].kind != "END" or end != size:
-            raise RequestError(f"{path}: this memory is cut short or damaged; watch the video again, or copy the file again")
+            raise RequestError(f"{path}: this memory is cut short or damaged; watch the video again, or copy the file")
         data = records.mapped(path)
     except FileNotFoundError as error:
         raise RequestError(f"{path}: no such memory file; `vxl2 watch VIDEO --out {path}` makes one") from error
@@ -170,7 +170,8 @@ def read(path: str | Path, verify: bool | None = None) -> Opened:
     try:
         identity = json.loads(records.payload(data, by_kind["IDENTITY"]).tobytes())
         if identity["version"] != VERSION:
-            raise RequestError(f"{path}: a memory of version {identity['version']}, and this program reads {VERSION}; watch the video again")
+            told = f"a memory of version {identity['version']}, and this program reads {VERSION}"
+            raise RequestError(f"{path}: {told}; watch the video again")
         layout, shape = layout_of(identity), Shape(*identity["shape"])
         if len(dense) != len(spans(layout)):
             raise damaged(path)

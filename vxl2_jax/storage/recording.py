@@ -54,7 +54,7 @@ class Recording:
         try:
             exclusive.lock(self._file, self.path)
             self._kept = self._whole_records(told, stride) if resume else []
-            self._check_space()
+            self._check_space(fresh=not self._kept)
             if self._kept:
                 self._file.seek(self._kept[-1].end)
                 self._file.truncate()
@@ -144,12 +144,15 @@ class Recording:
             raise self._unwritable(self._failure) from self._failure
         raise self._failure
 
-    def _check_space(self) -> None:
-        """Raise OSError if the disk is too full for the dense level: before anything is watched for nothing."""
+    def _check_space(self, fresh: bool) -> None:
+        """Raise RequestError if the disk is too full for the dense level: before anything is watched for nothing."""
         needed = self.shape.bytes(self.layout.length) - sum(entry.length for entry in self._kept)
         free = shutil.disk_usage(self.partial.parent).free
         if needed > free:
-            raise OSError(errno.ENOSPC, f"it needs {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB are free")
+            if fresh:
+                self.discard()  # what an earlier process recorded stays
+            told = f"it needs {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB are free"
+            raise self._unwritable(OSError(errno.ENOSPC, told))
 
     def _whole_records(self, told: bytes, stride: int) -> list[records.Entry]:
         """The records worth keeping: IDENTITY, if it is ours, and the intact GROUPS of whole strides but the last."""
