@@ -206,7 +206,8 @@ def _relevance(config: ModelConfig, layout: Layout, settings: Settings) -> int:
     """A layer's weights, logits of a step of chunks twice, shares of all chunks three times, the question's own keys."""
     rows, size = config.language.heads * settings.question_rows, settings.chunk_size
     width = bucket(size * (layout.visual // settings.compression + max(layout.stamps, default=0)))
-    steps = 2 * (8 if settings.assembles else 32) * rows * width * _F32
+    at_once = {"reference": 8, "tpu": 1}.get(settings.kernel.name, 32)
+    steps = 2 * at_once * rows * width * _F32
     shares = 3 * bucket(layout.chunks(size)) * rows * _F32
     return _layer_weights(config, settings) + steps + shares + _tail(config, settings, 0)
 

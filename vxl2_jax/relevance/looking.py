@@ -71,8 +71,8 @@ def chunk_attention(
     (stream,) = base.streams
     ids, begin = end_together(ids, count)
     room, share_of_layer = stream.k.shape[2], 1 / (lm.heads * lm.layers)
-    # A CPU wants logits that stay in its cache, an accelerator few and large steps.
-    at_once = 8 if kernel.name == "reference" else 32
+    # A CPU wants logits that stay in its cache, a GPU few and large steps; a TPU would copy all keys to cut several.
+    at_once = {"reference": 8, "tpu": None}.get(kernel.name, 32)
 
     def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
         q = rearrange(q * lm.head_width**-0.5, "n (k r) d -> k (n r) d", k=lm.kv_heads)
