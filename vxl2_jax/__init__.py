@@ -10,11 +10,11 @@
 
 from vxl2_jax.api import Model, load
 from vxl2_jax.asking import Answer, Chunk
-from vxl2_jax.errors import CheckpointError, RequestError, VideoError, Vxl2Error
+from vxl2_jax.errors import CheckpointError, RequestError, TooLongError, VideoError, Vxl2Error
 from vxl2_jax.jobs import Done, Job
 from vxl2_jax.memory import VideoMemory
 
 __all__ = [
-    "Answer", "CheckpointError", "Chunk", "Done", "Job", "Model", "RequestError", "VideoError", "VideoMemory",
-    "Vxl2Error", "load",
+    "Answer", "CheckpointError", "Chunk", "Done", "Job", "Model", "RequestError", "TooLongError", "VideoError",
+    "VideoMemory", "Vxl2Error", "load",
 ]

@@ -83,7 +83,7 @@ class Model:
             for the memory file), compile (compiling, which the other stages then do not count).
 
         Raises VideoError for what cannot be read; RequestError for options out of range, for a memory file that
-        cannot be written or is another one, and before watching for a video whose memory would not fit.
+        cannot be written or is another one; TooLongError, before watching, for a video whose memory would not fit.
         """
         sampling = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps}
         with self._precision():
@@ -152,7 +152,7 @@ class Model:
     ) -> Iterator[Done]:
         """Answer a queue of videos with their questions, in order; the next video is read meanwhile.
 
-        A video that cannot be read gives a `Done` with its error, and the queue goes on.
+        A video that cannot be read, or whose memory would not fit, gives a `Done` with its error; the queue goes on.
 
         Args:
           jobs: taken one ahead of what is being answered.

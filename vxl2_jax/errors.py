@@ -15,3 +15,7 @@ class CheckpointError(Vxl2Error):
 
 class RequestError(Vxl2Error):
     """Options or text that do not go together, or do not fit the model or the memory."""
+
+
+class TooLongError(RequestError):
+    """A video whose memory does not fit the device."""

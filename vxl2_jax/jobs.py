@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vxl2_jax import watching
 from vxl2_jax.asking import Answer
-from vxl2_jax.errors import VideoError
+from vxl2_jax.errors import TooLongError, VideoError
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.video.reader import prefetch
 from vxl2_jax.watching import Frames, Source
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A video (a file, a folder of images, or frames and seconds) and what is asked about it."""
+    """A video (a file, a folder of images, or frames and seconds) and what is asked about it: one question or several."""
 
     video: str | Path | Frames
-    questions: Sequence[str]
+    questions: str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Done:
     answers: tuple[Answer, ...] = ()
     memory: VideoMemory | None = None
     timings: Mapping[str, float] | None = None
-    error: VideoError | None = None
+    error: VideoError | TooLongError | None = None
 
 
 def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mapping[str, Any]) -> Iterator[Done]:
@@ -52,14 +52,15 @@ def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mappin
         following = begin()
         while following:
             job, source = following
-            following = begin()  # one video ahead, so that no more than two are in memory
+            following = begin()  # one video ahead, no more: its first frames are in memory already
             timings: dict[str, float] = {}
             try:
                 memory = model.watch(source.result(), **watch, timings=timings)
-            except VideoError as error:
+            except (VideoError, TooLongError) as error:
                 yield Done(job, error=error)
                 continue
-            yield Done(job, tuple(model.ask(memory, list(job.questions), **ask)), memory, timings)
+            questions = [job.questions] if isinstance(job.questions, str) else list(job.questions)
+            yield Done(job, tuple(model.ask(memory, questions, **ask)), memory, timings)
 
 
 def _opened(model: Model, video: str | Path | Frames, sampling: Mapping[str, Any]) -> Source:

@@ -17,7 +17,7 @@ from pallas_kernels import attention
 from vxl2_jax import footprint, machine
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.config import ModelConfig, nano, video_xl_2
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, TooLongError
 from vxl2_jax.footprint import Settings
 from vxl2_jax.layout import Layout, Rule, attention_pairs
 from vxl2_jax.machine import Sizes
@@ -212,7 +212,7 @@ def check_memory(
     config: ModelConfig, layout: Layout, *, frames: int, weights_bytes: int, used_bytes: int, limit_bytes: int | None,
     **settings: Any,
 ) -> None:
-    """Raise RequestError if watching `frames` frames, or asking one question about them, would run out of memory.
+    """Raise TooLongError if watching `frames` frames, or asking one question about them, would run out of memory.
 
     weights_bytes: of the model; used_bytes: all that is taken before watching, weights included; limit_bytes: all
     there is (None: unknown, and nothing is refused); settings: fields of `footprint.Settings`.
@@ -233,7 +233,7 @@ def check_memory(
         f"up to {most} frames fit: give --max-frames {most} or a lower --fps" if most
         else "the model leaves too little for even a short video: use a larger machine or --dtype bfloat16"
     )
-    raise RequestError(
+    raise TooLongError(
         f"{frames} frames need {needed(layout) / 1e9:.3g} GB of memory and {limit_bytes / 1e9:.3g} GB are there: {mend}"
     )
 

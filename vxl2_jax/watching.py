@@ -230,6 +230,8 @@ def _checked(frames: np.ndarray, seconds: Sequence[float], size: int) -> tuple[n
             f"frames must be uint8 [{max(len(seconds), 1)}, {size}, {size}, 3], one for each of the seconds, "
             f"not {frames.dtype} {list(frames.shape)}"
         )
+    if not np.isfinite(seconds).all() or np.any(np.diff(seconds) < 0):
+        raise RequestError("the seconds of frames must be numbers that do not decrease; sort frames and seconds by time")
     return frames, seconds
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vxl2_jax import Job, VideoError, cli
+from vxl2_jax import Job, TooLongError, VideoError, cli, watching
 from vxl2_jax.errors import RequestError
 
 from .conftest import noise
@@ -78,7 +78,19 @@ def test_batch_goes_on_with_what_is_missing(capsys, model_dir, jobs, tmp_path):
     assert run(capsys, *command)[0] == 0 and out.read_text() == before
 
 
+def test_a_video_too_long_for_the_memory_does_not_stop_the_queue(model, clip, monkeypatch):
+    monkeypatch.setattr(watching.machine, "memory_bytes", lambda device: 1)
+    (done,) = model.answer_all([Job(clip, "what?")])
+    assert isinstance(done.error, TooLongError) and "40 frames need" in str(done.error)
+
+
+def test_one_question_may_stand_alone(model):
+    (done,) = model.answer_all([Job(noise(5), "what?")], ask={"max_new_tokens": 2})
+    assert [answer.question for answer in done.answers] == ["what?"]
+
+
 @pytest.mark.parametrize(("text", "message"), [
+    ('{"video": "a.mp4", "questions": "what?"}\n', "line 1: not a job"),
     ('{"video": "a.mp4"}\n', "line 1: not a job"), ('{"video": "a.mp4", "questions": [" "]}\n', "line 1: not a job"),
     ("what?\n", "line 1: not a job"), (None, "cannot read the jobs"),
 ])
@@ -89,8 +101,24 @@ def test_bad_jobs_are_one_line(capsys, model_dir, tmp_path, text, message):
     assert code == 2 and error.count("\n") == 1 and message in error and not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_no_file_of_answers_is_left_alone(capsys, model_dir, jobs, tmp_path):
-    (tmp_path / "precious").write_text("my notes\n")
+@pytest.mark.parametrize("content", [
+    b"my notes\n", b"my notes", b'{"a": 1}', b'{"video": "a.mp4", "questions": ["what?"]}\n', b"\xff\xd8\x00", "jobs",
+])
+def test_a_file_that_is_no_file_of_answers_is_left_alone(capsys, model_dir, jobs, tmp_path, content):
+    content = jobs.read_bytes() if content == "jobs" else content
+    (tmp_path / "precious").write_bytes(content)
     code, told, error = run(capsys, "batch", jobs, "--out", tmp_path / "precious", "--model", model_dir)
-    assert code == 2 and "no file of answers" in error
-    assert (tmp_path / "precious").read_text() == "my notes\n"
+    assert code == 2 and "no file of answers" in error and error.count("\n") == 1
+    assert (tmp_path / "precious").read_bytes() == content
+
+
+@pytest.mark.parametrize("cut", [1, 10, 40, 60])
+def test_the_first_line_cut_off_is_written_again(capsys, model_dir, tmp_path, clip, cut):
+    row = {"video": str(clip), "questions": ["what, überhaupt?"]}
+    (tmp_path / "jobs").write_text(json.dumps(row, ensure_ascii=False) + "\n")
+    out = tmp_path / "answers"
+    out.write_text((json.dumps(row)[:-1] + ', "model": "x"')[:cut])
+    command = ("batch", tmp_path / "jobs", "--out", out, "--model", model_dir, "--max-new-tokens", 1, "--max-frames", 4)
+    assert run(capsys, *command, "--quiet")[0] == 0
+    (line,) = out.read_text().splitlines()
+    assert json.loads(line)["answers"][0]["question"] == row["questions"][0]

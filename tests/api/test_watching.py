@@ -160,6 +160,8 @@ def test_what_cannot_be_watched_on_is_refused(model):
     memory = model.watch((frames, seconds))
     with pytest.raises(RequestError, match="after the memory's last one at 8.0 s"):
         model.watch_more(memory, frames[:2], [8.0, 9.0])
+    with pytest.raises(RequestError, match="do not decrease"):
+        model.watch_more(memory, frames[:2], [10.0, 9.0])
     with pytest.raises(RequestError, match="frames must be uint8"):
         model.watch_more(memory, frames[:2, :5], [9.0, 10.0])
     with pytest.raises(RequestError, match="another model"):

@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import ASKING, WATCHING, given, progress
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
     rows = list(_rows(args.jobs))
     asking.Options(**given(args, ASKING)).check()
     with opened(args.out) as file:
-        answered = {_key(line) for line in _whole_lines(file, args.out)}
+        answered = {_key(line) for line in _answers(file, args.out, rows)}
         left = [row for row in rows if _key(row) not in answered]
         failed = 0
         if left:
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
                     else:
                         found = {"model": model.name, **report.as_data(done.memory, done.answers, dict(done.timings))}
                         found["watched"] = found.pop("video")
-                    file.write(json.dumps(row | found, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(row | found) + "\n")
                     file.flush()
                     advance(len(rows) - len(left) + number, len(rows))
     print(f"{args.out}: {len(rows)} videos, {len(rows) - len(left)} of them were there, {failed} could not be watched")
@@ -84,8 +84,9 @@ def _rows(path: Path) -> Iterator[dict]:
         if line.strip():
             try:
                 row = json.loads(line)
-                good = isinstance(row["video"], str) and row["questions"] and all(
-                    isinstance(question, str) and question.strip() for question in row["questions"]
+                video, questions = row["video"], row["questions"]
+                good = isinstance(video, str) and isinstance(questions, list) and questions != [] and all(
+                    isinstance(question, str) and question.strip() for question in questions
                 )
             except (ValueError, KeyError, TypeError):
                 good = False
@@ -94,22 +95,26 @@ def _rows(path: Path) -> Iterator[dict]:
             yield row
 
 
-def _whole_lines(file, path: Path) -> list[dict]:
-    """The answers that are there; a line that was cut off is removed."""
-    whole, kept = [], 0
-    file.seek(0)
-    while line := file.readline():
-        try:
-            row = json.loads(line)
-            _key(row)
-        except (ValueError, KeyError, TypeError) as error:
-            if line.endswith("\n"):
-                raise RequestError(f"{path}: is no file of answers; choose another name") from error
-            break
-        if not line.endswith("\n"):
-            break
-        whole.append(row)
-        kept = file.tell()
-    file.seek(kept)
+def _answers(file: IO[str], path: Path, rows: list[dict]) -> list[dict]:
+    """The answers that are in the file; the beginning of one, cut off when it was written, is removed.
+
+    Raises RequestError for a file that holds anything else, and leaves it alone.
+    """
+    foreign = RequestError(f"{path}: is no file of answers; choose another name")
+    begins = [json.dumps(row)[:-1] for row in rows]
+    try:
+        lines = file.read().splitlines(keepends=True)
+    except UnicodeDecodeError as error:
+        raise foreign from error
+    torn = lines.pop() if lines and not lines[-1].endswith("\n") else ""
+    if torn and not any(torn.startswith(begin) or begin.startswith(torn) for begin in begins):
+        raise foreign
+    try:
+        found = [json.loads(line) for line in lines]
+        if not all(_key(row) and ("answers" in row or "error" in row) for row in found):
+            raise foreign
+    except (ValueError, KeyError, TypeError) as error:
+        raise foreign from error
+    file.seek(sum(len(line.encode()) for line in lines))
     file.truncate()
-    return whole
+    return found

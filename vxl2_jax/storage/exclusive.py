@@ -32,7 +32,7 @@ def opened(path: Path) -> Iterator[IO[str]]:
     Raises RequestError if it cannot be written or another process holds it.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", newline="")
     except OSError as error:
         raise RequestError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
     with file:
