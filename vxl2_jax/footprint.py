@@ -24,6 +24,7 @@ from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import Layout
 from vxl2_jax.machine import LARGE, Sizes
 from vxl2_jax.memory import sparse_room
+from vxl2_jax.relevance.looking import chunks_at_once
 
 _F32 = 4
 
@@ -206,8 +207,7 @@ def _relevance(config: ModelConfig, layout: Layout, settings: Settings) -> int:
     """A layer's weights, logits of a step of chunks twice, shares of all chunks three times, the question's own keys."""
     rows, size = config.language.heads * settings.question_rows, settings.chunk_size
     width = bucket(size * (layout.visual // settings.compression + max(layout.stamps, default=0)))
-    at_once = {"reference": 8, "tpu": 1}.get(settings.kernel.name, 32)
-    steps = 2 * at_once * rows * width * _F32
+    steps = 2 * (chunks_at_once(settings.kernel) or 1) * rows * width * _F32
     shares = 3 * bucket(layout.chunks(size)) * rows * _F32
     return _layer_weights(config, settings) + steps + shares + _tail(config, settings, 0)
 

@@ -16,6 +16,7 @@ Letters: G groups, V visual tokens per group, P prefix tokens. Everything here i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -46,6 +47,25 @@ class Layout:
     def stamp_stops(self) -> np.ndarray:
         """int32 [G]: index in the global stream just past each group's timestamp."""
         return (self.prefix + np.cumsum(np.asarray(self.stamps, np.int32))).astype(np.int32)
+
+    @cached_property
+    def stamp_starts(self) -> np.ndarray:
+        """int32 [G]: index in the global stream of each group's first timestamp token."""
+        return self.stamp_stops - np.asarray(self.stamps, np.int32)
+
+    def global_range(self, first: int, last: int) -> tuple[int, int]:
+        """The global tokens that come with the groups `first` … `last` − 1; the prefix comes with group 0."""
+        bound = lambda group: int(self.stamp_stops[group - 1]) if group else self.prefix
+        return bound(first) if first else 0, bound(last)
+
+    def global_rows(self, groups: Iterable[int]) -> np.ndarray:
+        """int32: the global tokens of the prefix and of some groups."""
+        stamps = [np.arange(self.stamp_starts[g], self.stamp_stops[g]) for g in groups]
+        return np.concatenate([np.arange(self.prefix), *stamps]).astype(np.int32)
+
+    def visual_rows(self, groups: Iterable[int]) -> np.ndarray:
+        """int32: the visual tokens of some groups."""
+        return (np.asarray(list(groups), np.int32)[:, None] * self.visual + np.arange(self.visual)).reshape(-1).astype(np.int32)
 
     @property
     def global_length(self) -> int:

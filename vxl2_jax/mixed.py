@@ -40,7 +40,7 @@ def plan_mixed(layout: Layout, compression: int, chunk_size: int, dense: np.ndar
     kept = layout.visual // compression
     dense_group = np.asarray(dense)[layout.chunk_of_group(chunk_size)]
     stamps = np.asarray(layout.stamps, np.int64)
-    stamp_starts = layout.stamp_stops - stamps
+    stamp_starts = layout.stamp_starts.astype(np.int64)
     sparse_starts = stamp_starts + np.arange(layout.groups) * kept
     # One row per run of consecutive slots: (store, first index, length, old position of the first).
     runs = [(_FROM_GLOBAL, 0, layout.prefix, 0)]
@@ -88,11 +88,7 @@ def plan_runs(layout: Layout, compression: int, chunk_size: int, dense: np.ndarr
 def compacted(plan: MixedPlan | Runs, layout: Layout, groups: np.ndarray) -> MixedPlan | Runs:
     """The same cache, of dense streams that hold only the prefix and `groups` (ascending), behind each other."""
     visual, global_ = np.zeros(layout.visual_length, np.int32), np.zeros(layout.global_length, np.int32)
-    stamps = [np.arange(layout.stamp_stops[g] - layout.stamps[g], layout.stamp_stops[g]) for g in groups]
-    for places, held in (
-        (visual, (groups[:, None] * layout.visual + np.arange(layout.visual)).reshape(-1)),
-        (global_, np.concatenate([np.arange(layout.prefix), *stamps])),
-    ):
+    for places, held in ((visual, layout.visual_rows(groups)), (global_, layout.global_rows(groups))):
         places[held] = np.arange(len(held))
     if isinstance(plan, MixedPlan):
         index = plan.index

@@ -54,7 +54,7 @@ class Capacity(NamedTuple):
     global_: int
 
 
-_BEYOND = 256
+_BEYOND = attention.CPU_KEY_TILE
 """Room behind the last token for a whole tile of keys. The reference then cuts the same tiles whatever the capacity, so
 that a memory that grew equals, bit for bit, one made at once."""
 
@@ -80,8 +80,7 @@ def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, si
     strides = []
     for first in range(since, max(layout.groups, 1), sizes.stride):
         last = min(first + sizes.stride, layout.groups)
-        begin = int(layout.stamp_stops[first - 1]) if first else 0
-        end = int(layout.stamp_stops[last - 1]) if last else layout.prefix
+        begin, end = layout.global_range(first, last)
         visual = range(first * layout.visual, (first + sizes.stride) * layout.visual)
         tokens = end - begin
         ranges_v = key_ranges(layout, rule, VISUAL, visual.start, visual.stop)

@@ -1,6 +1,7 @@
 """Range attention: every query attends to one contiguous range of keys in each of a few streams."""
 
 from pallas_kernels.attention.dispatch import (
+    CPU_KEY_TILE,
     NAMES,
     REFERENCE,
     Choice,
@@ -15,6 +16,6 @@ from pallas_kernels.attention.reference import Stream, key_mass
 from pallas_kernels.attention.trial import trial
 
 __all__ = [
-    "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "key_mass",
+    "CPU_KEY_TILE", "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "key_mass",
     "prepare", "trial",
 ]

@@ -18,6 +18,8 @@ from pallas_kernels.attention.work import Work
 
 BACKENDS: dict[str, ModuleType] = {"tpu": tpu, "hopper": hopper, "ampere": ampere}
 NAMES = ("auto", *BACKENDS, "reference")
+CPU_KEY_TILE, _KEY_TILE = 256, 512
+"""Keys of a tile of the reference: a CPU wants logits that stay in its cache, an accelerator fewer and larger steps."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,7 @@ def attend(
     count, heads, width = q.shape
     scale = width**-0.5 if scale is None else scale
     if reads.work is None:
-        # A CPU wants tiles of logits that stay in its cache, an accelerator fewer and larger steps.
-        key_tile = 256 if jax.default_backend() == "cpu" else 512
+        key_tile = CPU_KEY_TILE if jax.default_backend() == "cpu" else _KEY_TILE
         return reference.attend(q, streams, reads.starts, reads.stops, layer=layer, scale=scale, key_tile=key_tile)
     packed = work.pack(q.astype(streams[0].k.dtype), heads // reads.repeats, reads.tiles.rows)
     out, lse = run_items(

@@ -16,6 +16,7 @@ from einops import rearrange
 from flax import linen as nn
 
 from vxl2_jax.config import LanguageConfig
+from vxl2_jax.models.linear import Linear
 
 Params = Any
 # (q [..., N, H, D], k [..., N, K, D], v [..., N, K, D], state) → (mixed [..., N, H, D], state);
@@ -51,7 +52,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[jax.Array, Any]:
         cfg = self.config
         norm = lambda name: RMSNorm(cfg.norm_eps, name=name)
-        linear = lambda width, name, bias=False: nn.Dense(width, use_bias=bias, name=name)
+        linear = lambda width, name, bias=False: Linear(width, use_bias=bias, name=name)
         heads = lambda h: rearrange(h, "... n (h d) -> ... n h d", d=cfg.head_width)
 
         h = norm("norm_attention")(x)
@@ -87,11 +88,13 @@ def run_layers(
     state: Any = None,
     *,
     last_keys_only: bool = False,
+    remat: bool = False,
 ) -> tuple[jax.Array, Any]:
     """Scan the stacked layers. `attend(q, k, v, state, layer)` gets the layer's number as a traced int.
 
     Shapes: x [..., N, E] → [..., N, E]. With `last_keys_only` the returned stream is that before the
-    last layer (see `DecoderLayer`).
+    last layer (see `DecoderLayer`). With `remat` a gradient keeps only the input of each layer (not of the last
+    alone) and makes its activations again.
     """
     module = DecoderLayer(config)
 
@@ -103,7 +106,8 @@ def run_layers(
 
     stack, count = params["layers"], config.layers
     if not last_keys_only:
-        return jax.lax.scan(step, (x, state), (stack, jnp.arange(count)))[0]
+        each = jax.checkpoint(step, prevent_cse=False) if remat else step
+        return jax.lax.scan(each, (x, state), (stack, jnp.arange(count)))[0]
     # Indexing the stack inside the loop, not slicing it before: a slice would copy every parameter.
     pick = lambda layer: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), stack)
     carry, _ = jax.lax.scan(lambda c, i: step(c, (pick(i), i)), (x, state), jnp.arange(count - 1))

@@ -47,10 +47,18 @@ def chunk_slots(memory: VideoMemory, chunk_size: int) -> tuple[np.ndarray, np.nd
     slots of one, rounded up."""
     layout = memory.layout
     first = np.arange(0, layout.groups, chunk_size)
-    starts = layout.stamp_stops[first] - np.asarray(layout.stamps)[first] + first * (layout.visual // memory.compression)
+    starts = layout.stamp_starts[first] + first * (layout.visual // memory.compression)
     stops = np.append(starts[1:], memory.sparse_length)
     pad = lambda bounds: np.pad(bounds, (0, bucket(len(first)) - len(first))).astype(np.int32)
     return pad(starts), pad(stops), min(bucket(int((stops - starts).max())), memory.sparse.k.shape[2])
+
+
+def chunks_at_once(kernel: Kernel) -> int | None:
+    """How many chunks are looked at in a step; None: one, without a copy of its keys.
+
+    A CPU wants logits that stay in its cache, a GPU few and large steps; a TPU would copy all keys to cut several.
+    """
+    return {"reference": 8, "tpu": None}.get(kernel.name, 32)
 
 
 @partial(jax.jit, static_argnames=("config", "width", "kernel"))
@@ -71,8 +79,6 @@ def chunk_attention(
     (stream,) = base.streams
     ids, begin = end_together(ids, count)
     room, share_of_layer = stream.k.shape[2], 1 / (lm.heads * lm.layers)
-    # A CPU wants logits that stay in its cache, a GPU few and large steps; a TPU would copy all keys to cut several.
-    at_once = {"reference": 8, "tpu": None}.get(kernel.name, 32)
 
     def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
         q = rearrange(q * lm.head_width**-0.5, "n (k r) d -> k (n r) d", k=lm.kv_heads)
@@ -86,7 +92,7 @@ def chunk_attention(
             logits = jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)
             return jax.nn.logsumexp(jnp.where((slots >= start) & (slots < stop), logits, -jnp.inf), axis=-1)
 
-        share = jax.nn.softmax(jax.lax.map(look, (starts, stops), batch_size=at_once), axis=0)
+        share = jax.nn.softmax(jax.lax.map(look, (starts, stops), batch_size=chunks_at_once(kernel)), axis=0)
         share = rearrange(share, "c k (n r) -> c n (k r)", n=rows)
         real = (jnp.arange(rows) >= begin)[:, None]
         mean = jnp.where(real, share, 0).sum(axis=1) / jnp.maximum(rows - begin, 1)

@@ -66,9 +66,7 @@ class Rows(NamedTuple):
 
 def rows_of(layout: Layout, first: int, last: int) -> Rows:
     """The rows of the groups `first` … `last` − 1; the prefix belongs to group 0."""
-    begin = int(layout.stamp_stops[first - 1]) if first else 0
-    end = int(layout.stamp_stops[last - 1]) if last else layout.prefix
-    return Rows((first * layout.visual, last * layout.visual), (begin, end))
+    return Rows((first * layout.visual, last * layout.visual), layout.global_range(first, last))
 
 
 def spans(layout: Layout) -> list[tuple[int, int]]:
@@ -116,13 +114,11 @@ class StoredLevel:
             first, last = spans(layout)[number]
             wanted = [g for g in groups if first <= g < last]
             rows, origin = self.record(number), rows_of(layout, first, last)
-            visual = [np.arange(g * layout.visual, (g + 1) * layout.visual) - origin.visual[0] for g in wanted]
-            stamps = [np.arange(layout.stamp_stops[g] - layout.stamps[g], layout.stamp_stops[g]) for g in wanted]
-            prefix = [np.arange(layout.prefix)] if number == 0 else []
+            global_ = layout.global_rows(wanted)[layout.prefix if number else 0 :]
             pick = lambda stream, index: Stream(*(a[:, :, index] for a in stream))
-            together = lambda pieces: np.concatenate([np.zeros(0, int), *pieces]).astype(int)
             parts.append(Streams(
-                pick(rows.visual, together(visual)), pick(rows.global_, together(prefix + stamps) - origin.global_[0]),
+                pick(rows.visual, layout.visual_rows(wanted) - origin.visual[0]),
+                pick(rows.global_, global_ - origin.global_[0]),
             ))
         return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=2), *parts)
 

@@ -1,0 +1,65 @@
+"""The training loss and its gradient against all tokens at once under a boolean mask."""
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from vxl2_jax import parallel
+from vxl2_jax.errors import RequestError
+from vxl2_jax.training import arrange
+from vxl2_jax.training.loss import loss
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return toys.model()
+
+
+@pytest.fixture(scope="module")
+def plain(toy):
+    return jax.value_and_grad(examples.plain_loss)(toy.params)
+
+
+def assert_alike(found, wanted, tolerance=2e-4):
+    flat = jax.tree_util.tree_leaves_with_path(found)
+    for (path, a), b in zip(flat, jax.tree.leaves(wanted), strict=True):
+        scale = max(float(jnp.abs(b).max()), 1e-3)
+        np.testing.assert_allclose(a / scale, b / scale, atol=tolerance, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_loss_and_every_gradient_equal_the_definition(toy, plain, remat):
+    batch = examples.batch()
+    (value, measures), grads = jax.jit(
+        jax.value_and_grad(lambda p: loss(p, toy.config, batch, remat=remat), has_aux=True)
+    )(toy.params)
+    np.testing.assert_allclose(value, plain[0], rtol=2e-5)
+    assert measures["tokens"] == (batch.targets >= 0).sum() and 0 <= measures["right"] <= 1
+    assert_alike(grads, plain[1])
+
+
+def test_padding_and_buckets_change_nothing(toy, plain):
+    large = examples.batch(groups=9, rows=50)
+    np.testing.assert_allclose(loss(toy.params, toy.config, large)[0], plain[0], rtol=2e-5)
+
+
+def test_the_rule_matters(toy, plain, monkeypatch):
+    """Had the chunked rule been ignored, the loss would be another."""
+    monkeypatch.setattr(examples, "RULE", examples.Rule(1, None))
+    dense = loss(toy.params, toy.config, examples.batch())[0]
+    assert abs(float(dense) - float(plain[0])) > 2e-4
+
+
+def test_an_example_too_large_for_its_bucket_is_refused(toy):
+    frames, layout, *ids = examples.drawn(0)
+    with pytest.raises(RequestError, match="do not fit a bucket of 4"):
+        arrange.example(toy.config, frames, layout, examples.RULE, *ids, groups=4, rows=32)
+
+
+def test_a_mesh_of_one_changes_nothing(toy, plain):
+    mesh = parallel.make_mesh(toy.config, 1, 1)
+    value = jax.jit(lambda p: loss(p, toy.config, examples.batch(), mesh=mesh)[0])(toy.params)
+    np.testing.assert_allclose(value, plain[0], rtol=2e-5)

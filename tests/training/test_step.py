@@ -1,0 +1,93 @@
+"""What learns, how fast, and low-rank updates."""
+
+import examples
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from vxl2_jax.training import lora, step
+from vxl2_jax.training.loss import loss
+from vxl2_jax.training.settings import Data, Lora, Settings, Stage
+
+STAGE = Stage("all", ("vision", "dts", "projector", "language"), rate=1e-3)
+
+
+def settings_of(stage=STAGE, **more):
+    return Settings(out="", data=Data(("x",)), stages=(stage,), **more)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return toys.model()
+
+
+def run(toy, settings, steps=3, batch=None):
+    """Parameters after some steps, and the measures of each."""
+    batch = batch or examples.batch()
+    whole = step.attach(toy.params, settings)
+    state, frozen, update = step.prepare(toy.config, whole, settings, settings.stages[0], steps)
+    measured = []
+    for _ in range(steps):
+        state, measures = update(state, frozen, batch)
+        measured.append({name: float(value) for name, value in measures.items()})
+    return step.join(state.params, frozen), measured
+
+
+def changed(before, after):
+    """Names of the parameters that differ."""
+    pairs = zip(tree_leaves_with_path(after), jax.tree.leaves(before), strict=True)
+    return {keystr(path) for (path, a), b in pairs if not np.array_equal(a, b)}
+
+
+def test_everything_learns_and_the_loss_falls(toy):
+    settings = settings_of()
+    after, measured = run(toy, settings, steps=12)
+    assert measured[-1]["loss"] < 0.8 * measured[0]["loss"]
+    assert {name.split("'")[1] for name in changed(toy.params, after)} == set(STAGE.train)
+    assert measured[0]["grad_norm"] > 0 and measured[0]["rate"] == pytest.approx(1e-3)
+
+
+def test_a_stage_leaves_other_modules_as_they_are(toy):
+    stage = Stage("projector", ("projector",), rate=1e-2)
+    names = changed(toy.params, run(toy, settings_of(stage))[0])
+    assert names and all("projector" in name for name in names)
+
+
+def test_a_modules_own_rate_scales_its_first_step(toy):
+    """Adam's first step is the rate itself, whatever the gradient."""
+    stage = Stage("two", ("projector", "language"), rate=1e-3, rates={"projector": 1e-5})
+    after, _ = run(toy, settings_of(stage), steps=1)
+    moved = lambda module: max(
+        float(jnp.abs(a - b).max()) for a, b in zip(*(jax.tree.leaves(tree[module]) for tree in (after, toy.params)), strict=True)
+    )
+    assert moved("language") == pytest.approx(1e-3, rel=0.02) and moved("projector") == pytest.approx(1e-5, rel=0.05)
+
+
+def test_updates_begin_as_nothing_and_learn_alone(toy):
+    settings = settings_of(Stage("language", ("language",), rate=1e-2), lora=Lora(rank=4, targets=("query", "down")))
+    begun = step.attach(toy.params, settings)
+    batch = examples.batch()
+    np.testing.assert_array_equal(loss(begun, toy.config, batch)[0], loss(toy.params, toy.config, batch)[0])
+    after, measured = run(toy, settings, steps=8)
+    assert measured[-1]["loss"] < measured[0]["loss"]
+    names = changed(begun, after)
+    assert names and all("lora" in name and ("query" in name or "down" in name) for name in names)
+
+
+def test_merged_updates_compute_the_same(toy):
+    settings = settings_of(Stage("language", ("language",), rate=1e-2), lora=Lora(rank=4))
+    after, _ = run(toy, settings, steps=3)
+    merged = lora.merge(after)
+    assert jax.tree.structure(merged) == jax.tree.structure(toy.params)
+    batch = examples.batch()
+    np.testing.assert_allclose(loss(merged, toy.config, batch)[0], loss(after, toy.config, batch)[0], rtol=1e-5)
+
+
+def test_bfloat16_keeps_what_learns_in_float32(toy):
+    after, measured = run(toy, settings_of(compute_dtype="bfloat16"), steps=2)
+    full = run(toy, settings_of(), steps=2)[1]
+    assert after["language"]["embed"].dtype == jnp.float32
+    assert measured[1]["loss"] == pytest.approx(full[1]["loss"], rel=0.02)
