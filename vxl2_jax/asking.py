@@ -128,7 +128,8 @@ def ask_many(
             one = chosen[group[0].number]
             most = bases.MOST if one.all_dense else bases.at_once(one.memory, model.kernel)
             for part in _batches(group, most):
-                answers |= _answer(model, part, [chosen[question.number] for question in part], options, dict(timings))
+                own = {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
+                answers |= _answer(model, part, [chosen[question.number] for question in part], options, own)
     return [answers[number] for number in range(len(asked))]
 
 

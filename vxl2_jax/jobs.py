@@ -60,7 +60,10 @@ def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mappin
                 yield Done(job, error=error)
                 continue
             questions = [job.questions] if isinstance(job.questions, str) else list(job.questions)
-            yield Done(job, tuple(model.ask(memory, questions, **ask)), memory, timings)
+            done = Done(job, tuple(model.ask(memory, questions, **ask)), memory, timings)
+            del memory, source  # the caller has them: two memories need not stand on the device at once
+            yield done
+            del done
 
 
 def _opened(model: Model, video: str | Path | Frames, sampling: Mapping[str, Any]) -> Source:

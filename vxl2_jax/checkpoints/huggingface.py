@@ -210,6 +210,7 @@ def save(directory: str | Path, config: ModelConfig, params: Any, dtype: Any) ->
         for key, part in zip(rule.sources(), parts, strict=True):
             tensors[key] = jnp.array(rule.layout.to_original(part), jnp.dtype(dtype), copy=True)
     save_file(tensors, directory / "model.safetensors")
+    (directory / "model.safetensors").chmod(0o644)  # the library makes it readable for its owner alone
     text = {
         "model_type": "llava_qwen", "hidden_size": lm.width, "num_hidden_layers": lm.layers, "head_dim": lm.head_width,
         "num_attention_heads": lm.heads, "num_key_value_heads": lm.kv_heads, "intermediate_size": lm.mlp,

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vxl2_jax.cli import ask, batch, convert, plan, watch
+from vxl2_jax.cli import ask, batch, convert, eval, plan, train, watch
 from vxl2_jax.errors import Vxl2Error
 
-_COMMANDS = (ask, watch, batch, plan, convert)
+_COMMANDS = (ask, watch, batch, eval, plan, convert, train)
 
 
 def build_parser() -> argparse.ArgumentParser:

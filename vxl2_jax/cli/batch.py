@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from vxl2_jax import asking, report
     from vxl2_jax.jobs import Job
     from vxl2_jax.storage.exclusive import opened
+    from vxl2_jax.storage.lines import append
 
     rows = list(_rows(args.jobs))
     asking.Options(**given(args, ASKING)).check()
@@ -59,8 +60,7 @@ def run(args: argparse.Namespace) -> None:
                     else:
                         found = {"model": model.name, **report.as_data(done.memory, done.answers, dict(done.timings))}
                         found["watched"] = found.pop("video")
-                    file.write(json.dumps(row | found) + "\n")
-                    file.flush()
+                    append(file, row | found)
                     advance(len(rows) - len(left) + number, len(rows))
     print(f"{args.out}: {len(rows)} videos, {len(rows) - len(left)} of them were there, {failed} could not be watched")
     if failed:
@@ -100,13 +100,14 @@ def _answers(file: IO[str], path: Path, rows: list[dict]) -> list[dict]:
 
     Raises RequestError for a file that holds anything else, and leaves it alone.
     """
+    from vxl2_jax.storage.lines import cut_back, whole_lines
+
     foreign = RequestError(f"{path}: is no file of answers; choose another name")
     begins = [json.dumps(row)[:-1] for row in rows]
     try:
-        lines = file.read().splitlines(keepends=True)
+        lines, torn = whole_lines(file)
     except UnicodeDecodeError as error:
         raise foreign from error
-    torn = lines.pop() if lines and not lines[-1].endswith("\n") else ""
     if torn and not any(torn.startswith(begin) or begin.startswith(torn) for begin in begins):
         raise foreign
     try:
@@ -115,6 +116,5 @@ def _answers(file: IO[str], path: Path, rows: list[dict]) -> list[dict]:
             raise foreign
     except (ValueError, KeyError, TypeError) as error:
         raise foreign from error
-    file.seek(sum(len(line.encode()) for line in lines))
-    file.truncate()
+    cut_back(file, lines)
     return found

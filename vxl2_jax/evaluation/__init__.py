@@ -22,7 +22,7 @@ from pathlib import Path
 from types import ModuleType
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation import longvideobench, lvbench, mlvu, video_mme
+from vxl2_jax.evaluation import longvideobench, lvbench, mlvu, published, video_mme
 from vxl2_jax.evaluation.files import read_rows
 from vxl2_jax.evaluation.responses import read_responses
 from vxl2_jax.evaluation.rows import Row, in_row
@@ -45,9 +45,12 @@ def named(name: str) -> ModuleType:
 
 
 def read_docs(benchmark: ModuleType, path: str | Path) -> list[Row]:
-    """The annotation rows of a file, typed; raises RequestError naming the row, and the key that it lacks."""
+    """The annotation rows of a file, typed. It may have the benchmark's own form or that of the lmms-eval task.
+
+    Raises RequestError naming the row, and the key that it lacks.
+    """
     rows = []
     for number, doc in enumerate(read_rows(path), 1):
         with in_row(str(path), number):
-            rows.append(benchmark.row(doc))
+            rows += [benchmark.row(form) for form in published.forms(benchmark.NAME, doc)]
     return rows

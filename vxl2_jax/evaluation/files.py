@@ -1,4 +1,4 @@
-"""Files of rows: a JSON list, or one JSON object a line; either may be gzipped."""
+"""Files of rows: a JSON list, or one JSON object a line, either of which may be gzipped; or a parquet table."""
 
 from __future__ import annotations
 
@@ -15,14 +15,32 @@ _GZIP = b"\x1f\x8b"
 
 def read_rows(path: str | Path) -> list[dict[str, Any]]:
     """The rows of a file; raises RequestError naming the file, the place and what belongs there."""
-    text = _text(Path(path))
-    rows = _list(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+    if Path(path).suffix == ".parquet":
+        rows = _table(Path(path))
+    else:
+        text = _text(Path(path))
+        rows = _list(path, text) if text.lstrip().startswith("[") else _lines(path, text)
     if not rows:
         raise RequestError(f"{path}: no rows in it; give a JSON list of objects, or one object a line")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise RequestError(f"{path}: row {number} must be an object of keys and values, not {row!r:.60}")
     return rows
+
+
+def _table(path: Path) -> list[Any]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise RequestError(
+            f"{path}: parquet is read by the package pyarrow, which is not here; pip install pyarrow, or give a JSON file"
+        ) from error
+    try:
+        return parquet.read_table(path).to_pylist()
+    except FileNotFoundError as error:
+        raise RequestError(f"{path}: no such file; give the path of a parquet file") from error
+    except (OSError, ArrowException) as error:
+        raise RequestError(f"{path}: cannot be read ({str(error).splitlines()[0]}); give a parquet file") from error
 
 
 def _text(path: Path) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import sqrt
 from types import ModuleType
 
+from vxl2_jax.evaluation.intervals import wilson
 from vxl2_jax.evaluation.rows import Row, matches
 
 
@@ -35,12 +35,7 @@ class Score:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of `accuracy` (Wilson), in percent; all of it for nothing."""
-        if not self.total:
-            return 0.0, 100.0
-        n, z, rate = self.total, 1.96, self.correct / self.total
-        middle, spread = rate + z * z / (2 * n), z * sqrt(rate * (1 - rate) / n + z * z / (4 * n * n))
-        low, high = (100 * (middle + side * spread) / (1 + z * z / n) for side in (-1, 1))
-        return max(low, 0.0), min(high, 100.0)
+        return wilson(self.correct, self.total)
 
     def as_data(self) -> dict[str, int | float]:
         """JSON-ready, accuracy to four places as the original's sums have it."""

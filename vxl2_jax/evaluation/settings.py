@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 FPS, MAX_FPS = 1.0, 4.0
 """Frames per second, and how densely short videos are looked at. Decoding is greedy."""
@@ -43,3 +44,24 @@ RELEASED: dict[str, dict[str, Setting]] = {
 }
 """By benchmark and mode. The bi-level runs took top-k and chunk size per question category, from the original's
 oracle files (see `select.read_oracle`); both seem chosen on the test set itself."""
+
+MODES = {"dense": "pure", "chunked": "chunked", "bilevel": "chunked_bilevel"}
+"""Our names of the modes, and those in `RELEASED`."""
+COMPRESSION = 4
+"""Visual tokens pooled into one, in all released bi-level runs."""
+
+
+def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of `Model.watch` and of `Model.ask` for a benchmark and a mode (of `MODES`), as they were released.
+
+    Top-k and chunk size of "bilevel" are ours (those of `Model.ask`), and so is the choice of chunks by attention.
+    In the other modes everything is loaded dense: the scorer is one that costs nothing.
+    """
+    setting = RELEASED[name][MODES[mode]]
+    watch = {
+        "fps": FPS, "max_frames": setting.max_frames, "max_fps": MAX_FPS, "block_size": setting.block_size or 4,
+        "prev_blocks": setting.prev_blocks, "compression": COMPRESSION,
+    }
+    chosen = {"relevance": "attention", "top_k": 4} if mode == "bilevel" else {"relevance": "recent", "top_k": None}
+    ask = {**chosen, "chunk_size": 4, "max_new_tokens": MAX_NEW_TOKENS[name], "temperature": 0.0, "top_p": 1.0, "seed": 0}
+    return watch, ask

@@ -25,7 +25,7 @@ MODULES: tuple[str, ...] = get_args(Module)
 
 @dataclass(frozen=True)
 class Data:
-    """files: conversations, see `conversations`; videos: the folder that their paths count from (None: each file's own);
+    """files: conversations, see `conversations`; videos: the folder that their paths count from, None: each file's own;
     strict: a video that cannot be read ends the run; cache_gb: decoded frames kept in memory, in 10⁹ bytes."""
 
     files: tuple[str, ...]
@@ -66,7 +66,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank updates of the language half's linear layers in place of the layers themselves; scaled by alpha / rank."""
+    """Low-rank updates of the language half's linear layers learn in their place; they are scaled by alpha / rank."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -129,7 +129,7 @@ EXAMPLE = """\
 model = "nano"                 # nano, a checkpoint directory, or a name on the Hugging Face hub
 out = "runs/first"             # checkpoints, metrics.jsonl and, at the end, the model; relative to where you start
 seed = 0
-batch = 2                      # examples a step, over all devices
+batch = 1                      # examples a step, over all devices
 params_dtype = "float32"       # of the parameters that learn, and of the optimiser
 compute_dtype = "float32"      # of all else; "bfloat16" on GPU and TPU
 remat = true                   # make activations again in the backward pass: less memory, more time
@@ -186,7 +186,8 @@ def read(path: str | Path) -> Settings:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: cannot read the configuration ({error}); `vxl2 train --print-config` gives one") from error
+        mend = "`vxl2 train --print-config` gives one"
+        raise RequestError(f"{path}: cannot read the configuration ({error}); {mend}") from error
     try:
         settings = parse(text)
     except RequestError as error:
@@ -239,7 +240,8 @@ def _value(kind: Any, value: Any, at: str, else_: str = "") -> Any:
     if origin is Mapping:
         if not isinstance(value, dict):
             raise RequestError(f"{at} must be a table, not {value!r}")
-        return {_value(parts[0], key, f"a key of {at}"): _value(parts[1], one, f"{at}.{key}") for key, one in value.items()}
+        named = lambda key: _value(parts[0], key, f"a key of {at}")
+        return {named(key): _value(parts[1], one, f"{at}.{key}") for key, one in value.items()}
     if origin is Literal:
         if value not in parts:
             raise RequestError(f"{at} must be one of {', '.join(parts)}, not {value!r}")
@@ -259,12 +261,15 @@ def _check(settings: Settings) -> None:
     least = {
         "batch": (settings.batch, 1), "log_every": (settings.log_every, 1), "checkpoint.every": (checkpoint.every, 1),
         "checkpoint.keep": (checkpoint.keep, 1), "data.cache_gb": (data.cache_gb, 0),
-        "weight_decay": (settings.weight_decay, 0), "video.block_size": (video.block_size, 1), "seed": (settings.seed, 0),
-        "video.prev_blocks": (video.prev_blocks, 0), "mesh.data": (mesh.data, 1), "mesh.model": (mesh.model, 1),
+        "weight_decay": (settings.weight_decay, 0), "seed": (settings.seed, 0),
+        "video.block_size": (video.block_size, 1), "video.prev_blocks": (video.prev_blocks, 0),
+        "mesh.data": (mesh.data, 1), "mesh.model": (mesh.model, 1),
         "video.max_frames": (video.max_frames, 1), "lora.rank": (lora and lora.rank, 1),
     }
-    above = {"clip": settings.clip, "video.fps": video.fps, "video.max_fps": video.max_fps, "lora.alpha": lora and lora.alpha}
-    filled: dict[str, Any] = {"data.files": data.files, "stages": settings.stages, "lora.targets": not lora or lora.targets}
+    above = {"clip": settings.clip, "video.fps": video.fps, "video.max_fps": video.max_fps}
+    above["lora.alpha"] = lora and lora.alpha
+    filled: dict[str, Any] = {"data.files": data.files, "stages": settings.stages}
+    filled["lora.targets"] = not lora or lora.targets
     for number, stage in enumerate(settings.stages):
         at = f"stages[{number}]"
         if (stage.steps is None) == (stage.epochs is None):
@@ -274,7 +279,7 @@ def _check(settings: Settings) -> None:
         above |= {f"{at}.rate": stage.rate} | {f"{at}.rates.{key}": rate for key, rate in stage.rates.items()}
         filled[f"{at}.train"] = stage.train
         if idle := sorted(set(stage.rates) - set(stage.train)):
-            raise RequestError(f"{at}.rates names {idle[0]}, which does not learn there; add it to train or remove its rate")
+            raise RequestError(f"{at}.rates names {idle[0]}, which does not learn there; add it to train, or leave it out")
     for key, value in filled.items():
         if not value:
             raise RequestError(f"{key} is empty; name at least one")

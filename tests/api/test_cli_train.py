@@ -1,0 +1,47 @@
+"""`vxl2 train`: it teaches itself, and tells mistakes before anything is loaded."""
+
+import pytest
+
+from vxl2_jax.cli import main
+from vxl2_jax.training import settings
+
+
+def test_help_shows_a_whole_configuration_and_the_data(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--help"])
+    told = capsys.readouterr().out
+    assert exit_.value.code == 0
+    assert settings.EXAMPLE.strip() in told
+    assert '{"video": "a.mp4", "question": "Is there a dog?", "answer": "yes"}' in told
+
+
+def test_the_printed_configuration_can_be_read(capsys, tmp_path):
+    assert main(["train", "--print-config"]) == 0
+    path = tmp_path / "train.toml"
+    path.write_text(capsys.readouterr().out)
+    assert settings.read(path).data.files == (str(tmp_path / "train.jsonl"),)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (None, "cannot read the configuration"),
+        ('mode = "nano"', "unknown key 'mode' at the top; there is out, data, stages, model,"),
+        (settings.EXAMPLE, "train.jsonl: cannot read the conversations"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, tmp_path, monkeypatch, text, told):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "train.toml"
+    if text is not None:
+        path.write_text(text)
+    assert main(["train", "--config", str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert told in err and err.count("\n") == 1 and out == ""
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_configuration_is_needed(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["train"])
+    assert exit_.value.code == 2 and "--config" in capsys.readouterr().err

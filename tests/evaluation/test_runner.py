@@ -1,0 +1,188 @@
+"""Runs go on where they were cut off, are shared out over processes, and keep to one folder and one set of settings."""
+
+import json
+import os
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+
+from vxl2_jax.errors import RequestError
+from vxl2_jax.evaluation import folder, report, runner
+
+from . import standin
+from .standin import StandIn, prepared
+
+ROOT = Path(__file__).resolve().parents[2]
+VIDEOS = 5
+
+
+@pytest.fixture
+def benchmark(tmp_path):
+    """Five videos of 40 to 44 frames with two questions each, of types that go round."""
+    place = tmp_path / "data"
+    place.mkdir()
+    rows = [{
+        "video_name": f"{video}.mp4", "question": f"What is {number}?\n(A) x\n(B) y", "answer": "AB"[number],
+        "task_type": ("ego", "count")[number], "duration": 40,
+    } for number in range(2) for video in range(VIDEOS)]
+    (place / "a.json").write_text(json.dumps(rows))
+    for video in range(VIDEOS):
+        (place / f"{video}.mp4").write_bytes(b"." * (40 + video))
+    return place
+
+
+def results(out) -> dict:
+    """A report without what a clock said."""
+    return {key: value for key, value in report.summarise(out).items() if key != "time"}
+
+
+def whole(benchmark, out, **changed) -> dict:
+    runner.evaluate(prepared(benchmark, **changed), StandIn, out)
+    return results(out)
+
+
+def child(*arguments) -> subprocess.Popen:
+    command = [sys.executable, standin.__file__, *map(str, arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
+def test_every_question_gets_a_row_and_every_video_is_watched_once(benchmark, tmp_path):
+    model, told = StandIn(), []
+    runner.evaluate(prepared(benchmark), lambda: model, tmp_path / "out", progress=lambda *done: told.append(done))
+    assert model.watched == [f"{video}.mp4" for video in range(VIDEOS)]
+    assert told == [(done, VIDEOS) for done in range(VIDEOS + 1)]
+    found = report.summarise(tmp_path / "out")
+    assert found["complete"] and found["questions"] == 2 * VIDEOS and not found["failures"]
+    rows = [row for record in folder.records(tmp_path / "out").values() for row in record["answers"]]
+    assert [row["response"][0] == row["answer"] for row in rows] == [row["correct"] for row in rows]
+    assert all(prompt.endswith("Best option: (") for prompt in model.prompts)
+
+
+def test_killed_twice_and_gone_on_with_it_reports_the_same(benchmark, tmp_path):
+    out, never = tmp_path / "out", whole(benchmark, tmp_path / "never")
+    for left in (2, 1):
+        process = child(benchmark, out, 0, 1, left)
+        assert process.wait(60) == -9, process.stderr.read()
+        (rows,) = out.glob("rows.*")
+        assert rows.read_text().endswith('{"index": 3, "vid')
+    model = StandIn()
+    runner.evaluate(prepared(benchmark), lambda: model, out)
+    assert model.watched == ["3.mp4", "4.mp4"] and results(out) == never
+
+
+def test_two_processes_at_the_same_time_give_the_rows_of_one(benchmark, tmp_path):
+    out, alone = tmp_path / "out", whole(benchmark, tmp_path / "alone")
+    processes = [child(benchmark, out, number, 2) for number in (0, 1)]
+    for process in processes:
+        assert process.wait(60) == 0, process.stderr.read()
+    assert sorted(path.name for path in out.glob("rows.*")) == ["rows.0-of-2.jsonl", "rows.1-of-2.jsonl"]
+    assert [len(folder.read_rows(path)) for path in sorted(out.glob("rows.*"))] == [3, 2]
+    assert results(out) == alone
+
+
+def test_a_finished_run_loads_no_model_and_changes_nothing(benchmark, tmp_path):
+    before = whole(benchmark, tmp_path / "out")
+    bytes_before = (tmp_path / "out" / "rows.0-of-1.jsonl").read_bytes()
+    runner.evaluate(prepared(benchmark), lambda: pytest.fail("the model was loaded"), tmp_path / "out")
+    assert (tmp_path / "out" / "rows.0-of-1.jsonl").read_bytes() == bytes_before and results(tmp_path / "out") == before
+
+
+def test_missing_and_broken_videos_are_counted_stop_nothing_and_are_tried_again(benchmark, tmp_path):
+    out = tmp_path / "out"
+    (benchmark / "1.mp4").write_bytes(b"broken")
+    (benchmark / "3.mp4").unlink()
+    found = whole(benchmark, out)
+    assert found["complete"] and found["videos"] == 3 and found["accuracy"]["total"] == 6
+    assert [failure["video"] for failure in found["failures"]] == ["1.mp4", "3.mp4"]
+    assert "cannot be read" in found["failures"][0]["error"] and "no such video" in found["failures"][1]["error"]
+    for video in (1, 3):
+        (benchmark / f"{video}.mp4").write_bytes(b"." * (40 + video))
+    mended = whole(benchmark, out)
+    assert not mended["failures"] and mended == whole(benchmark, tmp_path / "never")
+
+
+def test_a_video_that_stays_missing_is_told_once(benchmark, tmp_path):
+    (benchmark / "3.mp4").unlink()
+    whole(benchmark, tmp_path / "out")
+    size = (tmp_path / "out" / "rows.0-of-1.jsonl").stat().st_size
+    whole(benchmark, tmp_path / "out")
+    assert (tmp_path / "out" / "rows.0-of-1.jsonl").stat().st_size == size
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_named(benchmark, tmp_path):
+    out = tmp_path / "out"
+    whole(benchmark, out)
+    with pytest.raises(RequestError, match=r"other settings: mode chunked \(now dense\), prev_blocks 3 \(now none\); choose"):
+        runner.evaluate(prepared(benchmark, "dense"), StandIn, out)
+    with pytest.raises(RequestError, match=r"other settings: max_frames 256 \(now 8\), max_new_tokens 16 \(now 4\);"):
+        runner.evaluate(prepared(benchmark, max_frames=8, max_new_tokens=4), StandIn, out)
+    rows = json.loads((benchmark / "a.json").read_text())
+    (benchmark / "a.json").write_text(json.dumps([*rows[:-1], rows[-1] | {"answer": "A"}]))
+    with pytest.raises(RequestError, match="other settings: annotations"):
+        runner.evaluate(prepared(benchmark), StandIn, out)
+
+
+def test_another_model_in_the_same_folder_is_refused(benchmark, tmp_path, monkeypatch):
+    (benchmark / "1.mp4").write_bytes(b"broken")  # something is left to do
+    whole(benchmark, tmp_path / "out")
+    monkeypatch.setattr(StandIn, "fingerprint", "4567")
+    with pytest.raises(RequestError, match=r"model_hash 0123 \(now 4567\)"):
+        runner.evaluate(prepared(benchmark), StandIn, tmp_path / "out")
+
+
+def test_two_runs_cannot_write_one_file(benchmark, tmp_path):
+    whole(benchmark, tmp_path / "out")
+    with folder.adding(tmp_path / "out", 0, 1), pytest.raises(RequestError, match="another process is writing it"):
+        whole(benchmark, tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [b"my notes\n", b"my notes", b'{"a": 1}\n', b"\xff\xd8"])
+def test_rows_that_are_none_are_refused_and_left_alone(benchmark, tmp_path, content):
+    out = tmp_path / "out"
+    whole(benchmark, out)
+    for name in ("rows.0-of-1.jsonl", "rows.1-of-2.jsonl"):
+        kept = (out / "rows.0-of-1.jsonl").read_bytes()
+        (out / name).write_bytes(content)
+        if name.startswith("rows.0") or content.endswith(b"\n"):
+            with pytest.raises(RequestError, match=f"{name}, line 1: is no row of a run"):
+                whole(benchmark, out)
+        assert (out / name).read_bytes() == content
+        (out / "rows.0-of-1.jsonl").write_bytes(kept)
+
+
+def test_oracle_files_are_refused_before_anything_is_loaded(benchmark, tmp_path):
+    with pytest.raises(RequestError, match="does not replay oracle files"):
+        runner.evaluate(prepared(benchmark, relevance="oracle:file"), pytest.fail, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_memory_is_kept_while_the_next_video_is_watched(benchmark, tmp_path, monkeypatch):
+    seen, plain = [], StandIn.answer_all
+
+    def answer_all(model, jobs, **options):
+        for done in plain(model, jobs, **options):
+            seen.append(weakref.ref(done))
+            held = [done]
+            del done
+            yield held.pop()
+            assert seen[-1]() is None
+
+    monkeypatch.setattr(StandIn, "answer_all", answer_all)
+    whole(benchmark, tmp_path / "out")
+    assert len(seen) == VIDEOS
+
+
+def test_rows_without_their_run_are_refused(benchmark, tmp_path):
+    (tmp_path / "rows.0-of-1.jsonl").write_text("precious")
+    with pytest.raises(RequestError, match="holds rows of a run, but no run.json"):
+        whole(benchmark, tmp_path)
+    assert (tmp_path / "rows.0-of-1.jsonl").read_text() == "precious"
+
+
+@pytest.mark.parametrize("process, processes", [(2, 2), (-1, 2), (0, None)])
+def test_a_process_that_is_none_is_refused(benchmark, tmp_path, process, processes):
+    with pytest.raises(RequestError, match="process"):
+        runner.evaluate(prepared(benchmark), StandIn, tmp_path / "out", process=process, processes=processes)

@@ -1,0 +1,85 @@
+"""Compile the training step of the real-size model for a pod slice that is not here; print one JSON line per program.
+
+    python tests/targets/compile_training.py v5e:16x16 4
+
+The second argument is how many ways heads and MLP channels are split; all other devices hold an example each. Programs:
+low-rank updates of the language half, and everything learning (parameters and moments fp32). Every line has the memory
+that XLA plans per device.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import machines  # noqa: F401  first: it sets what JAX reads when it is imported
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+
+from pallas_kernels import attention
+from vxl2_jax import parallel
+from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.config import video_xl_2
+from vxl2_jax.training import step
+from vxl2_jax.training.arrange import Batch
+from vxl2_jax.training.settings import MODULES, Data, Lora, Settings, Stage
+
+CONFIG = video_xl_2()
+GROUPS, ROWS = 64, 768  # 256 frames; their timestamps, a question and its answer
+
+
+def programs() -> dict[str, Settings]:
+    """By name, what is to learn."""
+    common = {"out": "", "data": Data(("x",)), "compute_dtype": "bfloat16"}
+    return {
+        "low-rank updates": Settings(stages=(Stage("language", ("language",), 1e-4),), lora=Lora(rank=16), **common),
+        "everything": Settings(stages=(Stage("all", MODULES, 1e-5),), **common),
+    }
+
+
+def lowered(settings: Settings, mesh: Any) -> Any:
+    """The step, lowered for a mesh whose data axis holds one example each."""
+    stage, count = settings.stages[0], mesh.shape[parallel.DATA]
+    kernel = attention.choose(dtype=jnp.bfloat16, width=CONFIG.language.head_width, device=mesh.devices.flat[0]).kernel
+    params = huggingface.abstract_params(CONFIG)
+    whole = jax.eval_shape(lambda p: step.attach(p, settings), params)
+    state, frozen = jax.eval_shape(lambda p: step.prepare(CONFIG, p, settings, stage, 100)[:2], whole)
+    placed = lambda tree: jax.tree.map(
+        lambda a, at: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), tree, parallel.shardings(mesh, tree)
+    )
+    side, rows = CONFIG.vision.image_size, GROUPS * CONFIG.visual_tokens + ROWS
+    shapes = Batch(
+        frames=(4 * GROUPS, side, side, 3), ids=(ROWS,), targets=(ROWS,), positions=(rows,), starts=(2, rows), stops=(2, rows)
+    )
+    dtype = {"frames": jnp.uint8}
+    batch = Batch(**{
+        name: jax.ShapeDtypeStruct((count, *shape), dtype.get(name, jnp.int32), sharding=parallel.examples(mesh))
+        for name, shape in shapes._asdict().items()
+    })
+    update = step.make_update(CONFIG, settings, stage, 100, kernel=kernel, mesh=mesh)
+    return update.lower(placed(state), placed(frozen), batch)
+
+
+def main(name: str, model: str) -> None:
+    """Compile every program and print what was found."""
+    devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
+    mesh = parallel.make_mesh(CONFIG, model=int(model), devices=devices)
+    for program, settings in programs().items():
+        start = time.monotonic()
+        with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
+            plan = lowered(settings, mesh).compile().memory_analysis()
+        gb = lambda count: round(count / 1e9, 3)
+        peak = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+        print(json.dumps({
+            "machine": name, "program": f"training, {program}", "mesh": dict(mesh.shape), "frames": 4 * GROUPS,
+            "arguments_gb": gb(plan.argument_size_in_bytes), "temporary_gb": gb(plan.temp_size_in_bytes),
+            "peak_gb": gb(peak), "seconds": round(time.monotonic() - start, 1),
+        }), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,81 @@
+"""Conversations in the formats that people have."""
+
+import json
+
+import pytest
+
+from vxl2_jax.errors import RequestError
+from vxl2_jax.training import conversations
+
+TURNS = (("Is there a dog?", "yes"), ("Where?", "left"))
+LLAVA = {"video": "a.mp4", "conversations": [
+    {"from": "human", "value": "<video>\nIs there a dog?"}, {"from": "gpt", "value": "yes"},
+    {"from": "human", "value": "Where?"}, {"from": "gpt", "value": " left\n"},
+]}
+CHAT = {"id": 7, "video": "a.mp4", "messages": [
+    {"role": "system", "content": "You are a helpful assistant."},
+    {"role": "user", "content": "Is there a dog?<image>"}, {"role": "assistant", "content": "yes"},
+    {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "left"},
+]}
+PARTS = {"messages": [
+    {"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Is there a dog?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+    {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "left"},
+]}
+
+
+@pytest.mark.parametrize("entry", [LLAVA, CHAT, PARTS], ids=["conversations", "messages", "parts"])
+@pytest.mark.parametrize("listed", [False, True])
+def test_all_forms_say_the_same(tmp_path, entry, listed):
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([entry], indent=1) if listed else f"\n{json.dumps(entry)}\n")
+    (found,) = conversations.read([path])
+    assert found == conversations.Conversation("a.mp4", tmp_path / "a.mp4", TURNS)
+
+
+def test_plain_questions_and_a_folder_of_videos(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps({"video": "b/c.mp4", "question": "What?", "answer": "line\u2028separator"}, ensure_ascii=False) + "\n")
+    (found,) = conversations.read([path], "/videos")
+    assert str(found.video) == "/videos/b/c.mp4" and found.turns == (("What?", "line\u2028separator"),)
+
+
+def test_files_follow_each_other(tmp_path):
+    for name in "xy":
+        (tmp_path / name).write_text(json.dumps({"video": name, "question": "q", "answer": "a"}))
+    assert [found.name for found in conversations.read([tmp_path / "y", tmp_path / "x"])] == ["y", "x"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"question": "q", "answer": "a"}, "names no video"),
+        ({"video": ["a", "b"], "question": "q", "answer": "a"}, "does not name one video"),
+        ({"video": "a"}, "holds neither conversations, nor messages, nor question and answer"),
+        ({"video": "a", "question": "q", "answer": ""}, "has an empty question or answer"),
+        ({"video": "a", "question": "<video>", "answer": "a"}, "has an empty question or answer"),
+        ({"video": "a", "question": "q", "answer": 3}, "has a question or answer that is no text"),
+        ({"video": "a", "messages": "hello"}, "messages must be a list"),
+        ({"video": "a", "messages": []}, "must hold questions and answers in turn"),
+        ({"video": "a", "messages": CHAT["messages"][1:2]}, "must hold questions and answers in turn"),
+        ({"video": "a", "messages": CHAT["messages"][2:4]}, "must hold questions and answers in turn"),
+        ({"video": "a", "messages": [{"role": "system", "content": "Be rude."}]}, "has a system text"),
+        ({"video": "a", "messages": [{"role": "tool", "content": "x"}]}, 'a message must have "role"'),
+        (["a"], "not an object"),
+    ],
+)
+def test_an_unfit_entry_is_named_with_its_line(tmp_path, entry, told):
+    path = tmp_path / "train.jsonl"
+    path.write_text(json.dumps(CHAT) + "\n\n" + json.dumps(entry) + "\n")
+    with pytest.raises(RequestError, match=f"{path}, line 3: {told}"):
+        conversations.read([path])
+
+
+@pytest.mark.parametrize(("text", "told"), [("", "no conversation"), ("[3", "not a JSON list"), ("{", "line 1: not JSON")])
+def test_a_file_that_is_none_of_these_is_named(tmp_path, text, told):
+    path = tmp_path / "train.jsonl"
+    path.write_text(text)
+    with pytest.raises(RequestError, match=told):
+        conversations.read([path])
+    with pytest.raises(RequestError, match="absent: cannot read the conversations"):
+        conversations.read([tmp_path / "absent"])

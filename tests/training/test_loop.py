@@ -1,0 +1,257 @@
+"""Whole runs of `vxl2 train`, in processes of their own: killed anywhere, they end as if nothing had happened."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny_data import write_clip
+
+from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.errors import RequestError
+from vxl2_jax.storage import exclusive
+from vxl2_jax.training import loop, settings
+from vxl2_jax.training.loop import Report, train
+from vxl2_jax.training.step import TrainState
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = """
+[[stages]]
+name = "eyes"
+train = ["projector"]
+rate = 1e-2
+steps = 40
+[[stages]]
+name = "words"
+train = ["language"]
+rate = 1e-2
+rates = { language = 5e-3 }
+epochs = 20
+warmup = 5
+"""
+REST = '[lora]\nrank = 2\ntargets = ["query", "up"]\n[checkpoint]\nevery = 15\n'
+STEPS = 100  # 40, and twenty epochs of three batches
+
+# Dies while a checkpoint is half written: its place in the data is about to be, its name is still another.
+DIES_WRITING = """
+import os, signal, sys
+import grain
+from vxl2_jax.cli import main
+left, save = int(sys.argv.pop(1)), grain.checkpoint.CheckpointHandler.save
+def die(self, *args, **kwargs):
+    global left
+    left -= 1
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return save(self, *args, **kwargs)
+grain.checkpoint.CheckpointHandler.save = die
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_dir):
+    """A configuration of 100 steps in two stages about clips of one length, so that each stage is one program."""
+    folder = tmp_path_factory.mktemp("kills")
+    for number in range(3):
+        write_clip(folder / f"{number}.mp4", 8, number)
+    rows = [
+        {"video": f"{number % 3}.mp4", "question": f"is there a {('dog', 'cat')[number % 2]}?", "answer": ("yes", "no")[number // 3]}
+        for number in range(5)
+    ]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("straight", "killed"):
+        (folder / f"{name}.toml").write_text(
+            f'model = "{tiny_dir}"\nout = "{folder / name}"\nbatch = 2\nlog_every = 2\n'
+            f'[data]\nfiles = ["train.jsonl"]\n{STAGES}{REST}'
+        )
+    return folder
+
+
+def command(folder, name, dies=0):
+    program = ["-c", DIES_WRITING, str(dies)] if dies else ["-m", "vxl2_jax"]
+    env = os.environ | {
+        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+    }
+    return subprocess.Popen(
+        [sys.executable, *program, "train", "--config", str(folder / f"{name}.toml")], env=env, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder,
+    )
+
+
+def finished(process):
+    """(exit code, what it said)."""
+    out, err = process.communicate(timeout=400)
+    return process.returncode, out + err
+
+
+def lines(folder, name):
+    return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def reach(process, folder, name, step):
+    """Wait until the run's figures tell a step."""
+    path = folder / name / "metrics.jsonl"
+    while process.poll() is None:
+        if path.exists() and f'"step": {step},' in path.read_text():
+            return
+        time.sleep(0.02)
+    pytest.fail(f"ended before step {step}: {process.communicate()}")
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    """A run that nothing disturbed."""
+    code, said = finished(command(folder, "straight"))
+    assert code == 0, said
+    assert f"{folder / 'straight' / 'model'}: written" in said
+    return folder / "straight"
+
+
+@pytest.mark.timeout(900)
+def test_killed_in_every_way_it_ends_as_if_nothing_had_happened(folder, straight):
+    # While the second checkpoint (step 30) was being written: the first stage, step 15, remains.
+    assert finished(command(folder, "killed", dies=2))[0] == -signal.SIGKILL
+    left = [path.name for path in (folder / "killed" / "checkpoints").iterdir()]
+    assert "15" in left and "30" not in left and any(name.startswith("30.") for name in left)
+    # Between checkpoints, in the second stage, and with a line torn off.
+    process = command(folder, "killed")
+    reach(process, folder, "killed", 66)
+    process.kill()
+    assert "going on after step 15 of 100" in finished(process)[1]
+    with (folder / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 68, "sta')
+    # Asked to stop: saves where it is.
+    process = command(folder, "killed")
+    reach(process, folder, "killed", 80)
+    process.send_signal(signal.SIGTERM)
+    code, said = finished(process)
+    assert code == 130 and "the same command goes on where it was" in said, said
+    # Killed before the model was there.
+    code, said = finished(command(folder, "killed"))
+    assert code == 0, said
+
+    timeless = lambda line: {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_s")}
+    assert [timeless(line) for line in lines(folder, "killed")] == [timeless(line) for line in lines(folder, "straight")]
+    assert len(lines(folder, "straight")) == STEPS // 2
+    one, other = ((folder / name / "model" / "model.safetensors").read_bytes() for name in ("killed", "straight"))
+    assert one == other
+
+
+@pytest.mark.timeout(900)
+def test_figures_tell_stages_rates_and_a_falling_loss(folder, straight):
+    told = lines(folder, "straight")
+    assert [line["stage"] for line in told] == ["eyes"] * 20 + ["words"] * 30
+    assert told[0]["rate"] > told[18]["rate"] > told[19]["rate"]
+    assert told[-1]["loss"] < 0.9 * told[0]["loss"]
+    assert all(line["unread"] == 0 and line["tokens"] > 0 for line in told)
+
+
+@pytest.mark.timeout(900)
+def test_the_model_holds_what_was_learnt_and_nothing_else(straight, tiny_dir):
+    (_, before), (_, after) = (huggingface.load(path, "float32") for path in (tiny_dir, straight / "model"))
+    same = lambda *path: np.array_equal(*(_leaf(tree, path) for tree in (before, after)))
+    layers = ("language", "layers")
+    assert same("vision", "position") and same("language", "embed") and same(*layers, "key", "kernel")
+    assert not same("projector", "linear_out", "kernel")
+    assert not same(*layers, "query", "kernel") and not same(*layers, "up", "kernel")
+    assert same(*layers, "query", "bias")
+    assert (straight / "model" / "tokenizer.json").read_bytes() == (tiny_dir / "tokenizer.json").read_bytes()
+
+
+def _leaf(tree, path):
+    for name in path:
+        tree = tree[name]
+    return np.asarray(tree)
+
+
+@pytest.mark.timeout(900)
+def test_a_complete_run_stays_and_another_is_refused(folder, straight):
+    said = []
+    run = settings.read(folder / "straight.toml")
+    assert train(run, Report(say=said.append)) == straight / "model"
+    assert said == ["attention: reference, in float32: no kernel is written for cpu", f"{straight / 'model'} is complete"]
+    text = (folder / "straight.toml").read_text()
+    for changed, told in (
+        (text.replace("batch = 2", "batch = 1"), "holds another run: batch was 2 and is 1"),
+        (text.replace("steps = 40", "steps = 41"), r"stages\[0\].steps was 40 and is 41"),
+        (text.replace("rank = 2", "rank = 3"), "lora.rank was 2 and is 3"),
+    ):
+        (folder / "other.toml").write_text(changed)
+        with pytest.raises(RequestError, match=told):
+            train(settings.read(folder / "other.toml"))
+
+
+def test_a_model_of_somebody_else_is_not_overwritten(config, tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    with pytest.raises(RequestError, match="there is a model already, not of this run"):
+        train(settings.read(config()))
+
+
+def test_an_out_that_cannot_be_made_is_named(config, tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(RequestError, match="run: cannot be made"):
+        train(settings.read(config()))
+
+
+def stand_in(losses):
+    """A step that learns nothing, tells these losses one after the other, and needs no compiling."""
+
+    def prepare(config, params, settings, stage, steps, *, kernel, mesh):
+        def update(state, frozen, batch):
+            count = int(state.step)
+            told = {"loss": losses[count % len(losses)], "right": 0.5, "grad_norm": 1.0, "rate": 0.1}
+            targets = float((batch.targets >= 0).sum())
+            return TrainState(np.int32(count + 1), state.params, ()), {
+                name: np.float32(value) for name, value in {**told, "tokens": targets}.items()
+            }
+
+        return TrainState(np.int32(0), {}, ()), params, update
+
+    return SimpleNamespace(
+        prepare=prepare, attach=lambda params, settings: params, join=lambda learnt, params: params,
+        divide=lambda params, settings, stage: ({}, params),
+    )
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_is_not_kept(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "step", stand_in([1.0, 1.0, 1.0, float("nan")]))
+    with pytest.raises(RequestError, match="at step 4 the loss is nan and its gradient 1.0; .* lower rate for stage all"):
+        train(settings.read(config(rest="[checkpoint]\nevery = 2")))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
+    assert len(lines(tmp_path, "run")) == 3 and not (tmp_path / "run" / "model").exists()
+
+
+def test_examples_without_a_video_are_named_and_counted(config, tmp_path, data, monkeypatch):
+    monkeypatch.setattr(loop, "step", stand_in([1.0]))
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    (broken / "0.mp4").unlink()  # of two examples
+    path = config()
+    path.write_text(path.read_text().replace(str(data), str(broken)))
+    said, told, steps = [], [], []
+    train(settings.read(path), Report(warn=said.append, line=told.append, step=lambda done, total: steps.append((done, total))))
+    assert [text.split(": ")[0] for text in said] == ["left out"] * 2 and "0.mp4: no such file" in said[0]
+    assert [line["unread"] for line in told] == [2] * 6 and told == lines(tmp_path, "run")
+    assert steps == [(done, 6) for done in range(1, 7)]
+
+
+def test_epochs_are_counted_in_steps(config, tmp_path, monkeypatch):
+    """Seven examples in batches of two are four steps an epoch."""
+    monkeypatch.setattr(loop, "step", stand_in([1.0]))
+    train(settings.read(config(stages='[[stages]]\nname = "s"\ntrain = ["language"]\nrate = 1\nepochs = 3\n')))
+    assert lines(tmp_path, "run")[-1]["step"] == 12
+
+
+def test_two_processes_do_not_write_one_run(config, tmp_path):
+    (tmp_path / "run").mkdir()
+    with exclusive.opened(tmp_path / "run" / "metrics.jsonl"), pytest.raises(RequestError, match="another process is writing"):
+        train(settings.read(config()))

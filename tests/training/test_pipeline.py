@@ -1,0 +1,143 @@
+"""Batches: every example once an epoch, one shape each, the same ones wherever the run was cut off."""
+
+import dataclasses
+import json
+import shutil
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from vxl2_jax.errors import RequestError, VideoError
+from vxl2_jax.training import conversations, pipeline, settings
+
+BATCH = 2
+
+
+@pytest.fixture
+def run(config):
+    return settings.read(config())
+
+
+@pytest.fixture
+def corpus(tiny, run):
+    return pipeline.survey(tiny, conversations.read(run.data.files), run)
+
+
+def taken(iterator, count):
+    return list(islice(iterator, count))
+
+
+def names(tiny, loaded):
+    """What each example of a batch is about: its answer's tokens and how many real tokens it has."""
+    return [
+        (tuple(ids[ids > 0].tolist()), int((stops > 0).any(axis=0).sum()))
+        for ids, stops in zip(loaded.batch.ids, loaded.batch.stops, strict=True)
+        if stops.any()
+    ]
+
+
+def same(one, other):
+    return all(np.array_equal(a, b) for a, b in zip(one.batch, other.batch, strict=True)) and one[1:] == other[1:]
+
+
+def test_every_example_comes_once_an_epoch_and_epochs_differ(tiny, run, corpus):
+    epoch = pipeline.batches_per_epoch(corpus, run)
+    assert epoch == 4  # seven examples
+    loaded = taken(pipeline.batches(tiny, corpus, run), 3 * epoch)
+    epochs = [[name for part in loaded[i * epoch : (i + 1) * epoch] for name in names(tiny, part)] for i in range(3)]
+    for told in epochs:
+        assert len(told) == 7 and sorted(told) == sorted(epochs[0])
+    assert epochs[0] != epochs[1] or epochs[1] != epochs[2]
+    assert sum(part.tokens for part in loaded[:epoch]) == sum(count for _, count in epochs[0])
+
+
+def test_a_batch_has_one_of_few_shapes_and_targets_only_for_answers(tiny, run, corpus):
+    loaded = taken(pipeline.batches(tiny, corpus, run), 8)
+    assert {part.batch.frames.shape[:2] for part in loaded} <= {(BATCH, 8), (BATCH, 12), (BATCH, 20)}
+    yes, no, stop = (tiny.tokenizer.encode(word)[0] for word in ("yes", "no", "<|im_end|>"))
+    for part in loaded:
+        for targets in part.batch.targets:
+            learnt = targets[targets >= 0].tolist()
+            assert learnt in ([], [yes, stop], [no, stop])
+
+
+def test_an_iterator_goes_on_from_its_state(tiny, run, corpus):
+    whole = taken(pipeline.batches(tiny, corpus, run), 9)
+    first = pipeline.batches(tiny, corpus, run)
+    taken(first, 5)
+    state = json.loads(json.dumps(first.get_state()))
+    again = pipeline.batches(tiny, corpus, run)
+    again.set_state(state)
+    assert all(same(a, b) for a, b in zip(whole[5:], taken(again, 4), strict=True))
+
+
+def test_processes_share_out_every_batch(tiny, run, corpus):
+    whole = taken(pipeline.batches(tiny, corpus, run), 4)
+    shares = [taken(pipeline.batches(tiny, corpus, run, process, 2), 4) for process in range(2)]
+    for number, part in enumerate(whole):
+        both = [share[number] for share in shares]
+        assert all(one.batch.frames.shape[0] == 1 for one in both)
+        assert same(part, pipeline.Loaded(
+            type(part.batch)(*map(np.concatenate, zip(*(one.batch for one in both), strict=True))),
+            sum(one.tokens for one in both), sum(one.unread for one in both),
+        ))
+    with pytest.raises(RequestError, match="batch must be a multiple of 3"):
+        pipeline.batches(tiny, corpus, run, 0, 3)
+
+
+def test_another_seed_is_another_order(tiny, run, corpus):
+    other = dataclasses.replace(run, seed=1)
+    one, another = (taken(pipeline.batches(tiny, corpus, each), 8) for each in (run, other))
+    assert not all(same(a, b) for a, b in zip(one, another, strict=True))
+
+
+def with_broken(folder, data, run):
+    """The data in another folder, where one of the five videos, of two examples, is no video."""
+    shutil.copytree(data, folder)
+    (folder / "1.mp4").write_bytes(b"no video")
+    return dataclasses.replace(run, data=dataclasses.replace(run.data, files=(str(folder / "train.jsonl"),)))
+
+
+def test_a_video_that_cannot_be_read_is_named_and_left_out(tiny, run, data, tmp_path):
+    broken = with_broken(tmp_path / "broken", data, run)
+    rows = conversations.read(broken.data.files)
+    corpus = pipeline.survey(tiny, rows, broken)
+    assert len(corpus.rows) == 5 and len(corpus.unread) == 2 and "1.mp4: not a video" in corpus.unread[0]
+    strict = dataclasses.replace(broken, data=dataclasses.replace(broken.data, strict=True))
+    with pytest.raises(VideoError, match="1.mp4"):
+        pipeline.survey(tiny, rows, strict)
+    with pytest.raises(VideoError, match="1.mp4"):
+        pipeline.survey(tiny, [row for row in rows if row.name == "1.mp4"], broken)
+
+
+def test_a_video_that_is_lost_later_weighs_nothing(tiny, run, data, tmp_path):
+    folder = tmp_path / "lost"
+    shutil.copytree(data, folder)
+    moved = dataclasses.replace(run, data=dataclasses.replace(run.data, files=(str(folder / "train.jsonl"),)))
+    corpus = pipeline.survey(tiny, conversations.read(moved.data.files), moved)
+    (folder / "4.mp4").unlink()  # of one example
+    loaded = taken(pipeline.batches(tiny, corpus, moved), 4)
+    assert sum(part.unread for part in loaded) == 1
+    assert sum((part.batch.targets >= 0).any(axis=1).sum() for part in loaded) == 6
+    strict = dataclasses.replace(moved, data=dataclasses.replace(moved.data, strict=True))
+    with pytest.raises(VideoError, match="4.mp4: no such file"):
+        taken(pipeline.batches(tiny, corpus, strict), 4)
+
+
+def test_the_digest_tells_other_data(tiny, run, corpus):
+    rows = conversations.read(run.data.files)
+    assert pipeline.survey(tiny, rows, run).digest == corpus.digest
+    changed = [dataclasses.replace(rows[0], turns=(("is there a dog?", "no"),)), *rows[1:]]
+    assert pipeline.survey(tiny, changed, run).digest != corpus.digest
+
+
+def test_frames_are_kept_up_to_a_bound(tmp_path):
+    cache, reads = pipeline.FrameCache(150), []
+
+    def get(name):
+        return cache.get(tmp_path / name, lambda: (reads.append(name), (np.zeros(100, np.uint8), (0.0,)))[1])
+
+    for _ in range(2):
+        get("a"), get("b")
+    assert reads == ["a", "b", "b"]
