@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,15 +184,9 @@ def load(
     """
     device = jax.devices()[0]
     dtype = dtype or machine.default_dtype(device)
-    choose = partial(kernels.choose, attention, dtype=dtype, device=device)
-    _chosen(choose, width=_USUAL_WIDTH)  # a mistake is told before a large model is loaded for nothing
+    _chosen(kernels.choose, attention, dtype, _USUAL_WIDTH)  # a mistake is told before a large model is loaded for nothing
     directory, (config, params) = fetch.load(name, dtype, progress)
-    width = config.language.head_width
-    kernel, reason = _chosen(choose, width=width)
-    failed: dict[str, str] = {}
-    while attention == "auto" and kernel != REFERENCE and (wrong := kernels.trial(kernel, dtype=dtype, width=width)):
-        failed[kernel.name] = f"it failed its trial on this machine: {wrong}"
-        kernel, reason = _chosen(partial(choose, failed=failed), width=width)
+    kernel, reason = _chosen(kernels.choose_tried, attention, dtype, config.language.head_width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(
         str(name), config, params, Tokenizer.read(directory), describe(config, params), kernel, reason,
@@ -204,8 +197,8 @@ def load(
 _USUAL_WIDTH = 128
 
 
-def _chosen(choose: Callable[..., kernels.Choice], width: int) -> kernels.Choice:
+def _chosen(choose: Callable[..., kernels.Choice], name: str, dtype: Any, width: int) -> kernels.Choice:
     try:
-        return choose(width=width)
+        return choose(name, dtype=dtype, width=width, device=jax.devices()[0])
     except ValueError as error:
         raise RequestError(str(error)) from error

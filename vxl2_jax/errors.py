@@ -1,6 +1,11 @@
 """Mistakes of input that the user can mend. The text is one line: the thing, and the mend."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class Vxl2Error(Exception):
     """Base of all; the command line prints its text and exits with 2."""
 

@@ -14,8 +14,10 @@ from pallas_kernels.attention.dispatch import (
 )
 from pallas_kernels.attention.reference import Stream, key_mass
 from pallas_kernels.attention.trial import trial
+from pallas_kernels.attention.tried import choose_tried
 
 __all__ = [
-    "CPU_KEY_TILE", "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "key_mass",
+    "CPU_KEY_TILE", "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "choose_tried",
+    "key_mass",
     "prepare", "trial",
 ]

@@ -17,24 +17,28 @@ def leaves_equal(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+TRIED = "pallas_kernels.attention.tried"
+
+
 def test_kernels_that_fail_their_trial_are_passed_over_and_the_reason_told(model_dir, monkeypatch):
     from pallas_kernels import attention
 
     choose = attention.choose
     card = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
-    monkeypatch.setattr(attention, "choose", lambda name, **given: choose(name, **{**given, "device": card}))
+    monkeypatch.setattr(f"{TRIED}.choose", lambda name, **given: choose(name, **{**given, "device": card}))
     load = lambda: vxl2.load(model_dir, "bfloat16")
-    monkeypatch.setattr(attention, "trial", lambda *_, **__: None)
+    monkeypatch.setattr(f"{TRIED}.trial", lambda *_, **__: None)
     first = load()
-    monkeypatch.setattr(attention, "trial", lambda kernel, **_: f"{kernel.name} is off")
+    monkeypatch.setattr(f"{TRIED}.trial", lambda kernel, **_: f"{kernel.name} is off")
     second = load()
     assert first.kernel != attention.REFERENCE and "NVIDIA H200" in first.attention
     assert second.kernel == attention.REFERENCE
     assert "not ampere (it failed its trial on this machine: ampere is off)" in second.attention
     if first.kernel.name == "hopper":
         assert "not hopper (it failed its trial on this machine: hopper is off)" in second.attention
-        monkeypatch.setattr(attention, "trial", lambda kernel, **_: "off" if kernel.name == "hopper" else None)
+        monkeypatch.setattr(f"{TRIED}.trial", lambda kernel, **_: "off" if kernel.name == "hopper" else None)
         assert load().kernel.name == "ampere"
+
 
 def test_a_second_video_after_a_first_is_as_if_it_were_the_first(model):
     fresh = model.watch(noise(40, seed=2))

@@ -8,7 +8,7 @@ from typing import Any
 
 from vxl2_jax.checkpoints import huggingface, native
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.errors import CheckpointError
+from vxl2_jax.errors import CheckpointError, first_line
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 
@@ -32,8 +32,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # network, name and permission errors come in many classes
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{name}: neither a directory here nor to be had from the Hugging Face hub ({reason})") from error
+        raise CheckpointError(f"{name}: neither a directory here nor to be had from the Hugging Face hub ({first_line(error)})") from error
 
 
 def load(

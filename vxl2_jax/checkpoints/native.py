@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
-from vxl2_jax.errors import CheckpointError
+from vxl2_jax.errors import CheckpointError, first_line
 
 _CONFIG, _PARAMS = "vxl2.json", "params"
 
@@ -70,8 +70,7 @@ def load(
         with ocp.StandardCheckpointer() as reader:
             params = reader.restore(directory / _PARAMS, target)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(f"{directory}: not a readable native checkpoint ({reason}); convert it again") from error
+        raise CheckpointError(f"{directory}: not a readable native checkpoint ({first_line(error)}); convert it again") from error
     if progress:
         progress(1, 1)
     return config, params

@@ -8,7 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, first_line
 
 _GZIP = b"\x1f\x8b"
 
@@ -40,7 +40,7 @@ def _table(path: Path) -> list[Any]:
     except FileNotFoundError as error:
         raise RequestError(f"{path}: no such file; give the path of a parquet file") from error
     except (OSError, ArrowException) as error:
-        raise RequestError(f"{path}: cannot be read ({str(error).splitlines()[0]}); give a parquet file") from error
+        raise RequestError(f"{path}: cannot be read ({first_line(error)}); give a parquet file") from error
 
 
 def _text(path: Path) -> str:

@@ -20,7 +20,7 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 
-from vxl2_jax.errors import CheckpointError, RequestError
+from vxl2_jax.errors import CheckpointError, RequestError, first_line
 from vxl2_jax.training.settings import Settings
 
 _ELSEWHERE = ("out", "data", "mesh", "remat", "checkpoint", "log_every")
@@ -102,7 +102,7 @@ class Checkpoints:
             return self._manager.restore(self.step, args=ocp.args.Composite(**wanted))
         except (OSError, ValueError, KeyError, TypeError) as error:
             where = self._out / "checkpoints" / str(self.step)
-            told = f"damaged ({_first_line(error)}); remove it to go on from the one before"
+            told = f"damaged ({first_line(error)}); remove it to go on from the one before"
             raise CheckpointError(f"{where}: {told}") from error
 
     def keep_stage(self, number: int, learnt: Any) -> None:
@@ -125,15 +125,11 @@ class Checkpoints:
                 return reader.restore(self._stage(number), jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
-                f"{self._stage(number)}: missing or damaged ({_first_line(error)}); start again in another folder"
+                f"{self._stage(number)}: missing or damaged ({first_line(error)}); start again in another folder"
             ) from error
 
     def _stage(self, number: int) -> Path:
         return self._out / "stages" / str(number)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _check_same(out: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

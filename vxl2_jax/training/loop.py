@@ -26,7 +26,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from pallas_kernels import attention as kernels
-from pallas_kernels.attention import REFERENCE
 from vxl2_jax import parallel
 from vxl2_jax.api import Model, load
 from vxl2_jax.checkpoints import huggingface
@@ -223,7 +222,8 @@ def _load(settings: Settings) -> tuple[Model, Mesh | None]:
     # A model that is spread over devices may be larger than one of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if many else nullcontext():
         model = load(settings.model, dtype, attention="reference")
-    kernel, reason = _kernel(model.config.language.head_width, settings.compute_dtype)
+    # The kernel suits what the run computes in, which need not be what the parameters are kept in.
+    kernel, reason = kernels.choose_tried(dtype=settings.compute_dtype, width=model.config.language.head_width)
     model = dataclasses.replace(model, kernel=kernel, attention=reason)
     if not many:
         return model, None
@@ -232,17 +232,6 @@ def _load(settings: Settings) -> tuple[Model, Mesh | None]:
     if settings.batch % ways:
         raise RequestError(f"batch must be a multiple of {ways}, the mesh's data axis, not {settings.batch}")
     return model, mesh
-
-
-def _kernel(width: int, dtype: str) -> kernels.Choice:
-    """The best attention kernel for what the run computes in, which need not be what the parameters are kept in."""
-    failed: dict[str, str] = {}
-    while True:
-        choice = kernels.choose("auto", dtype=dtype, width=width, failed=failed)
-        wrong = None if choice[0] == REFERENCE else kernels.trial(choice[0], dtype=dtype, width=width)
-        if wrong is None:
-            return choice
-        failed[choice[0].name] = f"it failed its trial on this machine: {wrong}"
 
 
 def _learning(params: Params, settings: Settings, stage: Stage) -> Params:
