@@ -33,7 +33,7 @@ def test_parameters_and_moments_are_split_alike():
     mesh = parallel.make_mesh(toys.CONFIG, 1, 1)
     kernel = jax.ShapeDtypeStruct((3, 32, 64), "float32")
     tree = {"language": {"layers": {"query": {"kernel": kernel}, "down": {"kernel": kernel}}, "embed": kernel}}
-    for found in (parallel.shardings(mesh, tree), parallel.shardings(mesh, [tree, 0.5])[0]):
+    for found in (parallel.shardings(mesh, tree), parallel.shardings(mesh, [tree, jax.ShapeDtypeStruct((), "int32")])[0]):
         layers = found["language"]["layers"]
         assert layers["query"]["kernel"].spec == P(None, "data", "model")
         assert layers["down"]["kernel"].spec == P(None, "model", "data")
