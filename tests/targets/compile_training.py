@@ -2,9 +2,9 @@
 
     python tests/targets/compile_training.py v5e:16x16 4
 
-The second argument is how many ways heads and MLP channels are split; all other devices hold an example each. Programs:
-low-rank updates of the language half, and everything learning (parameters and moments fp32). Every line has the memory
-that XLA plans per device.
+The second argument is how many ways heads and MLP channels are split; all other devices hold an example each. Programs,
+all of them unless a third argument names one: "low-rank updates" of the language half, and "everything" learning
+(parameters and moments fp32). Every line has the memory that XLA plans per device.
 """
 
 from __future__ import annotations
@@ -64,11 +64,13 @@ def lowered(settings: Settings, mesh: Any) -> Any:
     return update.lower(placed(state), placed(frozen), batch)
 
 
-def main(name: str, model: str) -> None:
-    """Compile every program and print what was found."""
+def main(name: str, model: str, *wanted: str) -> None:
+    """Compile the programs and print what was found."""
     devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
     mesh = parallel.make_mesh(CONFIG, model=int(model), devices=devices)
     for program, settings in programs().items():
+        if wanted and program not in wanted:
+            continue
         start = time.monotonic()
         with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
             plan = lowered(settings, mesh).compile().memory_analysis()
