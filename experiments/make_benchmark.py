@@ -62,11 +62,10 @@ def ask(rng: np.random.Generator, video: str, clip: clips.Clip, count: int) -> l
             wrong |= {q.answer for q in questions(rng, other, 1, types=(one.type,)) if q.type == one.type}
         given = [one.answer, *rng.permutation(sorted(wrong - {one.answer})).tolist()[: MOST_OPTIONS - 1]]
         order = rng.permutation(len(given))
-        times = [0.0, clip.seconds]
         if len(given) > 1:
             found.append(Asked(
                 video, clip.seconds, number, one.type, one.question, tuple(given[i] for i in order),
-                int(np.argmin(order)), (min(times), max(times)),
+                int(np.argmin(order)), (0.0, clip.seconds),
             ))
     return found
 

@@ -143,13 +143,25 @@ def key_ranges(
     return starts, stops
 
 
+def question_ranges(layout: Layout, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `count` tokens after the video attend to, were they appended to the global stream: all of it, and their past.
+
+    Returns int32 starts [2, count] and stops [2, count], as `key_ranges` does.
+    """
+    stops = np.empty((2, count), np.int32)
+    stops[VISUAL] = layout.visual_length
+    stops[GLOBAL] = layout.global_length + np.arange(count) + 1
+    return np.zeros_like(stops), stops
+
+
 def attention_pairs(layout: Layout, rule: Rule, question: int = 0) -> tuple[int, int]:
     """(pairs kept, causal pairs) over prefix, video and a question of `question` tokens."""
     kept = 0
     for stream, length in ((VISUAL, layout.visual_length), (GLOBAL, layout.global_length)):
         starts, stops = key_ranges(layout, rule, stream, 0, length)
         kept += int((stops.astype(np.int64) - starts).sum())
-    kept += sum(layout.length + i + 1 for i in range(question))
+    starts, stops = question_ranges(layout, question)
+    kept += int((stops.astype(np.int64) - starts).sum())
     total = layout.length + question
     return kept, total * (total + 1) // 2
 

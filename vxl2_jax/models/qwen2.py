@@ -93,8 +93,8 @@ def run_layers(
     """Scan the stacked layers. `attend(q, k, v, state, layer)` gets the layer's number as a traced int.
 
     Shapes: x [..., N, E] → [..., N, E]. With `last_keys_only` the returned stream is that before the
-    last layer (see `DecoderLayer`). With `remat` a gradient keeps only the input of each layer (not of the last
-    alone) and makes its activations again.
+    last layer (see `DecoderLayer`). With `remat` a gradient keeps only the input of each layer and makes
+    its activations again (without `last_keys_only`).
     """
     module = DecoderLayer(config)
 

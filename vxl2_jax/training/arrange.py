@@ -8,7 +8,7 @@ import numpy as np
 
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
-from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, key_ranges
+from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, key_ranges, question_ranges
 
 
 class Batch(NamedTuple):
@@ -48,17 +48,15 @@ def example(
     padded = np.zeros((config.frames_per_group * groups, *frames.shape[1:]), np.uint8)
     padded[: len(shown)] = shown
 
-    asked = np.arange(len(conversation))
     ranges = np.zeros((2, 2, visual + rows), np.int32)  # starts and stops
     ranges[..., :visual] = key_ranges(layout, rule, VISUAL, 0, visual)
     ranges[..., visual : visual + begin] = key_ranges(layout, rule, GLOBAL, 0, begin)
-    ranges[1, VISUAL, visual + begin : visual + count] = layout.visual_length
-    ranges[1, GLOBAL, visual + begin : visual + count] = begin + asked + 1
+    ranges[..., visual + begin : visual + count] = question_ranges(layout, len(conversation))
 
     fixed = lambda parts, fill: np.pad(np.concatenate(parts), (0, rows - count), constant_values=fill).astype(np.int32)
     positions = np.zeros(visual + rows, np.int32)
     positions[: layout.visual_length] = layout.visual_positions()
-    positions[visual : visual + count] = np.concatenate([layout.global_positions(), layout.length + asked])
+    positions[visual : visual + count] = np.concatenate([layout.global_positions(), layout.length + np.arange(len(conversation))])
     return Batch(
         padded, fixed([global_ids, conversation], 0), fixed([np.full(begin, -1), targets], -1), positions, *ranges
     )
