@@ -1,0 +1,16 @@
+"""What nano_clips.yaml needs in Python: the video of a row, and whether an answer is right."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
+
+from nano.questions import is_right  # noqa: E402
+
+
+def visuals(doc: dict) -> list[str]:
+    return [doc["video"]]
+
+
+def right(doc: dict, results: list[str]) -> dict[str, float]:
+    return {"right": float(is_right(doc, results[0]))}
