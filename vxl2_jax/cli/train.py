@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
     with _report(args.quiet) as report:
         model = train(settings, report)
-    print(f'{model}: written. Ask it: vxl2 ask VIDEO "…" --model {model}')
+    print(f'{model}: complete. Ask it: vxl2 ask VIDEO "…" --model {model}')
 
 
 @contextmanager

@@ -51,11 +51,13 @@ class EncoderBlock(nn.Module):
 class SigLIP(nn.Module):
     """The tower without pooling head and final norm, as Video-XL-2 uses it.
 
-    Shapes: pixels [F, image, image, 3] in [-1, 1] → [F, grid², C]. Blocks are stacked and scanned.
+    Shapes: pixels [F, image, image, 3] in [-1, 1] → [F, grid², C]. Blocks are stacked and scanned. With `remat` a
+    gradient keeps only the input of each block and makes its activations again.
     """
 
     config: VisionConfig
     kernel: Kernel = REFERENCE
+    remat: bool = False
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
@@ -67,7 +69,6 @@ class SigLIP(nn.Module):
         )
         x = nn.Dense(cfg.width, name="patch")(patches)
         x = x + self.param("position", nn.initializers.normal(0.02), (cfg.grid**2, cfg.width)).astype(x.dtype)
-        stack = nn.scan(
-            EncoderBlock, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers
-        )
+        block = nn.remat(EncoderBlock, prevent_cse=False) if self.remat else EncoderBlock
+        stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers)
         return stack(cfg, self.kernel, name="layers")(x, None)[0]

@@ -30,10 +30,12 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
     }
 
 
-def frame_features(params: Params, config: ModelConfig, frames: jax.Array, kernel: Kernel = REFERENCE) -> jax.Array:
-    """uint8 frames [F, image, image, 3] → SigLIP features [F, grid², C]."""
-    dtype = params["vision"]["position"].dtype
-    return siglip.SigLIP(config.vision, kernel).apply({"params": params["vision"]}, siglip.normalise(frames, dtype))
+def frame_features(
+    params: Params, config: ModelConfig, frames: jax.Array, kernel: Kernel = REFERENCE, remat: bool = False
+) -> jax.Array:
+    """uint8 frames [F, image, image, 3] → SigLIP features [F, grid², C]; `remat` as in `siglip.SigLIP`."""
+    tower = siglip.SigLIP(config.vision, kernel, remat)
+    return tower.apply({"params": params["vision"]}, siglip.normalise(frames, params["vision"]["position"].dtype))
 
 
 def group_maps(params: Params, config: ModelConfig, features: jax.Array) -> jax.Array:

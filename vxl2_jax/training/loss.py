@@ -35,7 +35,7 @@ def loss(
     """Mean cross-entropy over the tokens to be predicted, and {"tokens": how many, "right": share that is most likely}.
 
     `kernel` does the language half's attention, and the vision tower's where that does not learn. `remat`: a gradient
-    makes activations again, layer by layer, group by group. `mesh` spreads examples and heads over its devices.
+    makes activations again, layer by layer, group by group and block by block. `mesh` spreads examples and heads over its devices.
     """
     x = hidden(params, config, batch, kernel=kernel, remat=remat, vision_learns=vision_learns, mesh=mesh)
     rows = x[:, -batch.ids.shape[1] :]
@@ -88,7 +88,7 @@ def visual_tokens(
 
     def encode(params: Params, part: jax.Array) -> jax.Array:
         flat = rearrange(part, "b f y x c -> (b f) y x c")
-        features = video_xl_2.frame_features(params, config, flat, kernel)
+        features = video_xl_2.frame_features(params, config, flat, kernel, remat)
         return video_xl_2.project(params, config, video_xl_2.group_maps(params, config, features))
 
     def encode_all(params: Params, frames: jax.Array) -> jax.Array:
