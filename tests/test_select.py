@@ -1,6 +1,5 @@
 """Which chunks are dense."""
 
-import json
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vxl2_jax import select
-from vxl2_jax.errors import RequestError
 
 # (selected units, groups, chunk size) → dense blocks: the original's, from bilevel.npz.
 GOLDEN = [
@@ -59,28 +57,3 @@ def test_top_chunks_are_the_best_interior_ones_in_time_order(scores, top_k):
 
 def test_ties_go_to_the_earlier_chunk():
     assert select.top_chunks(np.asarray([1.0, 0.5, 0.5, 0.5, 1.0]), 2).tolist() == [2, 3]
-
-
-def test_oracle_files_of_the_original_are_read(tmp_path):
-    path = tmp_path / "oracle.json"
-    path.write_text(json.dumps({
-        "plotQA": {
-            "config": {"selected_topk": None, "selected_chunk_size": 6, "compression": 4},
-            "selected_unit_indices": {"a.mp4_What?": [3, 1], "b.mp4_Who?": [], "c.mp4_Why?": None},
-        },
-        "count": None,
-    }))
-    found = select.read_oracle(path)
-    assert found["a.mp4_What?"] == select.OracleChoice((3, 1), 6, 4)
-    assert found["b.mp4_Who?"].units == () and found["c.mp4_Why?"].units is None
-    assert len(found) == 3, "a null category holds no keys"
-
-
-@pytest.mark.parametrize("text", [None, "", "[1]", '{"a": {"config": {}}}', '{"a": 3}', '{"a": {"selected_unit_indices": {"k": 4}}}'])
-def test_other_files_are_refused_in_one_line(tmp_path, text):
-    path = tmp_path / "oracle.json"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(RequestError) as caught:
-        select.read_oracle(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)

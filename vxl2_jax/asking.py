@@ -18,6 +18,7 @@ from vxl2_jax import bases, decode, relevance, select
 from vxl2_jax.buckets import bucket
 from vxl2_jax.errors import RequestError
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.relevance import oracle
 from vxl2_jax.text import prompt
 from vxl2_jax.timing import timed
 
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from vxl2_jax.api import Model
 
 Scores = Callable[[np.ndarray, VideoMemory], Sequence[float]]
-ORACLE = "oracle:"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Answer:
 class Options:
     """How to ask; see `api.Model.ask`."""
 
-    relevance: str | Scores = "attention"
+    relevance: str | Scores | oracle.Oracle = "attention"
     top_k: int | None = 4
     chunk_size: int = 4
     max_new_tokens: int = 64
@@ -82,11 +82,10 @@ class Options:
                 raise RequestError(f"{name} must be at least {least}, not {value}")
         if not 0 < self.top_p <= 1:
             raise RequestError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        known = callable(self.relevance) or self.relevance in relevance.SCORERS or self.relevance.startswith(ORACLE)
-        if not known:
-            raise RequestError(
-                f"unknown relevance {self.relevance!r}: choose {', '.join(relevance.SCORERS)}, {ORACLE}FILE or a function"
-            )
+        known = callable(self.relevance) or isinstance(self.relevance, oracle.Oracle)
+        if not known and self.relevance not in relevance.SCORERS and not str(self.relevance).startswith(oracle.PREFIX):
+            names = ", ".join(relevance.SCORERS)
+            raise RequestError(f"unknown relevance {self.relevance!r}: choose {names}, {oracle.PREFIX}FILE or a function")
 
 
 def ask(model: Model, memory: VideoMemory, question: str, options: Options, history: Sequence[Answer]) -> Answer:
@@ -145,12 +144,14 @@ class _Question:
 @dataclass(frozen=True)
 class _Choice:
     """What a question reads: chunk numbers of a memory to load dense (None: all), by scores [chunks]. An oracle's own
-    chunk size and compression have replaced those asked for."""
+    chunk size and compression have replaced those asked for; `most`: interior chunks that other questions of its category
+    load, so that all of them share executables."""
 
     memory: VideoMemory
     chunk_size: int
     scores: np.ndarray
     chosen: np.ndarray | None
+    most: int = 0
 
     @cached_property
     def dense(self) -> np.ndarray:
@@ -198,7 +199,8 @@ def _answer(
         else:
             dense = np.zeros((len(ids), len(choices[0].dense)), bool)
             dense[: len(choices)] = [choice.dense for choice in choices]
-            base = bases.mixed_base(memory, chunk_size, dense, model.kernel)
+            most = max(choice.most for choice in choices)
+            base = bases.mixed_base(memory, chunk_size, dense, model.kernel, most)
         jax.block_until_ready(base.streams)
     with timed(timings, "decode"):
         sampling = decode.Sampling(np.float32(options.temperature), np.float32(options.top_p))
@@ -227,8 +229,10 @@ def _answer(
 
 def _choose(model: Model, memory: VideoMemory, questions: list[_Question], options: Options) -> list[_Choice]:
     """What each question reads."""
-    if isinstance(options.relevance, str) and options.relevance.startswith(ORACLE):
-        return _consult(memory, questions, options)
+    if isinstance(options.relevance, oracle.Oracle):
+        return _consult(options.relevance, memory, questions, options)
+    if isinstance(options.relevance, str) and options.relevance.startswith(oracle.PREFIX):
+        return _consult(oracle.read(options.relevance.removeprefix(oracle.PREFIX)), memory, questions, options)
     chunks = memory.layout.chunks(options.chunk_size)
     if callable(options.relevance):
         # One after the other, each with its real tokens.
@@ -249,19 +253,20 @@ def _scored(scorer: Scores, memory: VideoMemory, question: _Question, chunks: in
     return scores
 
 
-def _consult(memory: VideoMemory, questions: list[_Question], options: Options) -> list[_Choice]:
-    """Replay an oracle file of the original for questions about the memory's video."""
-    path = options.relevance.removeprefix(ORACLE)
-    oracle, pooled = select.read_oracle(path), {memory.compression: memory}
+def _consult(
+    replayed: oracle.Oracle, memory: VideoMemory, questions: list[_Question], options: Options
+) -> list[_Choice]:
+    """Replay oracle files of the original for questions about the memory's video."""
+    pooled = {memory.compression: memory}
 
     def consult(question: _Question) -> _Choice:
-        keys = (f"{memory.video}_{question.text}", f"{PurePath(memory.video).stem}_{question.text}")
-        found = next((oracle[key] for key in keys if key in oracle), None)
-        chunk_size, view, chosen = options.chunk_size, memory, None
+        keys = [f"{name}_{question.text}" for name in (memory.video, PurePath(memory.video).stem)]
+        found = replayed.find(keys)
+        chunk_size, view, chosen, most = options.chunk_size, memory, None, 0
         if found is None or found.units is None:
             if memory.rule.prev_blocks is not None:
                 raise RequestError(
-                    f"{path}: no units for {keys[0]!r}, which means plain dense pre-fill: "
+                    f"{replayed.source}: no units for {keys[0]!r}, which means plain dense pre-fill: "
                     "watch the video with prev_blocks none"
                 )
         else:
@@ -269,9 +274,11 @@ def _consult(memory: VideoMemory, questions: list[_Question], options: Options) 
             if compression not in pooled:
                 pooled[compression] = memory.with_compression(compression)
             view = pooled[compression]
-            chosen = select.chunks_of_units(list(found.units), memory.layout.chunks(chunk_size), chunk_size)
+            chunks = memory.layout.chunks(chunk_size)
+            chosen = select.chunks_of_units(list(found.units), chunks, chunk_size)
+            most = min(replayed.most.get(found.category, 0), max(chunks - 2, 0))
         scores = np.zeros(memory.layout.chunks(chunk_size), np.float32)
         scores[... if chosen is None else chosen - 1] = 1.0
-        return _Choice(view, chunk_size, scores, chosen)
+        return _Choice(view, chunk_size, scores, chosen, most)
 
     return [consult(question) for question in questions]

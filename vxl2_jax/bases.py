@@ -61,8 +61,11 @@ def dense_base(memory: VideoMemory, kernel: Kernel, questions: int = 1) -> Base:
     return _whole(tuple(memory.dense), lengths, layout.length, kernel, questions)
 
 
-def mixed_base(memory: VideoMemory, chunk_size: int, dense: np.ndarray, kernel: Kernel) -> Base:
+def mixed_base(memory: VideoMemory, chunk_size: int, dense: np.ndarray, kernel: Kernel, interior: int = 0) -> Base:
     """For each question its chunks `dense` of the dense level, the others of the sparse one.
+
+    Shapes depend on how many chunks but first and last a question has dense at most; those of `interior` chunks serve
+    every question that has no more.
 
     Shapes: dense bool [B, chunks + 1], or [chunks + 1] for one question; 0 is the prefix. Prefix, first and last chunk
     are dense for every question; a row without them is no question: it reads nothing, and fills a batch up.
@@ -77,8 +80,8 @@ def mixed_base(memory: VideoMemory, chunk_size: int, dense: np.ndarray, kernel: 
         plans = [found and mixed.compacted(found, memory.layout, groups) for found in plans]
     streams = (*levels, memory.sparse)
     if kernel.name == "reference":
-        return assembled(streams, plans, memory.rope_theta)
-    interior = int(dense[:, 2:-1].sum(axis=1).max(initial=0))
+        return assembled(streams, plans, memory.rope_theta, _length(memory, chunk_size, interior) if interior else 0)
+    interior = max(interior, int(dense[:, 2:-1].sum(axis=1).max(initial=0)))
     return in_runs(streams, plans, interior, kernel)
 
 
@@ -97,12 +100,22 @@ def groups_read(layout: Layout, chunk_size: int, dense: np.ndarray) -> np.ndarra
     return np.atleast_2d(dense).any(axis=0)[layout.chunk_of_group(chunk_size)]
 
 
-def assembled(streams: tuple[Stream, ...], plans: Sequence[mixed.MixedPlan | None], rope_theta: float) -> Base:
-    """Mixtures of the streams (visual, global, sparse), gathered. A plan of None reads nothing."""
+def _length(memory: VideoMemory, chunk_size: int, interior: int) -> int:
+    """The greatest length of a mixture with so many chunks dense besides first and last."""
+    layout = memory.layout
+    dense = min((interior + 2) * chunk_size, layout.groups)
+    return memory.sparse_length + dense * (layout.visual - layout.visual // memory.compression)
+
+
+def assembled(
+    streams: tuple[Stream, ...], plans: Sequence[mixed.MixedPlan | None], rope_theta: float, least: int = 0
+) -> Base:
+    """Mixtures of the streams (visual, global, sparse), gathered, with room for `least` slots. A plan of None reads
+    nothing."""
     nothing = mixed.MixedPlan(*np.zeros((3, 0), np.int32))
     plans = [plan or nothing for plan in plans]
     lengths = np.asarray([len(plan.store) for plan in plans], np.int32)
-    cache = mixed.gather(streams, plans, rope_theta)
+    cache = mixed.gather(streams, plans, rope_theta, least)
     return Base((cache,), *((lengths, lengths[0]) if len(plans) == 1 else (lengths[None], lengths)))
 
 

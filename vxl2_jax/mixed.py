@@ -108,10 +108,10 @@ def assemble(memory: VideoMemory, plan: MixedPlan) -> Stream:
     return gather((*memory.dense, memory.sparse), [plan], memory.rope_theta)
 
 
-def gather(stores: tuple[Stream, ...], plans: Sequence[MixedPlan], rope_theta: float) -> Stream:
+def gather(stores: tuple[Stream, ...], plans: Sequence[MixedPlan], rope_theta: float, least: int = 0) -> Stream:
     """The caches that B plans say of stores (visual, global, sparse), [L · B, K, S, D]: that of plan b in layer l is at
-    l · B + b. S is the longest rounded up to a bucket."""
-    room = bucket(max(len(plan.store) for plan in plans), least=128)
+    l · B + b. S is the longest, or `least`, rounded up to a bucket."""
+    room = bucket(max(len(plan.store) for plan in plans), least=max(least, 128))
     stacked = MixedPlan(*(np.stack([np.pad(a, (0, room - len(a))) for a in part]) for part in zip(*plans, strict=True)))
     return _gather(stores, stacked, rope_theta=rope_theta)
 

@@ -1,14 +1,8 @@
-"""Which chunks are loaded dense: from scores, or from the original's oracle files."""
+"""Which chunks are loaded dense: from scores, or from the units that the original's oracle files list."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
-from pathlib import Path
-
 import numpy as np
-
-from vxl2_jax.errors import RequestError
 
 GROUPS_PER_UNIT = 2
 """An oracle unit is 8 frames."""
@@ -46,37 +40,3 @@ def chunks_of_units(units: list[int], chunks: int, chunk_size: int) -> np.ndarra
         return None
     found = {GROUPS_PER_UNIT * unit // chunk_size + 1 for unit in units}
     return np.asarray(sorted(chunk for chunk in found if chunk <= chunks), int)
-
-
-@dataclass(frozen=True)
-class OracleChoice:
-    """What an oracle file says of one question. `units` None: plain dense pre-fill, another memory."""
-
-    units: tuple[int, ...] | None
-    chunk_size: int | None = None
-    compression: int | None = None
-
-
-def read_oracle(path: str | Path) -> dict[str, OracleChoice]:
-    """The original's ranking file → choice per key "<video file name>_<question>" over all categories.
-
-    A category that is null holds no keys and means plain dense: look its questions up with `.get`.
-    Raises RequestError for a file that is not of the form.
-    """
-    try:
-        categories = json.loads(Path(path).read_text())
-        found = {}
-        for category in categories.values():
-            if category is None:
-                continue
-            config = category.get("config") or {}
-            for key, units in category["selected_unit_indices"].items():
-                found[key] = OracleChoice(
-                    None if units is None else tuple(int(u) for u in units),
-                    config.get("selected_chunk_size"), config.get("compression"),
-                )
-        return found
-    except OSError as error:
-        raise RequestError(f"{path}: cannot read the oracle file ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RequestError(f"{path}: not an oracle file of the original ({error!r})") from error

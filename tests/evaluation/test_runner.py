@@ -153,12 +153,6 @@ def test_rows_that_are_none_are_refused_and_left_alone(benchmark, tmp_path, cont
         (out / "rows.0-of-1.jsonl").write_bytes(kept)
 
 
-def test_oracle_files_are_refused_before_anything_is_loaded(benchmark, tmp_path):
-    with pytest.raises(RequestError, match="does not replay oracle files"):
-        runner.evaluate(prepared(benchmark, relevance="oracle:file"), pytest.fail, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_no_memory_is_kept_while_the_next_video_is_watched(benchmark, tmp_path, monkeypatch):
     seen, plain = [], StandIn.answer_all
 

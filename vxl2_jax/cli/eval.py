@@ -17,6 +17,9 @@ _EXAMPLES = """examples:
   vxl2 eval compare runs/mlvu-dense runs/mlvu-bilevel --out runs/mlvu-bilevel
   vxl2 eval report runs/mlvu-dense
 
+  # the chunks that the original's own files choose, question by question: a file, or a folder of them
+  vxl2 eval --benchmark mlvu --data MLVU --mode bilevel --relevance oracle:selected_infos/mlvu.json --out runs/mlvu-oracle
+
   # on two machines that share a folder, or with two accelerators: each takes half of the videos
   vxl2 eval --benchmark lvbench --data LVBench --mode chunked --out runs/lvbench --process 0 --processes 2
   vxl2 eval --benchmark lvbench --data LVBench --mode chunked --out runs/lvbench --process 1 --processes 2
@@ -95,7 +98,7 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--block-size", int, "B", "groups of 4 frames in a block of chunk-based pre-filling")
     add("--prev-blocks", or_none("none"), "P", "earlier blocks a block sees whole; none: plain dense pre-filling")
     add("--compression", int, "C", "visual tokens pooled into one in sparse chunks")
-    add("--relevance", str, "NAME", "how chunks are ranked: attention, mass, uniform, random or recent")
+    add("--relevance", str, "NAME", "how chunks are ranked: attention, mass, uniform, random, recent, or chosen: oracle:FILE (or a folder), with its own sizes")
     add("--top-k", or_none("all"), "K", "interior chunks loaded dense; all: the whole memory")
     add("--chunk-size", int, "G", "groups per chunk")
     add("--max-new-tokens", int, "N", "longest answer")

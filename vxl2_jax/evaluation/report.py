@@ -10,7 +10,7 @@ from typing import Any
 
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation import charts, folder
+from vxl2_jax.evaluation import charts, folder, replay
 from vxl2_jax.evaluation.folder import Answered
 from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.scores import Score, Verdict, grouped, judge, total
@@ -18,6 +18,7 @@ from vxl2_jax.evaluation.settings import MODES, RELEASED, released
 
 NAME = "report"
 _UNWITNESSED = ("mlvu", "longvideobench")
+_SIZES = ("category", "chunk_size", "compression")
 
 
 def summarise(run: Path) -> dict[str, Any]:
@@ -36,7 +37,8 @@ def summarise(run: Path) -> dict[str, Any]:
         "unnamed": sum(not verdict.named for verdict in verdicts if verdict.counted),
         "uncounted": sum(not verdict.counted for verdict in verdicts),
         "published": RELEASED[settings["benchmark"]][MODES[settings["mode"]]].accuracy,
-        "saved": saved(answered, found), "failures": failures, "time": _time(found), "notes": _notes(settings),
+        "saved": saved(answered, found), "failures": failures, "time": _time(found), "oracle": replayed(answered),
+        "notes": _notes(settings),
     }
 
 
@@ -65,6 +67,24 @@ def saved(answered: Sequence[Answered], found: Sequence[Mapping[str, Any]]) -> d
     }
 
 
+def replayed(answered: Sequence[Answered]) -> dict[str, Any] | None:
+    """What replayed oracle files said: of how many questions what, and for each category and its sizes how many questions
+    and the most units that one of them lists. None where no files were replayed."""
+    told = [one.row["oracle"] for one in answered if "oracle" in one.row]
+    if not told:
+        return None
+    categories: dict[tuple, list[int]] = {}
+    for one in told:
+        if one["said"] == replay.CHOSEN:
+            categories.setdefault(tuple(one[name] for name in _SIZES), []).append(one["units"])
+    counts = {said: sum(one["said"] == said for one in told) for said in (replay.CHOSEN, replay.NULL, replay.ABSENT)}
+    rows = [
+        {**dict(zip(_SIZES, sizes, strict=True)), "questions": len(units), "most_units": max(units)}
+        for sizes, units in sorted(categories.items(), key=str)
+    ]
+    return {**counts, "categories": rows}
+
+
 def _mended(name: str, answered: Sequence[Answered]) -> dict[str, Any] | None:
     """The score as answers were meant to be read, where the original's reading has a known mistake."""
     benchmark = evaluation.named(name)
@@ -75,9 +95,12 @@ def _mended(name: str, answered: Sequence[Answered]) -> dict[str, Any] | None:
 
 
 def _changed(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Settings that are not those of the original's run: [theirs, here]."""
+    """Settings that are not those of the original's run: [theirs, here]. It took its oracle files, too."""
     parts = zip(released(settings["benchmark"], settings["mode"]), (settings["watch"], settings["ask"]), strict=True)
-    return {name: [value, here[name]] for theirs, here in parts for name, value in theirs.items() if here[name] != value}
+    changed = {name: [value, here[name]] for theirs, here in parts for name, value in theirs.items() if here[name] != value}
+    if "oracle" in settings:
+        del changed["relevance"]
+    return changed
 
 
 def _time(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -108,6 +131,16 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
     if settings["mode"] == "bilevel":
         notes.append(
             "The published bi-level accuracy took top-k and chunk size by question category, it seems by the test set itself."
+        )
+    if "oracle" in settings:
+        notes.append(
+            "Chunks, chunk size and compression were replayed from the original's oracle files, and the setting top_k was not "
+            "used. The files rank chunks outside the model, and their chunk size and top-k were chosen per category on the test "
+            "set itself: this accuracy is no fair estimate of what new videos would give."
+        )
+        notes.append(
+            "Questions of a null category, and those without an entry, were asked over plain dense pre-filling, everything "
+            "loaded dense, as the original does."
         )
     return notes
 
@@ -150,6 +183,11 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     ]
     if data["mended"]:
         lines.append(f"With all announcing phrases removed, as was meant: {percent(data['mended'])}.")
+    if said := data["oracle"]:
+        lines.append(
+            f"The oracle files choose chunks for {said[replay.CHOSEN]:,} questions; {said[replay.NULL]:,} are of a null "
+            f"category, and {said[replay.ABSENT]:,} have no entry."
+        )
     lines += ["", *(f"- {note}" for note in data["notes"]), ""]
     for field, scores in data["by"].items():
         rows = [[value, f"{score['total']:,}", percent(score)] for value, score in scores.items()]
@@ -158,6 +196,9 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         [f"{less['attention_percent']} % of attention pairs", f"{less['attention_pairs_causal']:,}", f"{less['attention_pairs_kept']:,}"],
         [f"{less['cache_percent']} % of key/value tokens", f"{less['cache_tokens_dense']:,}", f"{less['cache_tokens']:,}"],
     ])
+    if said:
+        rows = [["not said" if value is None else value for value in each.values()] for each in said["categories"]]
+        lines += table(["oracle category", "groups per chunk", "compression", "questions", "units of 8 frames at most"], rows)
     if data["changed"]:
         lines += table(["setting", "released", "here"], [[name, *values] for name, values in data["changed"].items()])
     stages = [[stage, f"{seconds:,.1f}"] for stage, seconds in spent["stages_s"].items()]

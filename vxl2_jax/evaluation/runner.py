@@ -1,7 +1,9 @@
 """Running a benchmark: each video is watched once and asked all its questions; a line per video goes into the run's folder.
 
 Videos are shared out over processes by their number, so that any count of processes gives the same rows. What was
-answered is left out, so that a run goes on where it was cut off; what could not be watched is tried again.
+answered is left out, so that a run goes on where it was cut off; what could not be watched is tried again. Only where
+oracle files are replayed, some of a video's questions may need another memory than the others: it is watched twice then,
+and both memories stand for a while.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ import grain
 import jax
 
 from vxl2_jax.api import Model
-from vxl2_jax.asking import ORACLE, Answer, Options
+from vxl2_jax.asking import Answer, Options
 from vxl2_jax.errors import RequestError, VideoError
-from vxl2_jax.evaluation import data, folder, subtitles
+from vxl2_jax.evaluation import data, folder, replay, subtitles
 from vxl2_jax.evaluation.data import Item
+from vxl2_jax.evaluation.replay import Part, Replay
 from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.scores import judge
 from vxl2_jax.jobs import Done, Job
 from vxl2_jax.layout import attention_pairs
+from vxl2_jax.relevance import oracle
 from vxl2_jax.storage.lines import append
 from vxl2_jax.video.reader import open_video
 
@@ -46,12 +50,20 @@ class Run:
     subtitles: bool = False
 
     @property
+    def oracle(self) -> str | None:
+        """The oracle file or folder that is replayed."""
+        named = str(self.ask["relevance"])
+        return named.removeprefix(oracle.PREFIX) if named.startswith(oracle.PREFIX) else None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What must be alike in all parts of a run, and is told in its report; the model is not known yet."""
+        replayed = {"oracle": replay.digest(self.oracle)} if self.oracle is not None else {}
         return {
             "benchmark": self.benchmark.NAME, "mode": self.mode, "videos": len(self.items),
             "questions": sum(len(item.rows) for item in self.items), "subtitles": self.subtitles,
             "annotations": data.digest(self.benchmark, self.items), "watch": dict(self.watch), "ask": dict(self.ask),
+            **replayed,
         }
 
 
@@ -66,8 +78,9 @@ def evaluate(
       process, processes: which part of how many; those of JAX where they are None.
       progress: called with (videos done, videos of this process).
 
-    Raises RequestError for options out of range, for a folder with a run of other settings, or one whose rows another
-    process is writing. A video that cannot be read or would not fit gives a row with its error, and the run goes on.
+    Raises RequestError for options out of range, for oracle files that are not of the form or not of this benchmark, for
+    a folder with a run of other settings, or one whose rows another process is writing. A video that cannot be read or
+    would not fit gives a row with its error, and the run goes on.
     """
     if (process is None) != (processes is None):
         raise RequestError("give both, which process this is and how many there are, or neither")
@@ -76,8 +89,11 @@ def evaluate(
     if not 0 <= process < processes:
         raise RequestError(f"process {process} of {processes}: processes count from 0")
     Options(**run.ask).check()
-    if str(run.ask["relevance"]).startswith(ORACLE):
-        raise RequestError("relevance oracle:FILE: a benchmark's run does not replay oracle files; choose attention, say")
+    replayed = None
+    if run.oracle is not None:
+        if run.mode != "bilevel":
+            raise RequestError(f"relevance {oracle.PREFIX}FILE chooses chunks, which is mode bilevel; give that, not {run.mode}")
+        replayed = replay.read(run.benchmark.NAME, run.oracle, run.items)
     folder.check(out, run.settings)
     share = [run.items[i] for i in grain.MapDataset.range(len(run.items))[process::processes]]
     with folder.adding(out, process, processes) as file:
@@ -95,31 +111,67 @@ def evaluate(
             return
         tell = progress or (lambda done, total: None)
         tell(done, len(share))
-        for record in _records(model, run, todo):
+        for record in _records(model, run, todo, replayed):
             append(file, record)
             done += 1
             tell(done, len(share))
 
 
-def _records(model: Model, run: Run, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+def _records(model: Model, run: Run, items: Sequence[Item], replayed: Replay | None) -> Iterator[dict[str, Any]]:
     """A row per video, in order."""
-    queue = (Job(item.path, [run.benchmark.prompt(row) for row in _told(item, run.subtitles)]) for item in items)
-    answered = model.answer_all(queue, watch=run.watch, ask=run.ask)
+    parts = replayed.parts(run.watch, run.ask) if replayed else [Part(run.watch, run.ask)]
+    queues = [(part, model.answer_all(_jobs(run, items, part), watch=part.watch, ask=part.ask)) for part in parts]
     with _executables() as executables:
         for item in items:
             begin = time.perf_counter()
             # No name for what comes from the queue: it would keep a memory while the next video is watched.
-            found = _found(run.benchmark, item, next(answered))
+            found = [
+                _found(run.benchmark, item, rows, next(answered), replayed)
+                for part, answered in queues if (rows := _places(item, part))
+            ]
             yield {
-                "index": item.index, "video": item.video, "file": item.path.name, **found,
+                "index": item.index, "video": item.video, "file": item.path.name, **_joined(found),
                 "wall_s": round(time.perf_counter() - begin, 4), "executables": executables(),
             }
 
 
-def _found(benchmark: ModuleType, item: Item, done: Done) -> dict[str, Any]:
+def _jobs(run: Run, items: Sequence[Item], part: Part) -> Iterator[Job]:
+    """The videos of which a part asks something, with its prompts."""
+    for item in items:
+        if places := _places(item, part):
+            told = _told(item, run.subtitles)
+            prompts = [run.benchmark.prompt(told[place]) for place in places]
+            for place, prompt in zip(places, prompts, strict=True):
+                part.announce(item, item.rows[place], prompt)
+            yield Job(item.path, prompts)
+
+
+def _places(item: Item, part: Part) -> list[int]:
+    """Which of an item's rows a part asks."""
+    return [place for place, row in enumerate(item.rows) if part.holds(item, row)]
+
+
+def _found(
+    benchmark: ModuleType, item: Item, places: Sequence[int], done: Done, replayed: Replay | None
+) -> dict[str, Any]:
+    """What a row says of the questions at `places` of an item; its answers by place."""
     if done.error:
         return {"error": str(done.error)}
-    return _watched(done) | {"answers": list(_judged(benchmark, item, done.answers))}
+    return _watched(done) | {"answers": dict(_judged(benchmark, item, places, done.answers, replayed))}
+
+
+def _joined(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One row of what the parts found, answers in the item's order. Attention and seconds are those of all memories."""
+    if errors := [each for each in found if "error" in each]:
+        return dict(errors[0])
+    answers = {place: answer for each in found for place, answer in each["answers"].items()}
+    sums = {name: _summed([each[name] for each in found]) for name in ("attention", "watching_s", "asking_s")}
+    return {**found[0], **sums, "answers": [answers[place] for place in sorted(answers)]}
+
+
+def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    names = dict.fromkeys(name for part in parts for name in part)
+    return {name: round(sum(part.get(name, 0) for part in parts), 4) for name in names}
 
 
 def _told(item: Item, wanted: bool) -> Sequence[Row]:
@@ -151,14 +203,19 @@ def _watched(done: Done) -> dict[str, Any]:
     }
 
 
-def _judged(benchmark: ModuleType, item: Item, answers: Sequence[Answer]) -> Iterator[dict[str, Any]]:
-    for row, key, answer in zip(item.rows, data.keys(item), answers, strict=True):
+def _judged(
+    benchmark: ModuleType, item: Item, places: Sequence[int], answers: Sequence[Answer], replayed: Replay | None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    keys = data.keys(item)
+    for place, answer in zip(places, answers, strict=True):
+        row = item.rows[place]
         verdict = judge(benchmark, row, answer.text)
-        yield {
-            "key": key, "id": row.id, "question": row.question, "answer": row.answer, "response": answer.text,
+        yield place, {
+            "key": keys[place], "id": row.id, "question": row.question, "answer": row.answer, "response": answer.text,
             "read": benchmark.read(answer.text), "correct": verdict.correct, "counted": verdict.counted,
             "named": verdict.named, "groups": {field: list(values) for field, values in row.groups.items()},
             "cache": {"tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense},
+            **({"oracle": replayed.told(item, row)} if replayed else {}),
         }
 
 

@@ -43,7 +43,7 @@ RELEASED: dict[str, dict[str, Setting]] = {
     },
 }
 """By benchmark and mode. The bi-level runs took top-k and chunk size per question category, from the original's
-oracle files (see `select.read_oracle`); both seem chosen on the test set itself."""
+oracle files (see `relevance.oracle`); both seem chosen on the test set itself."""
 
 MODES = {"dense": "pure", "chunked": "chunked", "bilevel": "chunked_bilevel"}
 """Our names of the modes, and those in `RELEASED`."""
@@ -54,7 +54,8 @@ COMPRESSION = 4
 def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of `Model.watch` and of `Model.ask` for a benchmark and a mode (of `MODES`), as they were released.
 
-    Top-k and chunk size of "bilevel" are ours (those of `Model.ask`), and so is the choice of chunks by attention.
+    Top-k and chunk size of "bilevel" are ours (those of `Model.ask`), and so is the choice of chunks by attention; replaying
+    oracle files (`replay`) takes all three from them.
     In the other modes everything is loaded dense: the scorer is one that costs nothing.
     """
     setting = RELEASED[name][MODES[mode]]

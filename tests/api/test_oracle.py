@@ -1,0 +1,41 @@
+"""Replayed selections differ in how many chunks they load; what is compiled for one of a category serves all of them."""
+
+from vxl2_jax import asking, decode, mixed
+from vxl2_jax.relevance.oracle import Choice, Oracle
+
+from .conftest import noise
+
+QUESTION = "is there 7?"
+
+
+def replayed(units, most) -> asking.Options:
+    """Options that replay one choice, of a category that chooses `most` chunks elsewhere."""
+    choice = Choice("a", units, 2, 2)
+    return asking.Options(relevance=Oracle("", {f"_{QUESTION}": choice}, most={"a": most}), max_new_tokens=2)
+
+
+def asked(model, memory, units, most):
+    (answer,) = asking.ask_many(model, memory, [QUESTION], replayed(units, most), ())
+    return answer
+
+
+MANY, FEW = tuple(range(1, 13)), ((1,), (2, 3, 5), (99,))
+
+
+def test_selections_of_a_category_share_executables(model):
+    memory = model.watch(noise(120))  # thirty groups: fifteen chunks, of which at most twelve are chosen
+    compiled = (mixed._gather, decode.generate)
+    asked(model, memory, MANY, len(MANY))
+    sizes = [function._cache_size() for function in compiled]
+    for units in FEW:
+        asked(model, memory, units, len(MANY))
+    assert [function._cache_size() for function in compiled] == sizes
+    asked(model, memory, FEW[0], 0)
+    assert [function._cache_size() for function in compiled] != sizes  # lengths that are rounded up to the same are no test
+
+
+def test_room_for_more_chunks_changes_no_answer(model):
+    memory = model.watch(noise(120))
+    for units in FEW[:2]:
+        wide, tight = asked(model, memory, units, len(MANY)), asked(model, memory, units, 0)
+        assert (wide.tokens, wide.cache_tokens) == (tight.tokens, tight.cache_tokens)
