@@ -80,7 +80,8 @@ def mixed_base(memory: VideoMemory, chunk_size: int, dense: np.ndarray, kernel: 
         plans = [found and mixed.compacted(found, memory.layout, groups) for found in plans]
     streams = (*levels, memory.sparse)
     if kernel.name == "reference":
-        return assembled(streams, plans, memory.rope_theta, _length(memory, chunk_size, interior) if interior else 0)
+        least = mixed.mixed_length(memory.layout, memory.compression, chunk_size, interior) if interior else 0
+        return assembled(streams, plans, memory.rope_theta, least)
     interior = max(interior, int(dense[:, 2:-1].sum(axis=1).max(initial=0)))
     return in_runs(streams, plans, interior, kernel)
 
@@ -98,13 +99,6 @@ def fetched(level: StoredLevel, groups: np.ndarray) -> Streams:
 def groups_read(layout: Layout, chunk_size: int, dense: np.ndarray) -> np.ndarray:
     """bool [G]: the groups that any of the questions reads from the dense level; `dense` as in `mixed_base`."""
     return np.atleast_2d(dense).any(axis=0)[layout.chunk_of_group(chunk_size)]
-
-
-def _length(memory: VideoMemory, chunk_size: int, interior: int) -> int:
-    """The greatest length of a mixture with so many chunks dense besides first and last."""
-    layout = memory.layout
-    dense = min((interior + 2) * chunk_size, layout.groups)
-    return memory.sparse_length + dense * (layout.visual - layout.visual // memory.compression)
 
 
 def assembled(

@@ -24,6 +24,7 @@ from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import Layout
 from vxl2_jax.machine import LARGE, Sizes
 from vxl2_jax.memory import sparse_room
+from vxl2_jax.mixed import mixed_length
 from vxl2_jax.relevance.looking import chunks_at_once
 
 _F32 = 4
@@ -70,13 +71,9 @@ def token_bytes(config: ModelConfig, itemsize: int) -> int:
 
 def cached_tokens(layout: Layout, settings: Settings) -> tuple[int, int]:
     """(tokens that a question loads, tokens of the dense level): first, last and `top_k` interior chunks are dense."""
-    chunks = layout.chunks(settings.chunk_size)
-    if settings.top_k is None or chunks <= settings.top_k + 2:
+    if settings.top_k is None:
         return layout.length, layout.length
-    last = layout.groups - (chunks - 1) * settings.chunk_size
-    dense = (settings.top_k + 1) * settings.chunk_size + last
-    kept = layout.visual // settings.compression
-    return layout.global_length + dense * layout.visual + (layout.groups - dense) * kept, layout.length
+    return mixed_length(layout, settings.compression, settings.chunk_size, settings.top_k), layout.length
 
 
 def caches(config: ModelConfig, layout: Layout, settings: Settings) -> dict[str, int]:

@@ -35,6 +35,16 @@ class MixedPlan(NamedTuple):
     shift: np.ndarray
 
 
+def mixed_length(layout: Layout, compression: int, chunk_size: int, interior: int) -> int:
+    """Tokens of a mixture with first, last and so many other chunks dense."""
+    chunks = layout.chunks(chunk_size)
+    if interior >= chunks - 2:
+        return layout.length
+    last = layout.groups - (chunks - 1) * chunk_size
+    dense = (interior + 1) * chunk_size + last
+    return layout.global_length + dense * layout.visual + (layout.groups - dense) * (layout.visual // compression)
+
+
 def plan_mixed(layout: Layout, compression: int, chunk_size: int, dense: np.ndarray) -> MixedPlan:
     """Lay out the mixed cache. `dense` bool [chunks + 1]: which chunks are loaded dense (0 is the prefix)."""
     kept = layout.visual // compression

@@ -1,15 +1,20 @@
-"""The picture of an answer: frames of the video, relevance over time, dense chunks marked."""
+"""The picture of an answer: frames of the video, relevance over time, dense chunks marked; and how pictures are written."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vxl2_jax.asking import Answer
 from vxl2_jax.errors import RequestError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from vxl2_jax.asking import Answer
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 
@@ -57,11 +62,16 @@ def draw(path: Path, answers: Sequence[Answer], frames: np.ndarray, seconds: np.
     handles = [axes[1].bar([0], [0], color=colour, label=label) for colour, label in (("#1f77b4", "dense"), ("#c7d5e2", "sparse"))]
     figure.legend(handles=handles, loc="upper right", fontsize=8, frameon=False, ncols=2)
     axes[-1].set_xlabel("seconds")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture, whole or not at all. Raises RequestError where it cannot be written."""
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         figure.savefig(partial, dpi=110)
         os.replace(partial, path)
     except OSError as error:
-        raise RequestError(f"{path}: cannot write the plot ({error})") from error
+        raise RequestError(f"{path}: cannot write the picture ({error.strerror}); choose another place") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -30,13 +30,17 @@ def top_chunks(scores: np.ndarray, top_k: int) -> np.ndarray:
     return np.sort(best[:top_k])
 
 
+def chunk_of_unit(unit: int, chunk_size: int) -> int:
+    """The chunk, counted from 1, that an oracle's unit begins in: floor(2 · unit / chunk_size) + 1."""
+    return GROUPS_PER_UNIT * unit // chunk_size + 1
+
+
 def chunks_of_units(units: list[int], chunks: int, chunk_size: int) -> np.ndarray | None:
     """Chunk numbers of an oracle's units; None (all dense) for an empty list.
 
-    Unit u lies in chunk floor(2u / chunk_size) + 1; units past the end are ignored, so a list of only
-    such units chooses nothing.
+    Units past the end are ignored, so a list of only such units chooses nothing.
     """
     if not units:
         return None
-    found = {GROUPS_PER_UNIT * unit // chunk_size + 1 for unit in units}
+    found = {chunk_of_unit(unit, chunk_size) for unit in units}
     return np.asarray(sorted(chunk for chunk in found if chunk <= chunks), int)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax import plot
 
 _BLUE, _GREY, _RED = "#1f77b4", "#c7d5e2", "#c44e52"
 
@@ -31,7 +30,7 @@ def draw_report(path: Path, data: Mapping[str, Any]) -> None:
         f"saved: {less['attention_percent']} % of attention pairs,\n{less['cache_percent']} % of keys and values", fontsize=9
     )
     figure.suptitle(f"{settings['benchmark']}, {settings['mode']}, {data['made_with']['model']}", parse_math=False)
-    _save(figure, path)
+    plot.save(figure, path)
 
 
 def draw_comparison(path: Path, data: Mapping[str, Any]) -> None:
@@ -45,7 +44,7 @@ def draw_comparison(path: Path, data: Mapping[str, Any]) -> None:
     axes[0].axvline(0, color="black", linewidth=0.8, zorder=0)
     axes[0].set(xlabel="percentage points that B is better, with 95 % intervals (questions in brackets)")
     figure.suptitle(f"A: {data['a']['name']}    B: {data['b']['name']}", parse_math=False, fontsize=10)
-    _save(figure, path)
+    plot.save(figure, path)
 
 
 def _figure(rows: int, columns: int):
@@ -69,14 +68,3 @@ def _intervals(axis, names: Sequence[str], values: Sequence[float], bounds: Sequ
     axis.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.grid(axis="x", color="#eeeeee")
-
-
-def _save(figure, path: Path) -> None:
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(partial, dpi=110)
-        os.replace(partial, path)
-    except OSError as error:
-        raise RequestError(f"{path}: cannot write the picture ({error.strerror}); choose another place") from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.select import GROUPS_PER_UNIT
+from vxl2_jax.select import chunk_of_unit
 
 PREFIX = "oracle:"
 """Of a `relevance` that names such a file."""
@@ -66,7 +66,7 @@ def read(path: str | Path) -> Oracle:
     most: dict[str, int] = {}
     for choice in choices.values():
         units = choice.units or ()
-        chunks = {GROUPS_PER_UNIT * unit // choice.chunk_size for unit in units} if choice.chunk_size else units
+        chunks = {chunk_of_unit(unit, choice.chunk_size) for unit in units} if choice.chunk_size else units
         most[choice.category] = max(most.get(choice.category, 0), len(chunks))
     return Oracle(str(path), choices, frozenset(plain), most)
 
