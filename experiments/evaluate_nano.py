@@ -1,17 +1,25 @@
 """How many questions nano answers rightly, on freshly rendered videos, through the reader.
 
-    python experiments/evaluate_nano.py --questions 400 --seed 7 --json
+    python experiments/evaluate_nano.py --questions 400 --seed 7 --json --out seed7.json
 
-Every clip is rendered to an mp4 as `make_clip.py` does, read back, watched twice (dense and chunked
-pre-fill) and asked in four modes:
+So many questions are asked of clips of each range of lengths (--ranges, in seconds; frames at 1 fps), behind which
+real video runs that training has not seen. Every clip is rendered to an mp4 as `make_clip.py` does, read back, watched
+twice (dense and chunked pre-fill) and asked in these modes:
 
-    dense           dense pre-fill, the whole cache dense
-    chunked         chunk-based pre-fill, the whole cache dense
-    bilevel         chunk-based pre-fill; first, last and the top-k chunks by attention dense, the rest pooled
-    bilevel_random  the same with as many chunks chosen by lot
+    dense             dense pre-fill, the whole cache dense
+    chunked           chunk-based pre-fill, the whole cache dense
+    bilevel_62        chunk-based pre-fill; first and last chunk dense, of the others as many, by attention, as fit
+                      into 62 % of the dense memory's bytes; the rest pooled
+    bilevel_62_random the same with as many chunks chosen by lot
+    …                 and so on for every share in --shares
 
-Accuracies are in percent; cache_ratio is the summed key/value bytes loaded over the summed bytes of the
-dense memories. `chance` is what the best guess without the video gets right.
+In clips of 32 seconds a quarter of the bytes and more are ends, prefix and timestamps: a share that is not to be had in
+every clip of a range is left out there.
+
+Accuracies and intervals (95 %, Wilson) are in percent; cache_ratio is the summed key/value bytes loaded over the summed
+bytes of the dense memories. `chance` is what the best guess without the video gets right. `inside` counts the questions
+whose evidence (the events that the answer rests on) lies in chunks that have to be chosen. `differences` compares modes
+over the same questions, in percentage points.
 """
 
 from __future__ import annotations
@@ -19,101 +27,157 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
 from nano import clips, pictures
 from nano.encode import render_mp4
-from nano.questions import TYPES, chance, is_right, questions
+from nano.marks import Judged, difference, inside, summary
+from nano.questions import TYPES, Question, chance_levels, is_right, questions
 from rich.console import Console
 from rich.progress import track
+from studies.memories import interior
 
 import vxl2_jax as vxl2
+from vxl2_jax.evaluation.report import put
 
-_QUESTIONS = flags.DEFINE_integer("questions", 400, "Questions in all.", lower_bound=1)
-_PER_CLIP = flags.DEFINE_integer("per_clip", 8, "Questions asked of each clip.", lower_bound=1)
+_QUESTIONS = flags.DEFINE_integer("questions", 400, "Questions per range.", lower_bound=1)
+_PER_CLIP = flags.DEFINE_integer("per_clip", 14, "Questions asked of each clip.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 7, "Seed of clips, questions and lots; training uses none of these streams.")
 _MODEL = flags.DEFINE_string("model", "nano", "nano, or a checkpoint directory of the same vocabulary.")
+_RANGES = flags.DEFINE_list("ranges", ["32-64", "128-256"], "Lengths of the clips in seconds, shortest-longest.")
+_SHARES = flags.DEFINE_list("shares", ["62", "35"], "Percent of the dense memory's bytes that bi-level modes may load.")
+_FOOTAGE = flags.DEFINE_enum("footage", "test", ["", "train", "test"], "Real video behind the pictures.")
 _BLOCK_SIZE = flags.DEFINE_integer("block_size", 4, "Groups per pre-fill block in the chunked and bi-level modes.")
 _PREV_BLOCKS = flags.DEFINE_integer("prev_blocks", 3, "Earlier blocks a block sees whole.")
-_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", 2, "Groups per bi-level chunk.")
-_TOP_K = flags.DEFINE_integer("top_k", 2, "Interior chunks loaded dense.")
-_COMPRESSION = flags.DEFINE_integer("compression", 4, "Visual tokens pooled into one in sparse chunks.")
-_SHORTEST = flags.DEFINE_integer("shortest", 32, "Shortest clip in seconds (frames at 1 fps).")
-_LONGEST = flags.DEFINE_integer("longest", 64, "Longest clip in seconds.")
+_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", 1, "Groups per bi-level chunk.", lower_bound=1)
+_COMPRESSION = flags.DEFINE_integer("compression", 8, "Visual tokens pooled into one in sparse chunks.", lower_bound=1)
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object alone on standard output.")
+_OUT = flags.DEFINE_string("out", None, "Also write that object into this file, when all is done.")
 
-MODES = ("dense", "chunked", "bilevel", "bilevel_random")
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """95 % interval of a rate, in percent."""
-    z, rate = 1.96, right / total
-    middle, spread = rate + z * z / (2 * total), z * np.sqrt(rate * (1 - rate) / total + z * z / (4 * total * total))
-    return tuple(round(100 * float((middle + side * spread) / (1 + z * z / total)), 1) for side in (-1, 1))
+RATE = 4  # frames per second of the rendered files
+MOST_WORDS = 20  # tokens of an answer
 
 
-def ask_all(model: vxl2.Model, video: Path, asked: list, seed: int) -> dict[str, list[vxl2.Answer]]:
+def ask_all(
+    model: vxl2.Model, video: Path, texts: list[str], shares: list[int], seed: int
+) -> dict[str, list[vxl2.Answer]]:
     """Answers of every mode to the questions about one video file."""
-    texts = [question.question for question in asked]
-    dense = model.watch(video, prev_blocks=None, compression=_COMPRESSION.value)
-    chunked = model.watch(
-        video, block_size=_BLOCK_SIZE.value, prev_blocks=_PREV_BLOCKS.value, compression=_COMPRESSION.value
-    )
-    options = {"chunk_size": _CHUNK_SIZE.value, "max_new_tokens": 8}
-    bilevel = {"top_k": _TOP_K.value, **options}
-    return {
+    compression, rng = _COMPRESSION.value, np.random.default_rng(seed)
+    dense = model.watch(video, prev_blocks=None, compression=compression)
+    chunked = model.watch(video, block_size=_BLOCK_SIZE.value, prev_blocks=_PREV_BLOCKS.value, compression=compression)
+    by_lot = lambda ids, memory: rng.random(memory.layout.chunks(_CHUNK_SIZE.value))
+    options = {"chunk_size": _CHUNK_SIZE.value, "max_new_tokens": MOST_WORDS}
+    answers = {
         "dense": model.ask(dense, texts, top_k=None, relevance="recent", **options),
         "chunked": model.ask(chunked, texts, top_k=None, relevance="recent", **options),
-        "bilevel": model.ask(chunked, texts, **bilevel),
-        "bilevel_random": [
-            model.ask(chunked, text, relevance="random", seed=seed + i, **bilevel) for i, text in enumerate(texts)
-        ],
+    }
+    for share in shares:
+        room = interior(chunked, share, _CHUNK_SIZE.value)
+        answers[f"bilevel_{share}"] = model.ask(chunked, texts, top_k=room, **options)
+        answers[f"bilevel_{share}_random"] = model.ask(chunked, texts, top_k=room, relevance=by_lot, **options)
+    return answers
+
+
+def shares_for(model: vxl2.Model, shortest: int) -> list[int]:
+    """Those of --shares that leave at least one chunk to be chosen in the shortest clip of a range."""
+    frames = np.zeros((shortest, model.config.vision.image_size, model.config.vision.image_size, 3), np.uint8)
+    memory = model.watch((frames, np.arange(shortest, dtype=float)), compression=_COMPRESSION.value)
+    return [int(share) for share in _SHARES.value if interior(memory, int(share), _CHUNK_SIZE.value) > 0]
+
+
+def judged(model: vxl2.Model, seconds: tuple[int, int], console: Console) -> Iterator[Judged]:
+    """Every answer of every mode about fresh clips of a range of lengths."""
+    rng = np.random.default_rng([_SEED.value, *seconds, 20261121])
+    names, shares = pictures.load()[0], shares_for(model, seconds[0])
+    count, number = -(-_QUESTIONS.value // _PER_CLIP.value), 0
+    with tempfile.TemporaryDirectory() as folder:
+        for clip_number in track(range(count), f"{seconds[0]} to {seconds[1]} s", console=console, transient=True):
+            length = int(rng.integers(seconds[0], seconds[1] + 1))
+            clip = clips.draw_clip(rng, seconds=length, names=names, footage=_FOOTAGE.value)
+            asked: list[Question] = questions(rng, clip, min(_PER_CLIP.value, _QUESTIONS.value - number))
+            video = Path(folder) / "clip.mp4"
+            render_mp4(clip, video, rate=RATE)
+            answers = ask_all(model, video, [q.question for q in asked], shares, seed=int(rng.integers(2**31)))
+            for mode, said in answers.items():
+                for i, (question, answer) in enumerate(zip(asked, said, strict=True)):
+                    lies = inside(question, -(-length // model.config.frames_per_group), _CHUNK_SIZE.value)
+                    yield Judged(mode, clip_number, number + i, question.type, is_right(question, answer.text), lies,
+                                 answer.cache_tokens, answer.cache_tokens_dense)
+            number += len(asked)
+
+
+def report_of(rows: list[Judged], chances: dict[str, float]) -> dict:
+    """The marks of one range."""
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    differences = {}
+    for mode in modes:
+        if mode.startswith("bilevel") and not mode.endswith("random"):
+            differences[f"{mode} - dense"] = difference(rows, mode, "dense")
+            differences[f"{mode} - {mode}_random"] = difference(rows, mode, f"{mode}_random")
+            differences[f"{mode} - {mode}_random, inside"] = difference(rows, mode, f"{mode}_random", only_inside=True)
+    known = {name.split(",")[0]: round(100 * level, 1) for name, level in chances.items() if "known" in name}
+    return {
+        "modes": {mode: summary([row for row in rows if row.mode == mode], chances) for mode in modes},
+        "differences": differences, "chance_knowing_the_names": known,
     }
 
 
 def main(_) -> int:
     logging.set_verbosity(logging.WARNING)
-    rng = np.random.default_rng([_SEED.value, 20261121])
-    names, _ = pictures.load()
-    model = vxl2.load(_MODEL.value)
-    rows: list[tuple[str, str, bool, int, int]] = []
-    count = -(-_QUESTIONS.value // _PER_CLIP.value)
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as folder:
-        for number in track(range(count), "evaluating clips", console=console, transient=True):
-            clip = clips.draw_clip(rng, seconds=int(rng.integers(_SHORTEST.value, _LONGEST.value + 1)), names=names)
-            left = min(_PER_CLIP.value, _QUESTIONS.value - number * _PER_CLIP.value)
-            asked = questions(rng, clip, left)
-            video = Path(folder) / "clip.mp4"
-            render_mp4(clip, video)
-            for mode, answers in ask_all(model, video, asked, seed=int(rng.integers(2**31))).items():
-                rows += [
-                    (mode, question.type, is_right(question, answer.text), answer.cache_tokens, answer.cache_tokens_dense)
-                    for question, answer in zip(asked, answers, strict=True)
-                ]
-    report = {mode: summary([row for row in rows if row[0] == mode]) for mode in MODES}
-    if _JSON.value:
-        print(json.dumps(report, indent=1))
-    else:
-        for mode, part in report.items():
-            types = "  ".join(f"{kind} {v['accuracy']:.1f} (chance {v['chance']:.0f})" for kind, v in part["by_type"].items())
-            print(f"{mode:15s} {part['accuracy']:5.1f} %  {part['interval']}  cache {part['cache_ratio']:.3f}  {types}")
+    ranges = [parse_range(text) for text in _RANGES.value]
+    model, console = vxl2.load(_MODEL.value), Console(stderr=True)
+    found = {}
+    for seconds in ranges:
+        rows = list(judged(model, seconds, console))
+        found[f"{seconds[0]}-{seconds[1]}"] = report_of(rows, chance_levels(0, 2000, seconds))
+    settings = ("seed", "questions", "per_clip", "footage", "block_size", "prev_blocks", "chunk_size", "compression")
+    report = {
+        "model": model.name, "fingerprint": model.fingerprint, "ranges": found,
+        "settings": {name: flags.FLAGS[name].value for name in settings},
+    }
+    if _OUT.value:
+        out = Path(_OUT.value)
+        put(out.absolute().parent, {out.name: json.dumps(report, indent=1) + "\n"})
+    print(json.dumps(report, indent=1) if _JSON.value else as_text(report))
     return 0
 
 
-def summary(rows: list[tuple]) -> dict:
-    """Accuracy, interval, cache ratio and accuracy by type of one mode's rows."""
-    share = lambda part: round(100 * sum(row[2] for row in part) / len(part), 2)
-    by_type = {
-        kind: {"accuracy": share(part), "chance": round(100 * chance(kind), 1), "questions": len(part)}
-        for kind in TYPES if (part := [row for row in rows if row[1] == kind])
-    }
-    return {
-        "accuracy": share(rows), "interval": wilson(sum(row[2] for row in rows), len(rows)), "questions": len(rows),
-        "cache_ratio": round(sum(row[3] for row in rows) / sum(row[4] for row in rows), 4), "by_type": by_type,
-    }
+def parse_range(text: str) -> tuple[int, int]:
+    """ "32-64" → (32, 64). Raises RequestError for anything else, and for lengths outside 32 to 1,024 seconds."""
+    try:
+        shortest, longest = (int(part) for part in text.split("-"))
+    except ValueError:
+        raise vxl2.RequestError(f"--ranges: {text!r} is not of the form shortest-longest, as 32-64") from None
+    if not 32 <= shortest <= longest <= 1024:
+        raise vxl2.RequestError(f"--ranges: {text} does not lie in 32-1024 seconds")
+    return shortest, longest
+
+
+def as_text(report: dict) -> str:
+    """The report for a terminal."""
+    lines = []
+    for name, part in report["ranges"].items():
+        lines.append(f"clips of {name} seconds")
+        for mode, marks in part["modes"].items():
+            (low, high), within = marks["interval"], marks["inside"]
+            lines.append(
+                f"  {mode:17s} {marks['accuracy']:5.1f} % ({low} – {high})  bytes {100 * marks['cache_ratio']:.0f} %  "
+                f"inside {within.get('accuracy', float('nan')):.1f} % of {within['questions']}"
+            )
+        for kind in TYPES:
+            if kind in part["modes"]["dense"]["by_type"]:
+                each = {mode: marks["by_type"][kind] for mode, marks in part["modes"].items()}
+                rates = "  ".join(f"{mode} {marks['accuracy']:.0f}" for mode, marks in each.items())
+                asked = each["dense"]
+                lines.append(f"  {kind:8s} {asked['questions']:4d} asked, chance {asked['chance']:.0f}:  {rates}")
+        for name, found in part["differences"].items():
+            if found["questions"]:
+                low, high = found["interval"]
+                lines.append(f"  {name}: {found['points']:+.1f} ({low} – {high}) of {found['questions']} questions")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ _TRIES = 40
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about clip `video`, its options, which of them is right, and the seconds it is about."""
+    """A question about clip `video`, its options, which of them is right, and the seconds its evidence lies in."""
 
     video: str
     seconds: float
@@ -62,10 +62,11 @@ def ask(rng: np.random.Generator, video: str, clip: clips.Clip, count: int) -> l
             wrong |= {q.answer for q in questions(rng, other, 1, types=(one.type,)) if q.type == one.type}
         given = [one.answer, *rng.permutation(sorted(wrong - {one.answer})).tolist()[: MOST_OPTIONS - 1]]
         order = rng.permutation(len(given))
+        seen = [second for span in one.evidence for second in span] or [0.0, clip.seconds]
         if len(given) > 1:
             found.append(Asked(
                 video, clip.seconds, number, one.type, one.question, tuple(given[i] for i in order),
-                int(np.argmin(order)), (0.0, clip.seconds),
+                int(np.argmin(order)), (min(seen), max(seen)),
             ))
     return found
 

@@ -1,14 +1,15 @@
 """Make one test video for the tiny model, with questions and their answers.
 
-A picture of a dog, a car, a banana … comes and goes on a moving background. The same seed makes
-the same clip and the same questions.
+A picture of a dog, a car, a banana … comes and goes on a moving background, generated or (--footage) real video. The
+same flags make the same clip and the same questions.
 
     python experiments/make_clip.py --seed 7 --out clip.mp4 --answers clip.json
 
 The answers file holds "questions", a list of {"question", "answer", "type"} ("when" questions
-also have "start_s", the true start: an answer within 4 seconds of it counts as right); "seconds";
-and "events", what is on screen from when to when. Question types: "exists", "first", "when",
-"what". They go round, and which one comes first goes round with the seed.
+also have "start_s", the true start: an answer within 4 seconds of it counts as right; "evidence" holds the spans
+in seconds that the answer rests on); "seconds"; and "events", what is on screen from when to when. Question types:
+"exists", "first", "when", "what", "count", "between", "order". They go round, and which one comes first goes round with
+the seed; a type that the clip does not allow is replaced by another.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
         "--seconds", type=_whole(8, 512), help="length of the clip, 8 to 512 (default: drawn from 32 to 64)"
     )
     parser.add_argument(
-        "--questions", type=_whole(1, 64), default=8, help="how many questions (default: 8, two of each type)"
+        "--questions", type=_whole(1, 64), default=7, help="how many questions (default: 7, one of each type)"
     )
     parser.add_argument(
         "--size",
@@ -67,6 +68,10 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
         help="side of the square frame in pixels, even (default: 196)",
     )
     parser.add_argument("--rate", type=_whole(1, 60), default=8, help="frames per second of the video (default: 8)")
+    parser.add_argument(
+        "--footage", choices=clips.FOOTAGE, default="",
+        help="real video behind the pictures: train (half of the scenes) or test (all; default: none)",
+    )
     flags = parser.parse_args(arguments)
     for path in (flags.out, flags.answers):
         if not path.parent.is_dir():
@@ -82,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = _flags(arguments)
     rng = np.random.default_rng(flags.seed)
     drawn = clips.draw_seconds(rng)  # drawn even when not used: --seconds changes nothing else
-    clip = clips.draw_clip(rng, seconds=flags.seconds or drawn, names=pictures.load()[0])
+    clip = clips.draw_clip(rng, seconds=flags.seconds or drawn, names=pictures.load()[0], footage=flags.footage)
     asked = questions.questions(rng, clip, flags.questions, first=flags.seed)
     answers = {
         "questions": [_plain(question) for question in asked],

@@ -18,7 +18,7 @@ import sys
 
 import make_clip
 import numpy as np
-from nano import long_clips
+from nano import long_clips, pictures
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -44,7 +44,7 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--hours", type=_hours, dest="seconds", metavar="H", help="length of the film, up to 24")
     length.add_argument("--seconds", type=whole(1, 86400), metavar="S", help="the same in seconds")
-    parser.add_argument("--needles", type=whole(1, 48), default=10, help="how many (default: 10)")
+    parser.add_argument("--needles", type=whole(1, len(pictures.load()[0])), default=10, help="how many (default: 10)")
     parser.add_argument("--seed", type=whole(0, 2**62), required=True, help="which needles, where, and the backgrounds")
     parser.add_argument("--loop", type=pathlib.Path, nargs="+", default=[], metavar="F.mp4",
                         help="videos to loop, one after the other, squashed to a square (default: generated)")

@@ -1,8 +1,9 @@
 """Moving, textured backgrounds made from a seed, cheap to draw at any time.
 
-A background is two seamless textures that slide and fade into each other, with a few plain
+A generated background is two seamless textures that slide and fade into each other, with a few plain
 shapes bouncing over them. The shapes come and go as the named pictures do, so that "something
-appeared" is not enough to answer a question.
+appeared" is not enough to answer a question. Instead there may be real footage; that of the training set is scarce,
+so some of it is shown through generated textures or other footage, or behind shapes and pieces of other footage.
 """
 
 import colorsys
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
+from nano import footage as films
 from nano import stamps
 
 
@@ -23,6 +25,14 @@ class Shape(NamedTuple):
     phase: tuple[float, float]
     speed: tuple[float, float]
     blink: tuple[float, float, float]  # period in seconds, phase, share of the period shown
+
+
+class Piece(NamedTuple):
+    """A bouncing square of other footage, measured as a Shape is."""
+
+    side: float
+    phase: tuple[float, float]
+    speed: tuple[float, float]
 
 
 class Background(NamedTuple):
@@ -42,27 +52,75 @@ class Background(NamedTuple):
     shapes: tuple[Shape, ...]
 
 
-def draw(seed: int, t: float, size: int) -> np.ndarray:
-    """The background of `seed` at second `t`: uint8 [size, size, 3], a fresh array."""
-    ground = _prepare(seed, size)
+def draw(seed: int, t: float, size: int, footage: str = "") -> np.ndarray:
+    """The background of `seed` at second `t`: uint8 [size, size, 3], a fresh array.
+
+    With `footage` "train" or "test" it is a film of that set (see footage.py), of the training set at times disturbed.
+    """
+    if not footage:
+        ground = _prepare(seed, size)
+        return _lay_shapes(_textures(ground, t, size), ground.shapes, t)
+    frame = films.draw(seed, t, size, footage)
+    if footage == "train":
+        over, share, shapes, pieces = _disturbance(seed)
+        if over == "textures":
+            frame = _mix(frame, _textures(_prepare(seed, size), t, size), share)
+        elif over == "footage":
+            frame = _mix(frame, films.draw(seed + 1, t, size, footage), share)
+        for i, piece in enumerate(pieces):
+            left, top = _place(piece, t, size)
+            side = round(piece.side * size)
+            frame[top : top + side, left : left + side] = films.draw(seed + 2 + i, t, side, footage)
+        if shapes:
+            frame = _lay_shapes(frame, _prepare(seed, size).shapes, t)
+    return frame
+
+
+def _textures(ground: Background, t: float, size: int) -> np.ndarray:
+    """The two textures of a generated background at second `t`: uint8 [size, size, 3]."""
     crops = []
-    for tile, speed in zip(ground.tiles, ground.speed):
+    for tile, speed in zip(ground.tiles, ground.speed, strict=True):
         top, left = np.int64(np.floor(speed * t * size)) % size
         crops.append(tile[top : top + size, left : left + size])
     middle, swing, period = ground.fade
-    weight = int(256 * (middle + swing * np.sin(2 * np.pi * t / period)))
-    mixed = crops[0] * np.uint16(weight)
-    mixed += crops[1] * np.uint16(256 - weight)
+    return _mix(crops[0], crops[1], middle + swing * np.sin(2 * np.pi * t / period))
+
+
+def _mix(one: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """`share` of one picture and the rest of the other: uint8, as they are."""
+    weight = int(256 * share)
+    mixed = one * np.uint16(weight)
+    mixed += other * np.uint16(256 - weight)
     mixed >>= 8
-    frame = mixed.astype(np.uint8)
-    for shape in ground.shapes:
+    return mixed.astype(np.uint8)
+
+
+def _lay_shapes(frame: np.ndarray, shapes: tuple[Shape, ...], t: float) -> np.ndarray:
+    """`frame`, changed in place, with the shapes that are to be seen at second `t`."""
+    size = len(frame)
+    for shape in shapes:
         period, phase, share = shape.blink
         if (t / period + phase) % 1 < share:
-            left, top = (
-                int(round(size * (1 - shape.side) * _bounce(p + v * t))) for p, v in zip(shape.phase, shape.speed)
-            )
-            stamps.paste(frame, shape.stamp, left, top)
+            stamps.paste(frame, shape.stamp, *_place(shape, t, size))
     return frame
+
+
+def _place(thing: Shape | Piece, t: float, size: int) -> tuple[int, int]:
+    """Left and top edge, in pixels, of what bounces about inside the frame."""
+    left, top = (size * (1 - thing.side) * _bounce(p + v * t) for p, v in zip(thing.phase, thing.speed, strict=True))
+    return int(round(left)), int(round(top))
+
+
+@functools.lru_cache(maxsize=32)
+def _disturbance(seed: int) -> tuple[str, float, bool, tuple[Piece, ...]]:
+    """What lies over training footage: "", "textures" or "footage"; the share that stays; whether shapes do; and the
+    pieces of other footage that do."""
+    rng = np.random.default_rng((seed, 6))
+    over = rng.choice(["", "textures", "footage"], p=[0.5, 0.3, 0.2])
+    share, shapes = rng.uniform(0.35, 0.85), bool(rng.random() < 0.4)
+    count = rng.integers(1, 6) if rng.random() < 0.4 else 0
+    pieces = (Piece(rng.uniform(0.15, 0.6), rng.uniform(0, 2, 2), rng.uniform(-0.3, 0.3, 2)) for _ in range(count))
+    return str(over), share, shapes, tuple(pieces)
 
 
 def _bounce(x: float) -> float:
@@ -99,9 +157,11 @@ def _noise(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
 
 def _texture(rng: np.random.Generator, size: int, vivid: float) -> np.ndarray:
     """One seamless texture repeated twice either way: uint8 [2 * size, 2 * size, 3]."""
-    kind = rng.choice(["gradient", "clouds", "stripes", "checker", "blobs"])
+    kind = rng.choice(["gradient", "clouds", "stripes", "checker", "blobs", "leaves"], p=[0.14] * 5 + [0.3])
     turn = np.arange(size, dtype=np.float32) * np.float32(2 * np.pi / size)
     # Whole numbers of waves across the frame keep the texture seamless.
+    if kind == "leaves":
+        return np.tile(_leaves(rng, size, vivid), (2, 2, 1))
     if kind == "gradient":
         down, right = rng.integers(-1, 2), rng.integers(1, 3)
         field = 0.5 + 0.5 * np.sin(down * turn[:, None] + right * turn)
@@ -122,6 +182,26 @@ def _texture(rng: np.random.Generator, size: int, vivid: float) -> np.ndarray:
     image = (low + (high - low) * field) * shade[..., None] + grain[..., None]
     image = np.clip(image, 0, 255).astype(np.uint8)
     return np.tile(image, (2, 2, 1))
+
+
+def _leaves(rng: np.random.Generator, size: int, vivid: float) -> np.ndarray:
+    """Dead leaves, seamless: things of many sizes that hide each other, as edges in photographs come about."""
+    image = Image.new("RGB", (size, size))
+    pen = ImageDraw.Draw(image)
+    few = [_colour(rng, vivid) for _ in range(rng.integers(3, 9))]
+    count = int(rng.integers(60, 250))
+    # Most are small; the large ones are drawn first.
+    for radius in sorted(0.5 * rng.uniform(0.06, 1, count) ** 2 + 0.02, reverse=True):
+        x, y = rng.uniform(0, size, 2)
+        turn = rng.uniform(0, 2 * np.pi) + np.sort(rng.uniform(0, 2 * np.pi, rng.choice([3, 4, 4, 16])))
+        reach = size * radius * rng.uniform(0.3, 1, 2)
+        corners = np.stack([np.cos(turn) * reach[0], np.sin(turn) * reach[1]], 1)
+        colour = tuple(int(c) for c in np.clip(few[rng.integers(len(few))] + rng.normal(0, 15, 3), 0, 255))
+        for right in (x - size, x, x + size):
+            for down in (y - size, y, y + size):
+                if abs(right - size / 2) < size / 2 + reach[0] and abs(down - size / 2) < size / 2 + reach[1]:
+                    pen.polygon([tuple(corner) for corner in corners + (right, down)], fill=colour)
+    return np.asarray(image)
 
 
 def _shape(rng: np.random.Generator, size: int) -> Shape:

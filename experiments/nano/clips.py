@@ -18,8 +18,9 @@ SHORTEST = 8.0  # seconds a picture stays at least: two groups of four sampled f
 LONGEST = 16.0
 GAP = 1.5  # least seconds between two pictures
 SPEED = 0.03  # greatest drift, frame sides per second either way
-REPEAT = 0.36  # of clips with three or more pictures; about a quarter of all
+REPEAT = 0.5  # chance, per 64 s, that some name is shown again
 RANGE_S = (32, 64)  # the usual clip lengths
+FOOTAGE = ("", "train", "test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +52,12 @@ class Event:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """From second `start_s` on, the background is the one of `seed`."""
+    """From second `start_s` on, the background is the one of `seed`: generated, or (`footage` "train" or "test")
+    real video of that set."""
 
     start_s: float
     seed: int
+    footage: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,15 +78,24 @@ def draw_seconds(rng: np.random.Generator) -> int:
     return int(rng.integers(RANGE_S[0], RANGE_S[1] + 1))
 
 
-def draw_clip(rng: np.random.Generator, *, seconds: int, names: Sequence[str]) -> Clip:
+def draw_clip(rng: np.random.Generator, *, seconds: int, names: Sequence[str], footage: str = "") -> Clip:
     """A random clip of `seconds` (8 or more) whose pictures are among `names`.
 
-    Pictures fill 60 to 75 % of the time (more in clips under 14 s, where one alone does). Names
-    are drawn without replacement; about one clip in four shows one of its names again later
-    (clips over 64 s: so often per 64 s).
+    Pictures fill 60 to 75 % of the time (more in clips under 14 s, where one alone does). About one name per 128 s
+    is shown two or three times, never twice in a row; the others once, as far as there are names.
+
+    Args:
+      rng: draws all of it; the events do not depend on `footage`.
+      seconds, names: as above.
+      footage: "" for generated backgrounds; "train": of half the scenes real video of the training set;
+        "test": of all scenes real video of the test set.
+
+    Raises ValueError for a clip too short for a picture and for footage of another name.
     """
     if seconds < SHORTEST:
         raise ValueError(f"a clip needs at least {SHORTEST:.0f} seconds, got {seconds}")
+    if footage not in FOOTAGE:
+        raise ValueError(f"footage is one of {', '.join(map(repr, FOOTAGE))}, not {footage!r}")
     spans = _spans(rng, seconds)
     events = tuple(
         _event(rng, name, start, stop) for name, (start, stop) in zip(_cast(rng, len(spans), seconds, names), spans)
@@ -91,7 +103,8 @@ def draw_clip(rng: np.random.Generator, *, seconds: int, names: Sequence[str]) -
     scenes, t = [], 0.0
     change = rng.random() < 0.4  # clips whose background is cut now and then
     while t < seconds:
-        scenes.append(Scene(t, int(rng.integers(2**62))))
+        filmed = rng.random() < 0.5 or footage == "test"
+        scenes.append(Scene(t, int(rng.integers(2**62)), footage if filmed else ""))
         t += round(rng.uniform(8, 30), 1) if change else seconds
     return Clip(float(seconds), events, tuple(scenes))
 
@@ -100,7 +113,7 @@ def _spans(rng: np.random.Generator, seconds: int) -> list[tuple[float, float]]:
     """When something is on screen: (start, stop) in seconds, counted in whole tenths."""
     shown = max(rng.uniform(0.6, 0.75) * seconds, SHORTEST)
     fewest, most = int(np.ceil(shown / LONGEST)), int(shown // SHORTEST)
-    count = int(rng.integers(fewest, most + 1))
+    count = int(max(rng.integers(fewest, most + 1, size=2)))  # rather many short ones: more to ask about
     # Share out what is left after the least lengths; pull towards equal shares where one picture
     # would stay too long.
     extra = shown - count * SHORTEST
@@ -122,14 +135,31 @@ def _spans(rng: np.random.Generator, seconds: int) -> list[tuple[float, float]]:
 
 
 def _cast(rng: np.random.Generator, count: int, seconds: int, names: Sequence[str]) -> list[str]:
-    """The names of `count` events in order of time."""
+    """The names of `count` events in order of time; the same name never twice in a row."""
+    places = list(range(count))
+    again: list[list[int]] = []
+    for _ in range(rng.binomial(-(-seconds // 64), REPEAT)):
+        wanted = 3 if rng.random() < 0.6 else 2
+        chosen = _apart(rng, places, wanted) or _apart(rng, places, 2)
+        if chosen and count >= 3:  # with two events, a repeat would leave nothing to compare
+            again.append(chosen)
+            places = [place for place in places if place not in chosen]
     deals = -(-count // len(names))  # more events than names: deal the names out again
     cast = [names[i] for _ in range(deals) for i in rng.permutation(len(names))][:count]
-    for _ in range(rng.binomial(-(-seconds // 64), REPEAT)):
-        if count >= 3:  # with two events, a repeat would leave nothing to compare
-            later = int(rng.integers(1, count))
-            cast[later] = cast[int(rng.integers(0, later))]
+    for chosen in again:
+        for place in chosen[1:]:
+            cast[place] = cast[chosen[0]]
     return cast
+
+
+def _apart(rng: np.random.Generator, places: Sequence[int], count: int) -> list[int]:
+    """`count` of the places in order, no two of them neighbours; [] where a few tries find none."""
+    for _ in range(8):
+        if len(places) >= count:
+            found = sorted(int(i) for i in rng.choice(places, count, replace=False))
+            if min(np.diff(found)) > 1:
+                return found
+    return []
 
 
 def _event(rng: np.random.Generator, name: str, start: float, stop: float) -> Event:
@@ -169,7 +199,7 @@ def boxes(clip: Clip, t: float) -> tuple[int, float, float, float, float] | None
 def render_frame(clip: Clip, t: float, size: int = 196) -> np.ndarray:
     """The frame at second `t`: uint8 [size, size, 3], RGB."""
     scene = max((s for s in clip.scenes if s.start_s <= t), key=lambda s: s.start_s, default=clip.scenes[0])
-    frame = backgrounds.draw(scene.seed, t, size)
+    frame = backgrounds.draw(scene.seed, t, size, *(() if not scene.footage else (scene.footage,)))
     box = boxes(clip, t)
     if box is not None:
         stamp = _stamp(clip.at(t), size)

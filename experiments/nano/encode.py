@@ -8,6 +8,9 @@ import numpy as np
 
 from nano import clips
 
+# With its macroblock tree x264 makes another file of the same frames every time.
+REPRODUCIBLE = {"x264-params": "mbtree=0"}
+
 
 def render_mp4(clip: clips.Clip, path: str | os.PathLike, size: int = 196, rate: int = 8) -> None:
     """Writes the clip as H.264: `rate` frames per second of `size` × `size` pixels.
@@ -19,7 +22,7 @@ def render_mp4(clip: clips.Clip, path: str | os.PathLike, size: int = 196, rate:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with av.open(str(part), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+            stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast", **REPRODUCIBLE})
             stream.width = stream.height = size
             stream.pix_fmt = "yuv420p"
             for t in np.arange(round(clip.seconds * rate)) / rate:

@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from nano import backgrounds, clips, pictures, questions, stamps
+from nano import backgrounds, clips, encode, pictures, questions, stamps
 from vxl2_jax.video.reader import open_video
 
 SHORTEST, LONGEST = 8, 16  # seconds a needle stays, whole
@@ -90,7 +90,9 @@ def film_questions(rng: np.random.Generator, film: Film) -> list[tuple[str, ques
     found = []
     for event in film.needles:
         name = event.name
-        found.append((name, questions.Question(f"Is there {questions.article(name)} {name}?", "yes", "exists", 0.5)))
+        there = f"Is there {questions.a(name)}?"
+        shown = ((event.start_s, event.stop_s),)
+        found.append((name, questions.Question(there, "yes", "exists", 0.5, evidence=shown)))
         found += [(name, ask(kind, event)) for kind in ("when", "what")]
     return found + [(pair[0].name, ask("first", *pair)) for pair in itertools.pairwise(film.needles)]
 
@@ -134,7 +136,7 @@ def write_mp4(
 def _options(rate: int) -> dict[str, str]:
     """A group of frames for every second, each decodable by itself, frames stored in the order they are shown."""
     each = {"g": str(rate), "keyint_min": str(rate), "sc_threshold": "0", "flags": "+cgop", "bf": "0"}
-    return {"crf": "23", "preset": "veryfast", **each}
+    return {"crf": "23", "preset": "veryfast", **each, **encode.REPRODUCIBLE}
 
 
 def _encode(

@@ -1,4 +1,4 @@
-"""The 48 named pictures that appear in generated clips."""
+"""The 60 named pictures that appear in generated clips."""
 
 import functools
 import json
@@ -12,7 +12,7 @@ _HERE = pathlib.Path(__file__).resolve().parent / "pictures"
 
 @functools.cache
 def load() -> tuple[tuple[str, ...], np.ndarray]:
-    """Returns the names and their pictures, uint8 [48, 96, 96, 4] (RGBA, alpha not multiplied in).
+    """Returns the names and their pictures, uint8 [60, 96, 96, 4] (RGBA, alpha not multiplied in).
 
     Names are sorted; picture `i` shows `names[i]`. The array is shared and read-only.
     """

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from nano import clips, pictures, questions, training_dts, training_frames, training_rows, vocabulary
+from nano.training_aims import NOWHERE, question_row
+from nano.training_vision import NONE
 from vxl2_jax.text import prompt
 
 FRAMES = 4
-QUESTION = 12.5  # tokens that a question with its answer takes, the mean over the types rounded up
-# What a question's token is to find, for the losses on attention (`Batch.kind`).
-NAME, NUMBER, EXISTS, FIRST, WHEN, WHAT = range(1, 7)
+VISUAL = 9  # tokens per group
+QUESTION = 14  # tokens that a question with its answer takes, about the mean over the types
+LONGEST = 36  # and at most
+# What rows are filled up with, where not with 0.
+_FILL = {"part": -1, "answer": -1, "look": -1, "aim": NOWHERE, "aim_second": NOWHERE, "aim_third": NOWHERE}
 
 
 @dataclass(frozen=True)
 class Bank:
     """Visual tokens of rendered groups and what they show.
 
-    Shapes: tokens fp16 [G, 9, E]; seen int8 [G, 9], the name a token shows most, 48 where none;
+    Shapes: tokens fp16 [G, 9, E]; seen int8 [G, 9], the name a token shows most, NONE where none;
     names int16 [G, 4], −1 where none; starts [C + 1] of the clips. `places` finds groups by
     (name, frames it is on screen as a bit mask), one name at most; by pairs where there are two.
     """
@@ -35,27 +40,42 @@ class Bank:
 
 
 @dataclass(frozen=True)
+class Video:
+    """A clip with its visual tokens: tokens fp16 [G·9, E]; seen and before int [G·9]: the name a token shows and the
+    name shown before that one (NONE where none)."""
+
+    clip: clips.Clip
+    tokens: np.ndarray
+    seen: np.ndarray
+    before: np.ndarray
+
+
+@dataclass(frozen=True)
 class Batch:
-    """B videos of G groups, each with its questions laid one after the other into N tokens.
+    """B videos of G groups and R rows of N tokens with questions about them.
+
+    Packed, row b holds the questions about video b one after the other (R = B); else every row holds one question.
 
     Shapes: ids int32 [B, L] of prefix and video (placeholders where visual tokens go); visual fp16
-    [B, G·9, E]; seen int32 [B, G·9]; and int32 [B, N]: asked, the tokens; part, which question (−1 none);
-    place, the token's number within it; type, the question's; answer, the next token where it is to be
-    predicted, else −1; kind, aim_group, aim_name: what the token's attention should find (group −1: the
-    picture is absent).
+    [B, G·9, E]; seen, before int32 [B, G·9] as in `Video`; and for the rows what `training_aims.question_row`
+    gives, int32 [R, N] or [R, N, 2], and part [R, N]: which question (−1 none).
     """
 
     ids: np.ndarray
     visual: np.ndarray
     seen: np.ndarray
+    before: np.ndarray
     asked: np.ndarray
     part: np.ndarray
     place: np.ndarray
     type: np.ndarray
     answer: np.ndarray
     kind: np.ndarray
-    aim_group: np.ndarray
+    look: np.ndarray
     aim_name: np.ndarray
+    aim: np.ndarray
+    aim_second: np.ndarray
+    aim_third: np.ndarray
 
 
 def make_bank(split: int, frames: training_frames.Frames, tokens: np.ndarray) -> Bank:
@@ -90,91 +110,90 @@ def _group(bank: Bank, rng: np.random.Generator, row: np.ndarray) -> tuple[np.nd
         parts.append(int(rng.choice(found)))
     tokens, seen = bank.tokens[parts[0]], bank.seen[parts[0]]
     for g in parts[1:]:
-        other = (seen == 48) | ((bank.seen[g] != 48) & (rng.random(9) < 0.5))
+        other = (seen == NONE) | ((bank.seen[g] != NONE) & (rng.random(VISUAL) < 0.5))
         tokens, seen = np.where(other[:, None], bank.tokens[g], tokens), np.where(other, bank.seen[g], seen)
     return tokens, seen
 
 
-def compose(bank: Bank, rng: np.random.Generator, groups: int) -> tuple[clips.Clip, np.ndarray, np.ndarray]:
-    """A random clip with the visual tokens of bank groups that show what it shows."""
-    clip = clips.draw_clip(rng, seconds=FRAMES * groups, names=pictures.load()[0])
+def compose(bank: Bank, rng: np.random.Generator, groups: int) -> Video:
+    """A random clip of names that the bank knows, with the visual tokens of bank groups that show what it shows."""
     index = {name: i for i, name in enumerate(pictures.load()[0])}
+    known = [name for name, i in index.items() if ((i, 15),) in bank.places]
+    clip = clips.draw_clip(rng, seconds=FRAMES * groups, names=known)
     rows = np.full(FRAMES * groups, -1)
     for event in clip.events:
         rows[math.ceil(event.start_s) : math.ceil(event.stop_s)] = index[event.name]
     parts = [_group(bank, rng, row) for row in rows.reshape(groups, FRAMES)]
-    return clip, np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    return _video(clip, *(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def rendered(bank: Bank, rng: np.random.Generator, groups: int) -> Video | None:
+    """A random clip of the bank as it was rendered, None where none is that long."""
+    fitting = np.flatnonzero(np.diff(bank.starts) == groups)
+    if not len(fitting):
+        return None
+    i = int(rng.choice(fitting))
+    here = slice(bank.starts[i], bank.starts[i + 1])
+    tokens, seen = bank.tokens[here].reshape(-1, training_rows.WIDTH), bank.seen[here].reshape(-1)
+    return _video(training_frames.draw(bank.split, i, groups), tokens, seen)
+
+
+def _video(clip: clips.Clip, tokens: np.ndarray, seen: np.ndarray) -> Video:
+    index = {name: i for i, name in enumerate(pictures.load()[0])}
+    shown = seen.reshape(-1, VISUAL).astype(np.int32)
+    before = np.full_like(shown, NONE)
+    for earlier, event in zip((None, *clip.events), clip.events, strict=False):
+        if earlier is not None:
+            part = slice(math.ceil(event.start_s) // FRAMES, (math.ceil(event.stop_s) - 1) // FRAMES + 1)
+            before[part][shown[part] == index[event.name]] = index[earlier.name]
+    return Video(clip, tokens, shown.reshape(-1), before.reshape(-1))
 
 
 def video_ids(groups: int, offset: int) -> list[int]:
     """Tokens of prefix and video; visual ones are placeholders."""
     ids = vocabulary.encode(prompt.prefix_text())
     for g in range(groups):
-        ids += vocabulary.encode(prompt.timestamp_text(FRAMES * g + offset)) + [1] * 9
+        ids += vocabulary.encode(prompt.timestamp_text(FRAMES * g + offset)) + [1] * VISUAL
     return ids
 
 
-def question_row(clip: clips.Clip, question: questions.Question, offset: int) -> dict[str, np.ndarray]:
-    """One question's tokens, targets and what its tokens should find; see `Batch`."""
-    before = vocabulary.encode(prompt.suffix_text(question.question))
-    after = vocabulary.encode(question.answer) + [vocabulary.SPECIAL.index("<|im_end|>")]
-    length = len(before) + len(after) - 1
-    row = {key: np.full(length, fill, np.int32) for key, fill in
-           (("answer", -1), ("kind", 0), ("aim_group", -1), ("aim_name", 0))}
-    row["asked"], row["place"] = np.array((before + after)[:-1]), np.arange(length)
-    row["type"] = np.full(length, questions.TYPES.index(question.type))
-    row["answer"][len(before) - 1 :] = after
-    starts, all_names = questions.first_starts(clip), pictures.load()[0]
-    first = {name: math.ceil(start) // FRAMES for name, start in starts.items()}
-    asked = {i: vocabulary.words()[token] for i, token in enumerate(before)}
-
-    def aim(place: int, kind: int, name: str, group: int) -> None:
-        row["kind"][place], row["aim_name"][place], row["aim_group"][place] = kind, all_names.index(name), group
-
-    for i, word in asked.items():
-        if word in all_names:
-            aim(i, NAME, word, first.get(word, -1))
-        elif word.isdigit():
-            name = question.answer.split()[-1]
-            group = (int(word) - offset) // FRAMES
-            aim(i, NUMBER, name, group)
-    named = [word for word in asked.values() if word in all_names]
-    kind = {"exists": EXISTS, "first": FIRST, "when": WHEN, "what": WHAT}[question.type]
-    name = {"exists": named, "when": named}.get(question.type, [question.answer.split()[-1]])[0]
-    places = [len(before) - 1] if kind == EXISTS else [len(before) - 1, len(before)]
-    for place in places:
-        aim(place, kind, name, group if kind == WHAT else first.get(name, -1))
-    return row
-
-
 def batch(
-    bank: Bank, rng: np.random.Generator, size: int, groups: int, count: int, real: float = 0.0, offsets: float = 0.5
-) -> Batch:
-    """`size` videos, `count` questions each. A share `real` are clips as rendered, if any are that long.
+    bank: Bank, rng: np.random.Generator, size: int, groups: int, count: int, *, real: float = 0.0,
+    offsets: float = 0.5, packed: bool = True, types: Sequence[str] = questions.TYPES,
+) -> tuple[Batch, list[list[questions.Question]]]:
+    """`size` videos, `count` questions about each, and these questions.
 
-    A share `offsets` of the videos starts at a random second up to 200, the others at 0.
+    Args:
+      bank, rng: where visual tokens come from, and what draws.
+      real: share of videos that are clips as rendered, if any are that long.
+      offsets: share of videos that start at a random second instead of 0.
+      packed: the questions about a video share one row; what does not fit is cut off.
+      types: of questions, in turn.
     """
-    lengths = np.diff(bank.starts)
-    rows = defaultdict(list)
+    rows, every = defaultdict(list), []
     for _ in range(size):
-        fitting = np.flatnonzero(lengths == groups)
-        if len(fitting) and rng.random() < real:
-            i = int(rng.choice(fitting))
-            clip, here = training_frames.draw(bank.split, i, groups), slice(bank.starts[i], bank.starts[i + 1])
-            tokens, seen = bank.tokens[here].reshape(-1, training_rows.WIDTH), bank.seen[here].reshape(-1)
-        else:
-            clip, tokens, seen = compose(bank, rng, groups)
-        offset = int(rng.integers(0, 200)) if rng.random() < offsets else 0
-        asked = questions.questions(rng, clip, count, offset_s=offset)
+        video = rendered(bank, rng, groups) if rng.random() < real else None
+        video = video or compose(bank, rng, groups)
+        offset = int(rng.integers(vocabulary.NUMBERS - FRAMES * groups)) if rng.random() < offsets else 0
+        asked = questions.questions(rng, video.clip, count, types, offset)
+        every.append(asked)
         rows["ids"].append(video_ids(groups, offset))
-        rows["visual"].append(tokens)
-        rows["seen"].append(seen)
-        packed = [question_row(clip, q, offset) for q in asked]
-        for i, row in enumerate(packed):
-            row["part"] = np.full(len(row["asked"]), i)
-        for key in packed[0]:
-            line = np.full(math.ceil(QUESTION * count), -1 if key in ("part", "answer") else 0)
-            whole = np.concatenate([row[key] for row in packed])[: len(line)]
-            line[: len(whole)] = whole
-            rows[key].append(line)
-    return Batch(**{key: np.stack(value).astype(np.float16 if key == "visual" else np.int32) for key, value in rows.items()})
+        for key, value in (("visual", video.tokens), ("seen", video.seen), ("before", video.before)):
+            rows[key].append(value)
+        lines = [question_row(video.clip, q, offset) for q in asked]
+        for part, line in enumerate(lines):
+            line["part"] = np.full(len(line["asked"]), part if packed else 0)
+        for key in lines[0]:
+            values = [line[key] for line in lines]
+            if packed:
+                rows[key].append(fit(np.concatenate(values), QUESTION * count, _FILL.get(key, 0)))
+            else:
+                rows[key] += [fit(value, LONGEST, _FILL.get(key, 0)) for value in values]
+    dtype = defaultdict(lambda: np.int32, visual=np.float16)
+    return Batch(**{key: np.stack(value).astype(dtype[key]) for key, value in rows.items()}), every
+
+
+def fit(values: np.ndarray, length: int, fill: int) -> np.ndarray:
+    """Cut or filled up to `length` along the first axis."""
+    values = values[:length]
+    return np.pad(values, [(0, length - len(values))] + [(0, 0)] * (values.ndim - 1), constant_values=fill)

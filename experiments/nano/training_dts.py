@@ -27,10 +27,10 @@ def tokens(params: Params, config: ModelConfig, features: jax.Array) -> jax.Arra
 def init(key: jax.Array, config: ModelConfig, head: dict) -> Params:
     """DTS and projector that begin by adding up, over the four frames, what the tower's `head` reads.
 
-    `head` is {"kernel" [C, 49], "bias" [49]} on settled features. The first convolution reads time step 0
-    into channels 49 … 97 and steps 1, 2, 3 into channels 0 … 48; the second adds the former of its
-    first step to the latter of its second. The projector turns a high score into the picture's direction.
-    Attention starts small, the rest of the channels at random: training goes on from there.
+    `head` is {"kernel" [C, N], "bias" [N]} on settled features, N = NAMES + 1 ≤ C / 2 classes. The first
+    convolution reads time step 0 into channels N … 2N − 1 and steps 1, 2, 3 into channels 0 … N − 1; the
+    second adds the former of its first step to the latter of its second. The projector turns a high score into the
+    picture's direction. Attention starts small, the rest of the channels at random: training goes on from there.
     """
     params = {key_: part for key_, part in video_xl_2.init(key, config).items() if key_ in ("dts", "projector")}
     params = jax.tree.map(np.array, params)
@@ -43,7 +43,7 @@ def init(key: jax.Array, config: ModelConfig, head: dict) -> Params:
     width = config.vision.width
     feature = (4 * np.arange(width)[None] + np.arange(4)[:, None]) % width
     reads = head["kernel"][feature] / 4  # [step, channel, class]: the mean over frames
-    early, late = np.arange(NAMES + 1, 2 * classes), np.arange(classes)
+    early, late = np.arange(classes, 2 * classes), np.arange(classes)
     first, second = encoder["halve_0"]["kernel"][:, 1, 1], encoder["halve_1"]["kernel"][:, 1, 1]
     first[0][:, early] += reads[0]
     for tap in range(3):
@@ -61,7 +61,7 @@ def init(key: jax.Array, config: ModelConfig, head: dict) -> Params:
 
 
 def loss(params: Params, config: ModelConfig, features: jax.Array, labels: jax.Array) -> tuple[jax.Array, dict]:
-    """Cross-entropy of names and squared distance to their directions. labels: fp32 [G, 9, 49], soft."""
+    """Cross-entropy of names and squared distance to their directions. labels: fp32 [G, 9, NAMES + 1], soft."""
     rows = jnp.asarray(training_rows.visual_rows())
     made = tokens(params, config, features)
     scores = 10.0 * made @ rows.T
@@ -81,7 +81,7 @@ def loss(params: Params, config: ModelConfig, features: jax.Array, labels: jax.A
 
 
 def labels(names: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """What each pooled token should name: names [G, 4], boxes [G, 4, 4] → soft fp32 [G, 9, 49].
+    """What each pooled token should name: names [G, 4], boxes [G, 4, 4] → soft fp32 [G, 9, NAMES + 1].
 
     A token shows a picture when the picture covers the centre of any of its four cells in any frame.
     """

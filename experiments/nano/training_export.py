@@ -18,7 +18,10 @@ def gather(folder: Path) -> dict:
     """Parameters of all stages together, fp32."""
     read = lambda stage: training_loop.load(folder / f"{stage}.pickle")["params"]
     halves = read("dts")
-    return {"vision": read("tower")["vision"], "dts": halves["dts"], "projector": halves["projector"], "language": read("language")}
+    return {
+        "vision": read("tower")["vision"], "dts": halves["dts"], "projector": halves["projector"],
+        "language": read("language"),
+    }
 
 
 def export(folder: Path, config: ModelConfig, target: Path, step: int, measured: dict) -> None:

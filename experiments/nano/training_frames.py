@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from nano import clips, pictures
 
 FRAMES = 4  # per group
 SIDE = 98
+FILMED = 0.65  # of the backgrounds in training, the share that is real footage
 RENDERED = 196  # clips are drawn this large and resized, as a video file is at test time
 
 
@@ -33,9 +34,20 @@ class Frames:
 
 
 def draw(split: int, index: int, groups: int) -> clips.Clip:
-    """Clip `index` of a split (0 training, 1 checking): always the same one."""
+    """Clip `index` of a split (0 training, 1 checking): always the same one.
+
+    In training, backgrounds change every few seconds and most are training footage: a new one teaches more than the
+    next second of the same. In checking, clips are as drawn and show footage of the test set.
+    """
     rng = np.random.default_rng((split, index, 77))
-    return clips.draw_clip(rng, seconds=FRAMES * groups, names=pictures.load()[0])
+    clip = clips.draw_clip(rng, seconds=FRAMES * groups, names=pictures.load()[0], footage="test" if split else "")
+    if split:
+        return clip
+    scenes, t = [], 0.0
+    while t < clip.seconds:
+        scenes.append(clips.Scene(t, int(rng.integers(2**62)), "train" if rng.random() < FILMED else ""))
+        t += round(rng.uniform(3, 13), 1)
+    return replace(clip, scenes=tuple(scenes))
 
 
 def disturb(frame: np.ndarray, rng: np.random.Generator, quality: int | None) -> np.ndarray:
@@ -89,11 +101,19 @@ def render(folder: Path, split: int, count: int) -> None:
 
 
 def load(folder: Path) -> Frames:
-    """Open a bank, finished or still growing."""
+    """Open a bank, finished or still growing.
+
+    Raises ValueError where its clips are not those that `draw` gives (clips are drawn otherwise than they were).
+    """
     about = json.loads((folder / "done.json").read_text())
     starts = plan(about["split"], about["count"])
     arrays = (np.load(folder / f"{key}.npy", mmap_mode="r") for key in _shapes(0))
-    return Frames(*arrays, starts=starts[: about["clips"] + 1], done=int(starts[about["clips"]]))
+    bank = Frames(*arrays, starts=starts[: about["clips"] + 1], done=int(starts[about["clips"]]))
+    first, times = draw(about["split"], 0, int(starts[1])), range(FRAMES * int(starts[1]))
+    shown = [-1 if (found := clips.boxes(first, float(t))) is None else found[0] for t in times]
+    if shown != bank.names[: starts[1]].ravel().tolist():
+        raise ValueError(f"{folder} holds other clips than are drawn now: remove it and run the stage `frames` again")
+    return bank
 
 
 def _shapes(groups: int) -> dict[str, tuple[type, tuple[int, ...]]]:

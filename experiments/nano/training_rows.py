@@ -1,7 +1,8 @@
 """Where things lie in the residual stream at the start of training, and the embedding made from it.
 
 The width is split into three parts: a *time* part (numbers as waves of many periods, so that "near in
-time" is "near in angle"), a *name* part (one direction per picture), and the rest for other words.
+time" is "near in angle"), a *name* part (one direction per picture), and the rest for other words. Inside the
+rest, which visual tokens hardly use, lies a second place for names: what was shown before.
 Training may move all of this; starting from it saves the language half its slowest discoveries.
 """
 
@@ -38,8 +39,18 @@ def directions(key: int, count: int, part: slice) -> np.ndarray:
 
 @functools.cache
 def kinds() -> dict[str, np.ndarray]:
-    """Directions that say what sort of token one is: a number, a name, a visual token."""
-    return dict(zip(("number", "name", "visual"), directions(0, 3, OTHER), strict=True))
+    """Directions that say what sort of token one is: a number, a name, a visual token, one whose picture was there
+    before."""
+    return dict(zip(("number", "name", "visual", "seen"), directions(0, 4, OTHER), strict=True))
+
+
+@functools.cache
+def previous() -> np.ndarray:
+    """fp32 [64, WIDTH]: orthonormal rows in the rest, away from `kinds`: where the dimensions of a name are written
+    that is not the token's own (that of the picture before, or the one whose follower is wanted)."""
+    own = np.stack(list(kinds().values()))
+    drawn = directions(3, NAME.stop - NAME.start, OTHER)
+    return np.linalg.qr(np.concatenate([own, drawn]).T)[0].T[len(own) :].astype(np.float32)
 
 
 def waves(numbers: np.ndarray) -> np.ndarray:
@@ -49,12 +60,12 @@ def waves(numbers: np.ndarray) -> np.ndarray:
 
 
 def names() -> np.ndarray:
-    """fp32 [49, WIDTH]: the pictures' directions in the name part, and that of NOTHING."""
+    """fp32 [names + 1, WIDTH]: the pictures' directions in the name part, and that of NOTHING."""
     return directions(1, len(vocabulary.name_ids()), NAME)
 
 
 def visual_rows() -> np.ndarray:
-    """fp32 [49, WIDTH]: what a visual token that shows picture i (or nothing) should look like."""
+    """fp32 [names + 1, WIDTH]: what a visual token that shows picture i (or nothing) should look like."""
     return 0.9 * names() + 0.4 * kinds()["visual"]
 
 

@@ -15,14 +15,14 @@ SAVE_EVERY = 100  # steps
 
 
 def frames(folder: Path, clips: int = 3200, checks: int = 60) -> None:
-    """Stage 0: render the banks (about 4 minutes on one core)."""
+    """Stage 0: render the banks (about 10 minutes on one core)."""
     training_frames.render(folder / "frames_1", 1, checks)
     training_frames.render(folder / "frames_0", 0, clips)
 
 
-def vision(folder: Path, config: ModelConfig, steps: int = 1300, size: int = 96, rate: float = 1.5e-3) -> None:
-    """Stage 1: the tower as a classifier of patches."""
-    bank, checks = (training_frames.load(folder / f"frames_{split}") for split in (0, 1))
+def vision(folder: Path, config: ModelConfig, steps: int = 2200, size: int = 96, rate: float = 1.5e-3) -> None:
+    """Stage 1: the tower as a classifier of patches; the bank may still be growing meanwhile."""
+    checks = training_frames.load(folder / "frames_1")
     optimise = training_loop.optimiser(rate, steps)
     params = training_vision.init(jax.random.key(0), config)
     state = {"params": params, "state": optimise.init(params), "step": 0}
@@ -31,7 +31,10 @@ def vision(folder: Path, config: ModelConfig, steps: int = 1300, size: int = 96,
     compute = lambda p, pixels, labels: training_vision.loss(p, config, pixels, labels)
     step, check = training_loop.update(compute, optimise), jax.jit(compute)
     log = training_loop.Log(folder / "log.jsonl", "vision")
+    bank = None
     for i in range(int(state["step"]), steps):
+        if bank is None or i % SAVE_EVERY == 0:
+            bank = training_frames.load(folder / "frames_0")
         rng = np.random.default_rng((0, i))
         params, moments, measures = step(params, moments, *training_vision.batch(bank, rng, size))
         log.add(measures)
@@ -41,7 +44,7 @@ def vision(folder: Path, config: ModelConfig, steps: int = 1300, size: int = 96,
             training_loop.save(folder / "vision.pickle", params=params, state=moments, step=i + 1)
 
 
-def features(folder: Path, config: ModelConfig, clips: int = 1800) -> None:
+def features(folder: Path, config: ModelConfig, clips: int = 2400) -> None:
     """Stage 2a: the tower's features of the first `clips` clips and of the checking clips, in fp16."""
     params = training_loop.load(folder / "vision.pickle")["params"]
     some = np.concatenate([training_frames.load(folder / "frames_1").pixels[g] for g in range(0, 720, 10)])
@@ -70,7 +73,7 @@ def feature_bank(folder: Path, split: int) -> tuple[training_frames.Frames, np.n
     return bank, found, bank.starts[4 * bank.starts <= len(found)]
 
 
-def dts(folder: Path, config: ModelConfig, steps: int = 500, size: int = 64, rate: float = 1e-3) -> None:
+def dts(folder: Path, config: ModelConfig, steps: int = 1200, size: int = 64, rate: float = 1e-3) -> None:
     """Stage 2b: DTS and projector on those features."""
     banks = [feature_bank(folder, split) for split in (0, 1)]
     firsts = [training_dts.windows(starts) for _, _, starts in banks]

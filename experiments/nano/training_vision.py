@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nano import training_frames
+from nano import pictures, training_frames
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import siglip
 
 Params = Any
-NAMES = 48
+NAMES = len(pictures.load()[0])
 NONE = NAMES  # the class of patches without a picture
 
 

@@ -1,4 +1,7 @@
-"""nano's word-level tokenizer: special tokens, words, punctuation, and every number up to 1023 as one token."""
+"""nano's word-level tokenizer: special tokens, words, punctuation, and every number up to 1023 as one token.
+
+A timestamp at a whole second, "Time 12.0s:", is one token, its number; at another, "Time 12.5s:" is 12 . 5 s:.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +44,13 @@ def words() -> tuple[str, ...]:
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    """Lower case; pieces are numbers, "s:", words and punctuation; white space is dropped."""
+    """Lower case; pieces are numbers, "s:", words and punctuation; white space is dropped, and so is what a
+    timestamp has around its number."""
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token="<unk>"))
-    made.normalizer = normalizers.Lowercase()
+    drop = lambda pattern: normalizers.Replace(Regex(pattern), "")
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Lowercase(), drop(r"\btime (?=\d+(\.\d+)?s:)"), drop(r"(?<=\d)\.0s:")]
+    )
     pieces = Regex(r"<\|[a-z_]+\|>|\d+|s:|[a-z]+|[^\sa-z\d]")
     made.pre_tokenizer = pre_tokenizers.Split(pieces, behavior="removed", invert=True)
     made.add_special_tokens([AddedToken(word, special=True, normalized=False) for word in SPECIAL])

@@ -1,6 +1,6 @@
 """What must be true of generated clips and of the answers about them."""
 
-import collections
+import itertools
 import json
 import re
 
@@ -23,9 +23,9 @@ def seen(clip: clips.Clip) -> list[str | None]:
     return [None if box is None else NAMES[box[0]] for box in found]
 
 
-def test_pictures_are_48_named_and_visible():
+def test_pictures_are_60_named_and_visible():
     names, rgba = pictures.load()
-    assert len(set(names)) == 48 and rgba.shape == (48, 96, 96, 4) and rgba.dtype == np.uint8
+    assert len(set(names)) == 60 and rgba.shape == (60, 96, 96, 4) and rgba.dtype == np.uint8
     assert all(re.fullmatch("[a-z]+", name) for name in names)
     assert (rgba[..., 3] > 128).mean(axis=(1, 2)).min() > 0.15
 
@@ -35,7 +35,7 @@ def test_events_keep_their_distance_and_their_length(seconds):
     for seed in range(25):
         events = clip_of(seed, seconds).events
         assert events and events[0].start_s >= 0 and events[-1].stop_s <= seconds
-        assert all(b.start_s - a.stop_s > 1.35 for a, b in zip(events, events[1:]))
+        assert all(b.start_s - a.stop_s > 1.35 for a, b in itertools.pairwise(events))
         assert all(7.99 < e.stop_s - e.start_s < 16.01 for e in events)
 
 
@@ -49,7 +49,7 @@ def test_pictures_fill_most_of_the_time_and_names_sometimes_return():
     filled = [sum(e.stop_s - e.start_s for e in c.events) / c.seconds for c in drawn]
     assert 0.58 < min(filled) and max(filled) <= 0.75
     repeats = np.mean([len({e.name for e in c.events}) < len(c.events) for c in drawn])
-    assert 0.15 < repeats < 0.35
+    assert 0.3 < repeats < 0.6
     assert 0.1 < np.mean([c.events[0].start_s == 0 for c in drawn]) < 0.4
 
 
@@ -98,7 +98,7 @@ def test_answers_follow_from_what_is_seen_each_second(offset):
     for seed in range(60):
         clip = clip_of(seed, int(rng.integers(32, 65)))
         names = seen(clip)
-        for q in questions.questions(rng, clip, 8, offset_s=offset):
+        for q in questions.questions(rng, clip, 8, ("exists", "first", "when", "what"), offset_s=offset):
             words = re.findall(r"\w+", q.question)
             if q.type == "exists":
                 assert q.answer == ("yes" if words[-1] in names else "no")
@@ -152,10 +152,10 @@ def test_is_right(fields, response, right):
     assert questions.is_right({"answer": answer, "type": kind, "start_s": start}, response) == right
 
 
-def test_blind_guesses_do_as_stated():
-    levels = questions.chance_levels(0, 1500)
-    for kind in questions.TYPES:
-        assert levels[kind] == pytest.approx(questions.chance(kind), abs=0.05)
+def test_the_same_clip_makes_the_same_file(tmp_path):
+    for name in ("a", "b"):
+        encode.render_mp4(clip_of(3, 12), tmp_path / f"{name}.mp4", size=196, rate=8)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 def test_render_mp4_has_the_right_length_and_looks_like_the_frames(tmp_path):
@@ -171,18 +171,16 @@ def test_render_mp4_has_the_right_length_and_looks_like_the_frames(tmp_path):
 
 
 def test_the_first_type_goes_round_with_the_seed(tmp_path):
-    firsts = collections.Counter()
-    for seed in range(8):
+    for seed in range(len(questions.TYPES)):
         video, answers = tmp_path / f"{seed}.mp4", tmp_path / f"{seed}.json"
         assert not make_clip.main(
             ["--seed", str(seed), "--out", str(video), "--answers", str(answers), "--size", "32", "--rate", "1"]
         )
         written = json.loads(answers.read_text())
-        kinds = [q["type"] for q in written["questions"]]
-        firsts[kinds[0]] += 1
+        kinds, wanted = [q["type"] for q in written["questions"]], questions.TYPES[seed]
+        assert kinds[0] == wanted or wanted not in kinds and wanted in ("between", "order")  # not every clip allows those
         assert video.is_file() and 32 <= written["seconds"] <= 64 and len(written["events"]) >= 2
         assert all(("start_s" in q) == (q["type"] == "when") for q in written["questions"])
-    assert firsts == dict.fromkeys(questions.TYPES, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""The README's tables of nano are what the script makes of the kept reports."""
+
+import json
+from pathlib import Path
+
+import nano_table
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BEGIN, END = "<!-- nano table -->", "<!-- /nano table -->"
+
+
+@pytest.fixture(scope="module")
+def reports():
+    files = sorted((ROOT / "experiments" / "results" / "nano").glob("seed*.json"))
+    assert len(files) >= 3, "three seeds at least are kept"
+    return [json.loads(file.read_text()) for file in files]
+
+
+def test_the_readme_carries_the_tables(reports):
+    readme = (ROOT / "README.md").read_text()
+    assert readme.count(BEGIN) == readme.count(END) == 1, f"README.md lacks {BEGIN} … {END}"
+    carried = readme.split(BEGIN)[1].split(END)[0]
+    assert carried.strip() == nano_table.tables(reports), "run experiments/nano_table.py and paste what it prints"
+
+
+def test_the_reports_are_of_the_model_in_the_package(reports):
+    import vxl2_jax as vxl2
+
+    assert {report["fingerprint"] for report in reports} == {vxl2.load("nano").fingerprint}
+    assert len({report["settings"]["seed"] for report in reports}) == len(reports)
+
+
+def test_counts_are_added_up_over_seeds():
+    parts = [{"accuracy": 50.0, "questions": 10}, {"accuracy": 100.0, "questions": 30}, {"questions": 0}]
+    assert nano_table.pooled(parts) == (35, 40)
+    assert nano_table.rate(parts).startswith("87.5 % (")
+
+
+def test_differences_are_weighted_by_their_questions():
+    alone = {"points": -2.0, "interval": [-4.0, 0.0], "questions": 100}
+    assert nano_table.difference([alone]) == "-2.0 (-4.0 to +0.0)"
+    other = {"points": 4.0, "interval": [2.0, 6.0], "questions": 300}
+    # 400 questions: mean (−200 + 1200) / 400; half-width √(200² + 600²) / 400.
+    assert nano_table.difference([alone, other]) == "+2.5 (+0.9 to +4.1)"
