@@ -109,7 +109,7 @@ def test_targets_are_reached_or_missed_by_medians_and_by_what_is_above_the_loade
 def test_a_mask_too_large_is_not_begun():
     setting = against.Setting(None, ROOT, None, 1, 1, 0)
     row = against.bench(10_000, setting, lambda: 100.0, lambda _: pytest.fail("begun"))
-    assert "1.2 GB" in row["notes"][0] and "ours" not in row
+    assert "0.6 GB" in row["notes"][0] and "ours" not in row
 
 
 def test_peaks_are_those_since_the_process_settled():
