@@ -112,7 +112,7 @@ def straight(folder):
     """A run that nothing disturbed."""
     code, said = finished(command(folder, "straight"))
     assert code == 0, said
-    assert f"{folder / 'straight' / 'model'}: written" in said
+    assert f"{folder / 'straight' / 'model'}: complete" in said
     return folder / "straight"
 
 
