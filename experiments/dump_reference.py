@@ -31,7 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError:  # --help still teaches
+    torch = None
 
 VARIANTS = {"pure": "prefill_dense.npz", "w_chunk": "prefill_chunked.npz", "w_chunk_bilevel": "bilevel.npz"}
 VISION, IDS = "vision.npz", "special_tokens.json"
@@ -221,6 +225,11 @@ def write(out: Path, checkpoint: Path, files: dict[str, dict]) -> None:
 
 def main() -> None:
     options = parse()
+    if torch is None:
+        sys.exit("dump_reference: PyTorch is missing: run this in the original's environment")
+    for name, folder in (("--code", options.code), ("--checkpoint", options.checkpoint)):
+        if not folder.is_dir():
+            sys.exit(f"dump_reference: {name} {folder}: no such folder")
     small = made_up(options.frames, options.seed)
     tokenizer, model = load(options.code, options.checkpoint, options.device)
     ids, tap, tokens = generate(tokenizer, model, options, small)
