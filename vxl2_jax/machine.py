@@ -15,7 +15,8 @@ class Sizes(NamedTuple):
     vision_groups: int
 
 
-SMALL = Sizes(stride=16, vision_groups=4)
+SMALL = Sizes(stride=32, vision_groups=4)
+"""Strides of 16 groups take nano on two CPU cores a quarter longer, and a megabyte less."""
 LARGE = Sizes(stride=64, vision_groups=16)
 """Timestamps look back over the whole video, and there are few of them: large strides make their tiles many."""
 

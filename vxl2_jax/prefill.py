@@ -54,9 +54,9 @@ class Capacity(NamedTuple):
     global_: int
 
 
-_BEYOND = attention.CPU_KEY_TILE
-"""Room behind the last token for a whole tile of keys. The reference then cuts the same tiles whatever the capacity, so
-that a memory that grew equals, bit for bit, one made at once."""
+_LEAST = attention.CPU_TILE + 16
+"""Room of the shortest stream: more than a tile of the reference, which then cuts the same tiles whatever the capacity, so
+that a memory that grew equals, bit for bit, one made at once. (A stream of one tile exactly would be copied whole.)"""
 
 
 def capacity(layout: Layout, stride: int, since: int = 0) -> Capacity:
@@ -72,7 +72,7 @@ def capacity(layout: Layout, stride: int, since: int = 0) -> Capacity:
     # Writes are whole strides wide, so the last one needs room behind the last real token. Multiples of 16 are
     # what a TPU can cut key tiles from without copying.
     visual, global_ = strides * stride * layout.visual, 2 * prefix + strides * stride * per_stamp
-    return Capacity(stride, rows, round_up(visual + _BEYOND, 16), round_up(global_ + _BEYOND, 16))
+    return Capacity(stride, rows, *(max(round_up(room, 16), _LEAST) for room in (visual, global_)))
 
 
 def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, since: int = 0) -> list[Stride]:

@@ -18,8 +18,9 @@ from pallas_kernels.attention.work import Work
 
 BACKENDS: dict[str, ModuleType] = {"tpu": tpu, "hopper": hopper, "ampere": ampere}
 NAMES = ("auto", *BACKENDS, "reference")
-CPU_KEY_TILE, _KEY_TILE = 256, 512
-"""Keys of a tile of the reference: a CPU wants logits that stay in its cache, an accelerator fewer and larger steps."""
+CPU_TILE, _TILE = 256, 512
+"""Queries, and keys, of a tile of the reference: a CPU wants logits that stay in its cache, an accelerator fewer and larger
+steps."""
 
 
 @dataclass(frozen=True)
@@ -197,8 +198,10 @@ def attend(
     count, heads, width = q.shape
     scale = width**-0.5 if scale is None else scale
     if reads.work is None:
-        key_tile = CPU_KEY_TILE if jax.default_backend() == "cpu" else _KEY_TILE
-        return reference.attend(q, streams, reads.starts, reads.stops, layer=layer, scale=scale, key_tile=key_tile)
+        tile = CPU_TILE if jax.default_backend() == "cpu" else _TILE
+        return reference.attend(
+            q, streams, reads.starts, reads.stops, layer=layer, scale=scale, query_tile=tile, key_tile=tile
+        )
     packed = work.pack(q.astype(streams[0].k.dtype), heads // reads.repeats, reads.tiles.rows)
     out, lse = run_items(
         reads.kernel, packed, streams, layer, reads.work, scale=scale, sizes=reads.tiles,

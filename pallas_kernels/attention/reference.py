@@ -54,16 +54,18 @@ def _attend_tile(q, starts, stops, streams, layer, key_tile):
         size = min(key_tile, stream.k.shape[2])
         if size == 0:
             continue
-        last = stream.k.shape[2] - size
-        first = jnp.min(jnp.where(high > low, low, stream.k.shape[2]))
-        tiles = -(-(jnp.max(high) - first) // size)  # of which the first begins with the first key that is seen
+        # Tiles are counted back from the last key that any row sees, so that they lie within the stream, and are the same
+        # whatever room it has behind that key.
+        end = jnp.max(jnp.where(high > low, high, 0))
+        first = jnp.min(jnp.where(high > low, low, end))
+        tiles = -(-(end - first) // size)
 
-        def body(tile, carry, stream=stream, low=low, high=high, size=size, last=last, first=first):
+        def body(tile, carry, stream=stream, low=low, high=high, size=size, end=end):
             peak, total, out = carry
-            # The last tile is shifted back to stay inside; keys of the tile before it are left out.
-            begin = jnp.minimum(first + tile * size, last)
+            stop = end - tile * size
+            begin = jnp.maximum(stop - size, 0)
             index = begin + jnp.arange(size)
-            seen = (index >= jnp.maximum(low, first + tile * size)[:, None]) & (index < high[:, None])
+            seen = (index >= low[:, None]) & (index < jnp.minimum(high, stop)[:, None])
             logits = jnp.where(seen, _logits(q, _tile(stream.k, layer, begin, size)), _FLOOR)
             new_peak = jnp.maximum(peak, logits.max(axis=-1))
             weights = jnp.where(seen, jnp.exp(logits - new_peak[..., None]), 0.0)
