@@ -11,10 +11,10 @@ twice (dense and chunked pre-fill) and asked in these modes:
     bilevel_62        chunk-based pre-fill; first and last chunk dense, of the others as many, by attention, as fit
                       into 62 % of the dense memory's bytes; the rest pooled
     bilevel_62_random the same with as many chunks chosen by lot
-    …                 and so on for every share in --shares
+    …                 and so on for every share in --shares; bilevel_62_by2: two visual tokens pooled into one, not eight
 
 In clips of 32 seconds a quarter of the bytes and more are ends, prefix and timestamps: a share that is not to be had in
-every clip of a range is left out there.
+clips of a range's middle length is left out there. Where a shorter one takes more with everything pooled, it is asked so.
 
 Accuracies and intervals (95 %, Wilson) are in percent; cache_ratio is the summed key/value bytes loaded over the summed
 bytes of the dense memories. `chance` is what the best guess without the video gets right. `inside` counts the questions
@@ -29,6 +29,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags, logging
@@ -42,13 +43,17 @@ from studies.memories import interior
 
 import vxl2_jax as vxl2
 from vxl2_jax.evaluation.report import put
+from vxl2_jax.mixed import mixed_length
 
 _QUESTIONS = flags.DEFINE_integer("questions", 400, "Questions per range.", lower_bound=1)
 _PER_CLIP = flags.DEFINE_integer("per_clip", 14, "Questions asked of each clip.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 7, "Seed of clips, questions and lots; training uses none of these streams.")
 _MODEL = flags.DEFINE_string("model", "nano", "nano, or a checkpoint directory of the same vocabulary.")
 _RANGES = flags.DEFINE_list("ranges", ["32-64", "128-256"], "Lengths of the clips in seconds, shortest-longest.")
-_SHARES = flags.DEFINE_list("shares", ["62", "35"], "Percent of the dense memory's bytes that bi-level modes may load.")
+_SHARES = flags.DEFINE_list(
+    "shares", ["62", "62:2", "35"],
+    "Percent of the dense memory's bytes that bi-level modes may load; share:compression for one other than --compression.",
+)
 _FOOTAGE = flags.DEFINE_enum("footage", "test", ["", "train", "test"], "Real video behind the pictures.")
 _BLOCK_SIZE = flags.DEFINE_integer("block_size", 4, "Groups per pre-fill block in the chunked and bi-level modes.")
 _PREV_BLOCKS = flags.DEFINE_integer("prev_blocks", 3, "Earlier blocks a block sees whole.")
@@ -62,12 +67,12 @@ MOST_WORDS = 20  # tokens of an answer
 
 
 def ask_all(
-    model: vxl2.Model, video: Path, texts: list[str], shares: list[int], seed: int
+    model: vxl2.Model, video: Path, texts: list[str], shares: list[Share], seed: int
 ) -> dict[str, list[vxl2.Answer]]:
     """Answers of every mode to the questions about one video file."""
-    compression, rng = _COMPRESSION.value, np.random.default_rng(seed)
-    dense = model.watch(video, prev_blocks=None, compression=compression)
-    chunked = model.watch(video, block_size=_BLOCK_SIZE.value, prev_blocks=_PREV_BLOCKS.value, compression=compression)
+    rng = np.random.default_rng(seed)
+    dense = model.watch(video, prev_blocks=None)
+    chunked = model.watch(video, block_size=_BLOCK_SIZE.value, prev_blocks=_PREV_BLOCKS.value)
     by_lot = lambda ids, memory: rng.random(memory.layout.chunks(_CHUNK_SIZE.value))
     options = {"chunk_size": _CHUNK_SIZE.value, "max_new_tokens": MOST_WORDS}
     answers = {
@@ -75,23 +80,51 @@ def ask_all(
         "chunked": model.ask(chunked, texts, top_k=None, relevance="recent", **options),
     }
     for share in shares:
-        room = interior(chunked, share, _CHUNK_SIZE.value)
-        answers[f"bilevel_{share}"] = model.ask(chunked, texts, top_k=room, **options)
-        answers[f"bilevel_{share}_random"] = model.ask(chunked, texts, top_k=room, relevance=by_lot, **options)
+        memory = chunked.with_compression(share.compression)
+        room = interior(memory, share.percent, _CHUNK_SIZE.value)
+        answers[share.mode] = model.ask(memory, texts, top_k=room, **options)
+        answers[f"{share.mode}_random"] = model.ask(memory, texts, top_k=room, relevance=by_lot, **options)
     return answers
 
 
-def shares_for(model: vxl2.Model, shortest: int) -> list[int]:
-    """Those of --shares that leave at least one chunk to be chosen in the shortest clip of a range."""
-    frames = np.zeros((shortest, model.config.vision.image_size, model.config.vision.image_size, 3), np.uint8)
-    memory = model.watch((frames, np.arange(shortest, dtype=float)), compression=_COMPRESSION.value)
-    return [int(share) for share in _SHARES.value if interior(memory, int(share), _CHUNK_SIZE.value) > 0]
+def shares_for(model: vxl2.Model, shares: list[Share], seconds: tuple[int, int]) -> list[Share]:
+    """Those that are to be had in a clip of a range's middle length, if all but its ends is pooled."""
+    length = sum(seconds) // 2
+    frames = np.zeros((length, model.config.vision.image_size, model.config.vision.image_size, 3), np.uint8)
+    memory = model.watch((frames, np.arange(length, dtype=float)))
+    return [share for share in shares if _fits(memory.with_compression(share.compression), share.percent)]
+
+
+def _fits(memory: vxl2.VideoMemory, percent: int) -> bool:
+    least = mixed_length(memory.layout, memory.compression, _CHUNK_SIZE.value, interior=0)
+    return 100 * least <= percent * memory.layout.length
+
+
+class Share(NamedTuple):
+    """At most so many percent of the dense memory's bytes; visual tokens pooled into one elsewhere; the mode's name."""
+
+    percent: int
+    compression: int
+    mode: str
+
+
+def parse_share(text: str) -> Share:
+    """ "62" or "62:2" → Share. Raises RequestError for anything else."""
+    percent, colon, by = text.partition(":")
+    try:
+        share = Share(int(percent), int(by) if colon else _COMPRESSION.value, f"bilevel_{percent}" + f"_by{by}" * bool(colon))
+    except ValueError:
+        raise vxl2.RequestError(f"--shares: {text!r} is not of the form percent or percent:compression, as 62:2") from None
+    if not 0 < share.percent <= 100:
+        raise vxl2.RequestError(f"--shares: {share.percent} does not lie in 1-100 percent")
+    return share
 
 
 def judged(model: vxl2.Model, seconds: tuple[int, int], console: Console) -> Iterator[Judged]:
     """Every answer of every mode about fresh clips of a range of lengths."""
     rng = np.random.default_rng([_SEED.value, *seconds, 20261121])
-    names, shares = pictures.load()[0], shares_for(model, seconds[0])
+    names = pictures.load()[0]
+    shares = shares_for(model, [parse_share(text) for text in _SHARES.value], seconds)
     count, number = -(-_QUESTIONS.value // _PER_CLIP.value), 0
     with tempfile.TemporaryDirectory() as folder:
         for clip_number in track(range(count), f"{seconds[0]} to {seconds[1]} s", console=console, transient=True):
@@ -128,6 +161,8 @@ def report_of(rows: list[Judged], chances: dict[str, float]) -> dict:
 def main(_) -> int:
     logging.set_verbosity(logging.WARNING)
     ranges = [parse_range(text) for text in _RANGES.value]
+    for text in _SHARES.value:
+        parse_share(text)
     model, console = vxl2.load(_MODEL.value), Console(stderr=True)
     found = {}
     for seconds in ranges:
@@ -164,7 +199,7 @@ def as_text(report: dict) -> str:
         for mode, marks in part["modes"].items():
             (low, high), within = marks["interval"], marks["inside"]
             lines.append(
-                f"  {mode:17s} {marks['accuracy']:5.1f} % ({low} – {high})  bytes {100 * marks['cache_ratio']:.0f} %  "
+                f"  {mode:21s} {marks['accuracy']:5.1f} % ({low} – {high})  bytes {100 * marks['cache_ratio']:.0f} %  "
                 f"inside {within.get('accuracy', float('nan')):.1f} % of {within['questions']}"
             )
         for kind in TYPES:

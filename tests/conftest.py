@@ -35,14 +35,9 @@ def toy():
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """Compiled programs are let go between modules when they have become many.
-
-    Each of XLA's CPU programs keeps some ten stretches of memory mapped, of which Linux allows a process 65,530; the
-    one that is refused ends the process without a word, in whatever test happens to compile.
-    """
+    """The suite compiles more than a process may hold: it is let go between modules, early enough for none of them to
+    come where watching would do it, for some count what is compiled."""
     yield
-    maps, most = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_count")
-    if maps.exists() and most.exists() and maps.read_bytes().count(b"\n") > int(most.read_text()) // 4:
-        import jax
+    from vxl2_jax import machine
 
-        jax.clear_caches()
+    machine.spare_programs(share=0.1)

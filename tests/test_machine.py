@@ -105,3 +105,12 @@ def test_this_machine_holds_what_is_allocated_here():
     block = np.ones(200 * 2**20, np.uint8)
     assert machine.used_bytes(device) - before > 0.9 * block.nbytes
     assert machine.memory_bytes(device) > machine.used_bytes(device)
+
+
+@pytest.mark.parametrize(("maps", "most", "spared"), [(51, "100\n", True), (50, "100\n", False), (51, "", False)])
+def test_programs_are_let_go_when_maps_run_short(linux, tmp_path, monkeypatch, maps, most, spared):
+    cleared = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
+    linux.write("proc/self/maps", "7f00-7f01 r-xp 00000000 00:00 0\n" * maps)
+    linux.write("proc/sys/vm/max_map_count", most)
+    assert machine.spare_programs(proc=tmp_path / "proc") == spared == bool(cleared)

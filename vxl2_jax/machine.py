@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 
 class Sizes(NamedTuple):
     """stride: groups fed through the language model at a time; vision_groups: groups whose frames go through
@@ -62,6 +64,19 @@ def used_bytes(device: Any, proc: Path = _PROC) -> int | None:
         return _stats(device).get("bytes_in_use")
     held = _kilobytes(proc / "self" / "status", "VmRSS")
     return None if held is None else 1024 * held
+
+
+def spare_programs(share: float = 0.5, proc: Path = _PROC) -> bool:
+    """Let compiled programs go if this process has used up a share of the memory maps that Linux allows it; whether so.
+
+    Each of XLA's CPU programs keeps ten maps and more, of 65,530 as a rule, and the program that is refused one ends the
+    process without a word. Those in use stay; others are fetched from the cache on disk when they are wanted again.
+    """
+    most = _read(proc / "sys" / "vm" / "max_map_count").strip()
+    if not most.isdigit() or _read(proc / "self" / "maps").count("\n") <= share * int(most):
+        return False
+    jax.clear_caches()
+    return True
 
 
 def _stats(device: Any) -> dict[str, int]:

@@ -68,6 +68,7 @@ def watch(
         )
     config = model.config
     check_compression(compression, config.visual_tokens)
+    machine.spare_programs()  # videos of many lengths, in one process, are many programs
     with timed(report.timings, "read"):
         source = video if isinstance(video, Source) else open_source(video, config.vision.image_size, sampling)
     seconds = tuple(float(s) for s in source.seconds[:: config.frames_per_group])

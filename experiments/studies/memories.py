@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from nano.clips import Clip, render_frame
 
-from vxl2_jax import Model, VideoMemory, prefill, watching
+from vxl2_jax import Model, VideoMemory, machine, prefill, watching
 from vxl2_jax.layout import Rule
 from vxl2_jax.memory import sparse_level
 from vxl2_jax.video.preprocess import resize_frame
@@ -27,6 +27,7 @@ def frames_of(clip: Clip, size: int) -> np.ndarray:
 
 def visual_tokens(model: Model, frames: np.ndarray) -> list[jax.Array]:
     """Visual tokens of every stride, [stride, V, E] each."""
+    machine.spare_programs()
     step = model.sizes.stride * model.config.frames_per_group
     with model._precision():
         return [watching.visual_tokens(model, frames[first : first + step]) for first in range(0, len(frames), step)]
