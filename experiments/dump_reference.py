@@ -28,7 +28,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -215,12 +215,26 @@ def write(out: Path, checkpoint: Path, files: dict[str, dict]) -> None:
     for file in checkpoint.iterdir():
         if file.is_file() and file.name != IDS and not (linked / file.name).exists():
             (linked / file.name).symlink_to(file.resolve())
-    (linked / IDS).write_text(json.dumps(SPECIAL))
+    put = lambda path, text: whole(path, lambda file: file.write(text.encode()))
+    put(linked / IDS, json.dumps(SPECIAL))
     for name in (VISION, *VARIANTS.values()):
         if name in files or not (out / name).exists():
-            np.savez_compressed(out / name, **files.get(name, {}))
-    (out / "prefill_flops.json").write_text(json.dumps({"visual_tokens_per_group": 144, "rows": []}))
-    (out / "text_and_sampling.json").write_text("{}")
+            whole(out / name, lambda file, name=name: np.savez_compressed(file, **files.get(name, {})))
+    put(out / "prefill_flops.json", json.dumps({"visual_tokens_per_group": 144, "rows": []}))
+    put(out / "text_and_sampling.json", "{}")
+
+
+def whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file whole or not at all: what was there stays until all is written."""
+    begun = path.with_name(path.name + ".part")
+    try:
+        with open(begun, "wb") as file:
+            write(file)
+        begun.replace(path)
+    except OSError as error:
+        sys.exit(f"dump_reference: {path}: cannot be written ({error.strerror})")
+    finally:
+        begun.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -23,7 +23,8 @@ from vxl2_jax.evaluation.intervals import wilson  # noqa: E402
 Report = dict
 ROWS = {
     "dense": "dense", "chunked": "chunked pre-fill, whole cache", "bilevel_62": "both, by attention",
-    "bilevel_62_random": "both, by lot", "bilevel_35": "both, by attention", "bilevel_35_random": "both, by lot",
+    "bilevel_62_random": "both, by lot", "bilevel_62_by2": "both, by attention, pooled by 2",
+    "bilevel_62_by2_random": "both, by lot, pooled by 2", "bilevel_35": "both, by attention", "bilevel_35_random": "both, by lot",
 }
 EXAMPLES = {
     "exists": ("Is there a dog?", "yes / no"), "first": ("Which comes first, the dog or the car?", "the dog"),
@@ -95,13 +96,19 @@ def differences_table(reports: Sequence[Report]) -> str:
             if name.endswith(", inside"):
                 continue
             inside = [each[f"{name}, inside"] for each in found] if f"{name}, inside" in found[0] else None
-            one, other = (text.replace("bilevel_", "bi-level ") for text in name.split(" - "))
+            one, other = name.split(" - ")
             other = "by lot" if other.endswith("random") else other
             lines.append([
-                f"{clips} s", f"{one} % − {other}", difference([each[name] for each in found]),
+                f"{clips} s", f"{spoken(one)} − {other}", difference([each[name] for each in found]),
                 difference(inside) if inside else "",
             ])
     return markdown(lines)
+
+
+def spoken(mode: str) -> str:
+    """ "bilevel_62_by2" → "bi-level 62 %, pooled by 2"."""
+    _, percent, *by = mode.split("_")
+    return f"bi-level {percent} %" + "".join(f", pooled {part.replace('by', 'by ')}" for part in by)
 
 
 def types_table(reports: Sequence[Report]) -> str:

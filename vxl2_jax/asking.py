@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from vxl2_jax import bases, decode, relevance, select
+from vxl2_jax import bases, decode, mixed, relevance, select
 from vxl2_jax.buckets import bucket
 from vxl2_jax.errors import RequestError
 from vxl2_jax.memory import VideoMemory
@@ -125,7 +125,8 @@ def ask_many(
         chosen = {question.number: choice for question, choice in zip(batch, choices, strict=True)}
         for group in alike.values():
             one = chosen[group[0].number]
-            most = bases.MOST if one.all_dense else bases.at_once(one.memory, model.kernel)
+            slots = max(chosen[question.number].slots for question in group)
+            most = bases.MOST if one.all_dense else bases.at_once(one.memory, model.kernel, slots)
             for part in _batches(group, most):
                 own = {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
                 answers |= _answer(model, part, [chosen[question.number] for question in part], options, own)
@@ -161,6 +162,12 @@ class _Choice:
     @property
     def all_dense(self) -> bool:
         return bool(self.dense.all())
+
+    @property
+    def slots(self) -> int:
+        """Tokens of the mixture, or of the largest one of its category."""
+        interior = max(self.most, int(self.dense[2:-1].sum()))
+        return mixed.mixed_length(self.memory.layout, self.memory.compression, self.chunk_size, interior)
 
 
 def _batches(questions: list[_Question], most: int) -> Iterator[list[_Question]]:

@@ -31,15 +31,17 @@ coarsely items are cut."""
 _ASSEMBLED = 1 << 29
 
 
-def at_once(memory: VideoMemory, kernel: Kernel) -> int:
-    """How many questions with mixtures of their own to ask together: a power of two, at most `MOST`.
+def at_once(memory: VideoMemory, kernel: Kernel, slots: int) -> int:
+    """How many questions with mixtures of their own, of up to so many slots, to ask together: a power of two, at most
+    `MOST`.
 
-    Kernels read mixtures in place. For the reference each is assembled, at about the size of the sparse level, and
-    together they may take half a GiB; one is always allowed.
+    Kernels read mixtures in place. For the reference each is assembled, and together they may take half a GiB; one is
+    always allowed.
     """
     most = MOST
     if kernel.name == "reference":
-        while most > 1 and most * sum(part.nbytes for part in memory.sparse) > _ASSEMBLED:
+        a_slot = sum(part.nbytes // part.shape[2] for part in memory.sparse)
+        while most > 1 and most * slots * a_slot > _ASSEMBLED:
             most //= 2
     return most
 

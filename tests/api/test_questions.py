@@ -110,8 +110,9 @@ def test_other_questions_of_a_batch_compile_nothing(model):
 def test_questions_that_do_not_fit_together_are_asked_in_parts(model, memory, monkeypatch):
     from vxl2_jax import bases
 
-    bytes_of_one = sum(part.nbytes for part in memory.sparse)
-    monkeypatch.setattr(bases, "_ASSEMBLED", 2 * bytes_of_one)
+    read = one_by_one(model, memory, QUESTIONS[:1])[0].cache_tokens
+    of_one = read * sum(part.nbytes // part.shape[2] for part in memory.sparse)
+    monkeypatch.setattr(bases, "_ASSEMBLED", 4 * of_one - 1)  # two, and not four
     found = asking.ask_many(model, memory, QUESTIONS[:4], OPTIONS, ())
     assert [answer.batch for answer in found] == [2] * 4
     assert_alike(found, one_by_one(model, memory, QUESTIONS[:4]))
