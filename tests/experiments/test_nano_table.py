@@ -1,6 +1,8 @@
 """The README's tables of nano are what the script makes of the kept reports."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nano_table
@@ -43,3 +45,20 @@ def test_differences_are_weighted_by_their_questions():
     other = {"points": 4.0, "interval": [2.0, 6.0], "questions": 300}
     # 400 questions: mean (−200 + 1200) / 400; half-width √(200² + 600²) / 400.
     assert nano_table.difference([alone, other]) == "+2.5 (+0.9 to +4.1)"
+
+
+def test_modes_are_spoken():
+    assert nano_table.spoken("bilevel_35") == "bi-level 35 %"
+    assert nano_table.spoken("bilevel_62_by2") == "bi-level 62 %, pooled by 2"
+
+
+@pytest.mark.parametrize(("flag", "said"), [
+    ("--shares=62:x", "--shares: '62:x' is not of the form percent or percent:compression"),
+    ("--shares=0", "--shares: 0 does not lie in 1-100 percent"),
+    ("--ranges=32", "--ranges: '32' is not of the form shortest-longest"),
+])
+def test_senseless_flags_of_the_evaluation_are_one_line(flag, said):
+    script = ROOT / "experiments" / "evaluate_nano.py"
+    ended = subprocess.run([sys.executable, str(script), flag], capture_output=True, text=True, cwd=ROOT)
+    assert ended.returncode and ended.stderr.strip().splitlines()[-1].startswith(f"evaluate_nano: {said}")
+    assert "Traceback" not in ended.stderr
