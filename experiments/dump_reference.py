@@ -27,6 +27,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -234,7 +235,8 @@ def whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     except OSError as error:
         sys.exit(f"dump_reference: {path}: cannot be written ({error.strerror})")
     finally:
-        begun.unlink(missing_ok=True)
+        with suppress(OSError):
+            begun.unlink()
 
 
 def main() -> None:

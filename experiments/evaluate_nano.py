@@ -115,6 +115,8 @@ def parse_share(text: str) -> Share:
         share = Share(int(percent), int(by) if colon else _COMPRESSION.value, f"bilevel_{percent}" + f"_by{by}" * bool(colon))
     except ValueError:
         raise vxl2.RequestError(f"--shares: {text!r} is not of the form percent or percent:compression, as 62:2") from None
+    if share.compression < 2:
+        raise vxl2.RequestError(f"--shares: {text!r} pools nothing; name a compression of 2 or more")
     if not 0 < share.percent <= 100:
         raise vxl2.RequestError(f"--shares: {share.percent} does not lie in 1-100 percent")
     return share

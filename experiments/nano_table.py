@@ -92,10 +92,11 @@ def differences_table(reports: Sequence[Report]) -> str:
     lines = [["clips", "difference, points", "all questions", "evidence to be chosen"], ["---", "---", "--:", "--:"]]
     for clips in reports[0]["ranges"]:
         found = [report["ranges"][clips]["differences"] for report in reports]
-        for name in found[0]:
+        common = [name for name in found[0] if all(name in each for each in found)]
+        for name in common:
             if name.endswith(", inside"):
                 continue
-            inside = [each[f"{name}, inside"] for each in found] if f"{name}, inside" in found[0] else None
+            inside = [each[f"{name}, inside"] for each in found] if f"{name}, inside" in common else None
             one, other = name.split(" - ")
             other = "by lot" if other.endswith("random") else other
             lines.append([

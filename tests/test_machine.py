@@ -114,3 +114,14 @@ def test_programs_are_let_go_when_maps_run_short(linux, tmp_path, monkeypatch, m
     linux.write("proc/self/maps", "7f00-7f01 r-xp 00000000 00:00 0\n" * maps)
     linux.write("proc/sys/vm/max_map_count", most)
     assert machine.spare_programs(proc=tmp_path / "proc") == spared == bool(cleared)
+
+
+def test_letting_programs_go_frees_maps():
+    maps = lambda: machine._read(machine._PROC / "self" / "maps").count("\n")
+    if not maps():
+        pytest.skip("this system does not tell of maps")
+    compiled = [jax.jit(lambda x, n=n: x + n) for n in range(30)]
+    for number, each in enumerate(compiled):
+        each(np.zeros(number + 2, np.float32))
+    before = maps()
+    assert machine.spare_programs(share=0.0) and maps() < before - 30

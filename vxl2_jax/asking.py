@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from vxl2_jax import bases, decode, mixed, relevance, select
+from vxl2_jax import bases, decode, machine, mixed, relevance, select
 from vxl2_jax.buckets import bucket
 from vxl2_jax.errors import RequestError
 from vxl2_jax.memory import VideoMemory
@@ -108,6 +108,7 @@ def ask_many(
         made = memory.sparse.k.dtype
         mend = "watch the video again with it" if made == model.dtype else f"load the model that made it, in {made}"
         raise RequestError(f"this memory was made by another model than {model.name} in {model.dtype}; {mend}")
+    machine.spare_programs()
     said = [(answer.question, answer.text) for answer in history]
     asked = [
         _Question(number, text, model.tokenizer.encode(prompt.suffix_text(text, said)))

@@ -40,6 +40,7 @@ def at_once(memory: VideoMemory, kernel: Kernel, slots: int) -> int:
     """
     most = MOST
     if kernel.name == "reference":
+        slots = bucket(slots, least=128)
         a_slot = sum(part.nbytes // part.shape[2] for part in memory.sparse)
         while most > 1 and most * slots * a_slot > _ASSEMBLED:
             most //= 2

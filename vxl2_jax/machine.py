@@ -70,8 +70,11 @@ def spare_programs(share: float = 0.5, proc: Path = _PROC) -> bool:
     """Let compiled programs go if this process has used up a share of the memory maps that Linux allows it; whether so.
 
     Each of XLA's CPU programs keeps ten maps and more, of 65,530 as a rule, and the program that is refused one ends the
-    process without a word. Those in use stay; others are fetched from the cache on disk when they are wanted again.
+    process without a word. All that JAX has compiled in this process goes, save what runs; what is wanted again is compiled
+    again, or fetched from JAX's cache on disk where there is one (the command line has). Elsewhere than on a CPU: nothing.
     """
+    if jax.default_backend() != "cpu":
+        return False
     most = _read(proc / "sys" / "vm" / "max_map_count").strip()
     if not most.isdigit() or _read(proc / "self" / "maps").count("\n") <= share * int(most):
         return False

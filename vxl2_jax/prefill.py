@@ -55,8 +55,8 @@ class Capacity(NamedTuple):
 
 
 _LEAST = attention.CPU_TILE + 16
-"""Room of the shortest stream: more than a tile of the reference, which then cuts the same tiles whatever the capacity, so
-that a memory that grew equals, bit for bit, one made at once. (A stream of one tile exactly would be copied whole.)"""
+"""Room of the shortest stream: on a CPU more than a tile of the reference, which then cuts the same tiles whatever the
+capacity, so that a memory that grew equals, bit for bit, one made at once. (A stream of one tile would be copied whole.)"""
 
 
 def capacity(layout: Layout, stride: int, since: int = 0) -> Capacity:

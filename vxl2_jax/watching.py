@@ -68,7 +68,6 @@ def watch(
         )
     config = model.config
     check_compression(compression, config.visual_tokens)
-    machine.spare_programs()  # videos of many lengths, in one process, are many programs
     with timed(report.timings, "read"):
         source = video if isinstance(video, Source) else open_source(video, config.vision.image_size, sampling)
     seconds = tuple(float(s) for s in source.seconds[:: config.frames_per_group])
@@ -155,6 +154,7 @@ def _watch_strides(
     batches: the frames of each stride, of which the first already knows the tokens of its first groups (`known`);
     frames: how many there are in all, of which `done` were watched before.
     """
+    machine.spare_programs()  # videos of many lengths, in one process, are many programs
     config, per_group = model.config, model.config.frames_per_group
     timings, opened = report.timings, None
     with closing(prefetch(batches)) as ahead:

@@ -54,6 +54,7 @@ def _attend_tile(q, starts, stops, streams, layer, key_tile):
         size = min(key_tile, stream.k.shape[2])
         if size == 0:
             continue
+        high = jnp.minimum(high, stream.k.shape[2])
         # Tiles are counted back from the last key that any row sees, so that they lie within the stream, and are the same
         # whatever room it has behind that key.
         end = jnp.max(jnp.where(high > low, high, 0))

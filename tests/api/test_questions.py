@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vxl2_jax as vxl2
-from vxl2_jax import asking, decode, mixed, relevance
+from vxl2_jax import asking, decode, machine, mixed, relevance
 
 from .conftest import noise
 
@@ -116,6 +116,15 @@ def test_questions_that_do_not_fit_together_are_asked_in_parts(model, memory, mo
     found = asking.ask_many(model, memory, QUESTIONS[:4], OPTIONS, ())
     assert [answer.batch for answer in found] == [2] * 4
     assert_alike(found, one_by_one(model, memory, QUESTIONS[:4]))
+
+
+def test_watching_and_asking_spare_programs(model, memory, monkeypatch):
+    spared = []
+    monkeypatch.setattr(machine, "spare_programs", lambda: spared.append(True))
+    model.watch(noise(8))
+    assert len(spared) == 1
+    asking.ask_many(model, memory, QUESTIONS[:1], OPTIONS, ())
+    assert len(spared) == 2
 
 
 def test_more_questions_than_a_batch_holds_and_none_at_all(model, memory):

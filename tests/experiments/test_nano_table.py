@@ -54,6 +54,7 @@ def test_modes_are_spoken():
 
 @pytest.mark.parametrize(("flag", "said"), [
     ("--shares=62:x", "--shares: '62:x' is not of the form percent or percent:compression"),
+    ("--shares=62:1", "--shares: '62:1' pools nothing"),
     ("--shares=0", "--shares: 0 does not lie in 1-100 percent"),
     ("--ranges=32", "--ranges: '32' is not of the form shortest-longest"),
 ])

@@ -46,6 +46,20 @@ def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles
     np.testing.assert_allclose(lse, want_lse, atol=3e-6)
 
 
+def test_room_behind_the_last_key_changes_no_bit():
+    q, streams, starts, stops = problem(3, 21, [37, 30])
+    roomy = [Stream(*(jnp.pad(part, ((0, 0), (0, 0), (0, 11), (0, 0)), constant_values=9.0) for part in s)) for s in streams]
+    for tile in (4, 16):
+        want, got = (attend(q, s, starts, stops, query_tile=8, key_tile=tile) for s in (streams, roomy))
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_keys_beyond_a_stream_are_none():
+    q, streams, starts, stops = problem(0, 6, [37])
+    want, got = (attend(q, streams, starts, jnp.full_like(stops, stop), key_tile=16)[0] for stop in (37, 45))
+    np.testing.assert_array_equal(got, want)
+
+
 def test_a_query_that_sees_nothing_gets_zeros():
     q, streams, starts, stops = problem(0, 6, [9, 4])
     stops[:, 2:4] = starts[:, 2:4]
