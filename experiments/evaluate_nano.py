@@ -14,7 +14,9 @@ twice (dense and chunked pre-fill) and asked in these modes:
     …                 and so on for every share in --shares; bilevel_62_by2: two visual tokens pooled into one, not eight
 
 In clips of 32 seconds a quarter of the bytes and more are ends, prefix and timestamps: a share that is not to be had in
-clips of a range's middle length is left out there. Where a shorter one takes more with everything pooled, it is asked so.
+clips of a range's middle length is left out there. In shorter ones more tokens are pooled into one, as many as it takes.
+
+A report that --out already names is completed: ranges that it has are not asked again if its settings are the same.
 
 Accuracies and intervals (95 %, Wilson) are in percent; cache_ratio is the summed key/value bytes loaded over the summed
 bytes of the dense memories. `chance` is what the best guess without the video gets right. `inside` counts the questions
@@ -60,7 +62,7 @@ _PREV_BLOCKS = flags.DEFINE_integer("prev_blocks", 3, "Earlier blocks a block se
 _CHUNK_SIZE = flags.DEFINE_integer("chunk_size", 1, "Groups per bi-level chunk.", lower_bound=1)
 _COMPRESSION = flags.DEFINE_integer("compression", 8, "Visual tokens pooled into one in sparse chunks.", lower_bound=1)
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object alone on standard output.")
-_OUT = flags.DEFINE_string("out", None, "Also write that object into this file, when all is done.")
+_OUT = flags.DEFINE_string("out", None, "Also write that object into this file, range by range.")
 
 RATE = 4  # frames per second of the rendered files
 MOST_WORDS = 20  # tokens of an answer
@@ -80,7 +82,7 @@ def ask_all(
         "chunked": model.ask(chunked, texts, top_k=None, relevance="recent", **options),
     }
     for share in shares:
-        memory = chunked.with_compression(share.compression)
+        memory = pooled_to_fit(chunked, share)
         room = interior(memory, share.percent, _CHUNK_SIZE.value)
         answers[share.mode] = model.ask(memory, texts, top_k=room, **options)
         answers[f"{share.mode}_random"] = model.ask(memory, texts, top_k=room, relevance=by_lot, **options)
@@ -93,6 +95,15 @@ def shares_for(model: vxl2.Model, shares: list[Share], seconds: tuple[int, int])
     frames = np.zeros((length, model.config.vision.image_size, model.config.vision.image_size, 3), np.uint8)
     memory = model.watch((frames, np.arange(length, dtype=float)))
     return [share for share in shares if _fits(memory.with_compression(share.compression), share.percent)]
+
+
+def pooled_to_fit(memory: vxl2.VideoMemory, share: Share) -> vxl2.VideoMemory:
+    """The memory with a share's compression, or the least above it by which everything but the ends pooled fits."""
+    for compression in range(share.compression, memory.layout.visual + 1):
+        memory = memory.with_compression(compression)
+        if _fits(memory, share.percent):
+            break
+    return memory
 
 
 def _fits(memory: vxl2.VideoMemory, percent: int) -> bool:
@@ -166,20 +177,38 @@ def main(_) -> int:
     for text in _SHARES.value:
         parse_share(text)
     model, console = vxl2.load(_MODEL.value), Console(stderr=True)
-    found = {}
-    for seconds in ranges:
-        rows = list(judged(model, seconds, console))
-        found[f"{seconds[0]}-{seconds[1]}"] = report_of(rows, chance_levels(0, 2000, seconds))
-    settings = ("seed", "questions", "per_clip", "footage", "block_size", "prev_blocks", "chunk_size", "compression")
-    report = {
-        "model": model.name, "fingerprint": model.fingerprint, "ranges": found,
+    settings = ("seed", "questions", "per_clip", "footage", "block_size", "prev_blocks", "chunk_size", "compression", "shares")
+    about = {
+        "model": model.name, "fingerprint": model.fingerprint,
         "settings": {name: flags.FLAGS[name].value for name in settings},
     }
-    if _OUT.value:
-        out = Path(_OUT.value)
-        put(out.absolute().parent, {out.name: json.dumps(report, indent=1) + "\n"})
+    found = begun(Path(_OUT.value), about) if _OUT.value else {}
+    report = about | {"ranges": found}
+    for seconds in ranges:
+        name = f"{seconds[0]}-{seconds[1]}"
+        if name in found:
+            continue
+        found[name] = report_of(list(judged(model, seconds, console)), chance_levels(0, 2000, seconds))
+        report["ranges"] = found = dict(sorted(found.items(), key=lambda item: parse_range(item[0])))
+        if _OUT.value:
+            out = Path(_OUT.value)
+            put(out.absolute().parent, {out.name: json.dumps(report, indent=1) + "\n"})
     print(json.dumps(report, indent=1) if _JSON.value else as_text(report))
     return 0
+
+
+def begun(out: Path, about: dict) -> dict:
+    """The ranges of a report that is there already. Raises RequestError for one of other settings, or something else."""
+    if not out.exists():
+        return {}
+    try:
+        report = json.loads(out.read_text())
+        found = report.pop("ranges")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise vxl2.RequestError(f"--out {out}: is no report of this script; choose another name") from error
+    if report != about:
+        raise vxl2.RequestError(f"--out {out}: a report of another model or of other settings; remove it or choose another name")
+    return found
 
 
 def parse_range(text: str) -> tuple[int, int]:

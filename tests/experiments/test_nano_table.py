@@ -59,7 +59,31 @@ def test_modes_are_spoken():
     ("--ranges=32", "--ranges: '32' is not of the form shortest-longest"),
 ])
 def test_senseless_flags_of_the_evaluation_are_one_line(flag, said):
+    refused(flag, said)
+
+
+def refused(flag: str, said: str) -> None:
     script = ROOT / "experiments" / "evaluate_nano.py"
     ended = subprocess.run([sys.executable, str(script), flag], capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode and ended.stderr.strip().splitlines()[-1].startswith(f"evaluate_nano: {said}")
     assert "Traceback" not in ended.stderr
+
+
+def test_a_report_is_completed_only_by_its_own_settings(reports, tmp_path):
+    out = tmp_path / "report.json"
+    for text, said in (
+        ("[]", f"--out {out}: is no report of this script"),
+        (json.dumps(reports[0] | {"fingerprint": "0"}), f"--out {out}: a report of another model or of other settings"),
+    ):
+        out.write_text(text)
+        refused(f"--out={out}", said)
+        assert out.read_text() == text
+
+
+def test_a_complete_report_is_printed_again_and_nothing_is_asked(reports, tmp_path):
+    out = tmp_path / "report.json"
+    out.write_text(json.dumps(reports[0]))
+    script, settings = ROOT / "experiments" / "evaluate_nano.py", reports[0]["settings"]
+    command = [sys.executable, str(script), f"--out={out}", "--json", f"--seed={settings['seed']}", f"--questions={settings['questions']}"]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=120)
+    assert json.loads(ended.stdout) == reports[0]
