@@ -94,7 +94,7 @@ def shares_for(model: vxl2.Model, shares: list[Share], seconds: tuple[int, int])
     length = sum(seconds) // 2
     frames = np.zeros((length, model.config.vision.image_size, model.config.vision.image_size, 3), np.uint8)
     memory = model.watch((frames, np.arange(length, dtype=float)))
-    return [share for share in shares if _fits(memory.with_compression(share.compression), share.percent)]
+    return [share for share in shares if _fits(pooled_to_fit(memory, share), share.percent)]
 
 
 def pooled_to_fit(memory: vxl2.VideoMemory, share: Share) -> vxl2.VideoMemory:
