@@ -232,8 +232,6 @@ def whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
         with open(begun, "wb") as file:
             write(file)
         begun.replace(path)
-    except OSError as error:
-        sys.exit(f"dump_reference: {path}: cannot be written ({error.strerror})")
     finally:
         with suppress(OSError):
             begun.unlink()
@@ -250,7 +248,10 @@ def main() -> None:
     tokenizer, model = load(options.code, options.checkpoint, options.device)
     ids, tap, tokens = generate(tokenizer, model, options, small)
     files = arrays(options, small, ids, tap, tokens)
-    write(options.out, options.checkpoint, files)
+    try:
+        write(options.out, options.checkpoint, files)
+    except OSError as error:
+        sys.exit(f"dump_reference: --out {options.out}: cannot be written ({error.strerror})")
     for name, found in files.items():
         print(f"{options.out / name}: " + ", ".join(f"{key} {array.shape}" for key, array in found.items()))
 

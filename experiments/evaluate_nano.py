@@ -45,6 +45,7 @@ from studies.memories import interior
 
 import vxl2_jax as vxl2
 from vxl2_jax.evaluation.report import put
+from vxl2_jax.memory import check_compression
 from vxl2_jax.mixed import mixed_length
 
 _QUESTIONS = flags.DEFINE_integer("questions", 400, "Questions per range.", lower_bound=1)
@@ -98,7 +99,11 @@ def shares_for(model: vxl2.Model, shares: list[Share], seconds: tuple[int, int])
 
 
 def pooled_to_fit(memory: vxl2.VideoMemory, share: Share) -> vxl2.VideoMemory:
-    """The memory with a share's compression, or the least above it by which everything but the ends pooled fits."""
+    """The memory with a share's compression, or the least above it by which everything but the ends pooled fits.
+
+    Raises RequestError for a compression of more tokens than there are.
+    """
+    check_compression(share.compression, memory.layout.visual)
     for compression in range(share.compression, memory.layout.visual + 1):
         memory = memory.with_compression(compression)
         if _fits(memory, share.percent):

@@ -35,8 +35,8 @@ def toy():
 
 @pytest.fixture(autouse=True, scope="module")
 def few_programs():
-    """The suite compiles more than a process may hold: it is let go between modules, early enough for none of them to
-    come where watching would do it, for some count what is compiled."""
+    """The suite compiles more than a process may hold: it is let go between modules, and early, so that watching never
+    has to within a module (some tests count what is compiled)."""
     yield
     from vxl2_jax import machine
 
