@@ -54,8 +54,8 @@ class Capacity(NamedTuple):
     global_: int
 
 
-_LEAST = attention.CPU_TILE + 16
-"""Room of the shortest stream: on a CPU more than a tile of the reference, which then cuts the same tiles whatever the
+_LEAST = tuple(keys + 16 for keys in attention.CPU_KEYS)
+"""Room of the shortest streams: on a CPU more than a tile of the reference, which then cuts the same tiles whatever the
 capacity, so that a memory that grew equals, bit for bit, one made at once. (A stream of one tile would be copied whole.)"""
 
 
@@ -67,12 +67,13 @@ def capacity(layout: Layout, stride: int, since: int = 0) -> Capacity:
     # Beginning within a stride shifts all strides after it.
     strides = bucket(-(-max(layout.groups, 1) // stride) + (since % stride > 0))
     per_stamp = max(layout.stamps, default=1)
-    prefix = round_up(layout.prefix, 16)
+    prefix = round_up(layout.prefix, 4)
     rows = prefix + stride * per_stamp
     # Writes are whole strides wide, so the last one needs room behind the last real token. Multiples of 16 are
     # what a TPU can cut key tiles from without copying.
     visual, global_ = strides * stride * layout.visual, 2 * prefix + strides * stride * per_stamp
-    return Capacity(stride, rows, *(max(round_up(room, 16), _LEAST) for room in (visual, global_)))
+    room = (max(round_up(room, 16), least) for room, least in zip((visual, global_), _LEAST, strict=True))
+    return Capacity(stride, rows, *room)
 
 
 def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, since: int = 0) -> list[Stride]:

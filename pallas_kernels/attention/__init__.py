@@ -1,7 +1,7 @@
 """Range attention: every query attends to one contiguous range of keys in each of a few streams."""
 
 from pallas_kernels.attention.dispatch import (
-    CPU_TILE,
+    CPU_KEYS,
     NAMES,
     REFERENCE,
     Choice,
@@ -17,7 +17,7 @@ from pallas_kernels.attention.trial import trial
 from pallas_kernels.attention.tried import choose_tried
 
 __all__ = [
-    "CPU_TILE", "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "choose_tried",
+    "CPU_KEYS", "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "choose_tried",
     "key_mass",
     "prepare", "trial",
 ]

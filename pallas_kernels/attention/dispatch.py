@@ -18,9 +18,12 @@ from pallas_kernels.attention.work import Work
 
 BACKENDS: dict[str, ModuleType] = {"tpu": tpu, "hopper": hopper, "ampere": ampere}
 NAMES = ("auto", *BACKENDS, "reference")
-CPU_TILE, _TILE = 256, 512
-"""Queries, and keys, of a tile of the reference: a CPU wants logits that stay in its cache, an accelerator fewer and larger
-steps."""
+_TILE, _CPU_QUERIES, _CPU_KEYS, _CPU_ABREAST = 512, 72, (192, 96), 8
+"""Tiles of the reference. An accelerator wants few and large steps: so many queries and keys. A CPU wants little that is
+cut off by the ranges, logits that stay in its cache, and yet few calls: small tiles, several of them abreast. Its keys are
+of the first stream (of which queries see a window) and of others, twice as many where all queries are one tile."""
+CPU_KEYS = tuple(2 * keys for keys in _CPU_KEYS)
+"""The most keys of a tile of the reference on a CPU, in the first stream and in others."""
 
 
 @dataclass(frozen=True)
@@ -198,9 +201,8 @@ def attend(
     count, heads, width = q.shape
     scale = width**-0.5 if scale is None else scale
     if reads.work is None:
-        tile = CPU_TILE if jax.default_backend() == "cpu" else _TILE
         return reference.attend(
-            q, streams, reads.starts, reads.stops, layer=layer, scale=scale, query_tile=tile, key_tile=tile
+            q, streams, reads.starts, reads.stops, layer=layer, scale=scale, **_reference_tiles(count, len(streams))
         )
     packed = work.pack(q.astype(streams[0].k.dtype), heads // reads.repeats, reads.tiles.rows)
     out, lse = run_items(
@@ -214,6 +216,14 @@ def attend(
     # Kernels do not mask for rows of padding, which see nothing at all.
     seen = (reads.stops > reads.starts).any(axis=0)[:, None]
     return jnp.where(seen[..., None], out, 0).astype(q.dtype), jnp.where(seen, lse, -jnp.inf)
+
+
+def _reference_tiles(count: int, streams: int) -> dict[str, Any]:
+    """Tiles of `reference.attend` that suit the machine."""
+    if jax.default_backend() != "cpu":
+        return {"query_tile": _TILE, "key_tile": _TILE}
+    first, other = CPU_KEYS if count <= _CPU_QUERIES else _CPU_KEYS
+    return {"query_tile": _CPU_QUERIES, "key_tile": (first, *[other] * (streams - 1)), "abreast": _CPU_ABREAST}
 
 
 def _check(q: jax.Array, streams: Sequence[Stream], reads: Reads) -> None:

@@ -42,36 +42,38 @@ def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)
 
 
-def _attend_tile(q, starts, stops, streams, layer, key_tile):
-    """One tile of packed rows. q [K, N, D] scaled; starts, stops [streams, N] → out [K, N, D], lse [K, N]."""
-    kv_heads, rows, width = q.shape
+def _attend_tiles(q, starts, stops, streams, layer, key_tiles):
+    """Tiles of packed rows, abreast: q [A·K, N, D] scaled; starts, stops [streams, A, N] → out [A·K, N, D], lse [A·K, N]."""
+    (batch, rows, width), abreast = q.shape, starts.shape[1]
     carry = (
-        jnp.full((kv_heads, rows), _FLOOR, jnp.float32),
-        jnp.zeros((kv_heads, rows), jnp.float32),
-        jnp.zeros((kv_heads, rows, width), jnp.float32),
+        jnp.full((batch, rows), _FLOOR, jnp.float32),
+        jnp.zeros((batch, rows), jnp.float32),
+        jnp.zeros((batch, rows, width), jnp.float32),
     )
-    for stream, low, high in zip(streams, starts, stops, strict=True):
+    for stream, low, high, key_tile in zip(streams, starts, stops, key_tiles, strict=True):
         size = min(key_tile, stream.k.shape[2])
         if size == 0:
             continue
         high = jnp.minimum(high, stream.k.shape[2])
         # Tiles are counted back from the last key that any row sees, so that they lie within the stream, and are the same
         # whatever room it has behind that key.
-        end = jnp.max(jnp.where(high > low, high, 0))
-        first = jnp.min(jnp.where(high > low, low, end))
-        tiles = -(-(end - first) // size)
+        end = jnp.max(jnp.where(high > low, high, 0), axis=1)
+        first = jnp.min(jnp.where(high > low, low, end[:, None]), axis=1)
+        tiles = jnp.max(-(-(end - first) // size))
 
         def body(tile, carry, stream=stream, low=low, high=high, size=size, end=end):
             peak, total, out = carry
             stop = end - tile * size
             begin = jnp.maximum(stop - size, 0)
-            index = begin + jnp.arange(size)
-            seen = (index >= low[:, None]) & (index < jnp.minimum(high, stop)[:, None])
-            logits = jnp.where(seen, _logits(q, _tile(stream.k, layer, begin, size)), _FLOOR)
+            index = begin[:, None, None] + jnp.arange(size)
+            seen = (index >= low[..., None]) & (index < jnp.minimum(high, stop[:, None])[..., None])
+            cut = lambda part: jnp.concatenate([_tile(part, layer, begin[n], size) for n in range(abreast)])
+            # Where nothing was seen yet, −inf less the floor still is a weight of 0.
+            logits = jnp.where(repeat(seen, "a n s -> (a k) n s", k=batch // abreast), _logits(q, cut(stream.k)), -jnp.inf)
             new_peak = jnp.maximum(peak, logits.max(axis=-1))
-            weights = jnp.where(seen, jnp.exp(logits - new_peak[..., None]), 0.0)
+            weights = jnp.exp(logits - new_peak[..., None])
             shrink = jnp.exp(peak - new_peak)
-            values = _tile(stream.v, layer, begin, size)
+            values = cut(stream.v)
             mixed = jnp.einsum("kns,ksd->knd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
             return new_peak, total * shrink + weights.sum(axis=-1), out * shrink[..., None] + mixed
 
@@ -96,7 +98,8 @@ def attend(
     layer: jax.Array | int = 0,
     scale: float | None = None,
     query_tile: int = 512,
-    key_tile: int = 512,
+    key_tile: int | Sequence[int] = 512,
+    abreast: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of each query over its key ranges.
 
@@ -105,6 +108,9 @@ def attend(
     Shapes: q [N, H, D] (rotated); streams of [L, K, S, D] with K dividing H; starts, stops int32
     [len(streams), N]. Returns out [N, H, D] in q's dtype and the log-sum-exp fp32 [N, H], by which
     partial results merge. A query that sees no key gets zeros and −inf. Accumulates in fp32.
+
+    query_tile, key_tile: queries and keys of a tile, the latter for all streams or for each; abreast: tiles of queries
+    that go side by side, in the batch dimension of the same products.
     """
     count, heads, width = q.shape
     kv_heads = streams[0].k.shape[1]
@@ -113,19 +119,23 @@ def attend(
     if starts.shape != (len(streams), count) or stops.shape != starts.shape:
         raise ValueError(f"starts and stops must be [{len(streams)}, {count}], not {starts.shape} and {stops.shape}")
     repeats = heads // kv_heads
-    tile = -(-count // -(-count // query_tile))  # tiles of equal size, so that the last is not mostly padding
-    padding = -count % tile
+    # Turns of equal size, of tiles of equal size, so that the last is not mostly padding.
+    turns = -(-count // (query_tile * abreast))
+    abreast = -(-count // (turns * query_tile))
+    tile = -(-count // (turns * abreast))
+    padding = turns * abreast * tile - count
+    key_tiles = (key_tile,) * len(streams) if isinstance(key_tile, int) else key_tile
     q = jnp.pad(_pack(q, kv_heads, width**-0.5 if scale is None else scale), ((0, 0), (0, padding * repeats), (0, 0)))
-    q_tiles = rearrange(q, "k (t n) d -> t k n d", n=tile * repeats)
+    q_tiles = rearrange(q, "k (t a n) d -> t (a k) n d", a=abreast, n=tile * repeats)
 
     def per_tile(ranges: jax.Array) -> jax.Array:
         padded = jnp.pad(ranges, ((0, 0), (0, padding)))
-        return repeat(padded, "s (t n) -> t s (n r)", n=tile, r=repeats)
+        return repeat(padded, "s (t a n) -> t s a (n r)", a=abreast, n=tile, r=repeats)
 
-    work = lambda args: _attend_tile(*args, streams, layer, key_tile)
+    work = lambda args: _attend_tiles(*args, streams, layer, key_tiles)
     out, lse = jax.lax.map(work, (q_tiles, per_tile(starts), per_tile(stops)))
-    out = rearrange(out, "t k (n r) d -> (t n) (k r) d", r=repeats)[:count]
-    return out.astype(q.dtype), rearrange(lse, "t k (n r) -> (t n) (k r)", r=repeats)[:count]
+    out = rearrange(out, "t (a k) (n r) d -> (t a n) (k r) d", a=abreast, r=repeats)[:count]
+    return out.astype(q.dtype), rearrange(lse, "t (a k) (n r) -> (t a n) (k r)", a=abreast, r=repeats)[:count]
 
 
 def key_mass(
