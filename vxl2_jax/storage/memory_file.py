@@ -27,8 +27,8 @@ from vxl2_jax.prefill import Streams
 from vxl2_jax.storage import records
 from vxl2_jax.storage.records import Entry
 
-VERSION = 2
-GROUPS_A_RECORD = 16
+VERSION = 3
+GROUPS_A_RECORD = 8
 """So that a chunk is read, and checked, without reading much more. Strides are multiples of it."""
 VERIFIED_WHOLE = 2 * 2**30
 """Files up to this many bytes are checked whole when they are opened: about a second."""
