@@ -261,13 +261,19 @@ def visual_tokens(model: Model, frames: np.ndarray, known: jax.Array | None = No
     batch = at_once * model.config.frames_per_group
     # Every group keeps its place in the vision tower's batch, whatever is known: the same rounding to the last bit.
     skipped = 0 if known is None else len(known) % at_once
-    frames = np.pad(frames, [(skipped * model.config.frames_per_group, 0), (0, 0), (0, 0), (0, 0)], "edge")
+    frames = _with_copies(frames, skipped * model.config.frames_per_group, 0)
     parts = []
     for first in range(0, len(frames), batch):
         part = frames[first : first + batch]
-        filled = np.pad(part, [(0, batch - len(part)), (0, 0), (0, 0), (0, 0)], "edge")
+        filled = _with_copies(part, 0, batch - len(part))
         parts.append(_encode(model.params, model.config, filled, groups_at_once=at_once, kernel=model.kernel))
     tokens = jnp.concatenate(parts)[skipped:]
     if known is not None:
         tokens = jnp.concatenate([known.astype(tokens.dtype), tokens])
     return jnp.pad(tokens, [(0, stride - len(tokens)), (0, 0), (0, 0)])
+
+
+def _with_copies(frames: np.ndarray, before: int, after: int) -> np.ndarray:
+    """Frames with copies of the first and the last one around them. A stride of real frames is 113 MB: whole ones, which
+    most are, stay where they are."""
+    return np.pad(frames, [(before, after), (0, 0), (0, 0), (0, 0)], "edge") if before or after else frames
