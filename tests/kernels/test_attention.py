@@ -10,7 +10,7 @@ from problems import problem
 
 from pallas_kernels.attention import Stream, reference
 
-attend = jax.jit(reference.attend, static_argnames=("query_tile", "key_tile"))
+attend = jax.jit(reference.attend, static_argnames=("query_tile", "key_tile", "abreast"))
 key_mass = jax.jit(reference.key_mass, static_argnames="key_tile")
 
 
@@ -35,22 +35,30 @@ def plainly(q, streams, starts, stops, layer=0, scale=None):
     seed=st.integers(0, 99), count=st.sampled_from([1, 3, 8, 21]),
     lengths=st.lists(st.sampled_from([1, 5, 16, 37]), min_size=1, max_size=3),
     heads=st.sampled_from([(1, 1), (1, 4), (2, 1), (2, 3)]), tiles=st.sampled_from([(4, 4), (8, 16), (256, 512)]),
-    layer=st.integers(0, 1),
+    layer=st.integers(0, 1), abreast=st.sampled_from([1, 2, 8]),
 )
 @settings(max_examples=25)
-def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles, layer):
+def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles, layer, abreast):
     q, streams, starts, stops = problem(seed, count, lengths, *heads)
-    got, lse = attend(q, streams, starts, stops, layer=layer, query_tile=tiles[0], key_tile=tiles[1])
+    got, lse = attend(q, streams, starts, stops, layer=layer, query_tile=tiles[0], key_tile=tiles[1], abreast=abreast)
     want, want_lse, _ = plainly(q, streams, starts, stops, layer)
     np.testing.assert_allclose(got, want, atol=3e-6)
     np.testing.assert_allclose(lse, want_lse, atol=3e-6)
 
 
+def test_every_stream_may_have_tiles_of_its_own():
+    q, streams, starts, stops = problem(5, 21, [37, 30])
+    want, _, _ = plainly(q, streams, starts, stops)
+    for keys, abreast in (((4, 16), 1), ((16, 4), 3)):
+        got, _ = attend(q, streams, starts, stops, query_tile=4, key_tile=keys, abreast=abreast)
+        np.testing.assert_allclose(got, want, atol=3e-6)
+
+
 def test_room_behind_the_last_key_changes_no_bit():
     q, streams, starts, stops = problem(3, 21, [37, 30])
     roomy = [Stream(*(jnp.pad(part, ((0, 0), (0, 0), (0, 11), (0, 0)), constant_values=9.0) for part in s)) for s in streams]
-    for tile in (4, 16):
-        want, got = (attend(q, s, starts, stops, query_tile=8, key_tile=tile) for s in (streams, roomy))
+    for tile, abreast in ((4, 1), (16, 1), (16, 2)):
+        want, got = (attend(q, s, starts, stops, query_tile=8, key_tile=tile, abreast=abreast) for s in (streams, roomy))
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
