@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vxl2_jax import machine
+from vxl2_jax.storage import memory_file
 
 CPU = SimpleNamespace(platform="cpu")
 GIB = 2**30
@@ -29,8 +30,8 @@ def test_dtype_and_sizes(device, dtype, sizes):
 
 
 @pytest.mark.parametrize("sizes", [machine.SMALL, machine.LARGE])
-def test_a_stride_is_whole_vision_batches(sizes):
-    assert sizes.stride % sizes.vision_groups == 0
+def test_a_stride_is_whole_vision_batches_and_whole_records(sizes):
+    assert sizes.stride % sizes.vision_groups == 0 and sizes.stride % memory_file.GROUPS_A_RECORD == 0
 
 
 def accelerator(memory_stats):
