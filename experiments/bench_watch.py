@@ -8,7 +8,9 @@ Every length is watched in a process of its own (a peak of memory never falls), 
 the others are medians. The clock starts with resized uint8 frames in host memory. nano sees one frame of noise again
 and again; the real sizes have random bfloat16 weights, made on the device, and frames that all differ.
 Memory is what is resident, or on an accelerator what its allocator counts. "watching" is the peak of a run after the
-first, above what was there before it: the cache and all activations, no weights and no compiling.
+first, above what was there before it: the cache and all activations, no weights and no compiling. With
+--exact_memory the C library returns large blocks as soon as they are free; else it keeps tens of MiB for later, which
+count, as they do for whoever runs it, and differ from run to run. Seconds are longer then.
 
 --against torch: the language half alone, nano's weights in float32, given the same random visual tokens and ids: ours
 by strides, PyTorch all at once through scaled_dot_product_attention under the boolean chunk mask. Processes in turns
@@ -23,6 +25,7 @@ no sense and for sizes this machine cannot run.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import time
@@ -41,6 +44,7 @@ _OUT = flags.DEFINE_string("out", "runs/bench", "Folder for the results: JSON, a
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON document alone on standard output.")
 _LIMIT_S = flags.DEFINE_float("limit_s", 3000.0, "Seconds in all. What is done by then is kept.", lower_bound=0)
 _SAMPLES = flags.DEFINE_integer("samples", 3, "Timed runs of a process, after the one that compiles.", lower_bound=1)
+_EXACT = flags.DEFINE_boolean("exact_memory", False, "Freed blocks go back to the system at once (glibc only).")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of all random inputs.")
 _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "What to compare pre-filling with.")
 _PYTHON = flags.DEFINE_string("python", None, "An interpreter that has torch. Default: the one that runs this.")
@@ -132,6 +136,8 @@ def main(arguments: list[str]) -> None:
     try:
         if arguments[1:]:
             raise UsageError(f"what is {arguments[1]}? Lengths are given as --frames 256,600")
+        if _EXACT.value:
+            os.environ |= process.RETURN_BLOCKS
         try:
             measure(document, lengths())
         finally:

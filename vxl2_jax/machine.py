@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,6 +40,11 @@ def default_dtype(device: Any) -> str:
 def sizes_for(device: Any) -> Sizes:
     """Large strides on accelerators with the memory for them; small ones on a CPU and on older cards."""
     return SMALL if device.platform == "cpu" or 0 < capability(device) < 8 else LARGE
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")

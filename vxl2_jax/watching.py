@@ -262,11 +262,13 @@ def visual_tokens(model: Model, frames: np.ndarray, known: jax.Array | None = No
     # Every group keeps its place in the vision tower's batch, whatever is known: the same rounding to the last bit.
     skipped = 0 if known is None else len(known) % at_once
     frames = _with_copies(frames, skipped * model.config.frames_per_group, 0)
-    parts = []
+    parts, in_turn = [], jax.default_backend() == "cpu"
     for first in range(0, len(frames), batch):
         part = frames[first : first + batch]
         filled = _with_copies(part, 0, batch - len(part))
-        parts.append(_encode(model.params, model.config, filled, groups_at_once=at_once, kernel=model.kernel))
+        part = _encode(model.params, model.config, filled, groups_at_once=at_once, kernel=model.kernel)
+        # A CPU works on as many batches at once as it has cores, each with activations of its own: here one by one.
+        parts.append(part.block_until_ready() if in_turn else part)
     tokens = jnp.concatenate(parts)[skipped:]
     if known is not None:
         tokens = jnp.concatenate([known.astype(tokens.dtype), tokens])

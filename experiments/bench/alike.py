@@ -16,12 +16,15 @@ from bench.process import say
 def confine(threads: int | None) -> int:
     """Let this process run on so many cores only (None: all it may use); to be called before a library counts them.
 
-    Returns how many they are. Where the system has no such limit (only Linux has) they are all.
+    Returns how many they are. Where the system has no such limit (only Linux has) they are all. Where JAX is told to keep
+    programs, those made for so many cores are kept by themselves: it does not tell them from others.
     """
     if not hasattr(os, "sched_setaffinity"):
         return os.cpu_count() or 1
     cores = sorted(os.sched_getaffinity(0))[:threads]
     os.sched_setaffinity(0, cores)
+    if kept := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = os.path.join(kept, f"{len(cores)}-cores")
     return len(cores)
 
 

@@ -10,6 +10,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+RETURN_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
+"""Environment in which glibc gives blocks of that many bytes and more back to the system as soon as they are free."""
+
 
 def run(
     script: str | Path, request: dict, *, limit_s: float, python: str | None = None,

@@ -3,10 +3,11 @@
 import json
 import os
 
+import jax
 import pytest
 
 from pallas_kernels import attention
-from vxl2_jax import cli
+from vxl2_jax import cli, machine
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +109,21 @@ def test_a_mistake_gets_one_line_and_code_2(capsys, model_dir, clip, change, mes
     assert code == 2
     assert out == ""
     assert err.count("\n") == 1 and message in err
+
+
+def test_programs_are_kept_apart_by_the_cores_they_were_made_for(monkeypatch, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for cores in (1, 3):
+            monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
+            jax.config.update("jax_compilation_cache_dir", None)
+            cli._keep_compiled_programs()
+            assert jax.config.jax_compilation_cache_dir == str(tmp_path / "vxl2_jax" / "xla" / f"{cores}-cores")
+        jax.config.update("jax_compilation_cache_dir", "elsewhere")
+        cli._keep_compiled_programs()
+        assert jax.config.jax_compilation_cache_dir == "elsewhere", "who has said where is obeyed"
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_an_unknown_option_says_how_to_use_it(capsys):

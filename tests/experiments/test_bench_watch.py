@@ -171,6 +171,20 @@ def test_watching_from_end_to_end(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["watch.json", "watch.md", "watch.png"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts a peak anew")
+def test_the_peak_of_watching_is_what_the_plan_says(monkeypatch):
+    for name in ("JAX_DISABLE_MOST_OPTIMIZATIONS", "JAX_COMPILATION_CACHE_DIR"):  # the cache does not tell them apart
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(*next(iter(process.RETURN_BLOCKS.items())))
+    request = {"task": "watch", "frames": 1600, "model": "nano", "samples": 1, "seed": 0}
+    found, why = process.run("watch_process.py", request, limit_s=240)
+    assert not why
+    planned = next(line["planned_bytes"] for line in found if "planned_bytes" in line)
+    run = [line["run"] for line in found if "run" in line][1]
+    # What the interpreter and a batch that is not given back at once take does not grow with the video.
+    assert 0.95 * planned < run["peak_bytes"] - run["before_bytes"] < 1.05 * planned + 6 * 2**20
+
+
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="needs torch")
 @pytest.mark.parametrize("visual", [None, 20])
 def test_torch_and_ours_make_the_same_cache(golden, visual):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from vxl2_jax import machine
 from vxl2_jax.api import Model
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError, VideoError
@@ -273,4 +273,4 @@ def _frames(config: ModelConfig, path: Path, video: Video) -> tuple[np.ndarray, 
 
 
 def _threads() -> int:
-    return min(16, os.cpu_count() or 1)
+    return min(16, machine.cores())
