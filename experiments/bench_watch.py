@@ -13,8 +13,9 @@ first, above what was there before it: the cache and all activations, no weights
 count, as they do for whoever runs it, and differ from run to run. Seconds are longer then.
 
 --against torch: the language half alone, nano's weights in float32, given the same random visual tokens and ids: ours
-by strides, PyTorch all at once through scaled_dot_product_attention under the boolean chunk mask. Processes in turns
-on the same cores. PyTorch runs every layer whole, as the original does, ours stops at the last layer's keys and values;
+by strides, PyTorch all at once through scaled_dot_product_attention under the boolean chunk mask. A process of each,
+on the same cores; they take turns, a run of ours, a run of PyTorch's, so that other work on the machine falls on both.
+PyTorch runs every layer whole, as the original does, ours stops at the last layer's keys and values;
 --torch_stops_early lets both. PyTorch first reproduces golden logits, or it is not timed. Memory is counted above
 weights and inputs (and ours above compiled programs); PyTorch's mask counts.
 
@@ -59,7 +60,7 @@ _VISUAL = flags.DEFINE_integer(
 _EARLY = flags.DEFINE_boolean(
     "torch_stops_early", False, "Let PyTorch too stop at the last layer's keys and values, which is all that is needed."
 )
-_TURNS = flags.DEFINE_integer("turns", 3, "Processes of each side of a comparison, in turns.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 3, "Pairs of processes of a comparison.", lower_bound=1)
 
 _TOO_LARGE = (
     "--model real: 15.6 GB of weights and a petaflop or more for every 800 frames are too much for a CPU; "

@@ -1,7 +1,8 @@
 """Pre-filling against PyTorch: the same weights, visual tokens and rule; who is faster, and who needs less memory.
 
 Ours feeds strides with the cache as carry; PyTorch feeds everything at once under the boolean mask [L, L] of
-`vxl2_jax.layout.natural_mask`. Each runs in processes of its own, in turns, on the same cores.
+`vxl2_jax.layout.natural_mask`. Each has a process of its own, and they run in turns, run by run, on the same cores: so
+what else the machine does, which comes and goes in seconds, falls on both.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,6 +25,8 @@ from vxl2_jax.checkpoints import fetch
 from vxl2_jax.layout import Layout, Rule, natural_mask
 
 SCRIPTS = {"ours": "watch_process.py", "torch": "torch_prefill.py"}
+REST_S = 0.05
+"""Between two runs: threads of the other side that look for work have gone to sleep by then."""
 MOST_TOKENS = 25_000
 """A mask of more would take PyTorch gigabytes, and minutes a run."""
 FASTER, SMALLER = 2.0, 0.5
@@ -35,7 +38,7 @@ TOLERANCE = 1e-4
 @dataclass(frozen=True)
 class Setting:
     """python: an interpreter with torch; golden: the directory to reproduce first; threads: None for all cores;
-    turns: processes of each side; samples: timed runs in each; visual: tokens per group, None for nano's own;
+    turns: pairs of processes; samples: timed runs in each; visual: tokens per group, None for nano's own;
     early: PyTorch too stops at the last layer's keys and values, where plain PyTorch runs every layer whole."""
 
     python: str | None
@@ -103,7 +106,7 @@ def prepared(setting: Setting) -> Iterator[tuple[Path, dict]]:
         folder = Path(name)
         np.savez(folder / "golden.npz", **golden_runs(setting.golden))
         yield folder, {
-            "task": "prefill", "threads": setting.threads, "samples": setting.samples, "case": str(folder / "case.npz"),
+            "task": "prefill", "threads": setting.threads, "case": str(folder / "case.npz"),
             "checkpoint": str(fetch.NANO), "golden_checkpoint": str(setting.golden / "tiny_checkpoint"),
             "golden_runs": str(folder / "golden.npz"), "last_keys_only": setting.early,
         }
@@ -126,30 +129,69 @@ def bench(frames: int, setting: Setting, left_s: Callable[[], float], tell: Call
     if layout.length > MOST_TOKENS:
         size = f"{layout.length**2 / 1e9:.1f} GB, and as numbers four times that"
         return {**row, "notes": [f"not run: the mask of {layout.length} tokens takes {size}"]}
-    sides: dict[str, list[dict]] = {side: [] for side in SCRIPTS}
-    gone = set()
+    sides = {side: Side(side, script) for side, script in SCRIPTS.items()}
     with prepared(setting) as (folder, request):
         np.savez(folder / "case.npz", **case(layout, setting.seed))
-        caches = {}
         for turn in range(setting.turns):
-            for side, script in SCRIPTS.items():
-                if side in gone:
-                    continue
-                tell(f"{frames} frames, pre-fill: {side}, turn {turn + 1} of {setting.turns}")
-                out = folder / f"{side}.npy"
-                started = time.monotonic()
-                lines, why = ([], "--limit_s is used up") if left_s() <= 0 else process.run(
-                    script, {**request, "out": str(out)}, limit_s=left_s(),
-                    python=setting.python if side == "torch" else None,
-                )
-                sides[side] += lines
-                if refused := [line["refused"] for line in lines if "refused" in line] or [why] * bool(why):
-                    gone.add(side)
-                    row["notes"].append(f"{side}: {refused[0]}")
-                elif out.exists():
-                    caches[side] = np.load(out)
-                row.setdefault("took_s", {}).setdefault(side, []).append(round(time.monotonic() - started, 1))
-    return {**row, **{side: summary(lines) for side, lines in sides.items()}, **compared(sides, caches)}
+            with ExitStack() as stack:
+                for side in sides.values():
+                    if not side.gone:
+                        tell(f"{frames} frames, pre-fill: {side.name}, turn {turn + 1} of {setting.turns}")
+                        side.start(stack, {**request, "out": str(folder / f"{side.name}.npy")}, left_s(), setting.python)
+                for _ in range(setting.samples):
+                    for side in sides.values():
+                        side.run_once()
+                for side in sides.values():
+                    side.end()
+        caches = {name: np.load(out) for name in sides if (out := folder / f"{name}.npy").exists()}
+    row["notes"] += [f"{side.name}: {side.gone}" for side in sides.values() if side.gone]
+    lines = {name: side.lines for name, side in sides.items()}
+    return {**row, **{name: summary(found) for name, found in lines.items()}, **compared(lines, caches)}
+
+
+class Side:
+    """One side of a comparison: a process at a time, which runs once whenever it is told. `gone`: why it no longer does."""
+
+    def __init__(self, name: str, script: str):
+        self.name, self.gone, self.lines = name, "", []
+        self._script, self._child, self._heard = script, None, iter(())
+
+    def start(self, stack: ExitStack, request: dict, limit_s: float, python: str | None) -> None:
+        """Begin a process, and wait until it has compiled and run a first time."""
+        self._child = None
+        if limit_s <= 0:
+            self.gone = "--limit_s is used up"
+            return
+        try:
+            child = process.Script(self._script, limit_s=limit_s, python=python if self.name == "torch" else None)
+        except OSError as error:
+            self.gone = str(error)
+            return
+        self._child = stack.enter_context(child)
+        self._heard = child.lines()
+        child.ask(request)
+        self._until("peak_bytes")
+
+    def run_once(self) -> None:
+        if self._child and not self.gone:
+            time.sleep(REST_S)
+            self._child.ask({})
+            self._until("seconds")
+
+    def end(self) -> None:
+        """Let the process write its cache and end."""
+        if self._child and not self.gone:
+            self._child.no_more()
+            self._until("")
+
+    def _until(self, wanted: str) -> None:
+        """Listen until a line has what is wanted, or to the end; what should not be the end says why it came."""
+        for line in self._heard:
+            self.lines.append(line)
+            if wanted in line:
+                return
+        refused = next((line["refused"] for line in self.lines if "refused" in line), "")
+        self.gone = refused or self._child.ended() or ("its process ended early" if wanted else "")
 
 
 def summary(lines: list[dict]) -> dict | None:
@@ -174,9 +216,10 @@ def compared(sides: dict[str, list[dict]], caches: dict[str, np.ndarray]) -> dic
         return found
     ours, torch = (summary(sides[side]) for side in SCRIPTS)
     faster, share = torch["median_s"] / ours["median_s"], ours["above_bytes"] / torch["above_bytes"]
+    pairs = [theirs / mine for mine, theirs in zip(ours["seconds"], torch["seconds"], strict=False)]  # run one after the other
     difference = np.linalg.norm(caches["ours"] - caches["torch"]) / np.linalg.norm(caches["torch"])
     return {
-        **found, "times_faster": faster, "times_fewer_core_s": torch["core_s"] / ours["core_s"], "memory_share": share,
+        **found, "times_faster": faster, "pairs": np.quantile(pairs, [0.25, 0.75]).tolist(), "times_fewer_core_s": torch["core_s"] / ours["core_s"], "memory_share": share,
         "fast_enough": bool(faster >= FASTER), "small_enough": bool(share <= SMALLER),
         "difference": float(difference), "wrong": not difference <= TOLERANCE,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,15 @@ def confine(threads: int | None) -> int:
     return len(cores)
 
 
-def measure(once: Callable[[], Any], samples: int, **about: Any) -> Any:
-    """Print the memory of a first run, then the seconds of `samples` more: by the clock, and of all cores together.
+def measure(once: Callable[[], Any], again: Iterable[dict], **about: Any) -> Any:
+    """Print the memory of a first run, then the seconds of one more for each that is asked: by the clock, and of all cores.
 
     Whatever is compiled, and has run once on something small, is loaded and not counted. Returns the last result.
     """
     loaded = resident.settle()
     result = once()
     say(loaded_bytes=loaded, peak_bytes=resident.peak(), **about)
-    for _ in range(samples):
+    for _ in again:
         del result
         start, busy = time.perf_counter(), time.process_time()
         result = once()

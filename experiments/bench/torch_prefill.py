@@ -1,6 +1,7 @@
 """The baseline: the language half in plain PyTorch, pre-filled all at once under the boolean chunk mask.
 
-One JSON request on standard input, JSON lines on standard output (see against.py). Needs torch, numpy and
+JSON requests on standard input, of which all but the first ask for one more run; JSON lines on standard output (see
+against.py). Needs torch, numpy and
 safetensors; neither JAX nor this project's library. Before anything is timed the golden logits are reproduced.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
 from bench import alike  # noqa: E402
-from bench.process import say  # noqa: E402
+from bench.process import asked, say  # noqa: E402
 
 try:
     import torch
@@ -104,7 +105,8 @@ def check_golden(request: dict) -> dict:
 
 
 def main() -> None:
-    request = json.load(sys.stdin)
+    again = asked()
+    request = next(again)
     threads = alike.confine(request["threads"])
     torch.set_num_threads(threads)
     with torch.inference_mode():
@@ -125,7 +127,7 @@ def main() -> None:
 
         # The mask is made beforehand, so its making is not timed; but it is memory that this way of pre-filling takes.
         about = {"threads": threads, "about": f"torch {torch.__version__}", "working_bytes": mask.nbytes}
-        caches = alike.measure(once, request["samples"], **about)
+        caches = alike.measure(once, again, **about)
         keep = alike.sampled(len(mask))
         np.save(request["out"], np.stack([[layer[part][:, keep].numpy() for layer in caches] for part in (0, 1)]))
 

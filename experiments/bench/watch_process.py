@@ -1,14 +1,14 @@
 """Watches one length, or pre-fills one case, in this process alone: times by stage, peak memory (see bench_watch.py).
 
-One JSON request on standard input, with a "task" of TASKS; JSON lines on standard output.
+JSON requests on standard input, the first with a "task" of TASKS; JSON lines on standard output.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,13 @@ sys.path[0:1] = [str(_ROOT), str(_ROOT / "experiments")]
 import numpy as np  # noqa: E402
 
 from bench import alike, resident  # noqa: E402
-from bench.process import say  # noqa: E402
+from bench.process import asked, say  # noqa: E402
 
 PROGRESS_S = 5.0
 """Seconds between lines that say how far a run has come."""
 
 
-def describe(request: dict) -> None:
+def describe(request: dict, _: Iterable[dict]) -> None:
     """What machine this is and, of an accelerator, what it can do at best."""
     import jax
 
@@ -39,7 +39,7 @@ def describe(request: dict) -> None:
     say(machine=about, ceilings=top, accelerator=large)
 
 
-def watch(request: dict) -> None:
+def watch(request: dict, _: Iterable[dict]) -> None:
     """Watch the same frames several times; the first time compiles. A line of the plan, then one per run."""
     model, video = load(request)
     config, sizes = model.config, model.sizes
@@ -128,8 +128,11 @@ def watched(model: Any, video: np.ndarray, name: str, usage: Usage) -> dict:
     }
 
 
-def prefill(request: dict) -> None:
-    """Pre-fill the visual tokens of a case by strides, as watching does (see torch_prefill.py, which is the other)."""
+def prefill(request: dict, again: Iterable[dict]) -> None:
+    """Pre-fill the visual tokens of a case by strides, as watching does (see torch_prefill.py, which is the other).
+
+    again: each asks for one more run.
+    """
     threads = alike.confine(request["threads"])
     import jax
 
@@ -157,7 +160,7 @@ def prefill(request: dict) -> None:
 
     with jax.default_matmul_precision("highest"):
         jax.block_until_ready(feed(make(), 0))  # compiles, and runs once
-        streams = alike.measure(once, request["samples"], threads=threads, about=f"jax {jax.__version__}")
+        streams = alike.measure(once, again, threads=threads, about=f"jax {jax.__version__}")
     places = (layout.visual_positions(), layout.global_positions())
     cache = np.zeros((2, *streams.visual.k.shape[:2], layout.length, streams.visual.k.shape[-1]), np.float32)
     for stream, place in zip(streams, places, strict=True):
@@ -170,5 +173,6 @@ TASKS = {"describe": describe, "watch": watch, "prefill": prefill}
 
 
 if __name__ == "__main__":
-    request = json.load(sys.stdin)
-    TASKS[request["task"]](request)
+    requests = asked()
+    first = next(requests)
+    TASKS[first["task"]](first, requests)

@@ -226,7 +226,8 @@ def _verdict(row: dict) -> str:
         parts = [
             f"{row['tokens']} tokens: PyTorch{', stopping early too,' if row['torch_stops_early'] else ''} has "
             f"{row['flops']['torch'] / row['flops']['ours']:.2f} × the operations",
-            f"ours {row['times_faster']:.2f} × as fast (target {against.FASTER:g}: {word(row['fast_enough'])}), "
+            f"ours {row['times_faster']:.2f} × as fast (target {against.FASTER:g}: {word(row['fast_enough'])}; half of the "
+            f"{len(row['ours']['seconds'])} pairs of runs between {row['pairs'][0]:.2f} and {row['pairs'][1]:.2f}), "
             f"{row['times_fewer_core_s']:.2f} × by core-seconds, which other work on the machine disturbs less",
             f"at {row['memory_share']:.2f} of the peak above what was loaded "
             f"(target {against.SMALLER:g}: {word(row['small_enough'])})",
