@@ -26,7 +26,7 @@ from vxl2_jax.layout import Layout, Rule, natural_mask
 
 SCRIPTS = {"ours": "watch_process.py", "torch": "torch_prefill.py"}
 REST_S = 0.05
-"""Between two runs: threads of the other side that look for work have gone to sleep by then."""
+"""Between two runs, for threads of the other side that still look for work to go to sleep."""
 MOST_TOKENS = 25_000
 """A mask of more would take PyTorch gigabytes, and minutes a run."""
 FASTER, SMALLER = 2.0, 0.5
@@ -219,7 +219,8 @@ def compared(sides: dict[str, list[dict]], caches: dict[str, np.ndarray]) -> dic
     pairs = [theirs / mine for mine, theirs in zip(ours["seconds"], torch["seconds"], strict=False)]  # run one after the other
     difference = np.linalg.norm(caches["ours"] - caches["torch"]) / np.linalg.norm(caches["torch"])
     return {
-        **found, "times_faster": faster, "pairs": np.quantile(pairs, [0.25, 0.75]).tolist(), "times_fewer_core_s": torch["core_s"] / ours["core_s"], "memory_share": share,
+        **found, "times_faster": faster, "pairs": np.quantile(pairs, [0.25, 0.75]).tolist(),
+        "times_fewer_core_s": torch["core_s"] / ours["core_s"], "memory_share": share,
         "fast_enough": bool(faster >= FASTER), "small_enough": bool(share <= SMALLER),
         "difference": float(difference), "wrong": not difference <= TOLERANCE,
     }

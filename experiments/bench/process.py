@@ -85,18 +85,19 @@ def run(
     heard: called with every line as it comes. Returns the lines, and why there are no more where the process did not
     end by itself with code 0 ("" where it did).
     """
-    found = []
     try:
-        with Script(script, limit_s=limit_s, python=python) as child:
-            child.ask(request)
-            child.no_more()
-            for line in child.lines():
-                found.append(line)
-                if heard:
-                    heard(line)
-            return found, child.ended()
+        child = Script(script, limit_s=limit_s, python=python)
     except OSError as error:
-        return found, str(error)
+        return [], str(error)
+    found = []
+    with child:
+        child.ask(request)
+        child.no_more()
+        for line in child.lines():
+            found.append(line)
+            if heard:
+                heard(line)
+        return found, child.ended()
 
 
 def say(**line: object) -> None:

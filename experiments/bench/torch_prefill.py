@@ -1,8 +1,8 @@
 """The baseline: the language half in plain PyTorch, pre-filled all at once under the boolean chunk mask.
 
 JSON requests on standard input, of which all but the first ask for one more run; JSON lines on standard output (see
-against.py). Needs torch, numpy and
-safetensors; neither JAX nor this project's library. Before anything is timed the golden logits are reproduced.
+against.py). Needs torch, numpy and safetensors; neither JAX nor this project's library. Before anything is timed the
+golden logits are reproduced.
 """
 
 from __future__ import annotations
