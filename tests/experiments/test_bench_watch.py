@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import jax
@@ -136,6 +137,26 @@ def test_a_process_that_hangs_fails_or_is_not_there_leaves_its_reason(tmp_path):
     found, why = process.run(script, {"what": "hang"}, limit_s=2)
     assert found in (one, []) and why == "not done within 2 s"
     assert "does not run" in process.run(script, {}, python="no-such-python", limit_s=60)[1]
+
+
+def test_a_side_that_ends_between_two_runs_says_why_and_keeps_what_it_said(tmp_path):
+    script = tmp_path / "some.py"
+    script.write_text(
+        "import sys\nfor line, said in zip(sys.stdin, ['peak_bytes', 'seconds']):\n    print('{\"%s\": 1}' % said, flush=True)\n"
+        "sys.exit('it broke')\n"
+    )
+    side = against.Side("ours", str(script))
+    with ExitStack() as stack:
+        side.start(stack, {}, 60, None)
+        for _ in range(3):
+            side.run_once()
+        side.end()
+    assert side.gone == "its process ended with code 1: it broke" and side.lines == [{"peak_bytes": 1}, {"seconds": 1}]
+    side = against.Side("ours", str(script))
+    with ExitStack() as stack:
+        side.start(stack, {}, 0, None)
+        side.run_once()
+    assert side.gone == "--limit_s is used up" and not side.lines
 
 
 def test_random_weights_are_a_model_that_lays_out_videos_as_the_plan_does(monkeypatch):
