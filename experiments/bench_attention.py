@@ -29,7 +29,7 @@ from typing import Any
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from bench import session  # noqa: E402
+from bench import session
 
 session.share_the_gpu()
 
@@ -101,10 +101,21 @@ def problem(frames: int, *, visual: int, stride: int, heads: int, kv_heads: int,
     layout, rule = layouts.video(frames, visual), Rule(_BLOCK_SIZE.value, _PREV_BLOCKS.value)
     sizes = prefill.capacity(layout, stride)
     planned = prefill.plan(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
-    cut = lambda bounds: (bounds[:, : stride * visual], bounds[:, stride * visual :])
+
+    def cut(bounds):
+        return (bounds[:, : stride * visual], bounds[:, stride * visual :])
+
     return Problem(
-        layout, rule, heads, kv_heads, width, dtype, sizes, timed_strides(_STRIDES.value, len(planned)),
-        [cut(one.starts) for one in planned], [cut(one.stops) for one in planned],
+        layout,
+        rule,
+        heads,
+        kv_heads,
+        width,
+        dtype,
+        sizes,
+        timed_strides(_STRIDES.value, len(planned)),
+        [cut(one.starts) for one in planned],
+        [cut(one.stops) for one in planned],
     )
 
 
@@ -170,13 +181,23 @@ def ours(of: Problem, kernel: Kernel, parts: tuple[int, ...], report: Report, sa
     prepare_s = measure.clock(lambda bounds: ready(*bounds), of.ranges(of.strides[0])[0], samples=samples).seconds
     # np.max keeps a NaN, which max would lose.
     return Row(
-        of.case, "", "", flops, nbytes, Timing.total(timings), float(np.max(errors)), exact.TOLERANCE[of.dtype],
+        of.case,
+        "",
+        "",
+        flops,
+        nbytes,
+        Timing.total(timings),
+        float(np.max(errors)),
+        exact.TOLERANCE[of.dtype],
         note=kernels.remark(kernel),
         details={
-            "strides": list(of.strides), "seconds_of_strides": [t.seconds for t in timings],
+            "strides": list(of.strides),
+            "seconds_of_strides": [t.seconds for t in timings],
             "seconds_to_prepare_a_stride": prepare_s,
-            "tiles": [str(r.tiles) for r in reads], "pieces": [r.pieces for r in reads],
-            "turns": count, "visible_of_causal": kept / causal,
+            "tiles": [str(r.tiles) for r in reads],
+            "pieces": [r.pieces for r in reads],
+            "turns": count,
+            "visible_of_causal": kept / causal,
         },
     )
 
@@ -207,16 +228,28 @@ def bench_dense(report: Report, device: Any, of: Problem, names: list[str], samp
     for name in names:
         row = Row(of.case, dense.WHAT[name], "dense causal", flops, nbytes, kind=BASELINE)
         why = dense.refusal(
-            name, device, batch=1, queries=length, keys=length, heads=of.heads, width=of.width, causal=True,
+            name,
+            device,
+            batch=1,
+            queries=length,
+            keys=length,
+            heads=of.heads,
+            width=of.width,
+            causal=True,
         )
         if why:
             report.add(Row(**{**vars(row), "note": f"not run: {why}"}))
             continue
 
         def make(name=name, row=row) -> Row:
-            normal = lambda n, heads: jax.random.normal(jax.random.key(n), (1, length, heads, of.width), of.dtype)
+            def normal(n, heads):
+                return jax.random.normal(jax.random.key(n), (1, length, heads, of.width), of.dtype)
+
             number = measure.sets_beyond_cache(nbytes) if accelerator else 1
-            qkv = lambda n: (normal(n, of.heads), normal(n + 100, of.kv_heads), normal(n + 200, of.kv_heads))
+
+            def qkv(n):
+                return (normal(n, of.heads), normal(n + 100, of.kv_heads), normal(n + 200, of.kv_heads))
+
             sets = [qkv(n) for n in range(number)]
             call = partial(dense.attend, name, count=length, causal=True)
             ready = partial(dense.ready, name, causal=True)
@@ -248,15 +281,26 @@ def bench_torch(report: Report, of: Problem, names: list[str], samples: int) -> 
         def make(name=name, row=row) -> Row:
             case = pytorch.Case(name, 1, length, length, of.heads, of.kv_heads, of.width, causal=name == "sdpa")
             [found] = pytorch.measure(
-                [case], python=options.TORCH_PYTHON.value, dtype=of.dtype, samples=samples, seed=options.SEED.value,
-                limit_s=min(report.left_s, _TORCH_LIMIT_S), **rules, window=masks.window(of.rule),
+                [case],
+                python=options.TORCH_PYTHON.value,
+                dtype=of.dtype,
+                samples=samples,
+                seed=options.SEED.value,
+                limit_s=min(report.left_s, _TORCH_LIMIT_S),
+                **rules,
+                window=masks.window(of.rule),
             )
             if not found.seconds:
                 return Row(**{**vars(row), "note": f"not run: {found.note}"})
-            return Row(**{
-                **vars(row), "timing": Timing(*found.seconds), "error": found.error, "note": found.note,
-                "tolerance": exact.TOLERANCE[of.dtype],
-            })
+            return Row(
+                **{
+                    **vars(row),
+                    "timing": Timing(*found.seconds),
+                    "error": found.error,
+                    "note": found.note,
+                    "tolerance": exact.TOLERANCE[of.dtype],
+                }
+            )
 
         report.attempt(make, row)
 
@@ -266,10 +310,13 @@ def bench(report: Report, device: Any) -> None:
     names = options.names(options.BASELINES, [*dense.NAMES, *pytorch.NAMES], [*dense.NAMES, *pytorch.NAMES])
     for frames in options.integers(options.FRAMES, [256, 600, 2048, 10000] if large else [96]):
         of = problem(
-            frames, visual=options.VISUAL.value, stride=options.given(_STRIDE_GROUPS, 64 if large else 8),
+            frames,
+            visual=options.VISUAL.value,
+            stride=options.given(_STRIDE_GROUPS, 64 if large else 8),
             heads=options.given(options.HEADS, 28 if large else 2),
             kv_heads=options.given(options.KV_HEADS, 4 if large else 1),
-            width=options.given(options.WIDTH, 128), dtype=options.DTYPE.value,
+            width=options.given(options.WIDTH, 128),
+            dtype=options.DTYPE.value,
         )
         if of.heads % of.kv_heads:
             raise options.UsageError(f"{of.heads} query heads cannot share {of.kv_heads} key heads evenly")

@@ -28,7 +28,7 @@ from typing import Any
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from bench import session  # noqa: E402
+from bench import session
 
 session.share_the_gpu()
 
@@ -37,7 +37,17 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from absl import app, flags  # noqa: E402
 from bench import (  # noqa: E402
-    counts, dense, exact, kernels, layouts, machine, measure, memories, options, pytorch, whole_steps,
+    counts,
+    dense,
+    exact,
+    kernels,
+    layouts,
+    machine,
+    measure,
+    memories,
+    options,
+    pytorch,
+    whole_steps,
 )  # fmt: skip
 from bench.measure import Timing  # noqa: E402
 from bench.report import BASELINE, Report, Row  # noqa: E402
@@ -65,8 +75,10 @@ def geometry(device: Any, tokens: int) -> ModelConfig:
     large, config = machine.is_accelerator(device), video_xl_2()
     lm = dataclasses.replace(
         config.language,
-        layers=options.given(_LAYERS, 28 if large else 2), heads=options.given(options.HEADS, 28 if large else 2),
-        kv_heads=options.given(options.KV_HEADS, 4 if large else 1), head_width=options.given(options.WIDTH, 128),
+        layers=options.given(_LAYERS, 28 if large else 2),
+        heads=options.given(options.HEADS, 28 if large else 2),
+        kv_heads=options.given(options.KV_HEADS, 4 if large else 1),
+        head_width=options.given(options.WIDTH, 128),
         **({} if large else {"width": 64, "mlp": 128, "vocabulary": 512}),
     )
     if lm.heads % lm.kv_heads:
@@ -145,7 +157,10 @@ def ours(reading: Reading, row: Row, kernel: Kernel, report: Report, samples: in
 
     count = measure.turns(report.ceilings.floor_s(row.flops, row.bytes), machine.is_accelerator(jax.devices()[0]))
     run, last = measure.repeated(step, count), (lm.layers - 1 + count - 1) % lm.layers
-    sets = lambda q: [((q, base._replace(streams=())), base.streams, tail)]
+
+    def sets(q):
+        return [((q, base._replace(streams=())), base.streams, tail)]
+
     timing = measure.clock(run, sets(q), samples=samples, calls=count)
     # What was timed, on other queries, and the truth in float32 from the memory's two levels.
     fresh = jax.random.normal(keys[2], q.shape, q.dtype)
@@ -175,7 +190,10 @@ def bench_ours(report: Report, device: Any, reading: Reading, samples: int, dtyp
 def bench_plain(report: Report, device: Any, reading: Reading, names: list[str], samples: int, dtype: str) -> None:
     """Libraries over a plain cache of the same length: some layers in turns, as many times as there are layers."""
     lm, keys, rows = reading.config.language, reading.keys, reading.rows
-    row_of = lambda what: reading.row(what, kind=BASELINE)
+
+    def row_of(what):
+        return reading.row(what, kind=BASELINE)
+
     shape = {"batch": 1, "queries": rows, "keys": keys, "heads": lm.heads}
     one = 2 * keys * lm.kv_heads * lm.head_width * jnp.dtype(dtype).itemsize
     for name in (n for n in names if n in dense.NAMES):
@@ -186,8 +204,13 @@ def bench_plain(report: Report, device: Any, reading: Reading, names: list[str],
 
         def make(name=name, row=row) -> Row:
             number = max(2, measure.sets_beyond_cache(one)) if machine.is_accelerator(device) else 1
-            normal = lambda n, *shape: layouts.normal(jax.random.key(n), (*shape, lm.head_width), dtype)[None]
-            cache = lambda n: (normal(n + 100, keys, lm.kv_heads), normal(n + 200, keys, lm.kv_heads))
+
+            def normal(n, *shape):
+                return layouts.normal(jax.random.key(n), (*shape, lm.head_width), dtype)[None]
+
+            def cache(n):
+                return (normal(n + 100, keys, lm.kv_heads), normal(n + 200, keys, lm.kv_heads))
+
             sets = [(normal(n, rows, lm.heads), *cache(n)) for n in range(number)]
             call = partial(dense.attend, name, count=rows, causal=False)
             floor_s = number * report.ceilings.floor_s(row.flops, row.bytes) / lm.layers
@@ -208,7 +231,11 @@ def bench_plain(report: Report, device: Any, reading: Reading, names: list[str],
         def make_torch() -> Row:
             case = pytorch.Case("sdpa", 1, rows, keys, lm.heads, lm.kv_heads, lm.head_width)
             [found] = pytorch.measure(
-                [case], python=options.TORCH_PYTHON.value, dtype=dtype, samples=samples, seed=options.SEED.value,
+                [case],
+                python=options.TORCH_PYTHON.value,
+                dtype=dtype,
+                samples=samples,
+                seed=options.SEED.value,
                 limit_s=min(report.left_s, _TORCH_LIMIT_S),
             )
             if not found.seconds:
@@ -225,7 +252,10 @@ def bench_assembling(report: Report, device: Any, reading: Reading, samples: int
     nbytes = 2 * 2 * reading.keys * layouts.size((memory.sparse.k[:, :, :1],))
     case = f"{memory.frames} frames, {reading.kind}"
     row = Row(case, "assemble", "the plain cache, once per question", 0, nbytes, kind=BASELINE)
-    timing = lambda: measure.clock(lambda m: mixed.assemble(m, plan), memory, samples=samples)
+
+    def timing():
+        return measure.clock(lambda m: mixed.assemble(m, plan), memory, samples=samples)
+
     report.attempt(lambda: dataclasses.replace(row, timing=timing()), row)
 
 
@@ -236,7 +266,11 @@ def bench(report: Report, device: Any) -> None:
         layout = layouts.video(frames, options.VISUAL.value if large else min(options.VISUAL.value, 16))
         config = geometry(device, layout.length)
         memory = memories.remember(
-            config.language, layout, stride=64 if large else 4, compression=_COMPRESSION.value, dtype=dtype,
+            config.language,
+            layout,
+            stride=64 if large else 4,
+            compression=_COMPRESSION.value,
+            dtype=dtype,
             key=jax.random.key(options.SEED.value),
         )
         for kind in options.names(_KINDS, [*memories.KINDS], [*memories.KINDS]):
@@ -249,8 +283,15 @@ def bench(report: Report, device: Any) -> None:
                 bench_assembling(report, device, reading, samples)
         if _MODEL.value:
             asking = whole_steps.Asking.draw(
-                config, memory, questions=_QUESTIONS, count=_QUESTION, seed=options.SEED.value, dtype=dtype, new=_NEW_TOKENS.value,
-                chunk_size=_CHUNK_SIZE.value, top_k=_TOP_K.value,
+                config,
+                memory,
+                questions=_QUESTIONS,
+                count=_QUESTION,
+                seed=options.SEED.value,
+                dtype=dtype,
+                new=_NEW_TOKENS.value,
+                chunk_size=_CHUNK_SIZE.value,
+                top_k=_TOP_K.value,
             )
             whole_steps.bench(report, device, asking, questions=_QUESTIONS, samples=min(samples, 3), dtype=dtype)
 

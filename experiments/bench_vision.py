@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from bench import session  # noqa: E402
+from bench import session
 
 session.share_the_gpu()
 
@@ -74,7 +74,10 @@ def measured(report: Report, shape: Shape, row: Row, call: Any, samples: int, no
     """Time call(q, k, v) and check the first frame of other inputs."""
     large = machine.is_accelerator(jax.devices()[0])
     number = measure.sets_beyond_cache(int(row.bytes)) if large else 1
-    draw = lambda n: tuple(layouts.normal(jax.random.key(3 * n + part), shape.array, shape.dtype) for part in range(3))
+
+    def draw(n):
+        return tuple(layouts.normal(jax.random.key(3 * n + part), shape.array, shape.dtype) for part in range(3))
+
     sets, fresh = [draw(n) for n in range(number)], draw(1000 + options.SEED.value)
     count = measure.turns(number * report.ceilings.floor_s(row.flops, row.bytes), large)
     run = measure.repeated(lambda _, *qkv: call(*qkv), count)
@@ -106,8 +109,14 @@ def bench_libraries(report: Report, device: Any, shape: Shape, names: list[str],
     for name in (n for n in names if n in dense.NAMES):
         row = shape.row(dense.WHAT[name], kind=BASELINE)
         why = dense.refusal(
-            name, device, batch=shape.frames, queries=shape.patches, keys=shape.patches, heads=shape.heads,
-            width=shape.width, causal=False,
+            name,
+            device,
+            batch=shape.frames,
+            queries=shape.patches,
+            keys=shape.patches,
+            heads=shape.heads,
+            width=shape.width,
+            causal=False,
         )
         if why:
             report.add(dataclasses.replace(row, note=f"not run: {why}"))
@@ -121,7 +130,11 @@ def bench_libraries(report: Report, device: Any, shape: Shape, names: list[str],
             frames, patches, heads, width = shape.array
             case = pytorch.Case("sdpa", frames, patches, patches, heads, heads, width)
             [found] = pytorch.measure(
-                [case], python=options.TORCH_PYTHON.value, dtype=shape.dtype, samples=samples, seed=options.SEED.value,
+                [case],
+                python=options.TORCH_PYTHON.value,
+                dtype=shape.dtype,
+                samples=samples,
+                seed=options.SEED.value,
                 limit_s=min(report.left_s, _TORCH_LIMIT_S),
             )
             if not found.seconds:
@@ -137,7 +150,10 @@ def bench_tower(
 ) -> None:
     """The tower alone, and frames → visual tokens as one batch, per kernel."""
     side, groups = config.vision.image_size, frames // config.frames_per_group
-    images = lambda seed: jax.random.randint(jax.random.key(seed), (frames, side, side, 3), 0, 256, jnp.uint8)
+
+    def images(seed):
+        return jax.random.randint(jax.random.key(seed), (frames, side, side, 3), 0, 256, jnp.uint8)
+
     tower = frames * counts.tower_flops(config.vision)
     after = groups * (counts.dts_flops(config) + counts.projector_flops(config))
     itemsize, vision = jnp.dtype(dtype).itemsize, config.vision
@@ -145,11 +161,13 @@ def bench_tower(
     parts = {
         "SigLIP tower": (
             lambda kernel: lambda params, images: video_xl_2.frame_features(params, config, images, kernel),
-            tower, layouts.size(params["vision"]) + in_bytes + frames * vision.grid**2 * vision.width * itemsize,
+            tower,
+            layouts.size(params["vision"]) + in_bytes + frames * vision.grid**2 * vision.width * itemsize,
         ),
         "SigLIP, DTS, projector": (
             lambda kernel: lambda params, images: video_xl_2.encode_frames(params, config, images, groups, kernel),
-            tower + after, layouts.size(params) + in_bytes + out_bytes,
+            tower + after,
+            layouts.size(params) + in_bytes + out_bytes,
         ),
     }
     for name in kernels.chosen(device):

@@ -54,7 +54,9 @@ _GOLDEN = flags.DEFINE_string(
 )
 _THREADS = flags.DEFINE_integer("threads", None, "Cores for each side of a comparison. Default: all.", lower_bound=1)
 _VISUAL = flags.DEFINE_integer(
-    "visual", None, "Visual tokens per group in a comparison. Default: nano's 9; the released model has 144.",
+    "visual",
+    None,
+    "Visual tokens per group in a comparison. Default: nano's 9; the released model has 144.",
     lower_bound=1,
 )
 _EARLY = flags.DEFINE_boolean(
@@ -100,12 +102,15 @@ def describe(left_s: float) -> dict:
 def watch(frames: int, left_s: float) -> dict:
     """Everything known of one length; with a "note" where it was cut short."""
     tell(f"{frames} frames")
-    heard = lambda line: tell(f"{frames} frames, {line['progress']}") if "progress" in line else None
-    request = {
-        "task": "watch", "frames": frames, "model": _MODEL.value, "samples": _SAMPLES.value, "seed": _SEED.value
-    }
-    lines, why = ([], "not begun: --limit_s is used up") if left_s <= 0 else process.run(
-        "watch_process.py", request, limit_s=left_s, heard=heard
+
+    def heard(line):
+        return tell(f"{frames} frames, {line['progress']}") if "progress" in line else None
+
+    request = {"task": "watch", "frames": frames, "model": _MODEL.value, "samples": _SAMPLES.value, "seed": _SEED.value}
+    lines, why = (
+        ([], "not begun: --limit_s is used up")
+        if left_s <= 0
+        else process.run("watch_process.py", request, limit_s=left_s, heard=heard)
     )
     runs = [line["run"] for line in lines if "run" in line]
     about = next((line for line in lines if "flops" in line), {})
@@ -115,14 +120,23 @@ def watch(frames: int, left_s: float) -> dict:
 def measure(document: watch_report.Document, frames: list[int]) -> None:
     """Fill the document, writing its files after every length."""
     end = time.monotonic() + _LIMIT_S.value
-    left_s = lambda: end - time.monotonic()
+
+    def left_s():
+        return end - time.monotonic()
+
     document.start(describe(left_s()))
     for length in frames:
         document.add_watched(watch(length, left_s()))
     if _AGAINST.value:
         setting = against.Setting(
-            _PYTHON.value, Path(_GOLDEN.value), _THREADS.value, _TURNS.value, _SAMPLES.value, _SEED.value,
-            _VISUAL.value, _EARLY.value,
+            _PYTHON.value,
+            Path(_GOLDEN.value),
+            _THREADS.value,
+            _TURNS.value,
+            _SAMPLES.value,
+            _SEED.value,
+            _VISUAL.value,
+            _EARLY.value,
         )
         for length in frames:
             document.add_compared(against.bench(length, setting, left_s, tell))

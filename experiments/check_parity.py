@@ -30,24 +30,29 @@ from absl import app, flags
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from parity import bilevel, language, tables, vision  # noqa: E402
-from parity.cases import Case, Runner, read_cases  # noqa: E402
-from parity.golden import Archive, GoldenError, read_json  # noqa: E402
-from parity.report import Report  # noqa: E402
+from parity import bilevel, language, tables, vision
+from parity.cases import Case, Runner, read_cases
+from parity.golden import Archive, GoldenError, read_json
+from parity.report import Report
 
-from pallas_kernels import attention  # noqa: E402
-from vxl2_jax.checkpoints import huggingface  # noqa: E402
-from vxl2_jax.errors import RequestError, Vxl2Error  # noqa: E402
+from pallas_kernels import attention
+from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.errors import RequestError, Vxl2Error
 
 _GOLDEN = flags.DEFINE_string("golden", None, "Directory of golden tensors.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer.json of Qwen2.5: compares the ids of prompts, too.")
 _ATTENTION = flags.DEFINE_enum(
-    "attention", "reference", [name for name in attention.NAMES if name != "auto"],
+    "attention",
+    "reference",
+    [name for name in attention.NAMES if name != "auto"],
     "Attention kernel. On a CPU, kernels run in Pallas' interpreter and only short cases are compared.",
 )
 _STRIDE = flags.DEFINE_integer(
-    "stride", None, "Groups pre-filled at a time; no result may depend on it. Default: 4, or 16 with an interpreted "
-    "kernel, whose every call takes long.", lower_bound=1,
+    "stride",
+    None,
+    "Groups pre-filled at a time; no result may depend on it. Default: 4, or 16 with an interpreted "
+    "kernel, whose every call takes long.",
+    lower_bound=1,
 )
 
 ARCHIVES = ("vision.npz", "prefill_dense.npz", "prefill_chunked.npz", "bilevel.npz")

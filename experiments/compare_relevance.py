@@ -53,6 +53,8 @@ _FOOTAGE = flags.DEFINE_enum("footage", "test", ["", "train", "test"], "Real vid
 _SEED = flags.DEFINE_integer("seed", 17, "Seed of clips, questions and lots.")
 
 MOST_WORDS = 20  # tokens of an answer
+
+
 def judged(model: vxl2.Model, console: Console) -> Iterator[Judged]:
     """Every question with everything dense, and by every scorer at every k that is answered."""
     rng, names = np.random.default_rng([_SEED.value, 20261122]), pictures.load()[0]
@@ -67,8 +69,12 @@ def judged(model: vxl2.Model, console: Console) -> Iterator[Judged]:
         ways = [(DENSE, None), *((scorer, top_k) for scorer in _SCORERS.value for top_k in numbers(_ANSWERED))]
         for scorer, top_k in ways:
             answers = model.ask(
-                memory, [question.question for question in asked], top_k=top_k, chunk_size=size,
-                relevance=relevance_of(scorer, asked, memory.layout.chunks(size), lots), max_new_tokens=MOST_WORDS,
+                memory,
+                [question.question for question in asked],
+                top_k=top_k,
+                chunk_size=size,
+                relevance=relevance_of(scorer, asked, memory.layout.chunks(size), lots),
+                max_new_tokens=MOST_WORDS,
             )
             for i, (question, answer) in enumerate(zip(asked, answers, strict=True)):
                 yield judge(scorer, top_k, number + i, question, answer, size)
@@ -119,9 +125,15 @@ def main(_) -> int:
     rows = list(judged(model, Console(stderr=True)))
     report = report_of(rows, tops, answered)
     settings = {
-        "model": model.name, "model_hash": model.fingerprint, "clips": _CLIPS.value, "questions": rows[-1].number + 1,
-        "seconds": [_SHORTEST.value, _LONGEST.value], "chunk_size": _CHUNK_SIZE.value, "compression": _COMPRESSION.value,
-        "footage": _FOOTAGE.value, "seed": _SEED.value,
+        "model": model.name,
+        "model_hash": model.fingerprint,
+        "clips": _CLIPS.value,
+        "questions": rows[-1].number + 1,
+        "seconds": [_SHORTEST.value, _LONGEST.value],
+        "chunk_size": _CHUNK_SIZE.value,
+        "compression": _COMPRESSION.value,
+        "footage": _FOOTAGE.value,
+        "seed": _SEED.value,
     }
     data = {"settings": settings, **report, "took_s": round(time.perf_counter() - began, 1)}
     text = as_text(report)

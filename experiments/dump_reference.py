@@ -58,9 +58,23 @@ def parse() -> argparse.Namespace:
     add("--seconds_per_frame", type=float, default=0.8, help="(default: 0.8)")
     add("--question", default="What happens in the video?")
     add("--steps", type=int, default=4, help="tokens generated (default: 4)")
-    add("--block", type=int, nargs=2, default=(1, 1), metavar=("SIZE", "PREV"), help="groups a block, blocks before (default: 1 1)")
+    add(
+        "--block",
+        type=int,
+        nargs=2,
+        default=(1, 1),
+        metavar=("SIZE", "PREV"),
+        help="groups a block, blocks before (default: 1 1)",
+    )
     add("--units", type=int, nargs="*", default=(0,), help="units chosen by w_chunk_bilevel (default: 0)")
-    add("--chunk", type=int, nargs=2, default=(1, 4), metavar=("SIZE", "COMPRESSION"), help="of w_chunk_bilevel (default: 1 4)")
+    add(
+        "--chunk",
+        type=int,
+        nargs=2,
+        default=(1, 4),
+        metavar=("SIZE", "COMPRESSION"),
+        help="of w_chunk_bilevel (default: 1 4)",
+    )
     add("--device", default="cpu", help="cpu or cuda (default: cpu)")
     add("--seed", type=int, default=20, help="of the video (default: 20)")
     return parser.parse_args()
@@ -105,14 +119,18 @@ class Tap:
         self.taken: dict[str, list[np.ndarray]] = {}
         self._handles: list[Any] = []
 
-    def keep(self, key: str, module: torch.nn.Module, function: Callable[[dict, Any], Any], before: bool = False) -> None:
+    def keep(
+        self, key: str, module: torch.nn.Module, function: Callable[[dict, Any], Any], before: bool = False
+    ) -> None:
         def take(given: dict, output: Any) -> None:
             found = function(given, output)
             if found is not None:
                 self.taken.setdefault(key, []).append(found.detach().float().cpu().numpy().copy())
 
         if before:
-            self._handles.append(module.register_forward_pre_hook(lambda m, args, given: take(given, None), with_kwargs=True))
+            self._handles.append(
+                module.register_forward_pre_hook(lambda m, args, given: take(given, None), with_kwargs=True)
+            )
         else:
             self._handles.append(
                 module.register_forward_hook(lambda m, args, given, output: take(given, output), with_kwargs=True)
@@ -130,7 +148,9 @@ def last_layer(cache: Any) -> torch.Tensor | None:
     """Keys and values of a cache's last layer, of one prompt: [2, heads, length, width]; None for an empty cache."""
     if cache is None or len(cache) == 0:
         return None
-    keys, values = (cache.layers[-1].keys, cache.layers[-1].values) if hasattr(cache, "layers") else cache[len(cache) - 1][:2]
+    keys, values = (
+        (cache.layers[-1].keys, cache.layers[-1].values) if hasattr(cache, "layers") else cache[len(cache) - 1][:2]
+    )
     return torch.stack([keys[0], values[0]])
 
 
@@ -153,14 +173,22 @@ def tapped(model: Any) -> Tap:
     return tap
 
 
-def generate(tokenizer: Any, model: Any, options: argparse.Namespace, small: np.ndarray) -> tuple[dict, Tap, np.ndarray]:
+def generate(
+    tokenizer: Any, model: Any, options: argparse.Namespace, small: np.ndarray
+) -> tuple[dict, Tap, np.ndarray]:
     """(ids of the prompt and of the video, what was tapped, the tokens generated)."""
-    encode = lambda text: tokenizer(text).input_ids
+
+    def encode(text):
+        return tokenizer(text).input_ids
+
     prompt = [*encode(BEFORE), SPECIAL["image_token_index"], *encode(AFTER.format(options.question))]
     seconds = [round(number * options.seconds_per_frame, 1) for number in range(0, len(small), 4)]
     video = [[*encode(f"Time {second}s:"), *[SPECIAL["visual_placeholder"]] * 144] for second in seconds]
     ids = {"input_ids": np.asarray(prompt, np.int32), "time_embedding": np.asarray(sum(video, []), np.int32)}
-    put = lambda array: torch.as_tensor(array, device=options.device).long()
+
+    def put(array):
+        return torch.as_tensor(array, device=options.device).long()
+
     more: dict[str, Any] = {}
     if options.variant != "pure":
         more = {"block_size_chosed": options.block[0], "prev_blocks_num": options.block[1]}
@@ -170,9 +198,16 @@ def generate(tokenizer: Any, model: Any, options: argparse.Namespace, small: np.
         more |= {"selected_unit_indices": list(options.units), "selected_config": config}
     with tapped(model) as tap, torch.inference_mode():
         output = model.generate(
-            put(ids["input_ids"])[None], images=[pixels_of(small).to(options.device)], modalities=["video"],
-            time_embedding=[put(ids["time_embedding"])], do_sample=False, num_beams=1, max_new_tokens=options.steps,
-            use_cache=True, repetition_penalty=1.0, **more,  # a checkpoint's own generation_config.json may set another
+            put(ids["input_ids"])[None],
+            images=[pixels_of(small).to(options.device)],
+            modalities=["video"],
+            time_embedding=[put(ids["time_embedding"])],
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=options.steps,
+            use_cache=True,
+            repetition_penalty=1.0,
+            **more,  # a checkpoint's own generation_config.json may set another
         )
     return ids, tap, output[0, -options.steps :].cpu().numpy().astype(np.int32)
 
@@ -183,7 +218,10 @@ def arrays(options: argparse.Namespace, small: np.ndarray, ids: dict, tap: Tap, 
     length = len(ids["input_ids"]) - 1 + len(ids["time_embedding"])
     first = taken["logits"][0]  # of the prompt, or of what of it comes after the video
     greedy = {"greedy_tokens": tokens, "greedy_logits": np.stack([row[-1] for row in taken["logits"]])[: len(tokens)]}
-    named = lambda prefix, found: {f"{prefix}_{name}": array for name, array in found.items()}
+
+    def named(prefix, found):
+        return {f"{prefix}_{name}": array for name, array in found.items()}
+
     if options.variant == "w_chunk":
         mask = np.packbits(taken["mask"][0] == 0, axis=1)
         kept = named(f"e2e_b{block_size}_p{prev_blocks}", {**greedy, "kv_last_layer": taken["cache"][0]})
@@ -191,21 +229,44 @@ def arrays(options: argparse.Namespace, small: np.ndarray, ids: dict, tap: Tap, 
     if options.variant == "w_chunk_bilevel":
         question = len(ids["input_ids"]) - 1 - int(np.argmax(ids["input_ids"] == SPECIAL["image_token_index"]))
         config = [block_size, prev_blocks, len(options.units), *options.chunk]
-        mixed = next(cache for cache, x in zip(taken["cache_before"], taken["embeds"][1:], strict=False) if x.shape[1] == question)
-        return {VARIANTS["w_chunk_bilevel"]: {
-            **named("e2e", greedy), "e2e_config": np.asarray(config, np.int32), "e2e_mixed_kv_last_layer": mixed,
-            "e2e_selected_unit_indices": np.asarray(options.units, np.int32), "e2e_suffix_logits": first[-question:],
-            **named(f"e2e_b{block_size}_p{prev_blocks}", {"prefill_kv_last_layer": taken["cache"][0]}),
-        }}
+        mixed = next(
+            cache
+            for cache, x in zip(taken["cache_before"], taken["embeds"][1:], strict=False)
+            if x.shape[1] == question
+        )
+        return {
+            VARIANTS["w_chunk_bilevel"]: {
+                **named("e2e", greedy),
+                "e2e_config": np.asarray(config, np.int32),
+                "e2e_mixed_kv_last_layer": mixed,
+                "e2e_selected_unit_indices": np.asarray(options.units, np.int32),
+                "e2e_suffix_logits": first[-question:],
+                **named(f"e2e_b{block_size}_p{prev_blocks}", {"prefill_kv_last_layer": taken["cache"][0]}),
+            }
+        }
     rows = np.unique(np.linspace(0, length - 1, LOGIT_ROWS).astype(np.int32)) if len(first) == length else None
     places = ids["time_embedding"] == SPECIAL["visual_placeholder"]
     start = int(np.argmax(ids["input_ids"] == SPECIAL["image_token_index"]))
     groups = -(-len(small) // 4)
-    pooled = taken["embeds"][0][0, start : start + len(places)][places].reshape(groups, -1, taken["embeds"][0].shape[-1])
-    dense = {"lowres_u8": small, **ids, "inputs_embeds": taken["embeds"][0][0], "kv_last_layer": taken["cache"][0], **greedy}
+    pooled = taken["embeds"][0][0, start : start + len(places)][places].reshape(
+        groups, -1, taken["embeds"][0].shape[-1]
+    )
+    dense = {
+        "lowres_u8": small,
+        **ids,
+        "inputs_embeds": taken["embeds"][0][0],
+        "kv_last_layer": taken["cache"][0],
+        **greedy,
+    }
     if rows is not None:
         dense |= {"logits": first[rows], "logit_rows": rows}
-    seen = {"lowres_u8": small, "siglip": taken["siglip"][0], "dts": taken["dts"][0], "proj": taken["proj"][0], "pooled": pooled}
+    seen = {
+        "lowres_u8": small,
+        "siglip": taken["siglip"][0],
+        "dts": taken["dts"][0],
+        "proj": taken["proj"][0],
+        "pooled": pooled,
+    }
     return {VARIANTS["pure"]: named("e2e", dense), VISION: named("video", seen)}
 
 
@@ -216,7 +277,10 @@ def write(out: Path, checkpoint: Path, files: dict[str, dict]) -> None:
     for file in checkpoint.iterdir():
         if file.is_file() and file.name != IDS and not (linked / file.name).exists():
             (linked / file.name).symlink_to(file.resolve())
-    put = lambda path, text: whole(path, lambda file: file.write(text.encode()))
+
+    def put(path, text):
+        return whole(path, lambda file: file.write(text.encode()))
+
     put(linked / IDS, json.dumps(SPECIAL))
     for name in (VISION, *VARIANTS.values()):
         if name in files or not (out / name).exists():

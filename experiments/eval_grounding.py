@@ -41,24 +41,44 @@ _FORM = flags.DEFINE_enum("form", None, list(moments.FORMS), "Form of the annota
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The annotation file.", required=True)
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder that holds the videos, at any depth.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of this run, made or gone on with.", required=True)
-_MODE = flags.DEFINE_enum("mode", "bilevel", list(MODES), "dense: everything; chunked: chunk-based pre-filling; "
-                          "bilevel: that, and only chosen chunks loaded dense.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "bilevel",
+    list(MODES),
+    "dense: everything; chunked: chunk-based pre-filling; bilevel: that, and only chosen chunks loaded dense.",
+)
 _MODEL = flags.DEFINE_string("model", "nano", "nano, a checkpoint directory, or a name on the Hugging Face hub.")
-_TEMPLATE = flags.DEFINE_string("template", grounding.TEMPLATE, "The question: {query} is the sentence, {subject} the "
-                                "sentence without its last word.")
+_TEMPLATE = flags.DEFINE_string(
+    "template",
+    grounding.TEMPLATE,
+    "The question: {query} is the sentence, {subject} the sentence without its last word.",
+)
 _TRAIN = flags.DEFINE_string("train", None, "Annotations of the training split, for the length of a random span.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Only the first so many videos.", lower_bound=1)
-_FRACTION = flags.DEFINE_float("fraction", grounding.FRACTION, "Attention predictor: a chunk belongs to the span if it gets "
-                               "so much of the best one's score.", lower_bound=0, upper_bound=1)
-_SAID_S = flags.DEFINE_float("said_s", None, "Text predictor: seconds of a span of which a response names only "
-                             "the start; without it such a response names none.", lower_bound=0)
+_FRACTION = flags.DEFINE_float(
+    "fraction",
+    grounding.FRACTION,
+    "Attention predictor: a chunk belongs to the span if it gets so much of the best one's score.",
+    lower_bound=0,
+    upper_bound=1,
+)
+_SAID_S = flags.DEFINE_float(
+    "said_s",
+    None,
+    "Text predictor: seconds of a span of which a response names only "
+    "the start; without it such a response names none.",
+    lower_bound=0,
+)
 _FPS = flags.DEFINE_float("fps", 1.0, "Frames watched per second.", lower_bound=0.001)
 _MAX_FRAMES = flags.DEFINE_integer("max_frames", None, "Look at no more frames than this.", lower_bound=1)
 _BLOCK_SIZE = flags.DEFINE_integer("block_size", 4, "Groups per pre-fill block, except in dense mode.", lower_bound=1)
 _PREV_BLOCKS = flags.DEFINE_integer("prev_blocks", 3, "Earlier blocks a block sees whole.", lower_bound=0)
-_COMPRESSION = flags.DEFINE_integer("compression", 4, "Visual tokens pooled into one in the sparse level.", lower_bound=1)
-_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", 1, "Groups (of four frames) per chunk: what spans by attention "
-                                   "consist of.", lower_bound=1)
+_COMPRESSION = flags.DEFINE_integer(
+    "compression", 4, "Visual tokens pooled into one in the sparse level.", lower_bound=1
+)
+_CHUNK_SIZE = flags.DEFINE_integer(
+    "chunk_size", 1, "Groups (of four frames) per chunk: what spans by attention consist of.", lower_bound=1
+)
 _TOP_K = flags.DEFINE_integer("top_k", 4, "Chunks chosen beside the first and the last.", lower_bound=0)
 _RELEVANCE = flags.DEFINE_string("relevance", "attention", "How chunks are scored; see `vxl2 ask --help`.")
 _MOST_WORDS = flags.DEFINE_integer("max_new_tokens", 32, "Longest answer.", lower_bound=1)
@@ -69,12 +89,17 @@ _JSON = flags.DEFINE_boolean("json", False, "Print the report as one JSON object
 def wanted(items: Sequence[moments.Item], left_out: int) -> grounding_run.Run:
     """What the flags say."""
     watch = {
-        "fps": _FPS.value, "max_frames": _MAX_FRAMES.value, "block_size": _BLOCK_SIZE.value,
-        "prev_blocks": None if _MODE.value == "dense" else _PREV_BLOCKS.value, "compression": _COMPRESSION.value,
+        "fps": _FPS.value,
+        "max_frames": _MAX_FRAMES.value,
+        "block_size": _BLOCK_SIZE.value,
+        "prev_blocks": None if _MODE.value == "dense" else _PREV_BLOCKS.value,
+        "compression": _COMPRESSION.value,
     }
     ask = {
-        "relevance": _RELEVANCE.value, "top_k": _TOP_K.value if _MODE.value == "bilevel" else None,
-        "chunk_size": _CHUNK_SIZE.value, "max_new_tokens": _MOST_WORDS.value,
+        "relevance": _RELEVANCE.value,
+        "top_k": _TOP_K.value if _MODE.value == "bilevel" else None,
+        "chunk_size": _CHUNK_SIZE.value,
+        "max_new_tokens": _MOST_WORDS.value,
     }
     return grounding_run.Run(_FORM.value, items, _MODE.value, _TEMPLATE.value, watch, ask, left_out)
 

@@ -54,7 +54,8 @@ _SEED = flags.DEFINE_integer("seed", 7, "Seed of clips, questions and lots; trai
 _MODEL = flags.DEFINE_string("model", "nano", "nano, or a checkpoint directory of the same vocabulary.")
 _RANGES = flags.DEFINE_list("ranges", ["32-64", "128-256"], "Lengths of the clips in seconds, shortest-longest.")
 _SHARES = flags.DEFINE_list(
-    "shares", ["62", "62:2", "35"],
+    "shares",
+    ["62", "62:2", "35"],
     "Percent of the dense memory's bytes that bi-level modes may load; share:compression for one other than --compression.",
 )
 _FOOTAGE = flags.DEFINE_enum("footage", "test", ["", "train", "test"], "Real video behind the pictures.")
@@ -76,7 +77,10 @@ def ask_all(
     rng = np.random.default_rng(seed)
     dense = model.watch(video, prev_blocks=None)
     chunked = model.watch(video, block_size=_BLOCK_SIZE.value, prev_blocks=_PREV_BLOCKS.value)
-    by_lot = lambda ids, memory: rng.random(memory.layout.chunks(_CHUNK_SIZE.value))
+
+    def by_lot(ids, memory):
+        return rng.random(memory.layout.chunks(_CHUNK_SIZE.value))
+
     options = {"chunk_size": _CHUNK_SIZE.value, "max_new_tokens": MOST_WORDS}
     answers = {
         "dense": model.ask(dense, texts, top_k=None, relevance="recent", **options),
@@ -128,9 +132,13 @@ def parse_share(text: str) -> Share:
     """ "62" or "62:2" → Share. Raises RequestError for anything else."""
     percent, colon, by = text.partition(":")
     try:
-        share = Share(int(percent), int(by) if colon else _COMPRESSION.value, f"bilevel_{percent}" + f"_by{by}" * bool(colon))
+        share = Share(
+            int(percent), int(by) if colon else _COMPRESSION.value, f"bilevel_{percent}" + f"_by{by}" * bool(colon)
+        )
     except ValueError:
-        raise vxl2.RequestError(f"--shares: {text!r} is not of the form percent or percent:compression, as 62:2") from None
+        raise vxl2.RequestError(
+            f"--shares: {text!r} is not of the form percent or percent:compression, as 62:2"
+        ) from None
     if share.compression < 2:
         raise vxl2.RequestError(f"--shares: {text!r} pools nothing; name a compression of 2 or more")
     if not 0 < share.percent <= 100:
@@ -155,8 +163,16 @@ def judged(model: vxl2.Model, seconds: tuple[int, int], console: Console) -> Ite
             for mode, said in answers.items():
                 for i, (question, answer) in enumerate(zip(asked, said, strict=True)):
                     lies = inside(question, -(-length // model.config.frames_per_group), _CHUNK_SIZE.value)
-                    yield Judged(mode, clip_number, number + i, question.type, is_right(question, answer.text), lies,
-                                 answer.cache_tokens, answer.cache_tokens_dense)
+                    yield Judged(
+                        mode,
+                        clip_number,
+                        number + i,
+                        question.type,
+                        is_right(question, answer.text),
+                        lies,
+                        answer.cache_tokens,
+                        answer.cache_tokens_dense,
+                    )
             number += len(asked)
 
 
@@ -172,7 +188,8 @@ def report_of(rows: list[Judged], chances: dict[str, float]) -> dict:
     known = {name.split(",")[0]: round(100 * level, 1) for name, level in chances.items() if "known" in name}
     return {
         "modes": {mode: summary([row for row in rows if row.mode == mode], chances) for mode in modes},
-        "differences": differences, "chance_knowing_the_names": known,
+        "differences": differences,
+        "chance_knowing_the_names": known,
     }
 
 
@@ -182,9 +199,20 @@ def main(_) -> int:
     for text in _SHARES.value:
         parse_share(text)
     model, console = vxl2.load(_MODEL.value), Console(stderr=True)
-    settings = ("seed", "questions", "per_clip", "footage", "block_size", "prev_blocks", "chunk_size", "compression", "shares")
+    settings = (
+        "seed",
+        "questions",
+        "per_clip",
+        "footage",
+        "block_size",
+        "prev_blocks",
+        "chunk_size",
+        "compression",
+        "shares",
+    )
     about = {
-        "model": model.name, "fingerprint": model.fingerprint,
+        "model": model.name,
+        "fingerprint": model.fingerprint,
         "settings": {name: flags.FLAGS[name].value for name in settings},
     }
     found = begun(Path(_OUT.value), about) if _OUT.value else {}
@@ -212,7 +240,9 @@ def begun(out: Path, about: dict) -> dict:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise vxl2.RequestError(f"--out {out}: is no report of this script; choose another name") from error
     if report != about:
-        raise vxl2.RequestError(f"--out {out}: a report of another model or of other settings; remove it or choose another name")
+        raise vxl2.RequestError(
+            f"--out {out}: a report of another model or of other settings; remove it or choose another name"
+        )
     return found
 
 

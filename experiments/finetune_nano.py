@@ -42,7 +42,9 @@ _MODEL = flags.DEFINE_string("model", "nano", "nano, or a checkpoint directory o
 _SEED = flags.DEFINE_integer("seed", 50, "Seed of clips, questions, order and low-rank updates.", lower_bound=0)
 _EXAMPLES = flags.DEFINE_integer("examples", 50, "Examples to learn from, two about each clip.", lower_bound=10)
 _EPOCHS = flags.DEFINE_integer("epochs", 15, "How often each is seen.", lower_bound=1)
-_SECONDS = flags.DEFINE_integer("seconds", 40, "Length of all clips: one, so that one program is compiled.", lower_bound=8)
+_SECONDS = flags.DEFINE_integer(
+    "seconds", 40, "Length of all clips: one, so that one program is compiled.", lower_bound=8
+)
 _FOLDER = flags.DEFINE_string("folder", None, "Where clips, examples and the run stay; unset: nowhere.")
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON object alone on standard output.")
 
@@ -110,7 +112,10 @@ def usual_pairs(
 
 def is_right(pair: Pair, said: str) -> bool:
     """Whether an answer is right: a usual one by the usual rule, a new one if it has the same words."""
-    words = lambda text: re.findall(r"[a-z0-9]+", text.lower())
+
+    def words(text):
+        return re.findall(r"[a-z0-9]+", text.lower())
+
     return words(said) == words(pair.answer) if pair.usual is None else questions.is_right(pair.usual, said)
 
 
@@ -168,8 +173,12 @@ def run(folder: Path) -> int:
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     counts = {name: len(found) for name, found in sets.items()}
     report = {
-        "questions": counts, "before": before, "after": after, "training_s": round(wall, 1),
-        "training_cpu_s": round(cores, 1), "steps": lines[-1]["step"],
+        "questions": counts,
+        "before": before,
+        "after": after,
+        "training_s": round(wall, 1),
+        "training_cpu_s": round(cores, 1),
+        "steps": lines[-1]["step"],
         "loss": [round(line["loss"], 4) for line in (lines[0], lines[-1])],
     }
     if _JSON.value:

@@ -28,8 +28,8 @@ from nano.questions import questions
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from vxl2_jax.errors import RequestError, Vxl2Error  # noqa: E402
-from vxl2_jax.evaluation.rows import letter, lettered  # noqa: E402
+from vxl2_jax.errors import RequestError, Vxl2Error
+from vxl2_jax.evaluation.rows import letter, lettered
 
 MOST_OPTIONS = 4
 _TRIES = 40
@@ -64,10 +64,18 @@ def ask(rng: np.random.Generator, video: str, clip: clips.Clip, count: int) -> l
         order = rng.permutation(len(given))
         seen = [second for span in one.evidence for second in span] or [0.0, clip.seconds]
         if len(given) > 1:
-            found.append(Asked(
-                video, clip.seconds, number, one.type, one.question, tuple(given[i] for i in order),
-                int(np.argmin(order)), (min(seen), max(seen)),
-            ))
+            found.append(
+                Asked(
+                    video,
+                    clip.seconds,
+                    number,
+                    one.type,
+                    one.question,
+                    tuple(given[i] for i in order),
+                    int(np.argmin(order)),
+                    (min(seen), max(seen)),
+                )
+            )
     return found
 
 
@@ -83,23 +91,36 @@ def clock(seconds: float) -> str:
 
 def mlvu(asked: Asked) -> dict[str, Any]:
     return {
-        "video_name": f"{asked.video}.mp4", "duration": asked.seconds, "task_type": asked.type,
-        "question": "\n".join([asked.question, *bracketed(asked.options)]), "answer": letter(asked.right),
+        "video_name": f"{asked.video}.mp4",
+        "duration": asked.seconds,
+        "task_type": asked.type,
+        "question": "\n".join([asked.question, *bracketed(asked.options)]),
+        "answer": letter(asked.right),
     }
 
 
 def mlvu_published(asked: Asked) -> dict[str, Any]:
     return {
-        "video": f"{asked.video}.mp4", "duration": asked.seconds, "question": asked.question,
-        "candidates": list(asked.options), "answer": asked.options[asked.right], "question_type": asked.type,
+        "video": f"{asked.video}.mp4",
+        "duration": asked.seconds,
+        "question": asked.question,
+        "candidates": list(asked.options),
+        "answer": asked.options[asked.right],
+        "question_type": asked.type,
     }
 
 
 def video_mme(asked: Asked) -> dict[str, Any]:
     return {
-        "videoID": asked.video, "question_id": f"{asked.video}-{asked.number}", "domain": "Generated",
-        "duration": "short" if asked.seconds < 48 else "medium", "sub_category": "Pictures", "task_type": asked.type,
-        "question": asked.question, "options": lettered(asked.options).split("\n"), "answer": letter(asked.right),
+        "videoID": asked.video,
+        "question_id": f"{asked.video}-{asked.number}",
+        "domain": "Generated",
+        "duration": "short" if asked.seconds < 48 else "medium",
+        "sub_category": "Pictures",
+        "task_type": asked.type,
+        "question": asked.question,
+        "options": lettered(asked.options).split("\n"),
+        "answer": letter(asked.right),
     }
 
 
@@ -114,8 +135,12 @@ def longvideobench_published(asked: Asked) -> dict[str, Any]:
 
 def _longvideobench(asked: Asked) -> dict[str, Any]:
     return {
-        "id": f"{asked.video}_{asked.number}", "video_path": f"{asked.video}.mp4", "duration": asked.seconds,
-        "duration_group": 60 if asked.seconds < 60 else 600, "question_category": asked.type, "question": asked.question,
+        "id": f"{asked.video}_{asked.number}",
+        "video_path": f"{asked.video}.mp4",
+        "duration": asked.seconds,
+        "duration_group": 60 if asked.seconds < 60 else 600,
+        "question_category": asked.type,
+        "question": asked.question,
         "correct_choice": asked.right,
     }
 
@@ -123,22 +148,36 @@ def _longvideobench(asked: Asked) -> dict[str, Any]:
 def lvbench(asked: Asked) -> dict[str, Any]:
     given = bracketed(asked.options)
     return {
-        "video": asked.video, "type": "generated", "question": asked.question, "candidates": given,
-        "answer": given[asked.right], "question_type": [asked.type], "time_reference": "-".join(map(clock, asked.seen)),
+        "video": asked.video,
+        "type": "generated",
+        "question": asked.question,
+        "candidates": given,
+        "answer": given[asked.right],
+        "question_type": [asked.type],
+        "time_reference": "-".join(map(clock, asked.seen)),
     }
 
 
 def lvbench_published(asked: Sequence[Asked]) -> dict[str, Any]:
     """All questions about a video."""
-    qa = [{
-        "uid": str(one.number), "question": "\n".join([one.question, *bracketed(one.options)]), "answer": letter(one.right),
-        "question_type": [one.type], "time_reference": "-".join(map(clock, one.seen)),
-    } for one in asked]
+    qa = [
+        {
+            "uid": str(one.number),
+            "question": "\n".join([one.question, *bracketed(one.options)]),
+            "answer": letter(one.right),
+            "question_type": [one.type],
+            "time_reference": "-".join(map(clock, one.seen)),
+        }
+        for one in asked
+    ]
     return {"key": asked[0].video, "type": "generated", "qa": qa}
 
 
 _TASK: dict[str, Callable[[Asked], dict]] = {
-    "mlvu": mlvu, "video_mme": video_mme, "longvideobench": longvideobench, "lvbench": lvbench,
+    "mlvu": mlvu,
+    "video_mme": video_mme,
+    "longvideobench": longvideobench,
+    "lvbench": lvbench,
 }
 
 
@@ -155,9 +194,12 @@ def annotations(name: str, form: str, ending: str, asked: list[list[Asked]]) -> 
 
 def subtitles(clip: clips.Clip) -> str:
     """What is on screen, as an SRT file of Video-MME says things."""
-    stamp = lambda second: f"00:{clock(second)},{round(1000 * (second % 1)):03d}"
+
+    def stamp(second):
+        return f"00:{clock(second)},{round(1000 * (second % 1)):03d}"
+
     return "".join(
-        f"{i}\n{stamp(event.start_s)} --> {stamp(event.stop_s)}\n<font color=\"white\" size=\".72c\">{event.name}</font>\n\n"
+        f'{i}\n{stamp(event.start_s)} --> {stamp(event.stop_s)}\n<font color="white" size=".72c">{event.name}</font>\n\n'
         for i, event in enumerate(clip.events, 1)
     )
 
@@ -179,14 +221,25 @@ def write(path: Path, rows: list[dict]) -> None:
 
 
 def make(
-    name: str, out: Path, *, videos: int, count: int, seconds: tuple[int, int], seed: int = 0, form: str = "task",
-    ending: str = "json", size: int = 196, rate: int = 4,
+    name: str,
+    out: Path,
+    *,
+    videos: int,
+    count: int,
+    seconds: tuple[int, int],
+    seed: int = 0,
+    form: str = "task",
+    ending: str = "json",
+    size: int = 196,
+    rate: int = 4,
 ) -> None:
     """The whole folder. Raises RequestError if it is there already, or for a form that there is not."""
     if out.exists():
         raise RequestError(f"{out}: is there already; choose another --out")
     if form == "published" and name == "video_mme":
-        raise RequestError(f"--form published: {name} is published as the rows of the task; use --form task --format parquet")
+        raise RequestError(
+            f"--form published: {name} is published as the rows of the task; use --form task --format parquet"
+        )
     rng, asked = np.random.default_rng(seed), []
     (out / "videos").mkdir(parents=True)
     for number in range(videos):
@@ -211,16 +264,26 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
         parser.add_argument(name, type=int, default=default, metavar="N", help=f"{told} (default: {default})")
 
     parser.add_argument("--benchmark", choices=list(_TASK), required=True, help="which one's form")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make; it must not be there")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder to make; it must not be there"
+    )
     number("--videos", 6, "how many clips")
     number("--questions", 4, "questions about each")
     parser.add_argument(
-        "--seconds", type=int, nargs=2, default=(32, 64), metavar=("A", "B"), help="shortest and longest clip (default: 32 64)"
+        "--seconds",
+        type=int,
+        nargs=2,
+        default=(32, 64),
+        metavar=("A", "B"),
+        help="shortest and longest clip (default: 32 64)",
     )
     number("--seed", 0, "of clips and questions")
     parser.add_argument("--form", choices=("task", "published"), default="task", help="whose rows (default: task)")
     parser.add_argument(
-        "--format", choices=("json", "jsonl", "parquet"), default="json", help="of the file, with --form task (default: json)"
+        "--format",
+        choices=("json", "jsonl", "parquet"),
+        default="json",
+        help="of the file, with --form task (default: json)",
     )
     number("--size", 196, "side of the frames in pixels, even")
     number("--rate", 4, "frames per second")
@@ -235,8 +298,16 @@ def main(arguments: list[str] | None = None) -> int:
         if min(flags.videos, flags.questions, flags.rate) < 1 or flags.size < 16 or flags.size % 2:
             raise RequestError("--videos, --questions and --rate are at least 1, and --size is even and at least 16")
         make(
-            flags.benchmark, flags.out, videos=flags.videos, count=flags.questions, seconds=tuple(flags.seconds),
-            seed=flags.seed, form=flags.form, ending=flags.format, size=flags.size, rate=flags.rate,
+            flags.benchmark,
+            flags.out,
+            videos=flags.videos,
+            count=flags.questions,
+            seconds=tuple(flags.seconds),
+            seed=flags.seed,
+            form=flags.form,
+            ending=flags.format,
+            size=flags.size,
+            rate=flags.rate,
         )
     except Vxl2Error as error:
         print(f"make_benchmark: {' '.join(str(error).split())}", file=sys.stderr)

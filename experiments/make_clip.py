@@ -69,7 +69,9 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--rate", type=_whole(1, 60), default=8, help="frames per second of the video (default: 8)")
     parser.add_argument(
-        "--footage", choices=clips.FOOTAGE, default="",
+        "--footage",
+        choices=clips.FOOTAGE,
+        default="",
         help="real video behind the pictures: train (half of the scenes) or test (all; default: none)",
     )
     flags = parser.parse_args(arguments)

@@ -46,11 +46,20 @@ def qvhighlights(video: str, clip: clips.Clip, first: int) -> list[str]:
         windows = [
             [CLIP_S * math.floor(e.start_s / CLIP_S), min(CLIP_S * math.ceil(e.stop_s / CLIP_S), end)] for e in events
         ]
-        found.append(json.dumps({
-            "qid": number, "query": f"the {name} appears", "duration": end, "vid": video,
-            "relevant_windows": windows,
-            "relevant_clip_ids": [i for start, stop in windows for i in range(start // CLIP_S, -(-stop // CLIP_S))],
-        }))
+        found.append(
+            json.dumps(
+                {
+                    "qid": number,
+                    "query": f"the {name} appears",
+                    "duration": end,
+                    "vid": video,
+                    "relevant_windows": windows,
+                    "relevant_clip_ids": [
+                        i for start, stop in windows for i in range(start // CLIP_S, -(-stop // CLIP_S))
+                    ],
+                }
+            )
+        )
     return found
 
 
@@ -77,15 +86,25 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
     )
     whole = make_clip._whole
     parser.add_argument("--form", choices=list(_FILES), required=True, help="whose form")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make; it must not be there")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder to make; it must not be there"
+    )
     parser.add_argument("--clips", type=whole(1, 10000), default=20, metavar="N", help="how many (default: 20)")
-    parser.add_argument("--seconds", type=whole(16, 900), nargs=2, default=clips.RANGE_S, metavar=("A", "B"),
-                        help="shortest and longest clip (default: 32 64)")
+    parser.add_argument(
+        "--seconds",
+        type=whole(16, 900),
+        nargs=2,
+        default=clips.RANGE_S,
+        metavar=("A", "B"),
+        help="shortest and longest clip (default: 32 64)",
+    )
     parser.add_argument("--seed", type=whole(0, 2**62), default=0, help="of the clips (default: 0)")
-    parser.add_argument("--footage", choices=clips.FOOTAGE, default="test",
-                        help="real video behind the pictures (default: test)")
-    parser.add_argument("--size", type=whole(16, 2048, even=True), default=196, metavar="PX",
-                        help="side of the frames (default: 196)")
+    parser.add_argument(
+        "--footage", choices=clips.FOOTAGE, default="test", help="real video behind the pictures (default: test)"
+    )
+    parser.add_argument(
+        "--size", type=whole(16, 2048, even=True), default=196, metavar="PX", help="side of the frames (default: 196)"
+    )
     parser.add_argument("--rate", type=whole(1, 60), default=4, metavar="FPS", help="frames per second (default: 4)")
     flags = parser.parse_args(arguments)
     if flags.seconds[0] > flags.seconds[1]:

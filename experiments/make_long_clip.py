@@ -46,14 +46,26 @@ def _flags(arguments: list[str] | None) -> argparse.Namespace:
     length.add_argument("--seconds", type=whole(1, 86400), metavar="S", help="the same in seconds")
     parser.add_argument("--needles", type=whole(1, len(pictures.load()[0])), default=10, help="how many (default: 10)")
     parser.add_argument("--seed", type=whole(0, 2**62), required=True, help="which needles, where, and the backgrounds")
-    parser.add_argument("--loop", type=pathlib.Path, nargs="+", default=[], metavar="F.mp4",
-                        help="videos to loop, one after the other, squashed to a square (default: generated)")
-    parser.add_argument("--size", type=whole(16, 2048, even=True), default=196, metavar="PX",
-                        help="side of the square frame in pixels, even (default: 196)")
+    parser.add_argument(
+        "--loop",
+        type=pathlib.Path,
+        nargs="+",
+        default=[],
+        metavar="F.mp4",
+        help="videos to loop, one after the other, squashed to a square (default: generated)",
+    )
+    parser.add_argument(
+        "--size",
+        type=whole(16, 2048, even=True),
+        default=196,
+        metavar="PX",
+        help="side of the square frame in pixels, even (default: 196)",
+    )
     parser.add_argument("--rate", type=whole(1, 60), default=8, metavar="FPS", help="frames per second (default: 8)")
     parser.add_argument("--out", type=pathlib.Path, required=True, metavar="F.mp4", help="the video to write")
-    parser.add_argument("--answers", type=pathlib.Path, required=True, metavar="F.json",
-                        help="the questions and answers to write")
+    parser.add_argument(
+        "--answers", type=pathlib.Path, required=True, metavar="F.json", help="the questions and answers to write"
+    )
     flags = parser.parse_args(arguments)
     for path in (flags.out, flags.answers):
         if not path.parent.is_dir():

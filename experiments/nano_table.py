@@ -18,18 +18,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from vxl2_jax.evaluation.intervals import wilson  # noqa: E402
+from vxl2_jax.evaluation.intervals import wilson
 
 Report = dict
 ROWS = {
-    "dense": "dense", "chunked": "chunked pre-fill, whole cache", "bilevel_62": "both, by attention",
-    "bilevel_62_random": "both, by lot", "bilevel_62_by2": "both, by attention, pooled by 2",
-    "bilevel_62_by2_random": "both, by lot, pooled by 2", "bilevel_35": "both, by attention", "bilevel_35_random": "both, by lot",
+    "dense": "dense",
+    "chunked": "chunked pre-fill, whole cache",
+    "bilevel_62": "both, by attention",
+    "bilevel_62_random": "both, by lot",
+    "bilevel_62_by2": "both, by attention, pooled by 2",
+    "bilevel_62_by2_random": "both, by lot, pooled by 2",
+    "bilevel_35": "both, by attention",
+    "bilevel_35_random": "both, by lot",
 }
 EXAMPLES = {
-    "exists": ("Is there a dog?", "yes / no"), "first": ("Which comes first, the dog or the car?", "the dog"),
+    "exists": ("Is there a dog?", "yes / no"),
+    "first": ("Which comes first, the dog or the car?", "the dog"),
     "when": ("When does the dog first appear? (within 4 s)", "at 12 seconds"),
-    "what": ("What appears at 13 seconds?", "a dog"), "count": ("How many times does the dog appear?", "twice"),
+    "what": ("What appears at 13 seconds?", "a dog"),
+    "count": ("How many times does the dog appear?", "twice"),
     "between": ("What appears between the dog and the car?", "an owl"),
     "order": ("What appears, in order, from the dog to the car?", "a dog, an owl, a car"),
 }
@@ -49,7 +56,9 @@ def read(path: Path) -> Report:
 
 def pooled(parts: Sequence[Report]) -> tuple[int, int]:
     """(right, questions) of several {"accuracy", "questions"}, those without questions left out."""
-    counts = [(round(part["accuracy"] * part["questions"] / 100), part["questions"]) for part in parts if part["questions"]]
+    counts = [
+        (round(part["accuracy"] * part["questions"] / 100), part["questions"]) for part in parts if part["questions"]
+    ]
     return sum(right for right, _ in counts), sum(total for _, total in counts)
 
 
@@ -65,7 +74,9 @@ def difference(parts: Sequence[Report]) -> str:
     parts = [part for part in parts if part["questions"]]
     total = sum(part["questions"] for part in parts)
     mean = sum(part["points"] * part["questions"] for part in parts) / total
-    half = sqrt(sum((part["questions"] * (part["interval"][1] - part["interval"][0]) / 2) ** 2 for part in parts)) / total
+    half = (
+        sqrt(sum((part["questions"] * (part["interval"][1] - part["interval"][0]) / 2) ** 2 for part in parts)) / total
+    )
     return f"{mean:+.1f} ({mean - half:+.1f} to {mean + half:+.1f})"
 
 
@@ -80,10 +91,16 @@ def modes_table(reports: Sequence[Report]) -> str:
             if None in parts:
                 continue
             ratio = sum(part["cache_ratio"] for part in parts) / len(parts)
-            lines.append([
-                f"{clips} s", text, f"{100 * ratio:.0f} %", *(f"{part['accuracy']:.1f}" for part in parts), rate(parts),
-                rate([part["inside"] for part in parts]),
-            ])
+            lines.append(
+                [
+                    f"{clips} s",
+                    text,
+                    f"{100 * ratio:.0f} %",
+                    *(f"{part['accuracy']:.1f}" for part in parts),
+                    rate(parts),
+                    rate([part["inside"] for part in parts]),
+                ]
+            )
     return markdown(lines)
 
 
@@ -99,10 +116,14 @@ def differences_table(reports: Sequence[Report]) -> str:
             inside = [each[f"{name}, inside"] for each in found] if f"{name}, inside" in common else None
             one, other = name.split(" - ")
             other = "by lot" if other.endswith("random") else other
-            lines.append([
-                f"{clips} s", f"{spoken(one)} − {other}", difference([each[name] for each in found]),
-                difference(inside) if inside else "",
-            ])
+            lines.append(
+                [
+                    f"{clips} s",
+                    f"{spoken(one)} − {other}",
+                    difference([each[name] for each in found]),
+                    difference(inside) if inside else "",
+                ]
+            )
     return markdown(lines)
 
 
@@ -115,12 +136,18 @@ def spoken(mode: str) -> str:
 def types_table(reports: Sequence[Report]) -> str:
     """By type of question: everything dense, and chosen by attention at 62 % of the bytes."""
     ranges = list(reports[0]["ranges"])
-    lines = [["question", "answer", *(f"{clips} s: dense, bi-level 62 %, chance" for clips in ranges)], ["---"] * (2 + len(ranges))]
+    lines = [
+        ["question", "answer", *(f"{clips} s: dense, bi-level 62 %, chance" for clips in ranges)],
+        ["---"] * (2 + len(ranges)),
+    ]
     for kind, (question, answer) in EXAMPLES.items():
         cells = []
         for clips in ranges:
             modes = [report["ranges"][clips]["modes"] for report in reports]
-            of = lambda mode, modes=modes, kind=kind: [each[mode]["by_type"][kind] for each in modes if kind in each[mode]["by_type"]]
+
+            def of(mode, modes=modes, kind=kind):
+                return [each[mode]["by_type"][kind] for each in modes if kind in each[mode]["by_type"]]
+
             if not of("dense"):
                 cells.append("–")
                 continue

@@ -66,7 +66,9 @@ _PREV_BLOCKS = flags.DEFINE_integer(
 _COMPRESSION = flags.DEFINE_integer(
     "compression", Setting.compression, "Visual tokens pooled into one in the sparse level.", lower_bound=1
 )
-_CHUNK_SIZE = flags.DEFINE_integer("chunk_size", Setting.chunk_size, "Groups (of four frames) per chunk.", lower_bound=1)
+_CHUNK_SIZE = flags.DEFINE_integer(
+    "chunk_size", Setting.chunk_size, "Groups (of four frames) per chunk.", lower_bound=1
+)
 _TOP_K = flags.DEFINE_integer("top_k", Setting.top_k, "Chunks chosen beside the first and the last.", lower_bound=0)
 _RELEVANCE = flags.DEFINE_string("relevance", Setting.relevance, "How chunks are scored; see `vxl2 ask --help`.")
 _JSON = flags.DEFINE_boolean("json", False, "Print the report as one JSON object alone on standard output.")
@@ -89,7 +91,8 @@ def main(_) -> int:
         raise vxl2.RequestError(f"--modes: give some of {', '.join(MODES)}, not {','.join(_MODES.value)}")
     own = (_APART, _FOOTAGE, _RATE, _BLOCK_SIZE, _PREV_BLOCKS, _COMPRESSION, _CHUNK_SIZE, _TOP_K, _RELEVANCE)
     setting = Setting(
-        modes=tuple(mode for mode in MODES if mode in _MODES.value), depths=tuple(numbers("depths", _DEPTHS.value, 100)),
+        modes=tuple(mode for mode in MODES if mode in _MODES.value),
+        depths=tuple(numbers("depths", _DEPTHS.value, 100)),
         **{flag.name: flag.value for flag in own},
     )
     if _FILMS.value:

@@ -54,8 +54,13 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "cost: rounds whose medians are take
 def studied(study: Study, model: vxl2.Model, progress) -> tuple[dict[str, Any], str]:
     """(report, its text) of a study; its picture is drawn."""
     rows = running.run(
-        study, model, Path(_ROWS.value) / f"{study.rows_name}.jsonl", _CLIPS.value or study.clips, _SEED.value,
-        _FOOTAGE.value, progress,
+        study,
+        model,
+        Path(_ROWS.value) / f"{study.rows_name}.jsonl",
+        _CLIPS.value or study.clips,
+        _SEED.value,
+        _FOOTAGE.value,
+        progress,
     )
     report = tally.report(study, rows, seed=_SEED.value, footage=_FOOTAGE.value, **made_with(model))
     study.draw(Path(_OUT.value) / f"{study.name}.png", report)
@@ -87,7 +92,10 @@ def made_with(model: vxl2.Model) -> dict[str, Any]:
     """What the figures of a report hang on."""
     device = jax.devices()[0]
     return {
-        "model": model.fingerprint, "dtype": str(model.dtype), "jax": jax.__version__, "device": device.device_kind,
+        "model": model.fingerprint,
+        "dtype": str(model.dtype),
+        "jax": jax.__version__,
+        "device": device.device_kind,
         "cores": os.cpu_count(),
     }
 
@@ -102,7 +110,10 @@ def main(_) -> int:
         began = time.perf_counter()
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task(name, total=None)
-            progress = lambda done, total, bar=bar, task=task: bar.update(task, completed=done, total=total)
+
+            def progress(done, total, bar=bar, task=task):
+                return bar.update(task, completed=done, total=total)
+
             report, text = costed(model, progress) if name == cost.NAME else studied(STUDIES[name], model, progress)
         put(Path(_OUT.value), {f"{name}.json": as_json(report)})
         print(f"{text}\n{name}: {time.perf_counter() - began:.0f} s\n", flush=True)

@@ -19,8 +19,13 @@ from vxl2_jax.planning import DEVICES, Device, Plan
 
 FRAMES = (256, 600, 1_024, 2_048, 4_096, 10_000, 20_000)
 COLUMNS = {
-    "T4 16 GB": "t4", "L4 24 GB": "l4", "v5e 16 GB": "v5e", "A100 40 GB": "a100-40", "A100 80 GB": "a100-80",
-    "v6e 32 GB": "v6e", "H200 141 GB": "h200",
+    "T4 16 GB": "t4",
+    "L4 24 GB": "l4",
+    "v5e 16 GB": "v5e",
+    "A100 40 GB": "a100-40",
+    "A100 80 GB": "a100-80",
+    "v6e 32 GB": "v6e",
+    "H200 141 GB": "h200",
 }
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON document alone on standard output.")
 
@@ -39,18 +44,24 @@ def rows() -> list[dict]:
         plans = {heading: plan_for(frames, DEVICES[name]) for heading, name in COLUMNS.items()}
         devices, some = [DEVICES[name] for name in COLUMNS.values()], next(iter(plans.values()))
         mixed, dense = some.cache_bytes
-        found.append({
-            "frames": frames, "tokens": some.layout.length,
-            "pairs_saved": 1 - some.attention_pairs_kept / some.attention_pairs_causal,
-            "cache_saved": 1 - mixed / dense, "weights_bytes": some.bytes["weights"],
-            "devices": {
-                heading: {
-                    "peak_bytes": plan.peak_bytes, "seconds": plan.seconds(device), "fits": plan.fits(device),
-                    "model_fits": plan.bytes["weights"] <= device.usable_bytes,
-                }
-                for (heading, plan), device in zip(plans.items(), devices, strict=True)
-            },
-        })
+        found.append(
+            {
+                "frames": frames,
+                "tokens": some.layout.length,
+                "pairs_saved": 1 - some.attention_pairs_kept / some.attention_pairs_causal,
+                "cache_saved": 1 - mixed / dense,
+                "weights_bytes": some.bytes["weights"],
+                "devices": {
+                    heading: {
+                        "peak_bytes": plan.peak_bytes,
+                        "seconds": plan.seconds(device),
+                        "fits": plan.fits(device),
+                        "model_fits": plan.bytes["weights"] <= device.usable_bytes,
+                    }
+                    for (heading, plan), device in zip(plans.items(), devices, strict=True)
+                },
+            }
+        )
     return found
 
 
@@ -67,11 +78,16 @@ def table(found: list[dict]) -> str:
     titles = ["frames", "tokens", "pairs saved", "cache saved", *able, ", ".join(without)]
     lines = [titles, ["--:"] * (len(titles) - 1) + ["---"]]
     for row in found:
-        lines.append([
-            f"{row['frames']:,}", f"{row['tokens']:,}", f"{100 * row['pairs_saved']:.1f} %",
-            f"{100 * row['cache_saved']:.1f} %", *(cell(row["devices"][heading]) for heading in able),
-            f"– (weights alone: {row['weights_bytes'] / 1e9:.1f} GB)",
-        ])
+        lines.append(
+            [
+                f"{row['frames']:,}",
+                f"{row['tokens']:,}",
+                f"{100 * row['pairs_saved']:.1f} %",
+                f"{100 * row['cache_saved']:.1f} %",
+                *(cell(row["devices"][heading]) for heading in able),
+                f"– (weights alone: {row['weights_bytes'] / 1e9:.1f} GB)",
+            ]
+        )
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -22,15 +22,16 @@ from absl import app, flags
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from vxl2_jax import evaluation  # noqa: E402
-from vxl2_jax.errors import RequestError, Vxl2Error  # noqa: E402
+from vxl2_jax import evaluation
+from vxl2_jax.errors import RequestError, Vxl2Error
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, f"One of {', '.join(evaluation.BENCHMARKS)}.")
 _RESPONSES = flags.DEFINE_string("responses", None, "File of responses, one JSON object a line, plain or gzipped.")
 _ROWS = flags.DEFINE_boolean("rows", False, "Print each row's score, too.")
 _MENDED = flags.DEFINE_boolean(
-    "mended", False, "Video-MME: read answers with the whole list of prefixes, two pairs of which the original joined "
-    "by mistake.",
+    "mended",
+    False,
+    "Video-MME: read answers with the whole list of prefixes, two pairs of which the original joined by mistake.",
 )
 
 

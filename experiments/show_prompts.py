@@ -18,8 +18,8 @@ from absl import app, flags
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from vxl2_jax import evaluation  # noqa: E402
-from vxl2_jax.errors import RequestError, Vxl2Error  # noqa: E402
+from vxl2_jax import evaluation
+from vxl2_jax.errors import RequestError, Vxl2Error
 
 _BENCHMARK = flags.DEFINE_string("benchmark", None, f"One of {', '.join(evaluation.BENCHMARKS)}.")
 _DOCS = flags.DEFINE_string("docs", None, "File of annotation rows, plain or gzipped.")

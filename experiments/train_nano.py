@@ -30,9 +30,9 @@ from absl import app, flags
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
-from nano import training_run, training_stages, vocabulary  # noqa: E402
+from nano import training_run, training_stages, vocabulary
 
-from vxl2_jax import config  # noqa: E402
+from vxl2_jax import config
 
 _STAGES = ("frames", "vision", "features", "dts", "visual_tokens", "language")
 _STAGE = flags.DEFINE_enum("stage", None, list(_STAGES), "which stage to run", required=True)

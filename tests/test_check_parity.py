@@ -62,17 +62,36 @@ def test_every_kind_of_deviation_is_found_and_named(copy, capfd):
     table.write_text(table.read_text().replace("750 seconds", "751 seconds", 1))
     code, lines, _ = run(copy, capfd)
     failed = [line.rsplit("  ", 3)[0].split("  ")[0] for line in lines if line.endswith("FAIL")]
-    assert code == 1 and sorted(failed) == sorted([
-        "vision dts_talk_out", "vision preprocess_out_crop", "dense talk_kv", "prefill_dense.npz talk_something_new",
-        "chunked talk_mask_b2_p1", "chunked talk_b3_p2_logits", "bilevel talk_c3_p5_mixed_kv",
-        "bilevel talk_c2_p4_greedy_tokens", "bilevel talk_all_dense_blocks", "text clock times 0",
-    ])
+    assert code == 1 and sorted(failed) == sorted(
+        [
+            "vision dts_talk_out",
+            "vision preprocess_out_crop",
+            "dense talk_kv",
+            "prefill_dense.npz talk_something_new",
+            "chunked talk_mask_b2_p1",
+            "chunked talk_b3_p2_logits",
+            "bilevel talk_c3_p5_mixed_kv",
+            "bilevel talk_c2_p4_greedy_tokens",
+            "bilevel talk_all_dense_blocks",
+            "text clock times 0",
+        ]
+    )
     assert lines[-1].startswith("parity: 10 of")
 
 
-@pytest.mark.parametrize("damage", [
-    "no directory", "no checkpoint", "no archive", "cut archive", "no ids", "no special tokens", "cut weights", "bad table",
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "no directory",
+        "no checkpoint",
+        "no archive",
+        "cut archive",
+        "no ids",
+        "no special tokens",
+        "cut weights",
+        "bad table",
+    ],
+)
 def test_an_unusable_directory_is_one_line_and_exit_code_2(copy, capfd, damage):
     if damage == "no directory":
         shutil.rmtree(copy)

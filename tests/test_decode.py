@@ -22,9 +22,20 @@ def base_of(memory) -> decode.Base:
 def answer(toy, base, question=QUESTION, count=None, max_new=6, sampling=decode.Sampling(), seed=0, **options):
     """Of one question, without the batch's axis."""
     count = np.full(1, len(question) if count is None else count, np.int32)
-    return jax.tree.map(lambda of_batch: of_batch[0], decode.generate(
-        toy.params, toy.config, base, question[None], count, sampling, jax.random.key(seed), max_new=max_new, **options
-    ))
+    return jax.tree.map(
+        lambda of_batch: of_batch[0],
+        decode.generate(
+            toy.params,
+            toy.config,
+            base,
+            question[None],
+            count,
+            sampling,
+            jax.random.key(seed),
+            max_new=max_new,
+            **options,
+        ),
+    )
 
 
 def stopping_at(toy, *tokens: int):
@@ -118,7 +129,10 @@ def test_a_second_question_and_a_second_video_of_like_length_compile_nothing(toy
         answer(toy, decode.Base((mixed.assemble(memory, plan),), length[None], length), question)
 
     compiled = []
-    listener = lambda event, duration, **_: compiled.append(event) if "backend_compile" in event else None
+
+    def listener(event, duration, **_):
+        return compiled.append(event) if "backend_compile" in event else None
+
     watch_and_ask(toys.video(), QUESTION, [2])
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
@@ -140,7 +154,8 @@ def test_real_sizes_trace():
     params = jax.tree.map(lambda a: shape(a.shape, jnp.bfloat16), params)
     stream = decode.Stream(*(shape((28, 4, 120_000, 128), jnp.bfloat16) for _ in "kv"))
     base = decode.Base((stream,), shape((1,), jnp.int32), shape((), jnp.int32))
-    run = lambda p, b, ids: decode.generate(
-        p, config, b, ids, jnp.full(16, 68), decode.Sampling(), jax.random.key(0), max_new=16
-    )
+
+    def run(p, b, ids):
+        return decode.generate(p, config, b, ids, jnp.full(16, 68), decode.Sampling(), jax.random.key(0), max_new=16)
+
     assert jax.eval_shape(run, params, base, shape((16, 80), jnp.int32)).tokens.shape == (16, 16)

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, attention_pairs, key_ranges, natural_mask
 
 layouts = st.builds(
-    Layout, prefix=st.integers(1, 6), stamps=st.lists(st.integers(1, 5), min_size=1, max_size=9).map(tuple),
+    Layout,
+    prefix=st.integers(1, 6),
+    stamps=st.lists(st.integers(1, 5), min_size=1, max_size=9).map(tuple),
     visual=st.integers(1, 12),
 )
 rules = st.builds(Rule, block_size=st.integers(1, 10), prev_blocks=st.none() | st.integers(0, 12))
@@ -40,7 +42,10 @@ def test_mask_is_the_rule_as_stated(layout, rule, question):
 @given(layouts, rules, st.integers(0, 4))
 def test_pair_counts_are_those_of_the_mask(layout, rule, question):
     total = layout.length + question
-    assert attention_pairs(layout, rule, question) == (natural_mask(layout, rule, question).sum(), total * (total + 1) // 2)
+    assert attention_pairs(layout, rule, question) == (
+        natural_mask(layout, rule, question).sum(),
+        total * (total + 1) // 2,
+    )
 
 
 @given(layouts, rules)
@@ -77,7 +82,9 @@ def test_pair_counts_of_the_original_at_real_lengths(golden):
     assert len(table["rows"]) > 10
     for row in table["rows"]:
         seconds = (round(4 * g * row["seconds_per_frame"], 1) for g in range(row["groups"]))
-        layout = Layout(row["prefix_tokens"], tuple(len(f"Time {s}s:") - 3 for s in seconds), table["visual_tokens_per_group"])
+        layout = Layout(
+            row["prefix_tokens"], tuple(len(f"Time {s}s:") - 3 for s in seconds), table["visual_tokens_per_group"]
+        )
         pairs = attention_pairs(layout, Rule(row["block_size"], row["prev_blocks"]), row["suffix_tokens"])
         assert pairs == (row["num_allowed"], row["upper_triangle"])
 

@@ -18,13 +18,16 @@ def gpu(capability: str):
     return SimpleNamespace(platform="gpu", compute_capability=capability)
 
 
-@pytest.mark.parametrize(("device", "dtype", "sizes"), [
-    (CPU, "float32", machine.SMALL),
-    (gpu("7.5"), "float16", machine.SMALL),
-    (gpu("8.0"), "bfloat16", machine.LARGE),
-    (gpu("9.0"), "bfloat16", machine.LARGE),
-    (SimpleNamespace(platform="tpu"), "bfloat16", machine.LARGE),
-])
+@pytest.mark.parametrize(
+    ("device", "dtype", "sizes"),
+    [
+        (CPU, "float32", machine.SMALL),
+        (gpu("7.5"), "float16", machine.SMALL),
+        (gpu("8.0"), "bfloat16", machine.LARGE),
+        (gpu("9.0"), "bfloat16", machine.LARGE),
+        (SimpleNamespace(platform="tpu"), "bfloat16", machine.LARGE),
+    ],
+)
 def test_dtype_and_sizes(device, dtype, sizes):
     assert machine.default_dtype(device) == dtype and machine.sizes_for(device) == sizes
 
@@ -65,7 +68,9 @@ def linux(tmp_path):
             return machine.memory_bytes(CPU, tmp_path / "proc", tmp_path / "groups")
 
     made = Linux()
-    made.write("proc/meminfo", "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    6291456 kB\n")
+    made.write(
+        "proc/meminfo", "MemTotal:       16777216 kB\nMemFree:         1048576 kB\nMemAvailable:    6291456 kB\n"
+    )
     made.write("proc/self/status", "Name:\tpython\nVmPeak:\t 9999999 kB\nVmRSS:\t 2097152 kB\n")
     return made
 
@@ -75,13 +80,22 @@ def test_memory_of_a_cpu_is_what_is_free_and_what_is_held(linux, tmp_path):
     assert machine.used_bytes(CPU, tmp_path / "proc") == 2 * GIB
 
 
-@pytest.mark.parametrize(("groups", "files"), [
-    ("0::/", {"groups/memory.max": f"{5 * GIB}\n"}),
-    ("0::/jobs/one", {"groups/jobs/memory.max": f"{5 * GIB}\n", "groups/jobs/one/memory.max": "max\n"}),
-    ("0::/of/the/host", {"groups/memory.max": f"{5 * GIB}\n"}),
-    ("5:cpu,cpuacct:/\n4:memory:/docker/a\n0::/", {"groups/memory/docker/a/memory.limit_in_bytes": f"{5 * GIB}\n"}),
-    ("4:memory:/x", {"groups/memory/memory.limit_in_bytes": "9223372036854771712\n", "groups/memory/x/memory.limit_in_bytes": f"{5 * GIB}"}),
-])
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/", {"groups/memory.max": f"{5 * GIB}\n"}),
+        ("0::/jobs/one", {"groups/jobs/memory.max": f"{5 * GIB}\n", "groups/jobs/one/memory.max": "max\n"}),
+        ("0::/of/the/host", {"groups/memory.max": f"{5 * GIB}\n"}),
+        ("5:cpu,cpuacct:/\n4:memory:/docker/a\n0::/", {"groups/memory/docker/a/memory.limit_in_bytes": f"{5 * GIB}\n"}),
+        (
+            "4:memory:/x",
+            {
+                "groups/memory/memory.limit_in_bytes": "9223372036854771712\n",
+                "groups/memory/x/memory.limit_in_bytes": f"{5 * GIB}",
+            },
+        ),
+    ],
+)
 def test_a_control_group_limits_the_memory_of_a_cpu(linux, groups, files):
     linux.write("proc/self/cgroup", groups + "\n")
     for path, text in files.items():
@@ -118,7 +132,9 @@ def test_programs_are_let_go_when_maps_run_short(linux, tmp_path, monkeypatch, m
 
 
 def test_letting_programs_go_frees_maps():
-    maps = lambda: machine._read(machine._PROC / "self" / "maps").count("\n")
+    def maps():
+        return machine._read(machine._PROC / "self" / "maps").count("\n")
+
     if not maps():
         pytest.skip("this system does not tell of maps")
     compiled = [jax.jit(lambda x, n=n: x + n) for n in range(30)]

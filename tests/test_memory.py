@@ -47,7 +47,9 @@ def test_sparse_level_pools_keys_before_rotation(toy, compression):
             np.testing.assert_allclose(got, rows, atol=5e-5)
 
 
-@pytest.mark.parametrize("compression, chunk_size, chosen", [(2, 2, [3]), (3, 3, []), (2, 1, [2, 5]), (4, 2, None), (2, 9, [])])
+@pytest.mark.parametrize(
+    "compression, chunk_size, chosen", [(2, 2, [3]), (3, 3, []), (2, 1, [2, 5]), (4, 2, None), (2, 9, [])]
+)
 def test_mixed_cache_is_dense_and_pooled_chunks_at_recounted_positions(toy, compression, chunk_size, chosen):
     clip = toys.video(1)
     _, caches = toys.whole_pass(toy, toys.embedded(toy, clip), toys.mask_of(clip, toys.RULE))
@@ -84,8 +86,14 @@ def test_asking_never_changes_a_memory(toy):
     base = decode.Base((memory.sparse,), np.asarray([memory.sparse_length], np.int32), np.int32(memory.sparse_length))
     for _ in range(2):
         decode.generate(
-            toy.params, toy.config, base, np.arange(6, dtype=np.int32)[None], np.full(1, 6, np.int32), decode.Sampling(),
-            jax.random.key(0), max_new=4,
+            toy.params,
+            toy.config,
+            base,
+            np.arange(6, dtype=np.int32)[None],
+            np.full(1, 6, np.int32),
+            decode.Sampling(),
+            jax.random.key(0),
+            max_new=4,
         )
         mixed.assemble(memory, mixed.plan_mixed(memory.layout, 2, 2, select.dense_chunks(4, np.asarray([2]))))
     jax.tree.map(np.testing.assert_array_equal, before, memory)

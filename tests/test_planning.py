@@ -34,19 +34,37 @@ def test_attention_pairs_are_those_of_the_original(golden, capsys):
     assert rows
     for row in rows:
         code, out, _ = run(
-            capsys, "--frames", row["frames"], "--fps", 1 / row["seconds_per_frame"], "--block-size", row["block_size"],
-            "--prev-blocks", row["prev_blocks"], "--question-tokens", row["suffix_tokens"], "--device", "h200", "--json",
+            capsys,
+            "--frames",
+            row["frames"],
+            "--fps",
+            1 / row["seconds_per_frame"],
+            "--block-size",
+            row["block_size"],
+            "--prev-blocks",
+            row["prev_blocks"],
+            "--question-tokens",
+            row["suffix_tokens"],
+            "--device",
+            "h200",
+            "--json",
         )
         found = json.loads(out)
         assert code == 0
-        assert (found["attention_pairs_kept"], found["attention_pairs_causal"]) == (row["num_allowed"], row["upper_triangle"])
+        assert (found["attention_pairs_kept"], found["attention_pairs_causal"]) == (
+            row["num_allowed"],
+            row["upper_triangle"],
+        )
 
 
 def test_bytes_are_those_of_the_arrays_that_watching_and_asking_make(toy):
     memory = toys.remembered(toy, toys.video(), compression=2, stride=SMALL.stride)
     settings = {"compression": 2, "chunk_size": 1, "top_k": 2, "itemsize": 4, "sizes": SMALL}
     found = planning.plan(toys.CONFIG, toys.LAYOUT, Rule(), **settings).bytes
-    size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
+    def size(tree):
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+
     assert (found["dense"], found["sparse"]) == (size(memory.dense), size(memory.sparse))
     assert found["weights"] == size(toy.params)
     dense = select.dense_chunks(toys.LAYOUT.groups, np.asarray([3, 5]))
@@ -81,9 +99,16 @@ def test_only_the_reference_copies_what_a_question_loads():
     assert copied.cache_bytes == in_place.cache_bytes and copied.bytes["mixed"] >= copied.cache_bytes[0]
 
 
-@pytest.mark.parametrize(("name", "kernels"), [
-    ("t4", {"reference"}), ("l4", {"ampere"}), ("a100-40", {"ampere"}), ("h200", {"hopper", "ampere"}), ("v6e", {"tpu"}),
-])
+@pytest.mark.parametrize(
+    ("name", "kernels"),
+    [
+        ("t4", {"reference"}),
+        ("l4", {"ampere"}),
+        ("a100-40", {"ampere"}),
+        ("h200", {"hopper", "ampere"}),
+        ("v6e", {"tpu"}),
+    ],
+)
 def test_a_device_is_planned_with_the_kernel_and_sizes_it_would_run(name, kernels):
     settings = planning.DEVICES[name].settings(REAL)
     assert settings["kernel"].name in kernels  # the Hopper kernel needs a newer jax than some have
@@ -118,7 +143,9 @@ def flops_of(function, *args) -> int:
                 summed = np.prod([left.aval.shape[axis] for axis in contracted], dtype=np.int64)
                 total += 2 * int(summed) * equation.outvars[0].aval.size
             times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+            for inner in jax.tree.leaves(
+                list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")
+            ):
                 inner = getattr(inner, "jaxpr", inner)
                 total += times * count(inner) if hasattr(inner, "eqns") else 0
         return total
@@ -133,13 +160,24 @@ def test_operations_are_those_of_the_traced_network():
     found = planning.plan(config, layout, Rule(), question_tokens=10).flops
     side = config.vision.image_size
     frames = jax.ShapeDtypeStruct((4, side, side, 3), jnp.float32)
-    tower = lambda p, x: siglip.SigLIP(config.vision).apply({"params": p["vision"]}, x)
+
+    def tower(p, x):
+        return siglip.SigLIP(config.vision).apply({"params": p["vision"]}, x)
+
     assert found["vision"] == flops_of(tower, params, frames)
 
-    see = lambda q, k, v, state, layer: (q, state)
-    rows = lambda n: jax.ShapeDtypeStruct((n, config.language.width), jnp.float32)
-    watch = lambda p, x: qwen2.run_layers(p["language"], config.language, x, see, last_keys_only=True)[0]
-    ask = lambda p, x: qwen2.run_layers(p["language"], config.language, x, see)[0]
+    def see(q, k, v, state, layer):
+        return (q, state)
+
+    def rows(n):
+        return jax.ShapeDtypeStruct((n, config.language.width), jnp.float32)
+
+    def watch(p, x):
+        return qwen2.run_layers(p["language"], config.language, x, see, last_keys_only=True)[0]
+
+    def ask(p, x):
+        return qwen2.run_layers(p["language"], config.language, x, see)[0]
+
     traced = flops_of(ask, params, rows(10)) + flops_of(watch, params, rows(layout.length))
     # Tracing keeps the last layer's query product; compilers drop it, since nothing reads it.
     unread = 2 * layout.length * config.language.width * config.language.heads * config.language.head_width
@@ -156,14 +194,19 @@ def test_the_real_tower_takes_what_the_design_says():
 def test_the_most_frames_fit_and_a_stride_more_does_not(name):
     device = planning.DEVICES[name]
     most = planning.most_frames(REAL, None, 1.0, device)
-    plan = lambda frames: planning.plan(REAL, planning.layout_for(REAL, None, frames, 1.0), Rule(), **device.settings(REAL))
+
+    def plan(frames):
+        return planning.plan(REAL, planning.layout_for(REAL, None, frames, 1.0), Rule(), **device.settings(REAL))
+
     assert most > 0 and plan(most).fits(device) and not plan(most + 256).fits(device)
 
 
 def test_what_does_not_fit_is_told_what_would(capsys):
     code, out, _ = run(capsys, "--frames", 10000, "--device", "a100-40", "--json")
     found = json.loads(out)
-    assert code == 0 and not found["fits"] and re.match(r"up to \d+ frames fit: give --max-frames \d+ ", found["advice"])
+    assert (
+        code == 0 and not found["fits"] and re.match(r"up to \d+ frames fit: give --max-frames \d+ ", found["advice"])
+    )
     found = json.loads(run(capsys, "--frames", 4, "--device", "t4", "--json")[1])
     assert "the model itself does not fit; it does on l4" in found["advice"]
 
@@ -187,7 +230,14 @@ def check(limit: int | None, used: int = NANO_WEIGHTS, frames: int = 10_000) -> 
     """For the last frames of a long video: so are their timestamps when fewer frames are taken of all of it."""
     layout = Layout(LONG.prefix, LONG.stamps[-(frames // 4) :], LONG.visual)
     planning.check_memory(
-        NANO, layout, frames=frames, weights_bytes=NANO_WEIGHTS, used_bytes=used, limit_bytes=limit, itemsize=4, sizes=SMALL,
+        NANO,
+        layout,
+        frames=frames,
+        weights_bytes=NANO_WEIGHTS,
+        used_bytes=used,
+        limit_bytes=limit,
+        itemsize=4,
+        sizes=SMALL,
     )
 
 
@@ -197,7 +247,9 @@ def test_a_watch_that_fits_is_not_refused():
 
 
 def test_a_watch_that_does_not_fit_is_refused_in_one_line_that_says_what_would():
-    with pytest.raises(RequestError, match=r"^10000 frames need [\d.]+ GB of memory and 0\.5 GB are there: up to") as refused:
+    with pytest.raises(
+        RequestError, match=r"^10000 frames need [\d.]+ GB of memory and 0\.5 GB are there: up to"
+    ) as refused:
         check(500_000_000)
     message = str(refused.value)
     most = int(re.search(r"--max-frames (\d+)", message)[1])
@@ -227,8 +279,13 @@ def test_checking_takes_milliseconds():
         start = time.perf_counter()
         with pytest.raises(RequestError, match="up to 1792 frames fit"):
             planning.check_memory(
-                REAL, layout, frames=20000, weights_bytes=16_300_000_000, used_bytes=16_300_000_000,
-                limit_bytes=22_800_000_000, **planning.DEVICES["l4"].settings(REAL),
+                REAL,
+                layout,
+                frames=20000,
+                weights_bytes=16_300_000_000,
+                used_bytes=16_300_000_000,
+                limit_bytes=22_800_000_000,
+                **planning.DEVICES["l4"].settings(REAL),
             )
         best = min(best, time.perf_counter() - start)
     assert best < 0.1
@@ -239,11 +296,16 @@ def test_a_plan_for_people(capsys):
     assert code == 0 and "GB of 141 GB on h200" in out and out.strip().endswith("fits")
 
 
-@pytest.mark.parametrize(("arguments", "said"), [
-    (("--frames", 0), "--frames must be at least 1"), (("--frames", 4, "--fps", 0), "--fps must be a positive"),
-    (("--frames", 4, "--device", "abacus"), "unknown device 'abacus': choose t4"),
-    (("--frames", 4, "--model", "gpt"), "choose one of them"), (("--frames", 4, "--compression", 999), "compression must be"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--frames", 0), "--frames must be at least 1"),
+        (("--frames", 4, "--fps", 0), "--fps must be a positive"),
+        (("--frames", 4, "--device", "abacus"), "unknown device 'abacus': choose t4"),
+        (("--frames", 4, "--model", "gpt"), "choose one of them"),
+        (("--frames", 4, "--compression", 999), "compression must be"),
+    ],
+)
 def test_bad_options_are_one_line(capsys, arguments, said):
     code, out, error = run(capsys, *arguments)
     assert code == 2 and not out and said in error and error.count("\n") == 1

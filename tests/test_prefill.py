@@ -110,4 +110,7 @@ def test_real_sizes_trace():
     frames = jax.ShapeDtypeStruct((64, 384, 384, 3), jnp.uint8)
     encoded = jax.eval_shape(lambda p, f: video_xl_2.encode_frames(p, config, f), params, frames)
     assert encoded.shape == (16, 144, 3584)
-    assert jax.eval_shape(lambda p, x: qwen2.logits(p, config.language, x), params["language"], encoded).shape[-1] == 152064
+    assert (
+        jax.eval_shape(lambda p, x: qwen2.logits(p, config.language, x), params["language"], encoded).shape[-1]
+        == 152064
+    )

@@ -42,7 +42,10 @@ def test_a_question_looks_at_each_chunk_from_right_behind_it(toy, chunk_size, co
     layout, config = memory.layout, toy.config
     starts, stops, _ = relevance.chunk_slots(memory, chunk_size)
     question = QUESTION[:count]
-    keys_of = lambda layer: np.asarray(memory.sparse.k[layer]).swapaxes(0, 1)
+
+    def keys_of(layer):
+        return np.asarray(memory.sparse.k[layer]).swapaxes(0, 1)
+
     x, queries = read_alone(toy, memory, question)
     wanted = np.zeros(layout.chunks(chunk_size))
     for layer in range(config.language.layers):

@@ -1,6 +1,5 @@
 """Which chunks are dense."""
 
-
 import numpy as np
 import pytest
 from hypothesis import given

@@ -19,7 +19,12 @@ CONFIG = ModelConfig(
     language=LanguageConfig(
         width=32, layers=3, heads=4, kv_heads=2, head_width=16, mlp=48, vocabulary=61, rope_theta=1e4
     ),
-    resized_grid=4, pool=2, norm_groups=8, max_relative=4, visual_placeholder=60, stop_tokens=(59,),
+    resized_grid=4,
+    pool=2,
+    norm_groups=8,
+    max_relative=4,
+    visual_placeholder=60,
+    stop_tokens=(59,),
 )
 LAYOUT = Layout(prefix=5, stamps=(3, 3, 4, 3, 4, 4, 5), visual=4)
 RULE = Rule(block_size=2, prev_blocks=1)
@@ -80,9 +85,16 @@ def remembered(toy: Toy, clip: Video, rule: Rule = RULE, compression: int = 2, s
     streams, _ = prefilled(toy, clip, rule, stride)
     theta = toy.config.language.rope_theta
     return VideoMemory(
-        dense=streams, sparse=sparse_level(streams, clip.layout, compression, theta), layout=clip.layout, rule=rule,
-        compression=compression, seconds=tuple(4.0 * g for g in range(clip.layout.groups)),
-        end_s=4.0 * clip.layout.groups, frames=4 * clip.layout.groups, rope_theta=theta, model="toy",
+        dense=streams,
+        sparse=sparse_level(streams, clip.layout, compression, theta),
+        layout=clip.layout,
+        rule=rule,
+        compression=compression,
+        seconds=tuple(4.0 * g for g in range(clip.layout.groups)),
+        end_s=4.0 * clip.layout.groups,
+        frames=4 * clip.layout.groups,
+        rope_theta=theta,
+        model="toy",
     )
 
 
@@ -119,10 +131,16 @@ def whole_pass(
     receives every layer's attention weights [H, L, L]; `queries` its queries before rotation [L, H, D].
     """
     cos, sin = (jnp.asarray(a, jnp.float32) for a in angles(np.arange(len(x)), toy.config))
-    turn = lambda h: jnp.concatenate([
-        h[..., : h.shape[-1] // 2] * cos - h[..., h.shape[-1] // 2 :] * sin,
-        h[..., h.shape[-1] // 2 :] * cos + h[..., : h.shape[-1] // 2] * sin,
-    ], axis=-1)
+
+    def turn(h):
+        return jnp.concatenate(
+            [
+                h[..., : h.shape[-1] // 2] * cos - h[..., h.shape[-1] // 2 :] * sin,
+                h[..., h.shape[-1] // 2 :] * cos + h[..., : h.shape[-1] // 2] * sin,
+            ],
+            axis=-1,
+        )
+
     caches = []
 
     def attend(q, k, v, _):

@@ -1,11 +1,11 @@
 """Video-XL-2 in JAX: watch a long video once, ask it many times.
 
-    import vxl2_jax as vxl2
+import vxl2_jax as vxl2
 
-    model = vxl2.load("nano")
-    memory = model.watch("video.mp4")
-    answer = model.ask(memory, "What appears at 12 seconds?")
-    print(answer.text, answer.chunks)
+model = vxl2.load("nano")
+memory = model.watch("video.mp4")
+answer = model.ask(memory, "What appears at 12 seconds?")
+print(answer.text, answer.chunks)
 """
 
 from vxl2_jax.api import Model, load
@@ -15,6 +15,16 @@ from vxl2_jax.jobs import Done, Job
 from vxl2_jax.memory import VideoMemory
 
 __all__ = [
-    "Answer", "CheckpointError", "Chunk", "Done", "Job", "Model", "RequestError", "TooLongError", "VideoError",
-    "VideoMemory", "Vxl2Error", "load",
+    "Answer",
+    "CheckpointError",
+    "Chunk",
+    "Done",
+    "Job",
+    "Model",
+    "RequestError",
+    "TooLongError",
+    "VideoError",
+    "VideoMemory",
+    "Vxl2Error",
+    "load",
 ]

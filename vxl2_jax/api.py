@@ -87,13 +87,23 @@ class Model:
         sampling = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps}
         with self._precision():
             return watching.watch(
-                self, video, sampling=sampling, rule=Rule(block_size, prev_blocks), compression=compression, out=out,
+                self,
+                video,
+                sampling=sampling,
+                rule=Rule(block_size, prev_blocks),
+                compression=compression,
+                out=out,
                 report=watching.Report(progress, timings),
             )
 
     def watch_more(
-        self, memory: VideoMemory, frames: np.ndarray, seconds: Sequence[float], *,
-        progress: Callable[[int, int], None] | None = None, timings: dict[str, float] | None = None,
+        self,
+        memory: VideoMemory,
+        frames: np.ndarray,
+        seconds: Sequence[float],
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        timings: dict[str, float] | None = None,
     ) -> VideoMemory:
         """Extend a memory by the frames that follow, as of a live video: a new memory; the old one stays as it is.
 
@@ -163,7 +173,10 @@ class Model:
 
 
 def load(
-    name: str | Path = "nano", dtype: Any = None, *, attention: str = "auto",
+    name: str | Path = "nano",
+    dtype: Any = None,
+    *,
+    attention: str = "auto",
     progress: Callable[[int, int], None] | None = None,
 ) -> Model:
     """Load a model.
@@ -184,12 +197,20 @@ def load(
     """
     device = jax.devices()[0]
     dtype = dtype or machine.default_dtype(device)
-    _chosen(kernels.choose, attention, dtype, _USUAL_WIDTH)  # a mistake is told before a large model is loaded for nothing
+    _chosen(
+        kernels.choose, attention, dtype, _USUAL_WIDTH
+    )  # a mistake is told before a large model is loaded for nothing
     directory, (config, params) = fetch.load(name, dtype, progress)
     kernel, reason = _chosen(kernels.choose_tried, attention, dtype, config.language.head_width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(
-        str(name), config, params, Tokenizer.read(directory), describe(config, params), kernel, reason,
+        str(name),
+        config,
+        params,
+        Tokenizer.read(directory),
+        describe(config, params),
+        kernel,
+        reason,
         machine.sizes_for(device),
     )
 

@@ -85,7 +85,9 @@ class Options:
         known = callable(self.relevance) or isinstance(self.relevance, oracle.Oracle)
         if not known and self.relevance not in relevance.SCORERS and not str(self.relevance).startswith(oracle.PREFIX):
             names = ", ".join(relevance.SCORERS)
-            raise RequestError(f"unknown relevance {self.relevance!r}: choose {names}, {oracle.PREFIX}FILE or a function")
+            raise RequestError(
+                f"unknown relevance {self.relevance!r}: choose {names}, {oracle.PREFIX}FILE or a function"
+            )
 
 
 def ask(model: Model, memory: VideoMemory, question: str, options: Options, history: Sequence[Answer]) -> Answer:
@@ -213,8 +215,15 @@ def _answer(
     with timed(timings, "decode"):
         sampling = decode.Sampling(np.float32(options.temperature), np.float32(options.top_p))
         generated = decode.generate(
-            model.params, model.config, base, ids, count, sampling, jax.random.key(options.seed),
-            max_new=options.max_new_tokens, kernel=model.kernel,
+            model.params,
+            model.config,
+            base,
+            ids,
+            count,
+            sampling,
+            jax.random.key(options.seed),
+            max_new=options.max_new_tokens,
+            kernel=model.kernel,
         )
         said, length = np.asarray(generated.tokens), np.asarray(generated.count)
     read = np.broadcast_to(base.position, len(ids))
@@ -227,9 +236,15 @@ def _answer(
             for number in range(1, len(choice.scores) + 1)
         )
         return Answer(
-            question=question.text, text=model.tokenizer.decode(tokens), tokens=tokens,
-            stopped=tokens[-1] in model.config.stop_tokens, chunks=chunks, cache_tokens=int(read[row]),
-            cache_tokens_dense=memory.layout.length, timings=timings, batch=len(questions),
+            question=question.text,
+            text=model.tokenizer.decode(tokens),
+            tokens=tokens,
+            stopped=tokens[-1] in model.config.stop_tokens,
+            chunks=chunks,
+            cache_tokens=int(read[row]),
+            cache_tokens_dense=memory.layout.length,
+            timings=timings,
+            batch=len(questions),
         )
 
     return {question.number: answer(row) for row, question in enumerate(questions)}
@@ -250,7 +265,10 @@ def _choose(model: Model, memory: VideoMemory, questions: list[_Question], optio
             model.params, model.config, memory, *_stacked(questions), options.chunk_size, options.seed, model.kernel
         )
         scores = relevance.SCORERS[options.relevance](request)[: len(questions)]
-    pick = lambda one: None if options.top_k is None else select.top_chunks(one, options.top_k)
+
+    def pick(one):
+        return None if options.top_k is None else select.top_chunks(one, options.top_k)
+
     return [_Choice(memory, options.chunk_size, one, pick(one)) for one in scores]
 
 

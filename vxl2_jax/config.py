@@ -74,8 +74,15 @@ def nano(vocabulary: int) -> ModelConfig:
     return ModelConfig(
         vision=VisionConfig(image_size=98, patch_size=14, width=128, layers=4, heads=4, mlp=512),
         language=LanguageConfig(
-            width=192, layers=6, heads=4, kv_heads=4, head_width=64, mlp=512,
-            vocabulary=vocabulary, rope_theta=1e6, tied=True,
+            width=192,
+            layers=6,
+            heads=4,
+            kv_heads=4,
+            head_width=64,
+            mlp=512,
+            vocabulary=vocabulary,
+            rope_theta=1e6,
+            tied=True,
         ),
         resized_grid=6,
         visual_placeholder=1,

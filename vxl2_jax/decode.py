@@ -99,17 +99,27 @@ def _turn(lm: LanguageConfig, positions: jax.Array) -> list[jax.Array]:
 
 
 def _read_whole(
-    kernel: Kernel, lm: LanguageConfig, base: Base, tail: Stream, positions: jax.Array, starts: jax.Array,
+    kernel: Kernel,
+    lm: LanguageConfig,
+    base: Base,
+    tail: Stream,
+    positions: jax.Array,
+    starts: jax.Array,
     stops: jax.Array,
 ) -> Read:
     """From whole streams. positions, starts, stops int32 [B, N], the latter two in each question's part of the tail."""
     questions, count = starts.shape
     groups = 1 if base.shared else questions  # what is shared is read once for the rows of all questions
-    grouped = lambda a: a.reshape(groups, -1, *a.shape[2:])
+
+    def grouped(a):
+        return a.reshape(groups, -1, *a.shape[2:])
+
     numbers, own = jnp.arange(questions), _turn(lm, positions)
 
     def ready(streams: tuple[Stream, ...], starts: jax.Array, stops: jax.Array) -> attention.Reads:
-        one = lambda *bounds: attention.prepare(kernel, *bounds, heads=lm.heads, streams=streams)
+        def one(*bounds):
+            return attention.prepare(kernel, *bounds, heads=lm.heads, streams=streams)
+
         return jax.vmap(one)(starts, stops)
 
     of_tail = ready((tail,), starts[:, None], stops[:, None])
@@ -139,7 +149,12 @@ def _read_whole(
 
 
 def _read_runs(
-    kernel: Kernel, lm: LanguageConfig, base: Base, tail: Stream, positions: jax.Array, starts: jax.Array,
+    kernel: Kernel,
+    lm: LanguageConfig,
+    base: Base,
+    tail: Stream,
+    positions: jax.Array,
+    starts: jax.Array,
     stops: jax.Array,
 ) -> Read:
     """In place. positions, starts, stops int32 [B, N], the latter two in each question's part of the tail."""
@@ -179,8 +194,17 @@ def _positions(base: Base, begin: jax.Array, slots: jax.Array) -> jax.Array:
 
 
 def extend(
-    params: Any, config: ModelConfig, base: Base, tail: Stream, begin: jax.Array, slot: jax.Array, ids: jax.Array,
-    *, observe: Observe | None = None, seen: Any = None, kernel: Kernel = REFERENCE,
+    params: Any,
+    config: ModelConfig,
+    base: Base,
+    tail: Stream,
+    begin: jax.Array,
+    slot: jax.Array,
+    ids: jax.Array,
+    *,
+    observe: Observe | None = None,
+    seen: Any = None,
+    kernel: Kernel = REFERENCE,
 ) -> tuple[Stream, jax.Array, Any]:
     """Run tokens that see all of the base and, causally, their own question's part of the tail.
 
@@ -234,7 +258,9 @@ def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
         return jax.random.categorical(key, jnp.where(scaled >= least, scaled, -jnp.inf)).astype(jnp.int32)
 
     # A branch, not a selection: greedy answers need not sort the vocabulary.
-    greedy = lambda logits: jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    def greedy(logits):
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
     return jax.lax.cond(temperature > 0, jnp.vectorize(draw, signature="(v)->()"), greedy, logits)
 
 
@@ -268,7 +294,10 @@ def generate(
     a batch up. First new tokens come from the question pass. A question that has said a stop token goes on saying it,
     and once all have, the remaining steps do no work.
     """
-    to_logits = lambda x: qwen2.logits(params["language"], config.language, x)
+
+    def to_logits(x):
+        return qwen2.logits(params["language"], config.language, x)
+
     questions, room = ids.shape
     ids, begin = end_together(ids, count)
     tail = empty_tail(config, base, questions, room + max_new)
@@ -285,7 +314,9 @@ def generate(
             logits = to_logits(x[:, 0])
             return tail, logits, choose(logits, sampling, step_key)
 
-        stay = lambda tail: (tail, jnp.zeros_like(first_logits), token)
+        def stay(tail):
+            return (tail, jnp.zeros_like(first_logits), token)
+
         # Parity wants all steps whatever was said; otherwise finished answers cost nothing more.
         if keep_logits:
             tail, logits, following = go_on(tail)

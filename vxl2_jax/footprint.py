@@ -82,7 +82,8 @@ def caches(config: ModelConfig, layout: Layout, settings: Settings) -> dict[str,
     mixed, dense = cached_tokens(layout, settings)
     assembled = bucket(mixed, least=128) if settings.assembles and mixed < dense else 0
     return {
-        "dense": slot * (room.visual + room.global_), "sparse": slot * sparse_room(layout, settings.compression),
+        "dense": slot * (room.visual + room.global_),
+        "sparse": slot * sparse_room(layout, settings.compression),
         "mixed": slot * assembled,
     }
 
@@ -90,9 +91,12 @@ def caches(config: ModelConfig, layout: Layout, settings: Settings) -> dict[str,
 def programs(config: ModelConfig, layout: Layout, settings: Settings) -> dict[str, int]:
     """Bytes that each program holds beside weights and caches."""
     return {
-        "vision": _vision(config, settings), "pre-fill": _stride(config, layout, settings),
-        "pooling": _pooling(config, layout, settings), "relevance": _relevance(config, layout, settings),
-        "assembling": _assembling(config, layout, settings), "question": _question(config, settings),
+        "vision": _vision(config, settings),
+        "pre-fill": _stride(config, layout, settings),
+        "pooling": _pooling(config, layout, settings),
+        "relevance": _relevance(config, layout, settings),
+        "assembling": _assembling(config, layout, settings),
+        "question": _question(config, settings),
     }
 
 
@@ -174,8 +178,11 @@ def _pooling(config: ModelConfig, layout: Layout, settings: Settings) -> int:
     back in fp32, with their halves, and the row of global and pooled keys that is gathered from."""
     lm, room = config.language, prefill.capacity(layout, settings.sizes.stride)
     pooled = room.visual // layout.visual * (layout.visual // settings.compression)
+
     # A TPU's last dimension comes in lanes of 128.
-    lanes = lambda width: round_up(width, 128) if settings.kernel.name == "tpu" else width
+    def lanes(width):
+        return round_up(width, 128) if settings.kernel.name == "tpu" else width
+
     whole, half = lanes(lm.head_width), lanes(lm.head_width // 2)
     tables = 2 * (room.visual + pooled + room.global_) * half * _F32
     total = tables + lm.kv_heads * pooled * whole * _F32

@@ -72,5 +72,8 @@ def _opened(model: Model, video: str | Path | Frames, sampling: Mapping[str, Any
     count = model.sizes.stride * model.config.frames_per_group
     ahead = prefetch(source.batches(count, 0))
     first = next(ahead)
-    begun = lambda size, start: chain([first], ahead) if (size, start) == (count, 0) else source.batches(size, start)
+
+    def begun(size, start):
+        return chain([first], ahead) if (size, start) == (count, 0) else source.batches(size, start)
+
     return source._replace(batches=begun)

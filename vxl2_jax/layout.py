@@ -55,7 +55,10 @@ class Layout:
 
     def global_range(self, first: int, last: int) -> tuple[int, int]:
         """The global tokens that come with the groups `first` … `last` − 1; the prefix comes with group 0."""
-        bound = lambda group: int(self.stamp_stops[group - 1]) if group else self.prefix
+
+        def bound(group):
+            return int(self.stamp_stops[group - 1]) if group else self.prefix
+
         return bound(first) if first else 0, bound(last)
 
     def global_rows(self, groups: Iterable[int]) -> np.ndarray:
@@ -65,7 +68,11 @@ class Layout:
 
     def visual_rows(self, groups: Iterable[int]) -> np.ndarray:
         """int32: the visual tokens of some groups."""
-        return (np.asarray(list(groups), np.int32)[:, None] * self.visual + np.arange(self.visual)).reshape(-1).astype(np.int32)
+        return (
+            (np.asarray(list(groups), np.int32)[:, None] * self.visual + np.arange(self.visual))
+            .reshape(-1)
+            .astype(np.int32)
+        )
 
     @property
     def global_length(self) -> int:
@@ -119,9 +126,7 @@ class Rule:
         return np.maximum(group // self.block_size - self.prev_blocks, 0) * self.block_size
 
 
-def key_ranges(
-    layout: Layout, rule: Rule, stream: int, start: int, stop: int
-) -> tuple[np.ndarray, np.ndarray]:
+def key_ranges(layout: Layout, rule: Rule, stream: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """The visibility rule: what the queries `start … stop − 1` of a stream attend to.
 
     Returns int32 starts [2, N] and stops [2, N]: query n sees the keys starts[s, n] ≤ index < stops[s, n]

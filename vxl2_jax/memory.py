@@ -134,7 +134,11 @@ class VideoMemory:
     def identity(self) -> dict[str, Any]:
         """What a memory file says of the memory, ready for JSON: two with the same identity hold the same."""
         return identity(
-            Shape.of(self.sparse), self.layout, self.rule, self.seconds, **{name: getattr(self, name) for name in _SCALARS}
+            Shape.of(self.sparse),
+            self.layout,
+            self.rule,
+            self.seconds,
+            **{name: getattr(self, name) for name in _SCALARS},
         )
 
 
@@ -144,9 +148,12 @@ _SCALARS = ("compression", "end_s", "last_s", "frames", "rope_theta", "model", "
 def identity(shape: Shape, layout: Layout, rule: Rule, seconds: tuple[float, ...], **scalars: Any) -> dict[str, Any]:
     """See `VideoMemory.identity`; all of it is known before a video is watched."""
     return {
-        "version": memory_file.VERSION, "shape": list(shape), "rule": dataclasses.asdict(rule),
+        "version": memory_file.VERSION,
+        "shape": list(shape),
+        "rule": dataclasses.asdict(rule),
         "layout": {"prefix": layout.prefix, "stamps": list(layout.stamps), "visual": layout.visual},
-        **{name: scalars[name] for name in _SCALARS}, "seconds": list(seconds),
+        **{name: scalars[name] for name in _SCALARS},
+        "seconds": list(seconds),
     }
 
 
@@ -182,9 +189,14 @@ def sparse_level(dense: Streams, layout: Layout, compression: int, rope_theta: f
     source[new_g] = np.arange(len(new_g))
     source[new_v] = room_g + np.arange(len(new_v))
     return _pool(
-        dense, _padded(layout.visual_positions(), room_v), _padded(new_v, room_v // layout.visual * kept),
-        _padded(new_g - layout.global_positions(), room_g), source,
-        visual=layout.visual, compression=compression, rope_theta=rope_theta,
+        dense,
+        _padded(layout.visual_positions(), room_v),
+        _padded(new_v, room_v // layout.visual * kept),
+        _padded(new_g - layout.global_positions(), room_g),
+        source,
+        visual=layout.visual,
+        compression=compression,
+        rope_theta=rope_theta,
     )
 
 
@@ -192,7 +204,10 @@ def sparse_level(dense: Streams, layout: Layout, compression: int, rope_theta: f
 def _pool(dense, old_visual, new_visual, shift_global, source, *, visual, compression, rope_theta):
     """Keys are turned back before pooling (the original caches them unrotated) and turned again after."""
     width = dense.visual.k.shape[-1]
-    turn = lambda positions: rotation(positions, width, rope_theta)
+
+    def turn(positions):
+        return rotation(positions, width, rope_theta)
+
     back, forth, along = turn(-old_visual), turn(new_visual), turn(shift_global)
     kept = visual // compression
 
@@ -204,7 +219,10 @@ def _pool(dense, old_visual, new_visual, shift_global, source, *, visual, compre
     def one_layer(layer: Streams) -> Stream:
         k = rotate(pool(rotate(layer.visual.k.astype(jnp.float32), *back)), *forth).astype(layer.visual.k.dtype)
         v = pool(layer.visual.v).astype(k.dtype)
-        gather = lambda global_, pooled: jnp.concatenate([global_, pooled], axis=1)[:, source]
+
+        def gather(global_, pooled):
+            return jnp.concatenate([global_, pooled], axis=1)[:, source]
+
         return Stream(gather(rotate(layer.global_.k, *along), k), gather(layer.global_.v, v))
 
     return jax.lax.map(one_layer, dense)

@@ -58,14 +58,19 @@ def plan_mixed(layout: Layout, compression: int, chunk_size: int, dense: np.ndar
         if dense_group[g]:
             start = int(stamp_starts[g])
             runs.append((_FROM_GLOBAL, start, int(stamps[g]), start + g * layout.visual))
-            runs.append((_FROM_VISUAL, g * layout.visual, layout.visual, int(layout.stamp_stops[g]) + g * layout.visual))
+            runs.append(
+                (_FROM_VISUAL, g * layout.visual, layout.visual, int(layout.stamp_stops[g]) + g * layout.visual)
+            )
         else:
             start = int(sparse_starts[g])
             runs.append((_FROM_SPARSE, start, int(stamps[g]) + kept, start))
     store, first, length, old = np.asarray(runs, np.int64).T
     new = np.cumsum(length) - length
     within = np.arange(length.sum()) - np.repeat(new, length)
-    spread = lambda per_run: np.repeat(per_run, length)
+
+    def spread(per_run):
+        return np.repeat(per_run, length)
+
     return MixedPlan(
         store=spread(store).astype(np.int32),
         index=(spread(first) + within).astype(np.int32),

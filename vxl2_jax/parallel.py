@@ -23,7 +23,9 @@ _WIDENING = ("query", "key", "value", "gate", "up")
 _NARROWING = ("out", "down")
 
 
-def make_mesh(config: ModelConfig, data: int | None = None, model: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+    config: ModelConfig, data: int | None = None, model: int = 1, devices: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh of `data` × `model` devices; `data` None takes as many as there are.
 
     Raises RequestError where the devices, heads or channels cannot be split so.
@@ -40,7 +42,10 @@ def make_mesh(config: ModelConfig, data: int | None = None, model: int = 1, devi
 
 def shardings(mesh: Mesh, tree: Any) -> Any:
     """Where each array of a tree of parameters, or of an optimiser's state over them, lies."""
-    place = lambda path, leaf: NamedSharding(mesh, _fitting(mesh, _wanted(_names(path), leaf.shape), leaf.shape))
+
+    def place(path, leaf):
+        return NamedSharding(mesh, _fitting(mesh, _wanted(_names(path), leaf.shape), leaf.shape))
+
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
@@ -77,4 +82,6 @@ def _wanted(names: tuple[str, ...], shape: tuple[int, ...]) -> P:
 
 def _fitting(mesh: Mesh, wanted: P, shape: tuple[int, ...]) -> P:
     """The rule without the axes that do not divide."""
-    return P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(wanted, shape, strict=False)))
+    return P(
+        *(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(wanted, shape, strict=False))
+    )

@@ -57,11 +57,15 @@ class Device(NamedTuple):
 
 
 DEVICES = {
-    "t4": Device(16, 65, "Tesla T4", "7.5"), "l4": Device(24, 121, "NVIDIA L4", "8.9"),
+    "t4": Device(16, 65, "Tesla T4", "7.5"),
+    "l4": Device(24, 121, "NVIDIA L4", "8.9"),
     "a100-40": Device(40, 312, "NVIDIA A100-SXM4-40GB", "8.0"),
     "a100-80": Device(80, 312, "NVIDIA A100-SXM4-80GB", "8.0"),
-    "h100": Device(80, 989, "NVIDIA H100 80GB HBM3", "9.0"), "h200": Device(141, 790, "NVIDIA H200", "9.0"),
-    "v4": Device(32, 275, "TPU v4"), "v5e": Device(16, 197, "TPU v5 lite"), "v5p": Device(95, 459, "TPU v5"),
+    "h100": Device(80, 989, "NVIDIA H100 80GB HBM3", "9.0"),
+    "h200": Device(141, 790, "NVIDIA H200", "9.0"),
+    "v4": Device(32, 275, "TPU v4"),
+    "v5e": Device(16, 197, "TPU v5 lite"),
+    "v5p": Device(95, 459, "TPU v5"),
     "v6e": Device(32, 918, "TPU v6 lite"),
 }
 """Makers' data sheets; the H200's rate is one measured on random bf16 matrices."""
@@ -89,7 +93,7 @@ class Plan:
     @property
     def bytes(self) -> dict[str, int]:
         """The most that each part (weights, dense, sparse, mixed, activations) ever takes; not all at the same time."""
-        parts = {part: 0 for part in ("weights", "dense", "sparse", "mixed", "activations")}
+        parts = dict.fromkeys(("weights", "dense", "sparse", "mixed", "activations"), 0)
         return {part: max(phase.get(part, 0) for phase in self.phases.values()) for part in parts}
 
     @property
@@ -136,7 +140,10 @@ def layout_for(config: ModelConfig, tokenizer: Tokenizer | None, frames: int, fp
     texts = [prompt.timestamp_text(config.frames_per_group * g / fps) for g in range(groups)]
     if tokenizer is None:
         return Layout(14, tuple(len(text) - len("Time") + 1 for text in texts), config.visual_tokens)
-    count = lambda text: len(tokenizer.encode(text))
+
+    def count(text):
+        return len(tokenizer.encode(text))
+
     return Layout(count(prompt.prefix_text()), tuple(map(count, texts)), config.visual_tokens)
 
 
@@ -151,8 +158,13 @@ def plan(config: ModelConfig, layout: Layout, rule: Rule, **settings: Any) -> Pl
     slot = footprint.token_bytes(config, how.itemsize)
     mixed, dense = footprint.cached_tokens(layout, how)
     return Plan(
-        layout, how.question_tokens, kept, causal, _flops(config, layout, kept, how.question_tokens),
-        footprint.phases(config, layout, how), (slot * mixed, slot * dense),
+        layout,
+        how.question_tokens,
+        kept,
+        causal,
+        _flops(config, layout, kept, how.question_tokens),
+        footprint.phases(config, layout, how),
+        (slot * mixed, slot * dense),
     )
 
 
@@ -175,8 +187,10 @@ def _flops(config: ModelConfig, layout: Layout, pairs: int, question: int) -> di
     # The last layer of what is watched stops at keys and values.
     linear = layout.length * ((lm.layers - 1) * layer + keys) + question * lm.layers * layer
     return {
-        "vision": config.frames_per_group * layout.groups * frame, "dts": layout.groups * group,
-        "projector": layout.groups * projector, "language_linear": linear,
+        "vision": config.frames_per_group * layout.groups * frame,
+        "dts": layout.groups * group,
+        "projector": layout.groups * projector,
+        "language_linear": linear,
         "attention": 4 * heads * ((lm.layers - 1) * pairs + asked),
     }
 
@@ -188,7 +202,10 @@ def advice(
     most = most_frames(config, tokenizer, fps, device, itemsize=itemsize, **settings)
     if most:
         return f"up to {most} frames fit: give --max-frames {most} or a lower --fps"
-    able = lambda other: most_frames(config, tokenizer, fps, other, itemsize=itemsize, **settings)
+
+    def able(other):
+        return most_frames(config, tokenizer, fps, other, itemsize=itemsize, **settings)
+
     fitting = [name for name, other in DEVICES.items() if able(other)]
     return f"the model itself does not fit; it does on {', '.join(fitting) or 'no device known here'}"
 
@@ -209,7 +226,13 @@ def most_frames(
 
 
 def check_memory(
-    config: ModelConfig, layout: Layout, *, frames: int, weights_bytes: int, used_bytes: int, limit_bytes: int | None,
+    config: ModelConfig,
+    layout: Layout,
+    *,
+    frames: int,
+    weights_bytes: int,
+    used_bytes: int,
+    limit_bytes: int | None,
     **settings: Any,
 ) -> None:
     """Raise TooLongError if watching `frames` frames, or asking one question about them, would run out of memory.
@@ -219,7 +242,10 @@ def check_memory(
     """
     how = Settings(**settings)
     beside = used_bytes - weights_bytes
-    needed = lambda part: beside + _peak(footprint.phases(config, part, how, weights_bytes))
+
+    def needed(part):
+        return beside + _peak(footprint.phases(config, part, how, weights_bytes))
+
     if limit_bytes is None or needed(layout) <= limit_bytes:
         return
     stride, per_group = how.sizes.stride, config.frames_per_group
@@ -230,7 +256,8 @@ def check_memory(
 
     most = per_group * stride * _most(fits, (layout.groups - 1) // stride)
     mend = (
-        f"up to {most} frames fit: give --max-frames {most} or a lower --fps" if most
+        f"up to {most} frames fit: give --max-frames {most} or a lower --fps"
+        if most
         else "the model leaves too little for even a short video: use a larger machine or --dtype bfloat16"
     )
     raise TooLongError(

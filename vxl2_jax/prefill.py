@@ -86,20 +86,27 @@ def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, si
         tokens = end - begin
         ranges_v = key_ranges(layout, rule, VISUAL, visual.start, visual.stop)
         ranges_g = key_ranges(layout, rule, GLOBAL, begin, end)
-        pad = lambda rows: np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, sizes.global_rows - rows.shape[-1])])
+
+        def pad(rows):
+            return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, sizes.global_rows - rows.shape[-1])])
+
         visual_positions = layout.visual_positions()[visual.start : visual.stop]
         assert tokens <= sizes.global_rows
-        strides.append(Stride(
-            ids=pad(np.asarray(global_ids[begin:end], np.int32)),
-            positions=np.concatenate([
-                np.pad(visual_positions, (0, len(visual) - len(visual_positions))),
-                pad(layout.global_positions()[begin:end]),
-            ]),
-            starts=np.concatenate([ranges_v[0], pad(ranges_g[0])], axis=1),
-            stops=np.concatenate([ranges_v[1], pad(ranges_g[1])], axis=1),
-            visual_offset=np.int32(visual.start),
-            global_offset=np.int32(begin),
-        ))
+        strides.append(
+            Stride(
+                ids=pad(np.asarray(global_ids[begin:end], np.int32)),
+                positions=np.concatenate(
+                    [
+                        np.pad(visual_positions, (0, len(visual) - len(visual_positions))),
+                        pad(layout.global_positions()[begin:end]),
+                    ]
+                ),
+                starts=np.concatenate([ranges_v[0], pad(ranges_g[0])], axis=1),
+                stops=np.concatenate([ranges_v[1], pad(ranges_g[1])], axis=1),
+                visual_offset=np.int32(visual.start),
+                global_offset=np.int32(begin),
+            )
+        )
     return strides
 
 
@@ -111,14 +118,22 @@ def empty(config: ModelConfig, sizes: Capacity, dtype: Any) -> Streams:
 
 def empty_streams(layers: int, kv_heads: int, width: int, sizes: Capacity, dtype: Any) -> Streams:
     """The same from plain numbers."""
-    stream = lambda length: Stream(*(jnp.zeros((layers, kv_heads, length, width), dtype) for _ in "kv"))
+
+    def stream(length):
+        return Stream(*(jnp.zeros((layers, kv_heads, length, width), dtype) for _ in "kv"))
+
     return Streams(stream(sizes.visual), stream(sizes.global_))
 
 
 @partial(jax.jit, static_argnames=("config", "keep_hidden", "kernel"), donate_argnames=("streams",))
 def run_stride(
-    params: Any, config: ModelConfig, streams: Streams, stride: Stride, visual_tokens: jax.Array,
-    keep_hidden: bool = False, kernel: Kernel = REFERENCE,
+    params: Any,
+    config: ModelConfig,
+    streams: Streams,
+    stride: Stride,
+    visual_tokens: jax.Array,
+    keep_hidden: bool = False,
+    kernel: Kernel = REFERENCE,
 ) -> tuple[Streams, jax.Array | None]:
     """Feed one stride through the language model.
 
@@ -128,9 +143,9 @@ def run_stride(
     """
     lm, language = config.language, params["language"]
     ids = jnp.asarray(stride.ids)
-    x = jnp.concatenate([
-        visual_tokens.reshape(-1, lm.width).astype(language["embed"].dtype), qwen2.embed(language, ids)
-    ])
+    x = jnp.concatenate(
+        [visual_tokens.reshape(-1, lm.width).astype(language["embed"].dtype), qwen2.embed(language, ids)]
+    )
     count = x.shape[0] - ids.shape[0]
     cos, sin = (table[:, None] for table in rotation(stride.positions, lm.head_width, lm.rope_theta))
     # Visual rows read a window, global rows all there is: apart, each kind fills the machine in its own way.
@@ -143,7 +158,10 @@ def run_stride(
         visual = state.visual.write(k[:count], v[:count], layer, stride.visual_offset)
         global_ = state.global_.write(k[count:], v[count:], layer, stride.global_offset)
         q = rotate(q, cos, sin)
-        out = [attention.attend(q[part], (visual, global_), r, layer=layer)[0] for part, r in zip(parts, reads, strict=True)]
+        out = [
+            attention.attend(q[part], (visual, global_), r, layer=layer)[0]
+            for part, r in zip(parts, reads, strict=True)
+        ]
         return jnp.concatenate(out), Streams(visual, global_)
 
     x, streams = qwen2.run_layers(language, lm, x, attend, streams, last_keys_only=not keep_hidden)

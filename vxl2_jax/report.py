@@ -20,15 +20,21 @@ def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
     kept, causal = attention_pairs(memory.layout, memory.rule)
     return {
         "video": {
-            "name": memory.video, "frames": memory.frames, "groups": memory.layout.groups,
-            "end_s": memory.end_s, "tokens": memory.layout.length,
+            "name": memory.video,
+            "frames": memory.frames,
+            "groups": memory.layout.groups,
+            "end_s": memory.end_s,
+            "tokens": memory.layout.length,
         },
         "settings": {
-            "block_size": memory.rule.block_size, "prev_blocks": memory.rule.prev_blocks,
+            "block_size": memory.rule.block_size,
+            "prev_blocks": memory.rule.prev_blocks,
             "compression": memory.compression,
         },
         "attention": {
-            "pairs_kept": kept, "pairs_causal": causal, "reduction_percent": round(100 * (1 - kept / causal), 2),
+            "pairs_kept": kept,
+            "pairs_causal": causal,
+            "reduction_percent": round(100 * (1 - kept / causal), 2),
         },
         "timings_s": {stage: round(seconds, 4) for stage, seconds in timings.items()},
         "answers": [_answer_data(answer) for answer in answers],
@@ -41,10 +47,12 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
         "answer": answer.text,
         "complete": answer.stopped,
         "chunks": [
-            {"start_s": c.start_s, "end_s": c.end_s, "score": round(c.score, 6), "dense": c.dense} for c in answer.chunks
+            {"start_s": c.start_s, "end_s": c.end_s, "score": round(c.score, 6), "dense": c.dense}
+            for c in answer.chunks
         ],
         "cache": {
-            "tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense,
+            "tokens": answer.cache_tokens,
+            "tokens_dense": answer.cache_tokens_dense,
             "ratio": round(answer.cache_ratio, 4),
         },
         "batch": answer.batch,
@@ -64,16 +72,19 @@ def as_text(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
             Text(
                 f"cache loaded {answer.cache_tokens:,} of {answer.cache_tokens_dense:,} tokens "
                 f"({100 * (1 - answer.cache_ratio):.0f} % saved) · {_stages(answer.timings)}"
-                + (f" for a batch of {answer.batch}" if answer.batch > 1 else ""), style="dim",
+                + (f" for a batch of {answer.batch}" if answer.batch > 1 else ""),
+                style="dim",
             ),
             Text(),
         ]
     attention = data["attention"]
-    parts.append(Text(
-        f"{memory.frames} frames, {memory.layout.length:,} tokens · attention {attention['pairs_kept']:,} of "
-        f"{attention['pairs_causal']:,} pairs ({attention['reduction_percent']:.0f} % saved) · {_stages(timings)}",
-        style="dim",
-    ))
+    parts.append(
+        Text(
+            f"{memory.frames} frames, {memory.layout.length:,} tokens · attention {attention['pairs_kept']:,} of "
+            f"{attention['pairs_causal']:,} pairs ({attention['reduction_percent']:.0f} % saved) · {_stages(timings)}",
+            style="dim",
+        )
+    )
     return Group(*parts)
 
 
@@ -90,8 +101,10 @@ def _timeline(answer: Answer, most: int = 24) -> RenderableType:
         bar = "█" * round(24 * max(chunk.score, 0) / top)
         style = "cyan" if chunk.dense else "dim"
         table.add_row(
-            f"{chunk.start_s:8.1f} – {chunk.end_s:.1f} s", Text("dense" if chunk.dense else "sparse", style=style),
-            f"{chunk.score:.3f}", Text(bar, style=style),
+            f"{chunk.start_s:8.1f} – {chunk.end_s:.1f} s",
+            Text("dense" if chunk.dense else "sparse", style=style),
+            f"{chunk.score:.3f}",
+            Text(bar, style=style),
         )
     if left_out := len(answer.chunks) - len(best):
         table.add_row(f"… and {left_out} lower-scored sparse chunks")
@@ -103,23 +116,37 @@ def plan_data(plan: Plan, name: str, device: Device, fits: bool, advice: str) ->
     kept, causal = plan.attention_pairs_kept, plan.attention_pairs_causal
     mixed, dense = plan.cache_bytes
     return {
-        "groups": plan.layout.groups, "tokens": plan.layout.length,
+        "groups": plan.layout.groups,
+        "tokens": plan.layout.length,
         "question_tokens": plan.question_tokens,
-        "attention_pairs_kept": kept, "attention_pairs_causal": causal,
+        "attention_pairs_kept": kept,
+        "attention_pairs_causal": causal,
         "reduction_percent": round(100 * (1 - kept / causal), 2),
-        "cache_bytes_mixed": mixed, "cache_bytes_dense": dense,
+        "cache_bytes_mixed": mixed,
+        "cache_bytes_dense": dense,
         "cache_reduction_percent": round(100 * (1 - mixed / dense), 2),
-        "flops": plan.flops, "bytes": plan.bytes, "bytes_by_phase": plan.phases,
-        "peak_phase": plan.peak_phase, "peak_bytes": plan.peak_bytes,
-        "device": name, "device_memory_gb": device.memory_gb, "seconds": round(plan.seconds(device), 4),
-        "fits": fits, "advice": advice,
+        "flops": plan.flops,
+        "bytes": plan.bytes,
+        "bytes_by_phase": plan.phases,
+        "peak_phase": plan.peak_phase,
+        "peak_bytes": plan.peak_bytes,
+        "device": name,
+        "device_memory_gb": device.memory_gb,
+        "seconds": round(plan.seconds(device), 4),
+        "fits": fits,
+        "advice": advice,
     }
 
 
 def plan_text(document: dict[str, Any]) -> RenderableType:
     """The same for a terminal."""
-    saved = lambda percent: f"({percent} % saved)"
-    gb = lambda count: f"{count / 1e9:,.2f} GB"
+
+    def saved(percent):
+        return f"({percent} % saved)"
+
+    def gb(count):
+        return f"{count / 1e9:,.2f} GB"
+
     table = Table(box=None, show_header=False)
     tokens, groups, asked = document["tokens"], document["groups"], document["question_tokens"]
     table.add_row("tokens", f"{tokens:,} of {groups:,} groups of 4 frames, {asked} of the question")
@@ -136,5 +163,7 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     room = f"{document['device_memory_gb']} GB on {document['device']}"
     table.add_row("peak", f"{gb(document['peak_bytes'])} of {room} ({document['peak_phase']})")
     table.add_row("floor", f"{document['seconds']:,.2f} s")
-    verdict = Text("fits", "bold green") if document["fits"] else Text(f"does not fit: {document['advice']}", "bold red")
+    verdict = (
+        Text("fits", "bold green") if document["fits"] else Text(f"does not fit: {document['advice']}", "bold red")
+    )
     return Group(table, verdict)

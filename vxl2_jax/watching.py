@@ -57,8 +57,14 @@ class Report:
 
 
 def watch(
-    model: Model, video: str | Path | Frames | Source, *, sampling: Mapping[str, float | int | None], rule: Rule,
-    compression: int, out: str | Path | None, report: Report,
+    model: Model,
+    video: str | Path | Frames | Source,
+    *,
+    sampling: Mapping[str, float | int | None],
+    rule: Rule,
+    compression: int,
+    out: str | Path | None,
+    report: Report,
 ) -> VideoMemory:
     """See `api.Model.watch`."""
     if rule.block_size < 1 or (rule.prev_blocks is not None and rule.prev_blocks < 0):
@@ -73,9 +79,14 @@ def watch(
     seconds = tuple(float(s) for s in source.seconds[:: config.frames_per_group])
     layout, ids = layout_of(model, seconds)
     known = {
-        "compression": compression, "end_s": source.end_s, "last_s": float(source.seconds[-1]),
-        "frames": len(source.seconds), "rope_theta": config.language.rope_theta, "model": model.fingerprint,
-        "video": source.name, "video_hash": source.hash,
+        "compression": compression,
+        "end_s": source.end_s,
+        "last_s": float(source.seconds[-1]),
+        "frames": len(source.seconds),
+        "rope_theta": config.language.rope_theta,
+        "model": model.fingerprint,
+        "video": source.name,
+        "video_hash": source.hash,
     }
     shape = Shape(config.language.layers, config.language.kv_heads, config.language.head_width, model.dtype.name)
     identity = memories.identity(shape, layout, rule, seconds, **known)
@@ -95,7 +106,14 @@ def watch(
         first_frame = first * config.frames_per_group
         batches = source.batches(model.sizes.stride * config.frames_per_group, first_frame)
         streams, opened = _watch_strides(
-            model, streams, strides, batches, layout, report, frames=len(source.seconds), done=first_frame,
+            model,
+            streams,
+            strides,
+            batches,
+            layout,
+            report,
+            frames=len(source.seconds),
+            done=first_frame,
             recording=recording,
         )
         with timed(report.timings, "prefill"):
@@ -113,7 +131,9 @@ def watch_more(
     """See `api.Model.watch_more`."""
     config, per_group = model.config, model.config.frames_per_group
     if memory.model != model.fingerprint:
-        raise RequestError(f"this memory was made by another model than {model.name}: extend it with the one that made it")
+        raise RequestError(
+            f"this memory was made by another model than {model.name}: extend it with the one that made it"
+        )
     frames, seconds = _checked(frames, seconds, config.vision.image_size)
     if seconds[0] <= memory.last_s:
         raise RequestError(
@@ -134,20 +154,43 @@ def watch_more(
     sizes = prefill.capacity(layout, model.sizes.stride, first)
     strides = prefill.plan(layout, memory.rule, ids, sizes, first)
     streams, opened = _watch_strides(
-        model, _with_room(memory.dense, sizes), strides, batches, layout, report, known=opened.tokens,
-        done=memory.frames - started, frames=memory.frames + len(frames),
+        model,
+        _with_room(memory.dense, sizes),
+        strides,
+        batches,
+        layout,
+        report,
+        known=opened.tokens,
+        done=memory.frames - started,
+        frames=memory.frames + len(frames),
     )
     with timed(report.timings, "prefill"):
         sparse = jax.block_until_ready(sparse_level(streams, layout, memory.compression, memory.rope_theta))
     return memory.replace(
-        dense=streams, sparse=sparse, open=opened, layout=layout, seconds=starts, last_s=float(seconds[-1]),
-        end_s=_end_of(seconds, memory.last_s), frames=memory.frames + len(frames), video_hash="",
+        dense=streams,
+        sparse=sparse,
+        open=opened,
+        layout=layout,
+        seconds=starts,
+        last_s=float(seconds[-1]),
+        end_s=_end_of(seconds, memory.last_s),
+        frames=memory.frames + len(frames),
+        video_hash="",
     )
 
 
 def _watch_strides(
-    model: Model, streams: Streams, strides: Sequence[prefill.Stride], batches: Iterator[np.ndarray], layout: Layout,
-    report: Report, *, frames: int, done: int = 0, known: jax.Array | None = None, recording: Recording | None = None,
+    model: Model,
+    streams: Streams,
+    strides: Sequence[prefill.Stride],
+    batches: Iterator[np.ndarray],
+    layout: Layout,
+    report: Report,
+    *,
+    frames: int,
+    done: int = 0,
+    known: jax.Array | None = None,
+    recording: Recording | None = None,
 ) -> tuple[Streams, Open | None]:
     """The streams (given up) with all strides pre-filled, and what extending them needs.
 
@@ -184,9 +227,16 @@ def _check_fits(model: Model, layout: Layout, frames: int, compression: int) -> 
     """Raise RequestError if a memory of this layout, or a question about it, would not fit the device."""
     device, weights = jax.devices()[0], sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     planning.check_memory(
-        model.config, layout, frames=frames, weights_bytes=weights,
-        used_bytes=machine.used_bytes(device) or weights, limit_bytes=machine.memory_bytes(device),
-        compression=compression, itemsize=model.dtype.itemsize, sizes=model.sizes, kernel=model.kernel,
+        model.config,
+        layout,
+        frames=frames,
+        weights_bytes=weights,
+        used_bytes=machine.used_bytes(device) or weights,
+        limit_bytes=machine.memory_bytes(device),
+        compression=compression,
+        itemsize=model.dtype.itemsize,
+        sizes=model.sizes,
+        kernel=model.kernel,
     )
 
 
@@ -206,7 +256,10 @@ def _with_room(streams: Streams, sizes: Capacity) -> Streams:
 
     def fitted(stream: Stream, room: int) -> Stream:
         kept = min(stream.k.shape[2], room)
-        copied = lambda a: jnp.zeros((*a.shape[:2], room, a.shape[3]), a.dtype).at[:, :, :kept].set(a[:, :, :kept])
+
+        def copied(a):
+            return jnp.zeros((*a.shape[:2], room, a.shape[3]), a.dtype).at[:, :, :kept].set(a[:, :, :kept])
+
         return Stream(*map(copied, stream))
 
     return Streams(fitted(streams.visual, sizes.visual), fitted(streams.global_, sizes.global_))
@@ -219,7 +272,10 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, fl
         end_s = float(max(source.duration_s, source.seconds[-1]))
         return Source(np.asarray(source.seconds), source.batches, end_s, source.path.name, content_hash(video))
     frames, seconds = _checked(*video, size)
-    parts = lambda count, first: (frames[i : i + count] for i in range(first, len(frames), count))
+
+    def parts(count, first):
+        return (frames[i : i + count] for i in range(first, len(frames), count))
+
     return Source(seconds, parts, _end_of(seconds))
 
 
@@ -232,7 +288,9 @@ def _checked(frames: np.ndarray, seconds: Sequence[float], size: int) -> tuple[n
             f"not {frames.dtype} {list(frames.shape)}"
         )
     if not np.isfinite(seconds).all() or np.any(np.diff(seconds) < 0):
-        raise RequestError("the seconds of frames must be numbers that do not decrease; sort frames and seconds by time")
+        raise RequestError(
+            "the seconds of frames must be numbers that do not decrease; sort frames and seconds by time"
+        )
     return frames, seconds
 
 

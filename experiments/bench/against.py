@@ -73,7 +73,9 @@ def golden_runs(directory: Path) -> dict[str, np.ndarray]:
             # The original's angles are float32 products, off by up to position · 2⁻²⁴ rad.
             widened = max(1.0, len(ids) * 2.0**-24 / FEATURES)
             runs |= {
-                f"{key}_embeds": dense[f"{case}_inputs_embeds"], f"{key}_rows": rows, f"{key}_logits": want,
+                f"{key}_embeds": dense[f"{case}_inputs_embeds"],
+                f"{key}_rows": rows,
+                f"{key}_logits": want,
                 f"{key}_mask": np.packbits(natural_mask(layout, rule, len(ids) - layout.length), axis=1),
                 f"{key}_tolerance": np.float64(Report().allowed(want, LOGITS) * widened),
             }
@@ -91,10 +93,12 @@ def case(layout: Layout, seed: int) -> dict[str, np.ndarray]:
     """What both sides are given: layout, random ids and visual tokens [G, V, E], places of the streams, packed mask."""
     lm, rng = planning.model_of("nano")[0].language, np.random.default_rng(seed)
     return {
-        "prefix": np.int32(layout.prefix), "stamps": np.asarray(layout.stamps),
+        "prefix": np.int32(layout.prefix),
+        "stamps": np.asarray(layout.stamps),
         "ids": rng.integers(0, lm.vocabulary, layout.global_length).astype(np.int32),
         "visual": rng.normal(size=(layout.groups, layout.visual, lm.width)).astype(np.float32),
-        "visual_positions": layout.visual_positions(), "global_positions": layout.global_positions(),
+        "visual_positions": layout.visual_positions(),
+        "global_positions": layout.global_positions(),
         "mask": np.packbits(natural_mask(layout, Rule()), axis=1),
     }
 
@@ -105,11 +109,18 @@ def prepared(setting: Setting) -> Iterator[tuple[Path, dict]]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "golden.npz", **golden_runs(setting.golden))
-        yield folder, {
-            "task": "prefill", "threads": setting.threads, "case": str(folder / "case.npz"),
-            "checkpoint": str(fetch.NANO), "golden_checkpoint": str(setting.golden / "tiny_checkpoint"),
-            "golden_runs": str(folder / "golden.npz"), "last_keys_only": setting.early,
-        }
+        yield (
+            folder,
+            {
+                "task": "prefill",
+                "threads": setting.threads,
+                "case": str(folder / "case.npz"),
+                "checkpoint": str(fetch.NANO),
+                "golden_checkpoint": str(setting.golden / "tiny_checkpoint"),
+                "golden_runs": str(folder / "golden.npz"),
+                "last_keys_only": setting.early,
+            },
+        )
 
 
 def arithmetic(layout: Layout, early: bool) -> dict[str, int]:
@@ -125,7 +136,13 @@ def arithmetic(layout: Layout, early: bool) -> dict[str, int]:
 def bench(frames: int, setting: Setting, left_s: Callable[[], float], tell: Callable[[str], None]) -> dict:
     """Both sides at one length. Where one does not run, "notes" says why, and the other's figures are given still."""
     layout = layout_of_video(frames, setting.visual)
-    row = {"frames": frames, "tokens": layout.length, "flops": arithmetic(layout, setting.early), "torch_stops_early": setting.early, "notes": []}
+    row = {
+        "frames": frames,
+        "tokens": layout.length,
+        "flops": arithmetic(layout, setting.early),
+        "torch_stops_early": setting.early,
+        "notes": [],
+    }
     if layout.length > MOST_TOKENS:
         size = f"{layout.length**2 / 1e9:.1f} GB, and as numbers four times that"
         return {**row, "notes": [f"not run: the mask of {layout.length} tokens takes {size}"]}
@@ -137,7 +154,9 @@ def bench(frames: int, setting: Setting, left_s: Callable[[], float], tell: Call
                 for side in sides.values():
                     if not side.gone:
                         tell(f"{frames} frames, pre-fill: {side.name}, turn {turn + 1} of {setting.turns}")
-                        side.start(stack, {**request, "out": str(folder / f"{side.name}.npy")}, left_s(), setting.python)
+                        side.start(
+                            stack, {**request, "out": str(folder / f"{side.name}.npy")}, left_s(), setting.python
+                        )
                 for _ in range(setting.samples):
                     for side in sides.values():
                         side.run_once()
@@ -201,11 +220,16 @@ def summary(lines: list[dict]) -> dict | None:
     if not seconds or not memory:
         return None
     return {
-        "about": memory[0]["about"], "threads": memory[0]["threads"], "seconds": seconds, "median_s": median(seconds),
+        "about": memory[0]["about"],
+        "threads": memory[0]["threads"],
+        "seconds": seconds,
+        "median_s": median(seconds),
         "core_s": median(line["core_seconds"] for line in lines if "core_seconds" in line),
         "loaded_bytes": median(line["loaded_bytes"] for line in memory),
         "peak_bytes": median(line["peak_bytes"] for line in memory),
-        "above_bytes": median(line["peak_bytes"] - line["loaded_bytes"] + line.get("working_bytes", 0) for line in memory),
+        "above_bytes": median(
+            line["peak_bytes"] - line["loaded_bytes"] + line.get("working_bytes", 0) for line in memory
+        ),
     }
 
 
@@ -216,11 +240,18 @@ def compared(sides: dict[str, list[dict]], caches: dict[str, np.ndarray]) -> dic
         return found
     ours, torch = (summary(sides[side]) for side in SCRIPTS)
     faster, share = torch["median_s"] / ours["median_s"], ours["above_bytes"] / torch["above_bytes"]
-    pairs = [theirs / mine for mine, theirs in zip(ours["seconds"], torch["seconds"], strict=False)]  # run one after the other
+    pairs = [
+        theirs / mine for mine, theirs in zip(ours["seconds"], torch["seconds"], strict=False)
+    ]  # run one after the other
     difference = np.linalg.norm(caches["ours"] - caches["torch"]) / np.linalg.norm(caches["torch"])
     return {
-        **found, "times_faster": faster, "pairs": np.quantile(pairs, [0.25, 0.75]).tolist(),
-        "times_fewer_core_s": torch["core_s"] / ours["core_s"], "memory_share": share,
-        "fast_enough": bool(faster >= FASTER), "small_enough": bool(share <= SMALLER),
-        "difference": float(difference), "wrong": not difference <= TOLERANCE,
+        **found,
+        "times_faster": faster,
+        "pairs": np.quantile(pairs, [0.25, 0.75]).tolist(),
+        "times_fewer_core_s": torch["core_s"] / ours["core_s"],
+        "memory_share": share,
+        "fast_enough": bool(faster >= FASTER),
+        "small_enough": bool(share <= SMALLER),
+        "difference": float(difference),
+        "wrong": not difference <= TOLERANCE,
     }

@@ -46,7 +46,8 @@ def take(device: Any, dtype: str, samples: int, seed: int = 0) -> Ceilings:
         measure.repeated(lambda _, bits: jnp.invert(bits), copies), [(source,)], samples=samples, calls=copies
     ).seconds
     return Ceilings(
-        flops=2 * side**3 / product_s, bytes=nbytes / copy_s,
+        flops=2 * side**3 / product_s,
+        bytes=nbytes / copy_s,
         product=f"{dtype} product of {side} × {side} random numbers",
         copy=f"copy of {nbytes / 2 / 2**20:g} MiB",
     )

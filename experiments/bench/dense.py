@@ -51,10 +51,15 @@ def ready(name: str, q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) 
     """q [B, N, H, D] and k, v [B, S, K, D] as an implementation wants them: made outside the timing."""
     if name == "mgpu":
         # It does not scale its logits and takes float16 only. Padding lies behind all queries: causally none sees it.
-        whole = lambda a: _filled(a, axis=1, multiple=2 * _MGPU["block_q"]).astype(jnp.float16)
+        def whole(a):
+            return _filled(a, axis=1, multiple=2 * _MGPU["block_q"]).astype(jnp.float16)
+
         return whole(q.astype(jnp.float32) * q.shape[-1] ** -0.5), whole(k), whole(v)
     if name == "splash":
-        heads_first = lambda a: _filled(jnp.swapaxes(a, 1, 2), axis=2, multiple=_block(q.shape[1]))
+
+        def heads_first(a):
+            return _filled(jnp.swapaxes(a, 1, 2), axis=2, multiple=_block(q.shape[1]))
+
         scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
         _splash_kernel(q.shape[2], q.shape[1])  # its tables are made now, not inside a compiled function
         return heads_first(scaled), heads_first(k), heads_first(v)

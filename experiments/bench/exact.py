@@ -27,10 +27,13 @@ def attend(
     count, heads, width = q.shape
     kv_heads = streams[0].k.shape[1]
     rows = jnp.asarray(q, jnp.float32).reshape(count, kv_heads, heads // kv_heads, width) * width**-0.5
-    seen = jnp.concatenate([
-        (jnp.arange(s.k.shape[2]) >= low[:, None]) & (jnp.arange(s.k.shape[2]) < high[:, None])
-        for s, low, high in zip(streams, starts, stops, strict=True)
-    ], axis=1)
+    seen = jnp.concatenate(
+        [
+            (jnp.arange(s.k.shape[2]) >= low[:, None]) & (jnp.arange(s.k.shape[2]) < high[:, None])
+            for s, low, high in zip(streams, starts, stops, strict=True)
+        ],
+        axis=1,
+    )
     product = partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
     def one_head(head: jax.Array) -> jax.Array:

@@ -23,7 +23,10 @@ def video(frames: int, visual: int) -> Layout:
 @partial(jax.jit, static_argnames=("shape", "dtype"))
 def normal(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
     """Standard normal numbers, one slice of the first axis after the other: temporaries stay small."""
-    one = lambda key: jax.random.normal(key, shape[1:], dtype)
+
+    def one(key):
+        return jax.random.normal(key, shape[1:], dtype)
+
     return jax.lax.map(one, jax.random.split(key, shape[0]))
 
 

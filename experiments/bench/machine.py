@@ -55,9 +55,12 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The commit, with a + where the working tree differs; None outside a repository."""
-    git = lambda *words: subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, timeout=10, check=True
-    ).stdout.strip()
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
+
     try:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.SubprocessError):

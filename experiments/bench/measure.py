@@ -98,7 +98,10 @@ def clock(run: Callable[[Any], Any], operands: Any, *, samples: int, calls: int 
     jax.block_until_ready(run(operands))
     if samples > 1:
         samples = max(1, min(samples, int(_PATIENCE_S / 2 / max(_once(run, operands), 1e-9))))
-    half = lambda: statistics.median(_once(run, operands) for _ in range(samples)) / calls
+
+    def half():
+        return statistics.median(_once(run, operands) for _ in range(samples)) / calls
+
     return Timing(half(), half())
 
 

@@ -24,13 +24,23 @@ def remember(
 ) -> VideoMemory:
     """A memory as watching leaves it, of random numbers; its sparse level is pooled from the dense one."""
     sizes = prefill.capacity(layout, stride)
-    make = lambda k, length: layouts.stream(k, lm.layers, lm.kv_heads, length, lm.head_width, dtype)
+
+    def make(k, length):
+        return layouts.stream(k, lm.layers, lm.kv_heads, length, lm.head_width, dtype)
+
     keys = jax.random.split(key)
     dense = prefill.Streams(make(keys[0], sizes.visual), make(keys[1], sizes.global_))
     return VideoMemory(
-        dense=dense, sparse=sparse_level(dense, layout, compression, lm.rope_theta), layout=layout, rule=Rule(),
-        compression=compression, seconds=tuple(4.0 * g for g in range(layout.groups)), end_s=4.0 * layout.groups,
-        frames=4 * layout.groups, rope_theta=lm.rope_theta, model="random",
+        dense=dense,
+        sparse=sparse_level(dense, layout, compression, lm.rope_theta),
+        layout=layout,
+        rule=Rule(),
+        compression=compression,
+        seconds=tuple(4.0 * g for g in range(layout.groups)),
+        end_s=4.0 * layout.groups,
+        frames=4 * layout.groups,
+        rope_theta=lm.rope_theta,
+        model="random",
     )
 
 

@@ -77,7 +77,11 @@ class Script:
 
 
 def run(
-    script: str | Path, request: dict, *, limit_s: float, python: str | None = None,
+    script: str | Path,
+    request: dict,
+    *,
+    limit_s: float,
+    python: str | None = None,
     heard: Callable[[dict], None] | None = None,
 ) -> tuple[list[dict], str]:
     """Run a script on one request until it ends, at most `limit_s` seconds.

@@ -46,21 +46,33 @@ class Outcome:
 
 
 def measure(
-    cases: Sequence[Case], *, python: str | None, dtype: str, samples: int, seed: int, limit_s: float,
-    natural: Tokens | None = None, streams: Tokens | None = None, window: int = 0,
+    cases: Sequence[Case],
+    *,
+    python: str | None,
+    dtype: str,
+    samples: int,
+    seed: int,
+    limit_s: float,
+    natural: Tokens | None = None,
+    streams: Tokens | None = None,
+    window: int = 0,
 ) -> list[Outcome]:
     """Time the cases; those that fail or do not come to an end come back with the reason."""
     with tempfile.TemporaryDirectory() as folder:
         rules = Path(folder) / "rules.npz"
         arrays = {
             f"{order}_{field}": array
-            for order, tokens in (("natural", natural), ("streams", streams)) if tokens is not None
+            for order, tokens in (("natural", natural), ("streams", streams))
+            if tokens is not None
             for field, array in tokens._asdict().items()
         }
         np.savez(rules, window=window, **arrays)
         request = {
-            "cases": [asdict(case) for case in cases], "rules": str(rules),
-            "dtype": dtype, "samples": samples, "seed": seed,
+            "cases": [asdict(case) for case in cases],
+            "rules": str(rules),
+            "dtype": dtype,
+            "samples": samples,
+            "seed": seed,
         }
         lines, why = process.run("torch_process.py", request, python=python, limit_s=limit_s)
     done = {line["name"]: Outcome(line["name"], line["seconds"] and tuple(line["seconds"]), line["error"], line["note"])

@@ -89,8 +89,12 @@ class Report:
 
     def write(self) -> None:
         document = {
-            "benchmark": self.name, "complete": self.complete, **self.described, "flags": self.flags,
-            "ceilings": self.ceilings.as_json(), "rows": [self._as_json(row) for row in self.rows],
+            "benchmark": self.name,
+            "complete": self.complete,
+            **self.described,
+            "flags": self.flags,
+            "ceilings": self.ceilings.as_json(),
+            "rows": [self._as_json(row) for row in self.rows],
         }
         replace(self.folder / f"{self.name}.json", json.dumps(_strict(document), indent=1) + "\n")
         replace(self.folder / f"{self.name}.md", self.table())
@@ -134,10 +138,17 @@ class Report:
         if reached["share"] > 1.1 and self.described["timings"] == "measured":
             note = f"above the ceiling: do not trust; {note}"
         return [
-            row.case, name, row.computes, f"{1e3 * row.timing.seconds:.4g}", f"{100 * row.timing.spread:.1f} %",
-            f"{reached['flops_per_s'] / 1e12:.4g}", f"{reached['bytes_per_s'] / 1e12:.3g}",
-            f"{1e3 * reached['floor_s']:.4g}", f"{100 * reached['share']:.1f} %",
-            "–" if row.error is None else f"{row.error:.1e}", note.strip("; "),
+            row.case,
+            name,
+            row.computes,
+            f"{1e3 * row.timing.seconds:.4g}",
+            f"{100 * row.timing.spread:.1f} %",
+            f"{reached['flops_per_s'] / 1e12:.4g}",
+            f"{reached['bytes_per_s'] / 1e12:.3g}",
+            f"{1e3 * reached['floor_s']:.4g}",
+            f"{100 * reached['share']:.1f} %",
+            "–" if row.error is None else f"{row.error:.1e}",
+            note.strip("; "),
         ]
 
 

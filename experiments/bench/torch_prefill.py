@@ -64,11 +64,20 @@ class Qwen2:
         """
         length, half, caches = len(x), self.width // 2, []
         cos, sin = self.rotation(length)
-        rotate = lambda t: t * cos + torch.cat([-t[..., half:], t[..., :half]], dim=-1) * sin
+
+        def rotate(t):
+            return t * cos + torch.cat([-t[..., half:], t[..., :half]], dim=-1) * sin
+
         for number, layer in enumerate(self.layers):
-            linear = lambda h, name, layer=layer: F.linear(h, layer[f"{name}.weight"], layer.get(f"{name}.bias"))
+
+            def linear(h, name, layer=layer):
+                return F.linear(h, layer[f"{name}.weight"], layer.get(f"{name}.bias"))
+
             h = self.norms(x, layer["input_layernorm.weight"])
-            heads = lambda t: t.view(length, -1, self.width).transpose(0, 1)
+
+            def heads(t):
+                return t.view(length, -1, self.width).transpose(0, 1)
+
             k, v = rotate(heads(linear(h, "self_attn.k_proj"))), heads(linear(h, "self_attn.v_proj"))
             caches.append((k, v))
             if last_keys_only and number == len(self.layers) - 1:

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.masks import Tokens, allowed  # noqa: E402
+from bench.masks import Tokens, allowed
 
 try:
     import torch
@@ -29,11 +29,16 @@ _SAMPLED = 16
 
 def inputs(case: dict, dtype: Any, device: str) -> tuple[list[tuple], list[tuple]]:
     """Random sets of (q, k, v) [B, heads, N, D] to be taken in turns, more than a cache holds; and a fresh one."""
-    normal = lambda heads, count: torch.randn(case["batch"], heads, count, case["width"], dtype=dtype, device=device)
-    one = lambda: (
-        normal(case["heads"], case["queries"]),
-        *(normal(case["kv_heads"], case["keys"]) for _ in "kv"),
-    )
+
+    def normal(heads, count):
+        return torch.randn(case["batch"], heads, count, case["width"], dtype=dtype, device=device)
+
+    def one():
+        return (
+            normal(case["heads"], case["queries"]),
+            *(normal(case["kv_heads"], case["keys"]) for _ in "kv"),
+        )
+
     first = one()
     nbytes = sum(a.numel() * a.element_size() for a in first)
     more = max(0, min(8, -(-_CACHE // nbytes)) - 1) if device == "cuda" else 0
@@ -82,12 +87,18 @@ def flex(name: str, case: dict, rules: Any, device: str) -> tuple[Callable, Call
 
     order, window = "natural" if name == "flex" else "streams", int(rules["window"])
     tokens = Tokens(*(torch.as_tensor(rules[f"{order}_{field}"], device=device) for field in Tokens._fields))
-    mask_mod = lambda b, h, q, k: allowed(q, k, tokens, window)
+
+    def mask_mod(b, h, q, k):
+        return allowed(q, k, tokens, window)
+
     shape = (None, None, case["queries"], case["keys"])
     mask = create_block_mask(mask_mod, *shape, device=device, _compile=device == "cuda")
     mode = {"mode": "max-autotune-no-cudagraphs"} if name == "flex_tuned" else {}
     compiled = torch.compile(flex_attention, dynamic=False, **mode)
-    call = lambda q, k, v: compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
+    def call(q, k, v):
+        return compiled(q, k, v, block_mask=mask, enable_gqa=True)
+
     remark = f"{100 - float(mask.sparsity()):.1f} % of blocks of 128 are visited"
     return call, lambda q, k: allowed(q, k, tokens, window), remark
 
@@ -95,8 +106,13 @@ def flex(name: str, case: dict, rules: Any, device: str) -> tuple[Callable, Call
 def sdpa(case: dict) -> tuple[Callable, Callable, str]:
     attention = torch.nn.functional.scaled_dot_product_attention
     causal, grouped = case["causal"], case["heads"] != case["kv_heads"]
-    call = lambda q, k, v: attention(q, k, v, is_causal=causal, enable_gqa=grouped)
-    sees = lambda q, k: (k <= q) if causal else (k >= 0).expand(q.shape[0], -1)
+
+    def call(q, k, v):
+        return attention(q, k, v, is_causal=causal, enable_gqa=grouped)
+
+    def sees(q, k):
+        return (k <= q) if causal else (k >= 0).expand(q.shape[0], -1)
+
     return call, sees, "causal" if causal else ""
 
 
@@ -112,7 +128,10 @@ def measured(case: dict, rules: Any, dtype: Any, samples: int, device: str) -> d
 
 def main() -> None:
     request = json.load(sys.stdin)
-    say = lambda **line: print(json.dumps(line), flush=True)
+
+    def say(**line):
+        return print(json.dumps(line), flush=True)
+
     if torch is None:
         for case in request["cases"]:
             say(name=case["name"], seconds=None, error=None, note="torch is not installed")

@@ -54,15 +54,26 @@ def watch(request: dict, _: Iterable[dict]) -> None:
 
             layout, _ = layout_of(model, tuple(float(s) for s in range(0, len(video), config.frames_per_group)))
             found = planning.plan(
-                config, layout, Rule(), question_tokens=0, itemsize=model.dtype.itemsize, sizes=sizes,
+                config,
+                layout,
+                Rule(),
+                question_tokens=0,
+                itemsize=model.dtype.itemsize,
+                sizes=sizes,
                 kernel=model.kernel,
             )
             of_watching = [found.phases[name] for name in ("vision", "pre-fill", "pooling")]
             planned = max(sum(phase.values()) - phase["weights"] for phase in of_watching)
             say(
-                tokens=layout.length, attention=model.attention, dtype=str(model.dtype), flops=found.flops,
-                pairs_kept=found.attention_pairs_kept, pairs_causal=found.attention_pairs_causal,
-                planned_bytes=planned, loaded_bytes=loaded, memory=usage.what,
+                tokens=layout.length,
+                attention=model.attention,
+                dtype=str(model.dtype),
+                flops=found.flops,
+                pairs_kept=found.attention_pairs_kept,
+                pairs_causal=found.attention_pairs_causal,
+                planned_bytes=planned,
+                loaded_bytes=loaded,
+                memory=usage.what,
             )
 
 
@@ -123,8 +134,12 @@ def watched(model: Any, video: np.ndarray, name: str, usage: Usage) -> dict:
     end = time.perf_counter()
     cache = sum(leaf.nbytes for leaf in jax.tree.leaves((memory.dense, memory.sparse)))
     return {
-        "timings": timings, "sparse_s": end - marks[-1], "total_s": end - marks[0],
-        "before_bytes": before, "peak_bytes": usage.peak(), "cache_bytes": cache,
+        "timings": timings,
+        "sparse_s": end - marks[-1],
+        "total_s": end - marks[0],
+        "before_bytes": before,
+        "peak_bytes": usage.peak(),
+        "cache_bytes": cache,
     }
 
 
@@ -146,7 +161,9 @@ def prefill(request: dict, again: Iterable[dict]) -> None:
     visual = np.pad(case["visual"], ((0, -layout.groups % stride), (0, 0), (0, 0)))
     sizes = prefill.capacity(layout, stride)
     strides = prefill.plan(layout, Rule(), case["ids"], sizes)
-    make = lambda: prefill.empty(model.config, sizes, model.dtype)
+
+    def make():
+        return prefill.empty(model.config, sizes, model.dtype)
 
     def feed(streams: Any, number: int) -> Any:
         tokens = visual[number * stride : (number + 1) * stride]

@@ -36,8 +36,12 @@ def summary(row: dict, ceilings: dict | None) -> dict:
     flops = {stage: sum(row["flops"][part] for part in parts) for stage, parts in _PARTS.items()}
     rates = {stage: flops[stage] / typical[stage] for stage in flops} | {"total": sum(flops.values()) / total}
     return {
-        "stages": typical, "total_s": total, "compiling_s": first["total_s"] - total,
-        "frames_per_s": row["frames"] / total, "flops_per_s": rates, "cache_bytes": first["cache_bytes"],
+        "stages": typical,
+        "total_s": total,
+        "compiling_s": first["total_s"] - total,
+        "frames_per_s": row["frames"] / total,
+        "flops_per_s": rates,
+        "cache_bytes": first["cache_bytes"],
         "peak_bytes": max(run["peak_bytes"] for run in row["runs"]),
         "watching_bytes": max(run["peak_bytes"] - run["before_bytes"] for run in later),
         "share_of_ceiling": {stage: rate / ceilings["flops"] for stage, rate in rates.items()} if ceilings else None,
@@ -101,8 +105,14 @@ class Document:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "benchmark": "watch", "complete": self.complete, **self.machine, "flags": self.used,
-            "ceilings": self.ceilings, "rows": self.watched, "against": self.compared, "growth": self.growth(),
+            "benchmark": "watch",
+            "complete": self.complete,
+            **self.machine,
+            "flags": self.used,
+            "ceilings": self.ceilings,
+            "rows": self.watched,
+            "against": self.compared,
+            "growth": self.growth(),
             "target": {"times_faster": against.FASTER, "memory_share": against.SMALLER, "from_frames": 600},
         }
 
@@ -144,7 +154,10 @@ class Document:
         FigureCanvasAgg(figure)
         axes = figure.subplots(2 if both else 1, 2, squeeze=False)
         frames, growth = [row["frames"] for row in done], self.growth()
-        label = lambda name, key: f"{name}: frames^{growth[key]:.2f}" if key in growth else name
+
+        def label(name, key):
+            return f"{name}: frames^{growth[key]:.2f}" if key in growth else name
+
         for stage in ("vision", "prefill", "sparse"):
             name = {"prefill": "pre-fill", "sparse": "sparse level"}.get(stage, stage)
             axes[0, 0].plot(frames, [row["stages"][stage] for row in done], "o-", label=label(name, f"{stage}_s"))
@@ -194,9 +207,14 @@ def _watched_cells(row: dict) -> list[str]:
         return [str(row["frames"]), str(row.get("tokens", "–")), *["–"] * 5, first, *["–"] * 8, row["note"]]
     took, share = row["stages"], row["share_of_ceiling"]
     return [
-        str(row["frames"]), str(row["tokens"]), *(f"{took[stage]:.3g}" for stage in ("vision", "prefill", "sparse")),
-        f"{took['read'] + took['other']:.3g}", f"{row['total_s']:.3g}", f"{row['runs'][0]['total_s']:.3g}",
-        f"{row['frames_per_s']:.4g}", f"{sum(row['flops'].values()) / 1e12:.3g}",
+        str(row["frames"]),
+        str(row["tokens"]),
+        *(f"{took[stage]:.3g}" for stage in ("vision", "prefill", "sparse")),
+        f"{took['read'] + took['other']:.3g}",
+        f"{row['total_s']:.3g}",
+        f"{row['runs'][0]['total_s']:.3g}",
+        f"{row['frames_per_s']:.4g}",
+        f"{sum(row['flops'].values()) / 1e12:.3g}",
         f"{row['flops_per_s']['total'] / 1e12:.3g}",
         f"{100 * share['total']:.1f} %" if share else "–",
         *(f"{row[name] / _MIB:.0f}" for name in ("peak_bytes", "watching_bytes", "planned_bytes", "cache_bytes")),
@@ -222,7 +240,10 @@ def _compared_lines(rows: list[dict]) -> list[str]:
 def _verdict(row: dict) -> str:
     parts = list(row["notes"])
     if "times_faster" in row:
-        word = lambda reached: "reached" if reached else "missed"
+
+        def word(reached):
+            return "reached" if reached else "missed"
+
         parts = [
             f"{row['tokens']} tokens: PyTorch{', stopping early too,' if row['torch_stops_early'] else ''} has "
             f"{row['flops']['torch'] / row['flops']['ours']:.2f} × the operations",

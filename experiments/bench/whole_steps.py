@@ -62,10 +62,18 @@ class Asking:
 
     def answer(self, base: decode.Base, kernel: Kernel, tokens: int, questions: int = 1) -> None:
         sampling = decode.Sampling(np.float32(0), np.float32(1))
-        jax.block_until_ready(decode.generate(
-            self.params, self.config, base, *self.first(questions), sampling, jax.random.key(0),
-            max_new=tokens, kernel=kernel,
-        ))
+        jax.block_until_ready(
+            decode.generate(
+                self.params,
+                self.config,
+                base,
+                *self.first(questions),
+                sampling,
+                jax.random.key(0),
+                max_new=tokens,
+                kernel=kernel,
+            )
+        )
 
     def work(self, keys: int, rows: int) -> np.ndarray:
         """Least (operations, bytes) of one pass of `rows` tokens over `keys` keys, logits of one token included."""
@@ -93,14 +101,16 @@ def clock(work: Callable[[], Any], samples: int) -> Timing:
 def bench(report: Report, device: Any, asking: Asking, *, questions: int, samples: int, dtype: str) -> None:
     """First token, each further token, and many questions: rows per kernel."""
     for name in kernels.chosen(device):
-        kernel = lambda name=name: kernels.kernel(
-            name, None, width=asking.config.language.head_width, dtype=dtype, device=device
-        )
+
+        def kernel(name=name):
+            return kernels.kernel(name, None, width=asking.config.language.head_width, dtype=dtype, device=device)
+
         for kind in ("mixed", "dense"):
             for row, measured in _rows(asking, name, kind, kernel, questions, samples):
-                timed = lambda row=row, measured=measured, kernel=kernel: dataclasses.replace(
-                    row, timing=measured(), note=_note(row, kernel())
-                )
+
+                def timed(row=row, measured=measured, kernel=kernel):
+                    return dataclasses.replace(row, timing=measured(), note=_note(row, kernel()))
+
                 report.attempt(timed, row)
 
 
@@ -128,7 +138,9 @@ def _rows(
     first = question + (asking.work(memory.sparse_length, asking.count) if kind == "mixed" else 0)
     case = f"{memory.frames} frames, {kind}, model"
     what = "relevance pass, selection, question pass" if kind == "mixed" else "question pass"
-    row = lambda computes, work, note="": Row(case, name, computes, float(work[0]), float(work[1]), note=note)
+
+    def row(computes, work, note=""):
+        return Row(case, name, computes, float(work[0]), float(work[1]), note=note)
 
     def further() -> Timing:
         base = make(kernel())

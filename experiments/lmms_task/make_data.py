@@ -21,8 +21,8 @@ import numpy as np
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from nano import clips, encode, pictures  # noqa: E402
-from nano.questions import questions  # noqa: E402
+from nano import clips, encode, pictures
+from nano.questions import questions
 
 
 def make(out: Path, *, videos: int, count: int, seed: int = 0) -> None:
@@ -43,15 +43,20 @@ def main(arguments: list[str] | None = None) -> int:
         prog="make_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/nano_clips"), metavar="DIR",
+        "--out",
+        type=Path,
+        default=Path("runs/nano_clips"),
+        metavar="DIR",
         help="the folder to make; it must not be there (default: runs/nano_clips, where nano_clips.yaml looks)",
     )
     for name, default, told in (("videos", 6, "how many clips"), ("questions", 8, "about each"), ("seed", 0, "of all")):
         parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{told} (default: {default})")
     flags = parser.parse_args(arguments)
     if flags.out.exists() or min(flags.videos, flags.questions) < 1 or flags.seed < 0:
-        wrong = f"{flags.out}: is there already; remove it, or choose another --out" if flags.out.exists() else (
-            "--videos and --questions are at least 1, and --seed at least 0"
+        wrong = (
+            f"{flags.out}: is there already; remove it, or choose another --out"
+            if flags.out.exists()
+            else ("--videos and --questions are at least 1, and --seed at least 0")
         )
         print(f"make_data: {wrong}", file=sys.stderr)
         return 2

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
-from nano.questions import is_right  # noqa: E402
+from nano.questions import is_right
 
 
 def visuals(doc: dict) -> list[str]:

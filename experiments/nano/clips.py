@@ -98,7 +98,8 @@ def draw_clip(rng: np.random.Generator, *, seconds: int, names: Sequence[str], f
         raise ValueError(f"footage is one of {', '.join(map(repr, FOOTAGE))}, not {footage!r}")
     spans = _spans(rng, seconds)
     events = tuple(
-        _event(rng, name, start, stop) for name, (start, stop) in zip(_cast(rng, len(spans), seconds, names), spans)
+        _event(rng, name, start, stop)
+        for name, (start, stop) in zip(_cast(rng, len(spans), seconds, names), spans, strict=False)
     )
     scenes, t = [], 0.0
     change = rng.random() < 0.4  # clips whose background is cut now and then
@@ -127,7 +128,7 @@ def _spans(rng: np.random.Generator, seconds: int) -> list[tuple[float, float]]:
     gaps *= (seconds - shown - (count - 1) * GAP) / max(gaps.sum(), 1e-9)
     gaps[1:-1] += GAP
     spans, clock = [], 0
-    for gap, length in zip(gaps, SHORTEST + share):
+    for gap, length in zip(gaps, SHORTEST + share, strict=False):
         start = clock + int(10 * gap + 1e-6)
         clock = start + int(10 * length + 1e-6)
         spans.append((start / 10, clock / 10))
@@ -210,7 +211,7 @@ def render_frame(clip: Clip, t: float, size: int = 196) -> np.ndarray:
 def render_frames(clip: Clip, times: Sequence[float], size: int = 196) -> np.ndarray:
     """The frames at the given seconds: uint8 [len(times), size, size, 3], RGB."""
     frames = np.empty((len(times), size, size, 3), np.uint8)
-    for frame, t in zip(frames, times):
+    for frame, t in zip(frames, times, strict=False):
         frame[...] = render_frame(clip, float(t), size)
     return frames
 

@@ -22,7 +22,9 @@ def render_mp4(clip: clips.Clip, path: str | os.PathLike, size: int = 196, rate:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with av.open(str(part), "w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast", **REPRODUCIBLE})
+            stream = container.add_stream(
+                "libx264", rate=rate, options={"crf": "20", "preset": "veryfast", **REPRODUCIBLE}
+            )
             stream.width = stream.height = size
             stream.pix_fmt = "yuv420p"
             for t in np.arange(round(clip.seconds * rate)) / rate:

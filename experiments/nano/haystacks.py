@@ -63,7 +63,9 @@ def share_out(depths: Sequence[float], seconds: int, *, apart: bool = False) -> 
 
 def _fit(depths: Sequence[float], seconds: int) -> bool:
     starts = [start_of(depth, seconds) for depth in depths]
-    return min(np.diff(starts), default=seconds) >= NEEDLE_S + GAP[0] and 2 * len(depths) + HAY <= len(pictures.load()[0])
+    return min(np.diff(starts), default=seconds) >= NEEDLE_S + GAP[0] and 2 * len(depths) + HAY <= len(
+        pictures.load()[0]
+    )
 
 
 def draw(

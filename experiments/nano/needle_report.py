@@ -57,10 +57,18 @@ def trials(records: Iterable[Mapping[str, Any]]) -> list[Trial]:
         for one in answers:
             if one["kind"] in KINDS:
                 right = one["right"] and (one["kind"] != "exists" or refused[one["mode"], one["needle"]])
-                found.append(Trial(
-                    one["mode"], record["seconds"], one["depth"], one["kind"], right if one["sayable"] else None,
-                    one["dense"] if one["known"] else None, one["rank"], one["lot"],
-                ))
+                found.append(
+                    Trial(
+                        one["mode"],
+                        record["seconds"],
+                        one["depth"],
+                        one["kind"],
+                        right if one["sayable"] else None,
+                        one["dense"] if one["known"] else None,
+                        one["rank"],
+                        one["lot"],
+                    )
+                )
     return found
 
 
@@ -104,21 +112,27 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             },
             "cells": [
                 {"seconds": seconds, "depth": depth, **rates(part)}
-                for seconds in lengths for depth in depths if (part := picked(seconds=seconds, depth=depth))
+                for seconds in lengths
+                for depth in depths
+                if (part := picked(seconds=seconds, depth=depth))
             ],
         }
 
     done = [record for record in records if "answers" in record]
     return {
-        "lengths": lengths, "depths": depths, "films": len(done),
+        "lengths": lengths,
+        "depths": depths,
+        "films": len(done),
         "failures": [{"video": r["video"], "error": r["error"]} for r in records if "error" in r],
-        "modes": {mode: report(mode) for mode in modes}, "notes": list(NOTES),
+        "modes": {mode: report(mode) for mode in modes},
+        "notes": list(NOTES),
         "peak_bytes": max((record["peak_bytes"] for record in done), default=0),
         "seconds": {
             str(length): {
                 stage: round(sum(record["spent_s"][stage] for record in done if record["seconds"] == length), 1)
                 for stage in STAGES
-            } for length in lengths
+            }
+            for length in lengths
         },
     }
 
@@ -156,7 +170,9 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     spent = [[stage, *(f"{by[stage]:,.1f}" for by in data["seconds"].values())] for stage in STAGES]
     lines += table(["seconds, all films", *lengths], spent)
     if data["failures"]:
-        lines += table(["film", "why it could not be watched"], [list(failure.values()) for failure in data["failures"]])
+        lines += table(
+            ["film", "why it could not be watched"], [list(failure.values()) for failure in data["failures"]]
+        )
     return "\n".join(lines)
 
 
@@ -187,7 +203,8 @@ def draw(path: Path, data: Mapping[str, Any], title: str) -> None:
     panels = [(f"{mode}: right", part["cells"], "accuracy") for mode, part in data["modes"].items()]
     panels += [
         (f"{mode}: the needle's chunk is dense", part["cells"], "dense_rate")
-        for mode, part in data["modes"].items() if part["all"]["dense"] < part["all"]["questions"]
+        for mode, part in data["modes"].items()
+        if part["all"]["dense"] < part["all"]["questions"]
     ]
     lengths, depths = data["lengths"], data["depths"]
     wide = 1.6 + 0.62 * len(lengths)

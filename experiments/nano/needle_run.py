@@ -73,7 +73,8 @@ def films(lengths: Sequence[int], seeds: int, setting: Setting) -> list[Film]:
         raise vxl2.RequestError(f"a film of {min(lengths)} seconds is too short for needles; give at least {SHORTEST}")
     return [
         Film(f"{seconds}s-{seed}-{part}", seconds, seed, part, own)
-        for seconds in sorted(lengths) for seed in range(seeds)
+        for seconds in sorted(lengths)
+        for seed in range(seeds)
         for part, own in enumerate(haystacks.share_out(setting.depths, seconds, apart=setting.apart))
     ]
 
@@ -86,7 +87,9 @@ def there(paths: Sequence[Path], setting: Setting) -> list[Film]:
     """
     name, count = Counter(path.name for path in paths).most_common(1)[0]
     if count > 1:
-        raise vxl2.RequestError(f"{name}: {count} films have this name, which tells their rows apart; rename all but one")
+        raise vxl2.RequestError(
+            f"{name}: {count} films have this name, which tells their rows apart; rename all but one"
+        )
     return [_there(path, setting) for path in paths]
 
 
@@ -98,7 +101,9 @@ def _there(path: Path, setting: Setting) -> Film:
         rng = np.random.default_rng([setting.form, seconds])
         needles = haystacks.needles_of(rng, content["events"], content["seconds"], setting.depths)
     except OSError as error:
-        raise vxl2.RequestError(f"{answers}: cannot be read ({error.strerror}); put the film's answers there") from error
+        raise vxl2.RequestError(
+            f"{answers}: cannot be read ({error.strerror}); put the film's answers there"
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise vxl2.RequestError(f"{answers}: no answers of make_long_clip.py or make_clip.py ({error!r})") from error
     if not needles:
@@ -153,7 +158,8 @@ def answered(model: vxl2.Model, film: Film, setting: Setting, scratch: Path) -> 
         size = {"frames": memory.frames, "tokens": memory.layout.length}
         del memory  # or it would stand beside the next one
     return {
-        "answers": found, **size,
+        "answers": found,
+        **size,
         "spent_s": {stage: round(value, 3) for stage, value in spent.items()},
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
     }
@@ -185,7 +191,9 @@ def _asked(
         for one, answer in zip(batch, answers, strict=True):
             known = knows(model, one.question.question)
             yield {
-                "mode": mode, **judge(one, answer, setting.chunk_size, setting.top_k), "known": known,
+                "mode": mode,
+                **judge(one, answer, setting.chunk_size, setting.top_k),
+                "known": known,
                 "sayable": known and knows(model, one.question.answer),
             }
 

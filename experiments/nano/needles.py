@@ -34,9 +34,16 @@ def judge(asked: Asked, answer: vxl2.Answer, chunk_size: int, top_k: int) -> dic
     placed = ranks(np.asarray([chunk.score for chunk in chunks]))
     rank = int(min(placed[number - 1] for number in own))
     return {
-        "depth": needle.depth, "kind": asked.kind, "needle": needle.name, "start_s": needle.start_s,
-        "question": asked.question.question, "expected": asked.question.answer, "response": answer.text,
-        "right": is_right(asked.question, answer.text), "chunk": own[0], "rank": rank,
+        "depth": needle.depth,
+        "kind": asked.kind,
+        "needle": needle.name,
+        "start_s": needle.start_s,
+        "question": asked.question.question,
+        "expected": asked.question.answer,
+        "response": answer.text,
+        "right": is_right(asked.question, answer.text),
+        "chunk": own[0],
+        "rank": rank,
         "dense": any(chunks[number - 1].dense for number in own),
         "lot": by_lot(len(own), top_k, len(chunks) - 2) if rank else 1.0,
     }

@@ -43,8 +43,13 @@ class Question:
 # Share of questions right by the best constant answer, for clips of 32 to 64 seconds and for those of 128 to 256;
 # "when" and "count" measured by `chance_levels`.
 CHANCES = {
-    "exists": (0.5, 0.5), "first": (0.5, 0.5), "when": (0.28, 0.08), "what": (1 / 60, 1 / 60), "count": (0.58, 0.41),
-    "between": (1 / 60, 1 / 60), "order": (0.0, 0.0),
+    "exists": (0.5, 0.5),
+    "first": (0.5, 0.5),
+    "when": (0.28, 0.08),
+    "what": (1 / 60, 1 / 60),
+    "count": (0.58, 0.41),
+    "between": (1 / 60, 1 / 60),
+    "order": (0.0, 0.0),
 }
 
 
@@ -160,7 +165,12 @@ def _order(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
 
 
 _ASK = {
-    "exists": _exists, "first": _first, "when": _when, "what": _what, "count": _count, "between": _between,
+    "exists": _exists,
+    "first": _first,
+    "when": _when,
+    "what": _what,
+    "count": _count,
+    "between": _between,
     "order": _order,
 }
 
@@ -250,10 +260,38 @@ def chance(kind: str, seconds: float) -> float:
 
 def words() -> list[str]:
     """Every word that questions and answers can hold, except numbers; lower case, sorted."""
-    plain = """
-    is there a an which comes first the or when does appear appears at seconds what yes no how many times once twice
-    three between and in order from to
-    """.split()
+    plain = [
+        "is",
+        "there",
+        "a",
+        "an",
+        "which",
+        "comes",
+        "first",
+        "the",
+        "or",
+        "when",
+        "does",
+        "appear",
+        "appears",
+        "at",
+        "seconds",
+        "what",
+        "yes",
+        "no",
+        "how",
+        "many",
+        "times",
+        "once",
+        "twice",
+        "three",
+        "between",
+        "and",
+        "in",
+        "order",
+        "from",
+        "to",
+    ]
     return sorted({*plain, *pictures.load()[0]})
 
 

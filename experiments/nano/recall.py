@@ -16,7 +16,12 @@ from vxl2_jax.evaluation.intervals import mcnemar, paired_difference, wilson
 
 DENSE, EVIDENCE, LOT = "dense", "evidence", "random"
 COLOURS = {
-    "attention": "#1f77b4", "mass": "#9467bd", "uniform": "#8c6d31", LOT: "#7f7f7f", "recent": "#e6a03c", EVIDENCE: "#2ca02c",
+    "attention": "#1f77b4",
+    "mass": "#9467bd",
+    "uniform": "#8c6d31",
+    LOT: "#7f7f7f",
+    "recent": "#e6a03c",
+    EVIDENCE: "#2ca02c",
 }
 
 
@@ -76,7 +81,10 @@ def report_of(rows: Sequence[Judged], tops: Sequence[int], answered: Sequence[in
     placed = {scorer: ways[scorer, answered[0]] for scorer in scorers}  # ranks are the same at every k
     ends = {scorer: [row.complete for row in placed[scorer] if row.complete is not None] for scorer in scorers}
     events = {scorer: [rank for row in placed[scorer] for rank in row.events] for scorer in scorers}
-    within = lambda found: {top_k: rate([rank <= top_k for rank in found]) for top_k in tops}
+
+    def within(found):
+        return {top_k: rate([rank <= top_k for rank in found]) for top_k in tops}
+
     return {
         "recall": {scorer: within(events[scorer]) for scorer in scorers},
         "complete": {scorer: within(ends[scorer]) for scorer in scorers},
@@ -112,8 +120,10 @@ def against(one: Sequence[Judged], other: Sequence[Judged]) -> dict:
     )
     interval = paired_difference(only_other, only_one, len(one))
     return {
-        "points": round(100 * (only_one - only_other) / len(one), 1), "interval": [round(bound, 1) for bound in interval],
-        "p": round(mcnemar(only_one, only_other), 4), "questions": len(one),
+        "points": round(100 * (only_one - only_other) / len(one), 1),
+        "interval": [round(bound, 1) for bound in interval],
+        "p": round(mcnemar(only_one, only_other), 4),
+        "questions": len(one),
     }
 
 
@@ -124,15 +134,24 @@ def as_text(report: dict) -> str:
         tops = list(next(iter(report[name].values())))
         lines += ["", f"{name}@k, percent   " + "".join(f"{f'k = {k}':>22s}" for k in tops)]
         for scorer, found in report[name].items():
-            lines.append(f"  {scorer:18s}" + "".join(f"{told(found[k]):>22s}" for k in tops) + f"  of {found[tops[0]]['of']} {of}")
+            lines.append(
+                f"  {scorer:18s}"
+                + "".join(f"{told(found[k]):>22s}" for k in tops)
+                + f"  of {found[tops[0]]['of']} {of}"
+            )
     dense, *ks = report["accuracy"].items()
     lines += ["", f"accuracy with everything dense: {told(dense[1])}; inside: {told(dense[1]['inside'])}"]
     for top_k, found in ks:
         asked = next(iter(found.values()))
-        lines += ["", f"accuracy@{top_k}, percent of {asked['of']}; inside, of {asked['inside']['of']}; bytes loaded; first scorer less this one"]
+        lines += [
+            "",
+            f"accuracy@{top_k}, percent of {asked['of']}; inside, of {asked['inside']['of']}; bytes loaded; first scorer less this one",
+        ]
         for scorer, each in found.items():
             less = report["against"][top_k].get(scorer)
-            behind = f"{less['points']:+6.1f} ({less['interval'][0]} – {less['interval'][1]}), p {less['p']}" if less else ""
+            behind = (
+                f"{less['points']:+6.1f} ({less['interval'][0]} – {less['interval'][1]}), p {less['p']}" if less else ""
+            )
             lines.append(f"  {scorer:12s}{told(each):>22s}{told(each['inside']):>22s}{each['bytes']:>7.1f} %  {behind}")
     return "\n".join(lines[1:])
 
@@ -169,6 +188,12 @@ def draw(path: Path, report: dict, title: str) -> None:
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
     axes[2].axhline(dense[1]["percent"], color="black", linewidth=0.8, label="everything dense")
-    figure.legend(*axes[2].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=len(right) + 1)
+    figure.legend(
+        *axes[2].get_legend_handles_labels(),
+        fontsize=8,
+        frameon=False,
+        loc="outside lower center",
+        ncols=len(right) + 1,
+    )
     figure.suptitle(title, parse_math=False, fontsize=10)
     plot.save(figure, path)

@@ -78,8 +78,13 @@ def question_row(clip: clips.Clip, question: questions.Question, offset: int) ->
         want(answering, Kind.COUNT, name, look=named, **(aims | {"aim": _first_group(shown[name])}))
     elif kind == "between":
         for place in places:
-            want(place, Kind.FOLLOWER, question.answer.split()[-1], look=named[:1],
-                 aim=_span(shown[question.answer.split()[-1]][0]))
+            want(
+                place,
+                Kind.FOLLOWER,
+                question.answer.split()[-1],
+                look=named[:1],
+                aim=_span(shown[question.answer.split()[-1]][0]),
+            )
     elif kind == "order":
         last = words[named[1]]
         for place in places:

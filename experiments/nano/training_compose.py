@@ -158,8 +158,16 @@ def video_ids(groups: int, offset: int) -> list[int]:
 
 
 def batch(
-    bank: Bank, rng: np.random.Generator, size: int, groups: int, count: int, *, real: float = 0.0,
-    offsets: float = 0.5, packed: bool = True, types: Sequence[str] = questions.TYPES,
+    bank: Bank,
+    rng: np.random.Generator,
+    size: int,
+    groups: int,
+    count: int,
+    *,
+    real: float = 0.0,
+    offsets: float = 0.5,
+    packed: bool = True,
+    types: Sequence[str] = questions.TYPES,
 ) -> tuple[Batch, list[list[questions.Question]]]:
     """`size` videos, `count` questions about each, and these questions.
 

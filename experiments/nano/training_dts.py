@@ -69,13 +69,18 @@ def loss(params: Params, config: ModelConfig, features: jax.Array, labels: jax.A
     away = jnp.square(made - labels @ rows).sum(-1).mean()
     shown = labels[..., NONE] == 0
     right = jnp.take_along_axis(labels, scores.argmax(-1)[..., None], -1)[..., 0] > 0
-    share = lambda hit, of: (hit & of).sum() / jnp.maximum(of.sum(), 1)
+
+    def share(hit, of):
+        return (hit & of).sum() / jnp.maximum(of.sum(), 1)
+
     # A group's name: the greatest total over its tokens. Partial groups show their picture too.
     there = labels[..., :NAMES].sum(1)
     voted = jax.nn.softmax(scores)[..., :NAMES].sum(1).argmax(-1)
     hit = jnp.take_along_axis(there, voted[:, None], -1)[:, 0] > 0
     return named + away, {
-        "tokens": share(right, shown), "background": share(right, ~shown), "away": away,
+        "tokens": share(right, shown),
+        "background": share(right, ~shown),
+        "away": away,
         "groups": share(hit, there.sum(-1) > 0),
     }
 

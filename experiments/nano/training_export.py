@@ -16,10 +16,15 @@ from vxl2_jax.config import ModelConfig
 
 def gather(folder: Path) -> dict:
     """Parameters of all stages together, fp32."""
-    read = lambda stage: training_loop.load(folder / f"{stage}.pickle")["params"]
+
+    def read(stage):
+        return training_loop.load(folder / f"{stage}.pickle")["params"]
+
     halves = read("dts")
     return {
-        "vision": read("tower")["vision"], "dts": halves["dts"], "projector": halves["projector"],
+        "vision": read("tower")["vision"],
+        "dts": halves["dts"],
+        "projector": halves["projector"],
         "language": read("language"),
     }
 

@@ -21,14 +21,20 @@ Params = Any
 STAMP = 1  # tokens of a timestamp
 # (layer, head, kinds, aim): which head's attention is to find what a question's token looks for.
 FINDERS = (
-    (2, 0, (Kind.NAME, Kind.WHEN, Kind.COUNT), "aim"), (2, 1, (Kind.NUMBER,), "aim"),
-    (3, 0, (Kind.COUNT,), "aim_second"), (4, 0, (Kind.COUNT,), "aim_third"),
-    (3, 1, (Kind.EXISTS, Kind.FIRST), "aim"), (3, 2, (Kind.WHAT,), "aim"), (3, 3, (Kind.FOLLOWER,), "aim"),
+    (2, 0, (Kind.NAME, Kind.WHEN, Kind.COUNT), "aim"),
+    (2, 1, (Kind.NUMBER,), "aim"),
+    (3, 0, (Kind.COUNT,), "aim_second"),
+    (4, 0, (Kind.COUNT,), "aim_third"),
+    (3, 1, (Kind.EXISTS, Kind.FIRST), "aim"),
+    (3, 2, (Kind.WHAT,), "aim"),
+    (3, 3, (Kind.FOLLOWER,), "aim"),
 )
 # (layer, head, kinds): they read what they should in their own question.
 READERS = (
-    (1, 1, (Kind.EXISTS, Kind.FIRST, Kind.WHEN, Kind.COUNT, Kind.START)), (1, 2, (Kind.WHAT,)),
-    (1, 3, (Kind.FOLLOWER,)), (2, 2, (Kind.LISTED,)),
+    (1, 1, (Kind.EXISTS, Kind.FIRST, Kind.WHEN, Kind.COUNT, Kind.START)),
+    (1, 2, (Kind.WHAT,)),
+    (1, 3, (Kind.FOLLOWER,)),
+    (2, 2, (Kind.LISTED,)),
 )
 
 
@@ -56,8 +62,13 @@ def forward(
     video = params["embed"][ids].at[:, visual].set(batch["visual"].astype(jnp.float32))
     question = params["embed"][asked]
     base = jnp.full((rows,), length) if mixed is None else mixed["real"].sum(-1)
-    angles = lambda at: (t[..., None, :] for t in rope.rotation(at, config.head_width, config.rope_theta))
-    turn = lambda a, at: rope.rotate(a, *angles(at))
+
+    def angles(at):
+        return (t[..., None, :] for t in rope.rotation(at, config.head_width, config.rope_theta))
+
+    def turn(a, at):
+        return rope.rotate(a, *angles(at))
+
     places, at = base[:, None] + batch["place"], jnp.arange(length)
     among = (part[:, :, None] == part[:, None, :]) & jnp.tril(jnp.ones((asked.shape[1],) * 2, bool))
     scale, low = config.head_width**-0.5, -1e9
@@ -153,7 +164,10 @@ def question_losses(batch: dict, seen: list, mixed: dict | None = None) -> dict[
         return jnp.concatenate([wanted, jnp.zeros((*kind.shape, count), bool)], -1)
 
     losses = {}
-    is_kind = lambda kinds: jnp.isin(kind, np.array(kinds)).astype(jnp.float32)
+
+    def is_kind(kinds):
+        return jnp.isin(kind, np.array(kinds)).astype(jnp.float32)
+
     for layer, head, kinds, aim in FINDERS:
         counts = is_kind(kinds) * (batch[aim][..., 0] >= ABSENT)
         losses[f"find {layer}.{head}"] = _miss(seen[layer][1][:, head], over_memory(batch[aim]), counts)
@@ -201,7 +215,10 @@ def _tally(batch: dict, right: jax.Array, counted: jax.Array) -> dict[str, tuple
     """By type: questions without a wrong token among those that count, and questions."""
     rows, length = right.shape
     question = jnp.arange(rows)[:, None] * length + jnp.maximum(batch["part"], 0)
-    total = lambda hit: jnp.zeros(rows * length).at[question].add(hit.astype(jnp.float32))
+
+    def total(hit):
+        return jnp.zeros(rows * length).at[question].add(hit.astype(jnp.float32))
+
     wrong, asked = total(counted & ~right), total(counted)
     kind = jnp.zeros(rows * length, jnp.int32).at[question].max(jnp.where(counted, batch["type"], 0))
     found = {}

@@ -21,7 +21,10 @@ Params = Any
 def optimiser(rate: float, steps: int, decay: float = 0.02, warm: int = 100) -> optax.GradientTransformation:
     """AdamW with a cosine schedule that ends at a fiftieth of `rate`; only matrices are decayed."""
     schedule = optax.warmup_cosine_decay_schedule(rate / 20, rate, warm, steps, rate / 50)
-    matrices = lambda params: jax.tree.map(lambda a: a.ndim >= 2, params)
+
+    def matrices(params):
+        return jax.tree.map(lambda a: a.ndim >= 2, params)
+
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(schedule, b1=0.9, b2=0.98, weight_decay=decay, mask=matrices),

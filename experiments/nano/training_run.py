@@ -54,9 +54,7 @@ def draw_rule(rng: np.random.Generator, groups: int) -> Rule:
     return Rule(int(rng.integers(2, 5)), int(rng.integers(2, 4)))
 
 
-def draw(
-    bank: training_compose.Bank, step: int, real: float, bilevel: float
-) -> tuple[dict, np.ndarray, dict | None]:
+def draw(bank: training_compose.Bank, step: int, real: float, bilevel: float) -> tuple[dict, np.ndarray, dict | None]:
     """The batch of a step: videos and questions, who sees whom, and the mixed caches if there are any."""
     rng = np.random.default_rng((0, 5, step))
     early = max(0.0, 1 - step / GROWN)  # short videos first, long ones from the start
@@ -64,9 +62,7 @@ def draw(
     mixing = rng.random() < bilevel * (1 - early)
     groups = int(rng.choice(MIXED)) if mixing else int(rng.choice(LENGTHS, p=shares))
     size = MIXED_VIDEOS if mixing else videos(groups)
-    made, asked = training_compose.batch(
-        bank, rng, size, groups, QUESTIONS, real=real, packed=not mixing, types=TYPES
-    )
+    made, asked = training_compose.batch(bank, rng, size, groups, QUESTIONS, real=real, packed=not mixing, types=TYPES)
     batch = vars(made)
     noise = rng.uniform(0, 0.04) * rng.standard_normal(batch["visual"].shape, np.float32)
     batch = {**batch, "visual": (batch["visual"] + noise).astype(np.float16)}
@@ -105,8 +101,14 @@ def check(right_by_type: Any, params: Params, bank: training_compose.Bank) -> di
 
 
 def language(
-    folder: Path, config: ModelConfig, minutes: float = 60.0, rate: float = 3e-4, real: float = 0.2,
-    bilevel: float = 0.15, export: Path | None = None, state: str = "language",
+    folder: Path,
+    config: ModelConfig,
+    minutes: float = 60.0,
+    rate: float = 3e-4,
+    real: float = 0.2,
+    bilevel: float = 0.15,
+    export: Path | None = None,
+    state: str = "language",
 ) -> None:
     """Train for `minutes`; the rate falls over the last third of them. Goes on from a saved state."""
     banks = [load_bank(folder, split) for split in (0, 1)]
@@ -114,7 +116,10 @@ def language(
     params = training_start.init(jax.random.key(2), config.language)
     saved = training_loop.load(folder / f"{state}.pickle") or {"params": params, "state": adam.init(params), "step": 0}
     params, moments = jax.tree.map(jnp.asarray, (saved["params"], saved["state"]))
-    compute = lambda p, *rest: training_language.loss(p, config.language, *rest)
+
+    def compute(p, *rest):
+        return training_language.loss(p, config.language, *rest)
+
     checker = jax.jit(lambda p, *rest: training_language.right_by_type(p, config.language, *rest))
 
     @jax.jit

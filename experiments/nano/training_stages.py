@@ -28,7 +28,10 @@ def vision(folder: Path, config: ModelConfig, steps: int = 2200, size: int = 96,
     state = {"params": params, "state": optimise.init(params), "step": 0}
     state = training_loop.load(folder / "vision.pickle") or state
     params, moments = jax.tree.map(jax.numpy.asarray, (state["params"], state["state"]))
-    compute = lambda p, pixels, labels: training_vision.loss(p, config, pixels, labels)
+
+    def compute(p, pixels, labels):
+        return training_vision.loss(p, config, pixels, labels)
+
     step, check = training_loop.update(compute, optimise), jax.jit(compute)
     log = training_loop.Log(folder / "log.jsonl", "vision")
     bank = None
@@ -39,7 +42,9 @@ def vision(folder: Path, config: ModelConfig, steps: int = 2200, size: int = 96,
         params, moments, measures = step(params, moments, *training_vision.batch(bank, rng, size))
         log.add(measures)
         if i % SAVE_EVERY == SAVE_EVERY - 1 or i == steps - 1:
-            seen = [check(params, *training_vision.batch(checks, np.random.default_rng((1, j)), size))[1] for j in range(4)]
+            seen = [
+                check(params, *training_vision.batch(checks, np.random.default_rng((1, j)), size))[1] for j in range(4)
+            ]
             log.write(i + 1, check={key: round(float(np.mean([s[key] for s in seen])), 4) for key in seen[0]})
             training_loop.save(folder / "vision.pickle", params=params, state=moments, step=i + 1)
 
@@ -82,10 +87,16 @@ def dts(folder: Path, config: ModelConfig, steps: int = 1200, size: int = 64, ra
     state = {"params": params, "state": optimise.init(params), "step": 0}
     state = training_loop.load(folder / "dts.pickle") or state
     params, moments = jax.tree.map(jax.numpy.asarray, (state["params"], state["state"]))
-    compute = lambda p, seen, labels: training_dts.loss(p, config, seen, labels)
+
+    def compute(p, seen, labels):
+        return training_dts.loss(p, config, seen, labels)
+
     step, check = training_loop.update(compute, optimise), jax.jit(compute)
     log = training_loop.Log(folder / "log.jsonl", "dts")
-    draw = lambda split, rng: training_dts.batch(*banks[split][:2], firsts[split], rng, size)
+
+    def draw(split, rng):
+        return training_dts.batch(*banks[split][:2], firsts[split], rng, size)
+
     for i in range(int(state["step"]), steps):
         params, moments, measures = step(params, moments, *draw(0, np.random.default_rng((0, i))))
         log.add(measures)

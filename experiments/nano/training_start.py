@@ -48,8 +48,19 @@ def init(key: jax.Array, config: LanguageConfig) -> Params:
     params["embed"] = training_rows.embedding()
     layers = params["layers"]
     layers["down"]["kernel"] *= 0.1
-    read = {(0, 0): TIME, (0, 3): NAME, (1, 1): NAME, (1, 2): TIME, (2, 0): TIME, (2, 1): NAME, (3, 1): NAME,
-            (3, 2): NAME, (3, 3): NAME, (5, 0): TIME, (5, 1): NAME}
+    read = {
+        (0, 0): TIME,
+        (0, 3): NAME,
+        (1, 1): NAME,
+        (1, 2): TIME,
+        (2, 0): TIME,
+        (2, 1): NAME,
+        (3, 1): NAME,
+        (3, 2): NAME,
+        (3, 3): NAME,
+        (5, 0): TIME,
+        (5, 1): NAME,
+    }
     for name in ("query", "key"):
         layers[name]["kernel"] *= 0.2
     for layer in range(config.layers):
@@ -87,7 +98,10 @@ def init(key: jax.Array, config: LanguageConfig) -> Params:
         _look_at_video(layers, config, layer, head, 31)
     _write(layers, config, 3, 3, *_follows())
     _look_at_video(layers, config, 3, 3, 17)
-    word = lambda text: training_rows.embedding()[vocabulary.words().index(text)]
+
+    def word(text):
+        return training_rows.embedding()[vocabulary.words().index(text)]
+
     _flag(layers, config, 3, 1, 0.5 * (word("yes") - word("no")))
     for layer, more, less in ((3, "twice", "once"), (4, "three", "twice")):
         _write(layers, config, layer, 0, *_seen_before())

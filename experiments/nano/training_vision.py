@@ -38,9 +38,14 @@ def loss(params: Params, config: ModelConfig, pixels: jax.Array, labels: jax.Arr
     voted = jax.nn.softmax(scores)[..., :NAMES].sum(1).argmax(-1)
     name = labels.min(-1)  # NONE is the greatest label
     there = name != NONE
-    share = lambda hit, of: (hit & of).sum() / jnp.maximum(of.sum(), 1)
+
+    def share(hit, of):
+        return (hit & of).sum() / jnp.maximum(of.sum(), 1)
+
     return each.mean(), {
-        "patches": share(right, shown), "background": share(right, ~shown), "frames": share(voted == name, there),
+        "patches": share(right, shown),
+        "background": share(right, ~shown),
+        "frames": share(voted == name, there),
     }
 
 
@@ -78,4 +83,7 @@ def settle(tower: Params, head: dict, features: np.ndarray) -> tuple[Params, dic
         writer["kernel"] *= factor
         writer["bias"] *= factor
     tower["layers"]["mlp_out"]["bias"][-1] -= (factor * mean).astype(np.float32)
-    return tower, {"kernel": head["kernel"] / np.float32(factor), "bias": head["bias"] + mean.astype(np.float32) @ head["kernel"]}
+    return tower, {
+        "kernel": head["kernel"] / np.float32(factor),
+        "bias": head["bias"] + mean.astype(np.float32) @ head["kernel"],
+    }

@@ -47,7 +47,10 @@ def tokenizer() -> Tokenizer:
     """Lower case; pieces are numbers, "s:", words and punctuation; white space is dropped, and so is what a
     timestamp has around its number."""
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token="<unk>"))
-    drop = lambda pattern: normalizers.Replace(Regex(pattern), "")
+
+    def drop(pattern):
+        return normalizers.Replace(Regex(pattern), "")
+
     made.normalizer = normalizers.Sequence(
         [normalizers.Lowercase(), drop(r"\btime (?=\d+(\.\d+)?s:)"), drop(r"(?<=\d)\.0s:")]
     )

@@ -13,13 +13,24 @@ from vxl2_jax import bases, mixed, select
 from vxl2_jax.layout import Rule
 
 _RUN_KINDS = (
-    "mixed_len", "mixed_kv", "mixed_kv_last_layer", "num_blocks", "dense_blocks", "suffix_logits",
-    "greedy_tokens", "greedy_logits", "greedy_margin",
+    "mixed_len",
+    "mixed_kv",
+    "mixed_kv_last_layer",
+    "num_blocks",
+    "dense_blocks",
+    "suffix_logits",
+    "greedy_tokens",
+    "greedy_logits",
+    "greedy_margin",
 )
 KINDS = {
-    "configurations": r".+_config", "mixed caches": r".+_mixed_kv(_last_layer)?", "suffix logits": r".+_suffix_logits",
-    "unrotated pre-fill caches": r".+_prefill_kv(_last_layer)?", "greedy tokens": r".+_greedy_tokens",
-    "dense pre-fill for a selection of None": r".+_none_logits", "dense chunk lists": r".+_dense_blocks",
+    "configurations": r".+_config",
+    "mixed caches": r".+_mixed_kv(_last_layer)?",
+    "suffix logits": r".+_suffix_logits",
+    "unrotated pre-fill caches": r".+_prefill_kv(_last_layer)?",
+    "greedy tokens": r".+_greedy_tokens",
+    "dense pre-fill for a selection of None": r".+_none_logits",
+    "dense chunk lists": r".+_dense_blocks",
 }
 
 
@@ -41,7 +52,9 @@ def prefill_rules(bilevel: Archive, cases: dict[str, Case]) -> dict[str, Rule]:
 def check(report: Report, bilevel: Archive, cases: dict[str, Case], runner: Runner) -> None:
     """Every quantity of bilevel.npz."""
     report.expect_kinds(bilevel.name, bilevel, KINDS)
-    caches = {(found[1], found[2], found[3]) for found in bilevel.matching(r"(.+)_b(\d+)_p(\d+)_prefill_kv(?:_last_layer)?")}
+    caches = {
+        (found[1], found[2], found[3]) for found in bilevel.matching(r"(.+)_b(\d+)_p(\d+)_prefill_kv(?:_last_layer)?")
+    }
     for name, block_size, prev_blocks in sorted(caches):
         if name in cases:
             check_prefill_cache(report, bilevel, cases[name], Rule(int(block_size), int(prev_blocks)), runner)
@@ -68,7 +81,9 @@ def check_run(report: Report, bilevel: Archive, name: str, case: Case, runner: R
     kinds = {kind: bilevel[f"{name}_{kind}"] for kind in _RUN_KINDS if f"{name}_{kind}" in bilevel}
     config = bilevel[f"{name}_config"]
     if len(config) != 5:
-        raise GoldenError(f"{bilevel.name}: {name}_config must hold block size, previous blocks, top-k, chunk size, compression")
+        raise GoldenError(
+            f"{bilevel.name}: {name}_config must hold block size, previous blocks, top-k, chunk size, compression"
+        )
     # Units are listed; the top-k that made the list is not needed.
     block_size, prev_blocks, _, chunk_size, compression = (int(n) for n in config)
     units = bilevel[f"{name}_selected_unit_indices"].tolist()
@@ -89,5 +104,7 @@ def check_run(report: Report, bilevel: Archive, name: str, case: Case, runner: R
     steps = max((len(kinds[kind]) for kind in kinds if kind.startswith("greedy")), default=1)
     answer = jax.block_until_ready(runner.ask(case, base, steps))
     if "suffix_logits" in kinds:
-        report.check(f"bilevel {name}_suffix_logits", answer.question_logits, kinds["suffix_logits"], LOGITS, len(case.ids))
+        report.check(
+            f"bilevel {name}_suffix_logits", answer.question_logits, kinds["suffix_logits"], LOGITS, len(case.ids)
+        )
     check_greedy(report, f"bilevel {name}", kinds, answer, case)

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pallas_kernels.attention import REFERENCE, Kernel
 from parity.golden import Archive, GoldenError, layout_of
 from parity.vision import encode_frames, pad_video, rebuild
-from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax import bases, decode, memory, prefill
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import Layout, Rule
@@ -115,9 +115,15 @@ class Runner:
         streams, _ = self.watch(case, rule)
         theta = self.config.language.rope_theta
         return VideoMemory(
-            dense=streams, sparse=memory.sparse_level(streams, case.layout, compression, theta), layout=case.layout,
-            rule=rule, compression=compression, seconds=tuple(map(float, range(case.layout.groups))),
-            end_s=float(case.layout.groups), frames=case.frames, rope_theta=theta,
+            dense=streams,
+            sparse=memory.sparse_level(streams, case.layout, compression, theta),
+            layout=case.layout,
+            rule=rule,
+            compression=compression,
+            seconds=tuple(map(float, range(case.layout.groups))),
+            end_s=float(case.layout.groups),
+            frames=case.frames,
+            rope_theta=theta,
         )
 
     def base(self, case: Case, rule: Rule) -> decode.Base:
@@ -126,10 +132,21 @@ class Runner:
 
     def ask(self, case: Case, base: decode.Base, steps: int) -> decode.Generated:
         """Run the case's question over a base and decode greedily, keeping all logits; without the batch's axis."""
-        return jax.tree.map(lambda of_batch: of_batch[0], decode.generate(
-            self.params, self.config, base, case.question[None], np.full(1, len(case.question), np.int32),
-            decode.Sampling(), jax.random.key(0), max_new=max(steps, 1), keep_logits=True, kernel=self.kernel,
-        ))
+        return jax.tree.map(
+            lambda of_batch: of_batch[0],
+            decode.generate(
+                self.params,
+                self.config,
+                base,
+                case.question[None],
+                np.full(1, len(case.question), np.int32),
+                decode.Sampling(),
+                jax.random.key(0),
+                max_new=max(steps, 1),
+                keep_logits=True,
+                kernel=self.kernel,
+            ),
+        )
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Residual stream [N, E] → logits [N, vocabulary]."""
@@ -147,8 +164,12 @@ class Runner:
         caches = []
         for part in "kv":
             whole = rows.copy()
-            whole[:, :, case.layout.visual_positions()] = getattr(streams.visual, part)[:, :, : case.layout.visual_length]
-            whole[:, :, case.layout.global_positions()] = getattr(streams.global_, part)[:, :, : case.layout.global_length]
+            whole[:, :, case.layout.visual_positions()] = getattr(streams.visual, part)[
+                :, :, : case.layout.visual_length
+            ]
+            whole[:, :, case.layout.global_positions()] = getattr(streams.global_, part)[
+                :, :, : case.layout.global_length
+            ]
             whole[:, :, case.layout.length :] = getattr(tail, part)[:, :, :count]
             caches.append(whole)
         if not rotated:

@@ -18,13 +18,19 @@ DENSE = Rule(prev_blocks=None)
 _RUN_KINDS = r"logits|kv|kv_last_layer|greedy_tokens|greedy_logits|greedy_margin"
 
 DENSE_KINDS = {
-    "cases": r".+_ids", "logits": r".+(?<!greedy)_logits", "caches": r".+_kv(_last_layer)?",
-    "greedy tokens": r".+_greedy_tokens", "cases from pixels": r".+_lowres_u8",
+    "cases": r".+_ids",
+    "logits": r".+(?<!greedy)_logits",
+    "caches": r".+_kv(_last_layer)?",
+    "greedy tokens": r".+_greedy_tokens",
+    "cases from pixels": r".+_lowres_u8",
 }
 CHUNKED_KINDS = {
-    "masks of cases": r".+_mask_b\d+_p\d+", "pair counts": r".+_ratio_b\d+_p\d+",
-    "masks of other frame counts": r".+_b\d+_p\d+_mask", "logits": r".+_b\d+_p\d+_logits",
-    "caches": r".+_b\d+_p\d+_kv(_last_layer)?", "greedy tokens": r".+_greedy_tokens",
+    "masks of cases": r".+_mask_b\d+_p\d+",
+    "pair counts": r".+_ratio_b\d+_p\d+",
+    "masks of other frame counts": r".+_b\d+_p\d+_mask",
+    "logits": r".+_b\d+_p\d+_logits",
+    "caches": r".+_b\d+_p\d+_kv(_last_layer)?",
+    "greedy tokens": r".+_greedy_tokens",
 }
 
 
@@ -47,9 +53,15 @@ def check_geometry(report: Report, dense: Archive, case: Case, runner: Runner, s
         if (key := f"{case.name}_time_token_{end}_indices") in dense:
             report.exact(f"dense {key}", got, dense[key])
     stamps = case.ids[np.stack([ends["start"], ends["end"] - 1])]
-    report.exact(f"{name}_timestamps (first, last token)", stamps, np.repeat([[special["time_word"]], [special["colon"]]], layout.groups, 1))
+    report.exact(
+        f"{name}_timestamps (first, last token)",
+        stamps,
+        np.repeat([[special["time_word"]], [special["colon"]]], layout.groups, 1),
+    )
     if not case.pixels:
-        report.exact(f"{name}_geom", [case.frames, layout.visual, layout.prefix, layout.length], dense[f"{case.name}_geom"])
+        report.exact(
+            f"{name}_geom", [case.frames, layout.visual, layout.prefix, layout.length], dense[f"{case.name}_geom"]
+        )
     if f"{case.name}_inputs_embeds" not in dense:
         return
     got = np.array(qwen2.embed(runner.params["language"], np.clip(case.ids, 0, None)))
@@ -77,7 +89,9 @@ def check_run(
     check_greedy(report, name, kinds, answer, case)
 
 
-def check_cache(report: Report, name: str, kinds: dict[str, np.ndarray], cache: np.ndarray, case: Case, kind: str = "kv") -> None:
+def check_cache(
+    report: Report, name: str, kinds: dict[str, np.ndarray], cache: np.ndarray, case: Case, kind: str = "kv"
+) -> None:
     """A cache of all layers, or of the last layer only."""
     for suffix, got in ((kind, cache), (f"{kind}_last_layer", cache[-1])):
         if suffix in kinds:
@@ -120,11 +134,15 @@ def check_chunked(
         if case is not None:
             check_mask(report, chunked, found, case.layout, rule, len(case.question))
     check_other_layouts(report, chunked, runner.config)
-    runs = {(found[1], int(found[2]), int(found[3])) for found in chunked.matching(rf"(.+)_b(\d+)_p(\d+)_(?:{_RUN_KINDS})")}
+    runs = {
+        (found[1], int(found[2]), int(found[3])) for found in chunked.matching(rf"(.+)_b(\d+)_p(\d+)_(?:{_RUN_KINDS})")
+    }
     for name, block_size, prev_blocks in sorted(runs):
         if name in cases:
             prefix = f"{name}_b{block_size}_p{prev_blocks}"
-            check_run(report, chunked, dense, f"chunked {prefix}", prefix, cases[name], Rule(block_size, prev_blocks), runner)
+            check_run(
+                report, chunked, dense, f"chunked {prefix}", prefix, cases[name], Rule(block_size, prev_blocks), runner
+            )
     for name, case in cases.items():
         if any(f"{name}_{kind}" in chunked for kind in _RUN_KINDS.split("|")):
             check_run(report, chunked, dense, f"chunked {name}", name, case, unnamed.get(name, Rule(1, 1)), runner)
@@ -150,7 +168,11 @@ def check_other_layouts(report: Report, chunked: Archive, config: ModelConfig) -
         pairs, _ = attention_pairs(layout, rule, question)
         report.exact(f"chunked {found[0]}", [layout.prefix, question, layout.length + question, pairs], meta)
         if f"{name}_mask" in chunked:
-            report.exact(f"chunked {name}_mask", np.packbits(natural_mask(layout, rule, question), axis=1), chunked[f"{name}_mask"])
+            report.exact(
+                f"chunked {name}_mask",
+                np.packbits(natural_mask(layout, rule, question), axis=1),
+                chunked[f"{name}_mask"],
+            )
         if named := re.fullmatch(r"frames(\d+)_pg(\d+)", found[2]):
             groups = -(-int(named[1]) // config.frames_per_group)
             report.exact(f"chunked {name} (groups, V)", [layout.groups, layout.visual], [groups, int(named[2])])

@@ -29,13 +29,20 @@ def check_flops(report: Report, table: dict, frames_per_group: int) -> None:
         name = f"flops {row['frames']} frames b{row['block_size']} p{row['prev_blocks']} {row['seconds_per_frame']}s"
         groups = -(-row["frames"] // frames_per_group)
         texts = [prompt.timestamp_text(frames_per_group * g * row["seconds_per_frame"]) for g in range(groups)]
-        layout = Layout(row["prefix_tokens"], tuple(len(stamp_ids(t, 0)) for t in texts), table["visual_tokens_per_group"])
+        layout = Layout(
+            row["prefix_tokens"], tuple(len(stamp_ids(t, 0)) for t in texts), table["visual_tokens_per_group"]
+        )
         kept, causal = attention_pairs(layout, Rule(row["block_size"], row["prev_blocks"]), row["suffix_tokens"])
         derived = {
-            "groups": layout.groups, "num_blocks": layout.chunks(row["block_size"]),
-            "timestamp_tokens": sum(layout.stamps), "visual_token_end_pos": layout.length,
-            "total_len": layout.length + row["suffix_tokens"], "num_allowed": kept, "upper_triangle": causal,
-            "ratio": kept / causal, "reduction_percent": round(100 * (1 - kept / causal), 6),
+            "groups": layout.groups,
+            "num_blocks": layout.chunks(row["block_size"]),
+            "timestamp_tokens": sum(layout.stamps),
+            "visual_token_end_pos": layout.length,
+            "total_len": layout.length + row["suffix_tokens"],
+            "num_allowed": kept,
+            "upper_triangle": causal,
+            "ratio": kept / causal,
+            "reduction_percent": round(100 * (1 - kept / causal), 6),
         }
         given = {"frames", "block_size", "prev_blocks", "seconds_per_frame", "prefix_tokens", "suffix_tokens"}
         compare_row(report, name, row, derived, given)
@@ -49,7 +56,9 @@ def check_texts(report: Report, table: dict, special: dict, tokenizer: Path | No
         for row in table.get(kind, ()):
             check_sampling(report, kind, row)
     for number, row in enumerate(table.get("time_in_prompt", ())):
-        compare_row(report, f"text clock times {number}", row, {"output": prompt.rewrite_clock_times(row["input"])}, {"input"})
+        compare_row(
+            report, f"text clock times {number}", row, {"output": prompt.rewrite_clock_times(row["input"])}, {"input"}
+        )
     for number, row in enumerate(table.get("prompts", ())):
         prefix, suffix = prompt.prefix_text(), prompt.suffix_text(row["question"])
         derived, given = {"prompt": f"{prefix}<image>{suffix}"}, {"question"}
@@ -81,8 +90,12 @@ def check_sampling(report: Report, kind: str, row: dict) -> None:
     given = {"total_frames", "native_fps", "max_frames_num", "fps", "max_fps"}
     name = f"sampling {kind} {row['total_frames']} at {row['native_fps']}, max {row['max_frames_num']}"
     index = sample_indices(
-        row["total_frames"], row["native_fps"], fps=row["fps"], max_frames=row["max_frames_num"],
-        max_fps=row["max_fps"], multiple_of_4=kind == "truncating",
+        row["total_frames"],
+        row["native_fps"],
+        fps=row["fps"],
+        max_frames=row["max_frames_num"],
+        max_fps=row["max_fps"],
+        multiple_of_4=kind == "truncating",
     )
     if "error" in row:
         sensible = 1 <= len(index) <= row["max_frames_num"] and index[0] == 0 and index[-1] < row["total_frames"]
@@ -92,10 +105,13 @@ def check_sampling(report: Report, kind: str, row: dict) -> None:
     seconds = frame_seconds(index, row["native_fps"])
     heads = {key: len(row[key]) for key in ("frame_idx_head", "frame_idx_tail", "group_timestamps") if row.get(key)}
     derived = {
-        "num": len(index), "frame_idx": row.get("frame_idx") and index.tolist(), "frame_idx_sum": int(index.sum()),
+        "num": len(index),
+        "frame_idx": row.get("frame_idx") and index.tolist(),
+        "frame_idx_sum": int(index.sum()),
         "frame_idx_head": index[: heads.get("frame_idx_head", 0)].tolist(),
         "frame_idx_tail": index[len(index) - heads.get("frame_idx_tail", 0) :].tolist(),
-        "num_groups": -(-len(index) // 4), "last_timestamp": str(seconds[-1]),
+        "num_groups": -(-len(index) // 4),
+        "last_timestamp": str(seconds[-1]),
         "group_timestamps": [prompt.timestamp_text(s) for s in seconds[::4]][: heads.get("group_timestamps", 0)],
     }
     compare_row(report, name, row, derived, given)

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 from einops import rearrange, repeat
 
+from pallas_kernels.attention import REFERENCE, Kernel
 from parity.golden import Archive, GoldenError
 from parity.report import FEATURES, Report
-from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import dts, siglip, video_xl_2
 from vxl2_jax.video.preprocess import resize_frame
@@ -22,9 +22,14 @@ group_maps = jax.jit(video_xl_2.group_maps, static_argnames="config")
 encode_frames = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once", "kernel"))
 
 KINDS = {
-    "vision-tower features": r".+_siglip", "resized features": r".+_interp", "DTS outputs": r".+_dts",
-    "projector outputs": r".+_proj", "pooled tokens": r".+_pooled", "image tiles": r".+_tokens",
-    "DTS stages": r".+_stage\d+", "preprocessed pixels": r".+_raw_u8",
+    "vision-tower features": r".+_siglip",
+    "resized features": r".+_interp",
+    "DTS outputs": r".+_dts",
+    "projector outputs": r".+_proj",
+    "pooled tokens": r".+_pooled",
+    "image tiles": r".+_tokens",
+    "DTS stages": r".+_stage\d+",
+    "preprocessed pixels": r".+_raw_u8",
 }
 
 
@@ -80,7 +85,7 @@ def check_frames(
     image = any(f"{case}_{kind}" in vision for kind in ("dts_in_corner", "as_video_pooled"))
     grouped = np.repeat(frames, size, axis=0) if image else pad_video(frames, size)
     features = frame_features(params, config, grouped, kernel)
-    stored = vision[f"{case}_siglip_frames"] if f"{case}_siglip_frames" in vision else None
+    stored = vision.get(f"{case}_siglip_frames", None)
     # Without a list of frames every frame was stored, once each.
     rows = stored if stored is not None else np.arange(len(frames)) * (size if image else 1)
     maps = dts.resize(features, config.vision.grid, config.resized_grid)
@@ -115,7 +120,10 @@ def check_stages(report: Report, vision: Archive, config: ModelConfig, params: A
     ours = rearrange(vision[f"{case}_in"], "b c t y x -> b t y x c")
     module = dts.DTS(config.norm_groups, config.max_relative)
     out = module.apply({"params": params["dts"]}, ours, stages)
-    as_stored = lambda a: rearrange(np.asarray(a), "b t y x c -> b c t y x")
+
+    def as_stored(a):
+        return rearrange(np.asarray(a), "b t y x c -> b c t y x")
+
     names = ["after_temporal_encoding", *(f"stage{i}" for i in range(len(stages) - 1))]
     for name, stage in zip(names, stages, strict=True):
         if (key := f"{case}_{name}") in vision:

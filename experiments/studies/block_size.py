@@ -34,7 +34,8 @@ def draw(path: Path, report: dict) -> None:
         return {
             f"block {block}": [
                 (mark["pairs_percent"], tally.point(value(mark)), f"{block}×{before + 1}")
-                for before in befores for mark in [marks[_name(block, before)]]
+                for before in befores
+                for mark in [marks[_name(block, before)]]
             ]
             for block, befores in PREVIOUS.items()
         }
@@ -65,9 +66,11 @@ def _accuracy(by: Mapping[str, Mapping], kinds: Sequence[str]) -> float:
 
 
 STUDY = Study(
-    name="block_size", title="Block size and blocks seen in pre-filling (clips of 192 s)",
-    settings={"dense": DENSE} | {
-        _name(block, before): Setting(Rule(block, before)) for block, befores in PREVIOUS.items() for before in befores
-    },
-    contents={"as trained": contents.as_trained()}, clips=8, draw=draw,
+    name="block_size",
+    title="Block size and blocks seen in pre-filling (clips of 192 s)",
+    settings={"dense": DENSE}
+    | {_name(block, before): Setting(Rule(block, before)) for block, befores in PREVIOUS.items() for before in befores},
+    contents={"as trained": contents.as_trained()},
+    clips=8,
+    draw=draw,
 )

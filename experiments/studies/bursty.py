@@ -10,12 +10,16 @@ from studies import contents, halves
 from studies.study import CHUNKED, DENSE, Setting, Study
 
 STUDY = Study(
-    name="bursty", title="Twelve pictures in 192 s: evenly spread, in three bursts, in one",
+    name="bursty",
+    title="Twelve pictures in 192 s: evenly spread, in three bursts, in one",
     settings={
-        "dense": DENSE, "chunked": CHUNKED, "both, 35 %": Setting(share=35),
+        "dense": DENSE,
+        "chunked": CHUNKED,
+        "both, 35 %": Setting(share=35),
         "both, 35 %, uniform": Setting(share=35, relevance="uniform"),
         "both, 35 %, by lot": Setting(share=35, relevance="lot"),
     },
     contents={"evenly": contents.bursts(12), "three bursts": contents.bursts(3), "one burst": contents.bursts(1)},
-    clips=8, draw=halves.draw,
+    clips=8,
+    draw=halves.draw,
 )

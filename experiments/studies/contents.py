@@ -85,7 +85,10 @@ def returning(rng: np.random.Generator, footage: str) -> tuple[clips.Clip, list[
         asked.append(Asked("what, one place", _about(rng, clip, "what", singles[i])))
     first = sorted((found[0] for found in events.values()), key=lambda event: event.start_s)
     pairs = list(itertools.combinations(first, 2))
-    apart = lambda pair: pair[1].start_s - pair[0].start_s
+
+    def apart(pair):
+        return pair[1].start_s - pair[0].start_s
+
     for label, some in (
         ("first, neighbours", [pair for pair in pairs if apart(pair) < 1.5 * SLOT_S]),
         ("first, far apart", [pair for pair in pairs if apart(pair) > SECONDS / 2]),
@@ -96,7 +99,10 @@ def returning(rng: np.random.Generator, footage: str) -> tuple[clips.Clip, list[
 
 
 RETURNS = (
-    "count, three spread evenly", "count, three close together", "count, two far apart", "count, two close together"
+    "count, three spread evenly",
+    "count, three close together",
+    "count, two far apart",
+    "count, two close together",
 )
 LABELS = ("what, one place", "first, neighbours", "first, far apart", "count, once", *reversed(RETURNS))
 
@@ -109,7 +115,9 @@ def _slots(rng: np.random.Generator) -> list[int]:
     while True:
         spread, close, far, near = (int(rng.integers(*bounds)) for bounds in ((1, 5), (1, 11), (1, 5), (1, 13)))
         taken = {
-            0: (spread, spread + 5, spread + 10), 1: (close, close + 2, close + 4), 2: (far, far + 10),
+            0: (spread, spread + 5, spread + 10),
+            1: (close, close + 2, close + 4),
+            2: (far, far + 10),
             3: (near, near + 2),
         }
         flat = [slot for some in taken.values() for slot in some]

@@ -39,8 +39,14 @@ def measure(model: Model, frames: Sequence[int], rounds: int, progress: Callable
         found[str(count)] = _length(model, count, rounds)
     progress(len(frames), len(frames))
     return {
-        "study": NAME, "title": TITLE, "rule": asdict(CHUNKED.rule), "share_percent": SHARE, "compression": COMPRESSION,
-        "rounds": rounds, "questions": len(QUESTIONS), "frames": found,
+        "study": NAME,
+        "title": TITLE,
+        "rule": asdict(CHUNKED.rule),
+        "share_percent": SHARE,
+        "compression": COMPRESSION,
+        "rounds": rounds,
+        "questions": len(QUESTIONS),
+        "frames": found,
     }
 
 
@@ -70,12 +76,19 @@ def _length(model: Model, count: int, rounds: int) -> dict[str, Any]:
         timed |= {f"{stage}, {name}": [one[stage] for one in found[1:]] for stage in ("relevance", "load", "decode")}
     plans = {
         name: planning.plan(
-            model.config, watched.layout, rule, question_tokens=0, itemsize=model.dtype.itemsize, sizes=model.sizes,
+            model.config,
+            watched.layout,
+            rule,
+            question_tokens=0,
+            itemsize=model.dtype.itemsize,
+            sizes=model.sizes,
             kernel=model.kernel,
-        ) for name, rule in rules.items()
+        )
+        for name, rule in rules.items()
     }
     return {
-        "tokens": watched.layout.length, "flops": {name: plan.flops for name, plan in plans.items()},
+        "tokens": watched.layout.length,
+        "flops": {name: plan.flops for name, plan in plans.items()},
         "seconds": {name: [round(value, 4) for value in values] for name, values in timed.items()},
         "saved_percent": _saved(plans, timed, asked["bilevel"][-1]["loaded"] / watched.layout.length),
     }
@@ -116,7 +129,11 @@ def _saved(
 
 
 WATCHING = (
-    "attention FLOPs", "pre-fill FLOPs", "pre-fill seconds", "vision and pre-fill FLOPs", "vision and pre-fill seconds"
+    "attention FLOPs",
+    "pre-fill FLOPs",
+    "pre-fill seconds",
+    "vision and pre-fill FLOPs",
+    "vision and pre-fill seconds",
 )
 COUNTED = ("attention FLOPs", "pre-fill FLOPs", "vision and pre-fill FLOPs", "key/value bytes")
 ASKING = ("key/value bytes", "seconds of question and answer", "the same with choosing and loading")

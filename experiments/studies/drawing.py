@@ -11,9 +11,15 @@ from vxl2_jax import plot
 COLOURS = ("#333333", "#1f77b4", "#d95f02", "#e6ab02", "#7570b3", "#2a9d5c", "#c44e52", "#8c6d46")
 MARKERS = "osD^vP*X"
 LOOKS = {
-    "dense": ("#333333", "o"), "chunked": ("#1f77b4", "s"), "bi-level, 62 %": ("#f2a766", "D"),
-    "bi-level, 35 %": ("#d95f02", "D"), "both, 62 %": ("#93cba6", "^"), "both, 48 %": ("#5fb480", "^"),
-    "both, 35 %": ("#1b7f46", "^"), "both, 35 %, uniform": ("#e6ab02", "v"), "both, 35 %, by lot": ("#c44e52", "v"),
+    "dense": ("#333333", "o"),
+    "chunked": ("#1f77b4", "s"),
+    "bi-level, 62 %": ("#f2a766", "D"),
+    "bi-level, 35 %": ("#d95f02", "D"),
+    "both, 62 %": ("#93cba6", "^"),
+    "both, 48 %": ("#5fb480", "^"),
+    "both, 35 %": ("#1b7f46", "^"),
+    "both, 35 %, uniform": ("#e6ab02", "v"),
+    "both, 35 %, by lot": ("#c44e52", "v"),
     "both, 35 %, by evidence": ("#7570b3", "*"),
 }
 """Colour and marker of a setting, the same in all pictures."""
@@ -22,7 +28,10 @@ Point = tuple[float, Sequence[float]]
 
 
 def dots(
-    path: Path, title: str, rows: Mapping[str, Mapping[str, Point]], changes: Mapping[str, Mapping[str, Point]],
+    path: Path,
+    title: str,
+    rows: Mapping[str, Mapping[str, Point]],
+    changes: Mapping[str, Mapping[str, Point]],
     base: str,
 ) -> None:
     """Accuracy of every setting, row by row, and beside it its change against the setting `base`.

@@ -19,13 +19,19 @@ def draw(path: Path, report: dict) -> None:
 
 
 STUDY = Study(
-    name="halves", title="Chunked pre-filling alone, bi-level loading alone, both",
+    name="halves",
+    title="Chunked pre-filling alone, bi-level loading alone, both",
     settings={
-        "dense": DENSE, "chunked": CHUNKED,
-        "bi-level, 62 %": Setting(Rule(4, None), share=62), "bi-level, 35 %": Setting(Rule(4, None), share=35),
-        "both, 62 %": Setting(share=62), "both, 35 %": Setting(share=35),
+        "dense": DENSE,
+        "chunked": CHUNKED,
+        "bi-level, 62 %": Setting(Rule(4, None), share=62),
+        "bi-level, 35 %": Setting(Rule(4, None), share=35),
+        "both, 62 %": Setting(share=62),
+        "both, 35 %": Setting(share=35),
         "both, 35 %, by lot": Setting(share=35, relevance="lot"),
         "both, 35 %, by evidence": Setting(share=35, relevance="evidence"),
     },
-    contents={f"{seconds} s": contents.as_trained(seconds) for seconds in (96, 192, 384)}, clips=6, draw=draw,
+    contents={f"{seconds} s": contents.as_trained(seconds) for seconds in (96, 192, 384)},
+    clips=6,
+    draw=draw,
 )

@@ -48,8 +48,16 @@ def remember(
         sparse = sparse_level(streams, layout, compression, config.language.rope_theta)
     jax.block_until_ready((streams, sparse))
     return VideoMemory(
-        streams, sparse, layout, rule, compression=compression, seconds=starts, frames=len(seconds),
-        end_s=float(seconds[-1] + 1), last_s=float(seconds[-1]), rope_theta=config.language.rope_theta,
+        streams,
+        sparse,
+        layout,
+        rule,
+        compression=compression,
+        seconds=starts,
+        frames=len(seconds),
+        end_s=float(seconds[-1] + 1),
+        last_s=float(seconds[-1]),
+        rope_theta=config.language.rope_theta,
         model=model.fingerprint,
     )
 

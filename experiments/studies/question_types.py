@@ -23,6 +23,9 @@ def draw(path: Path, report: dict) -> None:
 
 
 STUDY = replace(
-    halves.STUDY, name="question_types", title="What the savings cost by type of question (clips of 96, 192 and 384 s)",
-    draw=draw, rows="halves",
+    halves.STUDY,
+    name="question_types",
+    title="What the savings cost by type of question (clips of 96, 192 and 384 s)",
+    draw=draw,
+    rows="halves",
 )

@@ -30,13 +30,22 @@ def identity(study: Study, model: Model, seed: int, footage: str) -> dict[str, A
     """What rows of one file have in common; the first line of the file."""
     settings = {name: dataclasses.asdict(setting) for name, setting in study.settings.items()}
     return {
-        "study": study.rows_name, "model": model.fingerprint, "seed": seed, "footage": footage,
-        "settings": settings, "contents": list(study.contents),
+        "study": study.rows_name,
+        "model": model.fingerprint,
+        "seed": seed,
+        "footage": footage,
+        "settings": settings,
+        "contents": list(study.contents),
     }
 
 
 def run(
-    study: Study, model: Model, path: Path, clips: int, seed: int, footage: str,
+    study: Study,
+    model: Model,
+    path: Path,
+    clips: int,
+    seed: int,
+    footage: str,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """The rows of `clips` clips of each kind, the missing ones made and appended to the file.
@@ -102,7 +111,10 @@ def _row(study: Study, model: Model, content: str, stream: tuple[int, int], foot
             "held": [held(question, answer, setting.chunk_size) for question, answer in pairs],
             "said": [answer.text for answer in answers],
             "chosen": sum(chunk.dense for chunk in answers[0].chunks[1:-1]),
-            "loaded": answers[0].cache_tokens, "dense": answers[0].cache_tokens_dense, "pairs": kept, "causal": causal,
+            "loaded": answers[0].cache_tokens,
+            "dense": answers[0].cache_tokens_dense,
+            "pairs": kept,
+            "causal": causal,
         }
     said = [[one.label, one.question.question, one.question.answer] for one in asked]
     return {"seconds": clip.seconds, "asked": said, "settings": found}

@@ -11,11 +11,14 @@ from studies import contents, halves
 from studies.study import CHUNKED, DENSE, Setting, Study
 
 STUDY = Study(
-    name="scene_changes", title="Scenes of 16, 8 and 4 s that change on borders of groups, or 2 s past them (192 s)",
+    name="scene_changes",
+    title="Scenes of 16, 8 and 4 s that change on borders of groups, or 2 s past them (192 s)",
     settings={"dense": DENSE, "chunked": CHUNKED, "both, 35 %": Setting(share=35)},
     contents={
         f"{stay} s, {'off' if offset else 'on'} borders": contents.scenes(stay, offset)
-        for stay in (16, 8, 4) for offset in (0.0, 2.0)
+        for stay in (16, 8, 4)
+        for offset in (0.0, 2.0)
     },
-    clips=7, draw=halves.draw,
+    clips=7,
+    draw=halves.draw,
 )

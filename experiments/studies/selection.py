@@ -30,7 +30,10 @@ def _by_pooling(compression: int, share: int) -> str:
 def draw(path: Path, report: dict) -> None:
     """Accuracy over bytes, by chunk size and by lot; and over compression at the same bytes."""
     marks = report["marks"]["as trained"]
-    bytes_of = lambda name: (marks[name]["cache_percent"], tally.point(marks[name]), f"k {marks[name]['chosen']}")
+
+    def bytes_of(name):
+        return (marks[name]["cache_percent"], tally.point(marks[name]), f"k {marks[name]['chosen']}")
+
     lines = {
         f"chunks of {size}, by attention": [bytes_of(_by_chunk(size, share)) for share in SHARES]
         for size in CHUNK_SIZES
@@ -44,7 +47,8 @@ def draw(path: Path, report: dict) -> None:
     pooled = {
         f"{share} % of the bytes": [
             (compression, tally.point(mark), f"k {mark['chosen']}")
-            for compression in compressions for mark in [marks[_by_pooling(compression, share)]]
+            for compression in compressions
+            for mark in [marks[_by_pooling(compression, share)]]
         ]
         for share, compressions in POOLED.items()
     }
@@ -55,15 +59,20 @@ def draw(path: Path, report: dict) -> None:
 
 
 STUDY = Study(
-    name="selection", title="How much is loaded, in chunks of what size, and how much is pooled (clips of 192 s)",
+    name="selection",
+    title="How much is loaded, in chunks of what size, and how much is pooled (clips of 192 s)",
     settings={
-        "whole cache": CHUNKED, "none chosen": Setting(share=0),
+        "whole cache": CHUNKED,
+        "none chosen": Setting(share=0),
         **{_by_chunk(size, share): Setting(share=share, chunk_size=size) for share in SHARES for size in CHUNK_SIZES},
         **{f"by lot, {share} %": Setting(share=share, relevance="lot") for share in SHARES},
         **{
             _by_pooling(compression, share): Setting(share=share, compression=compression)
-            for share, compressions in POOLED.items() for compression in compressions
+            for share, compressions in POOLED.items()
+            for compression in compressions
         },
     },
-    contents={"as trained": contents.as_trained()}, clips=8, draw=draw,
+    contents={"as trained": contents.as_trained()},
+    clips=8,
+    draw=draw,
 )

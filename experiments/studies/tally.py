@@ -27,23 +27,35 @@ def report(study: Study, rows: Sequence[Row], **made_with: Any) -> dict[str, Any
         kinds["all"] = list(rows)
     marks = {content: {name: _marks(study, found, name) for name in study.settings} for content, found in kinds.items()}
     return {
-        "study": study.name, "title": study.title, "compared_with": next(iter(study.settings)),
-        "clips": {content: len(found) for content, found in kinds.items()}, "marks": marks, "made_with": made_with,
+        "study": study.name,
+        "title": study.title,
+        "compared_with": next(iter(study.settings)),
+        "clips": {content: len(found) for content, found in kinds.items()},
+        "marks": marks,
+        "made_with": made_with,
     }
 
 
 def _marks(study: Study, rows: Sequence[Row], name: str) -> dict[str, Any]:
     base = next(iter(study.settings))
     labels = list(dict.fromkeys(label for row in rows for label, *_ in row["asked"]))
-    total = lambda field: sum(row["settings"][name][field] for row in rows)
-    compared = lambda label: None if name == base else change(rows, base, name, label)
+
+    def total(field):
+        return sum(row["settings"][name][field] for row in rows)
+
+    def compared(label):
+        return None if name == base else change(rows, base, name, label)
+
     return {
-        **rate(_right(rows, name)), "by": {label: rate(_right(rows, name, label)) for label in labels},
-        "change": compared(None), "change_by": {label: compared(label) for label in labels},
+        **rate(_right(rows, name)),
+        "by": {label: rate(_right(rows, name, label)) for label in labels},
+        "change": compared(None),
+        "change_by": {label: compared(label) for label in labels},
         "chosen": max(row["settings"][name]["chosen"] for row in rows),
         "cache_percent": round(100 * total("loaded") / total("dense"), 1),
         "pairs_percent": round(100 * total("pairs") / total("causal"), 1),
-        "held": _held(rows, name), "held_by": {label: _held(rows, name, label) for label in labels},
+        "held": _held(rows, name),
+        "held_by": {label: _held(rows, name, label) for label in labels},
     }
 
 
@@ -84,8 +96,12 @@ def change(rows: Sequence[Row], base: str, name: str, label: str | None = None) 
     lost, won = every.count(-1), every.count(1)
     low, high = clustered_difference(steps) or paired_difference(lost, won, len(every))
     return {
-        "points": round(100 * (won - lost) / len(every), 1), "interval": [round(low, 1), round(high, 1)],
-        "lost": lost, "won": won, "questions": len(every), "p": round(mcnemar(lost, won), 5),
+        "points": round(100 * (won - lost) / len(every), 1),
+        "interval": [round(low, 1), round(high, 1)],
+        "lost": lost,
+        "won": won,
+        "questions": len(every),
+        "p": round(mcnemar(lost, won), 5),
     }
 
 

@@ -17,7 +17,18 @@ from pallas_kernels.attention.trial import trial
 from pallas_kernels.attention.tried import choose_tried
 
 __all__ = [
-    "CPU_KEYS", "NAMES", "REFERENCE", "Choice", "Kernel", "Reads", "Stream", "attend", "attend_fully", "choose", "choose_tried",
+    "CPU_KEYS",
+    "NAMES",
+    "REFERENCE",
+    "Choice",
+    "Kernel",
+    "Reads",
+    "Stream",
+    "attend",
+    "attend_fully",
+    "choose",
+    "choose_tried",
     "key_mass",
-    "prepare", "trial",
+    "prepare",
+    "trial",
 ]

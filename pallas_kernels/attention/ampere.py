@@ -144,7 +144,9 @@ def _kernel(
         row_start, row_stop = row_starts[number, query, :], jnp.minimum(row_stops[number, query, :], end)
         return lax.fori_loop(0, pl.cdiv(end - begin, keys) - clear, edge_tile, carry)
 
-    zeros = lambda *shape: jnp.zeros(shape, jnp.float32)
+    def zeros(*shape):
+        return jnp.zeros(shape, jnp.float32)
+
     carry = jnp.full((rows,), _LOWEST, jnp.float32), zeros(rows), tuple(zeros(rows, size) for _, size in parts)
     for number, k, v in zip(numbers, caches[::2], caches[1::2], strict=True):
         carry = attend_stream(number, k, v, carry)

@@ -130,13 +130,17 @@ def _padded(width: int) -> int:
 
 def _widened(stream: Stream, layer: jax.Array, width: int) -> Stream:
     """One layer of a stream with heads padded to `width`: a copy, which only odd head widths (no real model) pay."""
-    one = lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=True)
+
+    def one(a):
+        return jax.lax.dynamic_index_in_dim(a, layer, keepdims=True)
+
     return Stream(*(jnp.pad(one(a), ((0, 0), (0, 0), (0, 0), (0, width - a.shape[-1]))) for a in stream))
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("starts", "stops", "work"), meta_fields=("kernel", "repeats", "tiles", "pieces"),
+    data_fields=("starts", "stops", "work"),
+    meta_fields=("kernel", "repeats", "tiles", "pieces"),
 )
 @dataclass(frozen=True)
 class Reads:
@@ -206,11 +210,20 @@ def attend(
         )
     packed = work.pack(q.astype(streams[0].k.dtype), heads // reads.repeats, reads.tiles.rows)
     out, lse = run_items(
-        reads.kernel, packed, streams, layer, reads.work, scale=scale, sizes=reads.tiles,
+        reads.kernel,
+        packed,
+        streams,
+        layer,
+        reads.work,
+        scale=scale,
+        sizes=reads.tiles,
         out_dtype=q.dtype if reads.pieces == 1 else jnp.float32,
     )
     if reads.pieces > 1:
-        by_piece = lambda a: a.reshape(a.shape[0], -1, reads.pieces, *a.shape[2:])
+
+        def by_piece(a):
+            return a.reshape(a.shape[0], -1, reads.pieces, *a.shape[2:])
+
         out, lse = work.merge(by_piece(out), by_piece(lse), axis=2)
     out, lse = (work.unpack(a, count, reads.repeats) for a in (out, lse))
     # Kernels do not mask for rows of padding, which see nothing at all.
@@ -242,8 +255,15 @@ def _check(q: jax.Array, streams: Sequence[Stream], reads: Reads) -> None:
 
 
 def run_items(
-    kernel: Kernel, q: jax.Array, streams: Sequence[Stream], layer: jax.Array | int, table: Work, *,
-    scale: float, sizes: Tiles, out_dtype: Any,
+    kernel: Kernel,
+    q: jax.Array,
+    streams: Sequence[Stream],
+    layer: jax.Array | int,
+    table: Work,
+    *,
+    scale: float,
+    sizes: Tiles,
+    out_dtype: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """`attend_tiles` of a kernel's backend (see `reference.attend_tiles`) for any head width.
 
@@ -267,9 +287,7 @@ def _jitted(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return jax.jit(BACKENDS[name].attend_tiles, static_argnames=("scale", "tiles", "out_dtype", "interpret"))
 
 
-def attend_fully(
-    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float | None = None
-) -> jax.Array:
+def attend_fully(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float | None = None) -> jax.Array:
     """Full attention within many short sequences, such as the patches of a batch of frames.
 
     Shapes: q, k, v [F, N, H, D] → [F, N, H, D]. Heads are padded to a width the kernel likes; frames and
@@ -283,16 +301,26 @@ def attend_fully(
     sizes = kernel.full
     wide = max(kernel.full_width, width)
     room = -(-count // 16) * 16
-    fill = lambda a, length: jnp.pad(
-        jnp.moveaxis(a, 2, 1).reshape(frames * heads, count, width), ((0, 0), (0, length - count), (0, wide - width))
-    )
+
+    def fill(a, length):
+        return jnp.pad(
+            jnp.moveaxis(a, 2, 1).reshape(frames * heads, count, width),
+            ((0, 0), (0, length - count), (0, wide - width)),
+        )
+
     stream = Stream(*(fill(a, room)[None] for a in (k, v)))
     tiles_of_rows = -(-count // sizes.rows)
     bounds = jnp.full((1, tiles_of_rows), count, jnp.int32)
     rows = jnp.full((1, tiles_of_rows, sizes.rows), count, jnp.int32)
     nothing = jnp.zeros_like
     table = Work(
-        jnp.arange(tiles_of_rows, dtype=jnp.int32), nothing(bounds), bounds, nothing(bounds), bounds, nothing(rows), rows
+        jnp.arange(tiles_of_rows, dtype=jnp.int32),
+        nothing(bounds),
+        bounds,
+        nothing(bounds),
+        bounds,
+        nothing(rows),
+        rows,
     )
     packed = fill(q, tiles_of_rows * sizes.rows).reshape(frames * heads, tiles_of_rows, sizes.rows, wide)
     out, _ = run_items(kernel, packed, (stream,), 0, table, scale=scale, sizes=sizes, out_dtype=q.dtype)

@@ -52,7 +52,9 @@ def _backward(saved: Any, towards: jax.Array) -> tuple[jax.Array, tuple[Stream, 
         a = jnp.pad(a, ((0, padding), *[(0, 0)] * (a.ndim - 1)), constant_values=fill)
         return rearrange(a, "(t n) (k r) ... -> t k (n r) ...", n=tile, k=kv_heads)
 
-    ranges = lambda a: repeat(jnp.pad(a, ((0, 0), (0, padding))), "s (t n) -> t s (n r)", n=tile, r=repeats)
+    def ranges(a):
+        return repeat(jnp.pad(a, ((0, 0), (0, padding))), "s (t n) -> t s (n r)", n=tile, r=repeats)
+
     blind = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # rows that see nothing weigh nothing
     tiles = (rows(q), rows(towards), rows(blind, jnp.inf), rows(mean), ranges(reads.starts), ranges(reads.stops))
 
@@ -65,8 +67,10 @@ def _backward(saved: Any, towards: jax.Array) -> tuple[jax.Array, tuple[Stream, 
     zeros = [tuple(jnp.zeros(a.shape[1:], jnp.float32) for a in stream) for stream in streams]
     sums, dq = jax.lax.scan(one_tile, zeros, tiles)
     dq = rearrange(dq, "t k (n r) d -> (t n) (k r) d", r=repeats)[:count].astype(q.dtype)
-    given = tuple(Stream(*(s[None].astype(a.dtype) for s, a in zip(pair, stream, strict=True)))
-                  for pair, stream in zip(sums, streams, strict=True))
+    given = tuple(
+        Stream(*(s[None].astype(a.dtype) for s, a in zip(pair, stream, strict=True)))
+        for pair, stream in zip(sums, streams, strict=True)
+    )
     nothing = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), reads)
     return dq, given, nothing
 
@@ -82,7 +86,9 @@ def _through_keys(
     if size == 0:
         return dq, sums
     first = jnp.min(jnp.where(high > low, low, capacity))
-    product = lambda spec, a, b: jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+
+    def product(spec, a, b):
+        return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
 
     def body(step: jax.Array, carry: tuple) -> tuple:
         dq, dk, dv = carry
@@ -91,12 +97,18 @@ def _through_keys(
         begin = jnp.minimum(wanted, capacity - size)
         index = begin + jnp.arange(size)
         seen = (index >= jnp.maximum(low, wanted)[:, None]) & (index < high[:, None])
-        cut = lambda a: jax.lax.dynamic_slice_in_dim(a, begin, size, axis=1)
+
+        def cut(a):
+            return jax.lax.dynamic_slice_in_dim(a, begin, size, axis=1)
+
         k, v = cut(stream.k[0]), cut(stream.v[0])
         weights = jnp.where(seen, jnp.exp(product("knd,ksd->kns", q, k) * scale - lse[..., None]), 0.0)
         owed = weights * (product("knd,ksd->kns", towards, v) - mean[..., None]) * scale
         narrow, owed = weights.astype(v.dtype), owed.astype(k.dtype)
-        add = lambda a, part: jax.lax.dynamic_update_slice_in_dim(a, cut(a) + part, begin, axis=1)
+
+        def add(a, part):
+            return jax.lax.dynamic_update_slice_in_dim(a, cut(a) + part, begin, axis=1)
+
         return (
             dq + product("kns,ksd->knd", owed, k),
             add(dk, product("kns,knd->ksd", owed, q)),

@@ -79,22 +79,31 @@ def attend_tiles(
     if len(held) < len(streams):  # the copy engine knows no empty arrays
         streams = [streams[number] for number in held]
         work = Work(work.query, *(table[jnp.asarray(held)] for table in work[1:]))
+
     # Short units share a program, which hides how each starts and ends; long ones the GPU places as it comes free.
-    short = lambda cache: -cache.shape[2] % _ALIGNED
-    whole = lambda cache: jnp.pad(cache, ((0, 0), (0, 0), (0, short(cache)), (0, 0))) if short(cache) else cache
+    def short(cache):
+        return -cache.shape[2] % _ALIGNED
+
+    def whole(cache):
+        return jnp.pad(cache, ((0, 0), (0, 0), (0, short(cache)), (0, 0))) if short(cache) else cache
+
     streams = [Stream(*map(whole, stream)) for stream in streams]
     longest = sum(-(-stream.k.shape[2] // tiles.keys) for stream in streams)
     share = max(1, min(_SHORT // longest, items * kv_heads // _PROGRAMS))
     operands, structure = jax.tree.flatten((q, streams, jnp.reshape(layer, 1).astype(jnp.int32), work))
 
     blocks = (plgpu.TilingTransform((_ALIGNED, columns)), plgpu.SwizzleTransform(2 * columns))
-    shared = lambda *shape: plgpu.SMEM((*shape, width), q.dtype, transforms=blocks)
+
+    def shared(*shape):
+        return plgpu.SMEM((*shape, width), q.dtype, transforms=blocks)
 
     def body(*refs, **scratch):
         operand_refs = jax.tree.unflatten(structure, refs[:-2])
         _program(*operand_refs, *refs[-2:], **scratch, scale=scale, tiles=tiles, share=share, interpret=interpret)
 
-    ring = lambda arrivals: plgpu.Barrier(num_arrivals=arrivals, num_barriers=tiles.stages)
+    def ring(arrivals):
+        return plgpu.Barrier(num_arrivals=arrivals, num_barriers=tiles.stages)
+
     scratch = {
         "q_tiles": shared(consumers, 64),
         "k_tiles": shared(tiles.stages, tiles.keys),
@@ -202,9 +211,15 @@ def _program(
             plgpu.set_max_registers(_CONSUMER_REGISTERS, action="increase")
         own = pl.ds(warpgroup * 64, 64)
         per_row = plgpu.Layout.WGMMA.reduce(1)
-        row_full = lambda value: plgpu.layout_cast(jnp.full((64,), value, jnp.float32), per_row)
-        zeros = lambda columns: plgpu.layout_cast(jnp.zeros((64, columns), jnp.float32), plgpu.Layout.WGMMA)
-        across = lambda per_row, columns: lax.broadcast_in_dim(per_row, (64, columns), (0,))
+
+        def row_full(value):
+            return plgpu.layout_cast(jnp.full((64,), value, jnp.float32), per_row)
+
+        def zeros(columns):
+            return plgpu.layout_cast(jnp.zeros((64, columns), jnp.float32), plgpu.Layout.WGMMA)
+
+        def across(per_row, columns):
+            return lax.broadcast_in_dim(per_row, (64, columns), (0,))
 
         def fetch_queries(index):
             head, item = locate(index)
@@ -226,7 +241,9 @@ def _program(
                     products(*accumulators)
                     return [ref[...] for ref in accumulators]
 
-                return [a + b for a, b in zip(sums, pl.run_scoped(added, *(plgpu.ACC(a.shape) for a in sums)))]
+                return [
+                    a + b for a, b in zip(sums, pl.run_scoped(added, *(plgpu.ACC(a.shape) for a in sums)), strict=False)
+                ]
             return pl.run_state(lambda refs: products(*refs))([plgpu.ACC.init(a) for a in sums])
 
         def score(accumulator, slot):
@@ -275,7 +292,8 @@ def _program(
             pl.when(step + 1 != last)(lambda: plgpu.barrier_arrive(k_free.at[next_slot]))
             return mixed, new_peak, total, logits
 
-        nothing = lambda: (zeros(width), row_full(_FLOOR), row_full(0.0))
+        def nothing():
+            return (zeros(width), row_full(_FLOOR), row_full(0.0))
 
         def attend_streams(item, done, steps):
             last = done + steps - 1
@@ -284,12 +302,16 @@ def _program(
             def attend_stream(number, carry):
                 first, stop = work.first[number, item], work.stop[number, item]
                 clear = work.clear_first[number, item], work.clear_stop[number, item]
-                bound = lambda ref: plgpu.load(ref.at[number, work.query[item], own], layout=per_row, optimized=False)
+
+                def bound(ref):
+                    return plgpu.load(ref.at[number, work.query[item], own], layout=per_row, optimized=False)
+
                 low, high = jnp.maximum(bound(work.row_starts), first), jnp.minimum(bound(work.row_stops), stop)
                 begin, (step, carry) = begin_of(number, item), carry
-                body = lambda index, carry: attend_tile(
-                    step + index, last, begin + index * keys, *clear, low, high, carry
-                )
+
+                def body(index, carry):
+                    return attend_tile(step + index, last, begin + index * keys, *clear, low, high, carry)
+
                 steps = steps_of(number, item)
                 return step + steps, lax.fori_loop(0, steps, body, carry)
 

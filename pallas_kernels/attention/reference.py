@@ -26,9 +26,12 @@ class Stream(NamedTuple):
 
     def write(self, k: jax.Array, v: jax.Array, layer: jax.Array, offset: jax.Array) -> Stream:
         """The stream with rows k, v [N, K, D] put at `offset` of one layer."""
-        put = lambda cache, rows: jax.lax.dynamic_update_slice(
-            cache, jnp.swapaxes(rows, 0, 1)[None].astype(cache.dtype), (layer, 0, offset, 0)
-        )
+
+        def put(cache, rows):
+            return jax.lax.dynamic_update_slice(
+                cache, jnp.swapaxes(rows, 0, 1)[None].astype(cache.dtype), (layer, 0, offset, 0)
+            )
+
         return Stream(put(self.k, k), put(self.v, v))
 
 
@@ -67,9 +70,14 @@ def _attend_tiles(q, starts, stops, streams, layer, key_tiles):
             begin = jnp.maximum(stop - size, 0)
             index = begin[:, None, None] + jnp.arange(size)
             seen = (index >= low[..., None]) & (index < jnp.minimum(high, stop[:, None])[..., None])
-            cut = lambda part: jnp.concatenate([_tile(part, layer, begin[n], size) for n in range(abreast)])
+
+            def cut(part):
+                return jnp.concatenate([_tile(part, layer, begin[n], size) for n in range(abreast)])
+
             # Where nothing was seen yet, −inf less the floor still is a weight of 0.
-            logits = jnp.where(repeat(seen, "a n s -> (a k) n s", k=batch // abreast), _logits(q, cut(stream.k)), -jnp.inf)
+            logits = jnp.where(
+                repeat(seen, "a n s -> (a k) n s", k=batch // abreast), _logits(q, cut(stream.k)), -jnp.inf
+            )
             new_peak = jnp.maximum(peak, logits.max(axis=-1))
             weights = jnp.exp(logits - new_peak[..., None])
             shrink = jnp.exp(peak - new_peak)
@@ -132,7 +140,9 @@ def attend(
         padded = jnp.pad(ranges, ((0, 0), (0, padding)))
         return repeat(padded, "s (t a n) -> t s a (n r)", a=abreast, n=tile, r=repeats)
 
-    work = lambda args: _attend_tiles(*args, streams, layer, key_tiles)
+    def work(args):
+        return _attend_tiles(*args, streams, layer, key_tiles)
+
     out, lse = jax.lax.map(work, (q_tiles, per_tile(starts), per_tile(stops)))
     out = rearrange(out, "t (a k) (n r) d -> (t a n) (k r) d", a=abreast, r=repeats)[:count]
     return out.astype(q.dtype), rearrange(lse, "t (a k) (n r) -> (t a n) (k r)", a=abreast, r=repeats)[:count]
@@ -157,7 +167,10 @@ def key_mass(
     kv_heads, width = stream.k.shape[1], q.shape[-1]
     repeats = q.shape[1] // kv_heads
     packed = _pack(q, kv_heads, width**-0.5 if scale is None else scale)
-    as_rows = lambda a: rearrange(a, "n (k r) -> k (n r)", k=kv_heads)
+
+    def as_rows(a):
+        return rearrange(a, "n (k r) -> k (n r)", k=kv_heads)
+
     row_lse, row_weight, row_stop = as_rows(lse), as_rows(weights), repeat(stops, "n -> (n r)", r=repeats)
     capacity = stream.k.shape[2]
     size = min(key_tile, capacity)

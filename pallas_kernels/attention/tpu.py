@@ -58,7 +58,9 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
     precision = lax.Precision.HIGHEST if k_ring.dtype == jnp.float32 else None
     # Large masked tiles are gone through in parts: only those that hold keys of the range.
     edge = keys if keys <= 6 * LANES else math.gcd(keys, 4 * LANES)
-    begin_of = lambda run: first[run] & -align
+
+    def begin_of(run):
+        return first[run] & -align
 
     def copies(s, head, begin, slot):
         source = (layer[0], core * heads + head, pl.ds(pl.multiple_of(begin, align), sizes[s]))
@@ -74,7 +76,8 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
             return jnp.where(wraps, head + 1, head), jnp.where(wraps, 0, run + 1)
 
         head, run = lax.while_loop(
-            lambda at: (at[0] < heads) & (stop[at[1]] <= first[at[1]]), lambda at: after(*at),
+            lambda at: (at[0] < heads) & (stop[at[1]] <= first[at[1]]),
+            lambda at: after(*at),
             (cursor[_HEAD], cursor[_RUN]),
         )
         cursor[_HEAD], cursor[_RUN] = head, run
@@ -159,7 +162,9 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
             # A row's bounds lie in all lanes: broadcasting them in every part costs more than the comparison.
             start, length = (jnp.broadcast_to(row, (LANES, row.shape[1])).T for row in (start, length))
             length = length.astype(jnp.uint32)
-            repeated = lambda a: jnp.concatenate([a] * (edge // LANES), axis=1)
+
+            def repeated(a):
+                return jnp.concatenate([a] * (edge // LANES), axis=1)
 
             def part(number, carry):
                 at = pl.ds(pl.multiple_of(number * edge, edge), edge)
@@ -172,7 +177,9 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
 
         return carry
 
-    tiles_of = lambda run: jnp.where(stop[run] > first[run], pl.cdiv(stop[run] - begin_of(run), keys), 0)
+    def tiles_of(run):
+        return jnp.where(stop[run] > first[run], pl.cdiv(stop[run] - begin_of(run), keys), 0)
+
     lax.fori_loop(0, sum(tiles_of(item * streams + s) for s in range(streams)), step, None)
 
     whole = jnp.sum(total[...], axis=1, keepdims=True)
@@ -210,14 +217,22 @@ def attend_tiles(
     if reason := refusal(dtype=q.dtype, width=width, rows=rows):
         raise ValueError(reason)
     count, items, keys = len(streams), work.query.shape[0], -(-tiles.keys // LANES) * LANES
-    short = lambda cache: -cache.shape[2] % sublanes(q.dtype)
+
+    def short(cache):
+        return -cache.shape[2] % sublanes(q.dtype)
+
     caches = [jnp.pad(c, ((0, 0), (0, 0), (0, short(c)), (0, 0))) if short(c) else c for s in streams for c in s]
     bounds = jnp.stack([work.row_starts, work.row_stops], axis=1).reshape(2 * count, -1, rows).swapaxes(0, 1)
     tables = [table.T.reshape(-1) for table in (work.first, work.stop, work.clear_first, work.clear_stop)]
     cores = 2 if kv_heads % 2 == 0 else 1  # chips with two cores in one device split this dimension of the grid
     heads = kv_heads // cores
-    of_query = lambda core, head, item, *tables: (core * heads + head, tables[4][item], 0, 0)
-    of_item = lambda core, head, item, *_: (core * heads + head, item, 0, 0)
+
+    def of_query(core, head, item, *tables):
+        return (core * heads + head, tables[4][item], 0, 0)
+
+    def of_item(core, head, item, *_):
+        return (core * heads + head, item, 0, 0)
+
     out, lse = pl.pallas_call(
         functools.partial(_kernel, streams=count, heads=heads, items=items, keys=keys, scale=scale),
         out_shape=(

@@ -35,7 +35,10 @@ def trial(kernel: Kernel, *, dtype: Any, width: int) -> str | None:
 def _ranges(kernel: Kernel, count: int, dtype: Any, width: int) -> float:
     """Attention of `count` queries over random ranges of two streams: the worst relative difference."""
     rng = np.random.default_rng(count)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
     kv_heads, repeats, lengths = 2, 7, (4096, 304)
     streams = tuple(Stream(*(normal(2, kv_heads, length, width) for _ in "kv")) for length in lengths)
     q = normal(count, kv_heads * repeats, width)

@@ -67,15 +67,23 @@ def split(work: Work, pieces: int, multiple: int) -> Work:
         return work
     share = -(-(work.stop - work.first) // (pieces * multiple)) * multiple
     low = work.first[..., None] + share[..., None] * jnp.arange(pieces)
-    whole = lambda a: a[..., None]
-    flat = lambda a: rearrange(a, "s t p -> s (t p)").astype(jnp.int32)
+
+    def whole(a):
+        return a[..., None]
+
+    def flat(a):
+        return rearrange(a, "s t p -> s (t p)").astype(jnp.int32)
+
     first = jnp.minimum(low, whole(work.stop))
     stop = jnp.minimum(low + whole(share), whole(work.stop))
     clear_first = jnp.clip(whole(work.clear_first), first, stop)
     clear_stop = jnp.maximum(jnp.clip(whole(work.clear_stop), first, stop), clear_first)
     return work._replace(
-        query=jnp.repeat(work.query, pieces), first=flat(first), stop=flat(stop),
-        clear_first=flat(clear_first), clear_stop=flat(clear_stop),
+        query=jnp.repeat(work.query, pieces),
+        first=flat(first),
+        stop=flat(stop),
+        clear_first=flat(clear_first),
+        clear_stop=flat(clear_stop),
     )
 
 

@@ -34,7 +34,8 @@ def items_of(kernel: Kernel, kv_heads: int, room: int, rows: int = 1, waves: int
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=("work", "shift", "asked"),
+    jax.tree_util.register_dataclass,
+    data_fields=("work", "shift", "asked"),
     meta_fields=("kernel", "repeats", "tiles", "tiles_of_rows"),
 )
 @dataclass(frozen=True)
@@ -75,8 +76,14 @@ def prepare(kernel: Kernel, items: Items, tail_starts: jax.Array, tail_stops: ja
 
 
 def attend(
-    q_by_run: jax.Array, q: jax.Array, streams: Sequence[Stream], tail: Stream, reads: Reads, *,
-    layer: jax.Array | int = 0, scale: float | None = None,
+    q_by_run: jax.Array,
+    q: jax.Array,
+    streams: Sequence[Stream],
+    tail: Stream,
+    reads: Reads,
+    *,
+    layer: jax.Array | int = 0,
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of N queries over all items of the streams and a range each of the tail.
 
@@ -89,10 +96,19 @@ def attend(
     dtype = tail.k.dtype
     by_run = jax.vmap(lambda one: work.pack(one, kv_heads, rows))(jnp.concatenate([q_by_run, q[None]]).astype(dtype))
     out, lse = run_items(
-        reads.kernel, rearrange(by_run, "a k t r d -> k (a t) r d"), (*streams, tail), layer, reads.work,
-        scale=width**-0.5 if scale is None else scale, sizes=reads.tiles, out_dtype=jnp.float32,
+        reads.kernel,
+        rearrange(by_run, "a k t r d -> k (a t) r d"),
+        (*streams, tail),
+        layer,
+        reads.work,
+        scale=width**-0.5 if scale is None else scale,
+        sizes=reads.tiles,
+        out_dtype=jnp.float32,
     )
-    by_item = lambda a: a.reshape(kv_heads, -1, reads.tiles_of_rows, *a.shape[2:])
+
+    def by_item(a):
+        return a.reshape(kv_heads, -1, reads.tiles_of_rows, *a.shape[2:])
+
     out, lse = by_item(out), by_item(lse)
     if reads.asked is not None:
         lse = jnp.where(reads.asked, lse, -jnp.inf)
@@ -120,7 +136,10 @@ def _with_tail(items: Items, tail: Work, tiles_of_rows: int) -> Work:
     query = rearrange(jnp.asarray(items.run)[:, None] * tiles_of_rows + own, "i t -> (i t)")
     return Work(
         query=jnp.concatenate([query, runs * tiles_of_rows + own]).astype(jnp.int32),
-        first=bounds(items.first, tail.first), stop=bounds(items.stop, tail.stop),
-        clear_first=bounds(items.first, tail.clear_first), clear_stop=bounds(items.stop, tail.clear_stop),
-        row_starts=row_bounds(0, tail.row_starts), row_stops=row_bounds(EVERYTHING, tail.row_stops),
+        first=bounds(items.first, tail.first),
+        stop=bounds(items.stop, tail.stop),
+        clear_first=bounds(items.first, tail.clear_first),
+        clear_stop=bounds(items.stop, tail.clear_stop),
+        row_starts=row_bounds(0, tail.row_starts),
+        row_stops=row_bounds(EVERYTHING, tail.row_stops),
     )

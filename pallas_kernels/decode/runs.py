@@ -92,8 +92,13 @@ def cut(runs: Runs, *, items: int, room: int, multiple: int = 64) -> Items:
     share = -(-each // np.maximum(count * multiple, 1)) * multiple
     first = np.minimum(runs.start[:, run] + piece * share[:, run], runs.stop[:, run])
     stop = np.minimum(first + share[:, run], runs.stop[:, run])
-    fill = lambda a, length, axis=0: np.pad(a, [(0, (n == axis) * (length - a.shape[axis])) for n in range(a.ndim)])
-    table = lambda a: fill(a, items, axis=1).astype(np.int32)
+
+    def fill(a, length, axis=0):
+        return np.pad(a, [(0, (n == axis) * (length - a.shape[axis])) for n in range(a.ndim)])
+
+    def table(a):
+        return fill(a, items, axis=1).astype(np.int32)
+
     asked = None if runs.asked is None else fill(runs.asked, room)
     return Items(
         fill(run, items).astype(np.int32), table(first), table(stop), fill(runs.shift, room).astype(np.int32), asked

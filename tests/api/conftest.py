@@ -11,7 +11,27 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
 from vxl2_jax.models import video_xl_2
 
-WORDS = "<unk> <visual> <|im_start|> <|im_end|> system you are a helpful assistant user . time s : ? is there what".split()
+WORDS = [
+    "<unk>",
+    "<visual>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "system",
+    "you",
+    "are",
+    "a",
+    "helpful",
+    "assistant",
+    "user",
+    ".",
+    "time",
+    "s",
+    ":",
+    "?",
+    "is",
+    "there",
+    "what",
+]
 
 
 def word_tokenizer() -> str:
@@ -34,7 +54,11 @@ def model_dir(tmp_path_factory):
         language=LanguageConfig(
             width=32, layers=3, heads=4, kv_heads=2, head_width=8, mlp=48, vocabulary=len(WORDS) + 100, rope_theta=1e4
         ),
-        resized_grid=2, pool=1, norm_groups=8, visual_placeholder=1, stop_tokens=(3,),
+        resized_grid=2,
+        pool=1,
+        norm_groups=8,
+        visual_placeholder=1,
+        stop_tokens=(3,),
     )
     directory = tmp_path_factory.mktemp("model")
     params = jax.tree.map(lambda a: 3 * a, video_xl_2.init(jax.random.key(0), config))

@@ -26,7 +26,10 @@ def test_kernels_that_fail_their_trial_are_passed_over_and_the_reason_told(model
     choose = attention.choose
     card = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
     monkeypatch.setattr(f"{TRIED}.choose", lambda name, **given: choose(name, **{**given, "device": card}))
-    load = lambda: vxl2.load(model_dir, "bfloat16")
+
+    def load():
+        return vxl2.load(model_dir, "bfloat16")
+
     monkeypatch.setattr(f"{TRIED}.trial", lambda *_, **__: None)
     first = load()
     monkeypatch.setattr(f"{TRIED}.trial", lambda kernel, **_: f"{kernel.name} is off")
@@ -66,9 +69,7 @@ def test_questions_in_a_list_are_answered_as_one_by_one(model):
 
 
 def test_another_question_or_video_of_like_length_compiles_nothing(model):
-    compiled = (
-        watching._encode, prefill.run_stride, mixed._gather, decode.generate, relevance.chunk_attention
-    )
+    compiled = (watching._encode, prefill.run_stride, mixed._gather, decode.generate, relevance.chunk_attention)
     options = {"top_k": 1, "chunk_size": 2, "max_new_tokens": 5}
     model.ask(model.watch(noise(40, seed=1)), "what is there at 7?", **options)
     sizes = [function._cache_size() for function in compiled]
@@ -91,7 +92,18 @@ def test_first_last_and_the_best_scored_chunk_are_dense(model):
     memory = model.watch(noise(80))
     wanted = np.array([0, 0, 0, 5, 0, 0, 0, 9, 1, 0])
     answer = model.ask(memory, "what?", relevance=lambda ids, mem: wanted, top_k=2, chunk_size=2, max_new_tokens=2)
-    assert [chunk.dense for chunk in answer.chunks] == [True, False, False, True, False, False, False, True, False, True]
+    assert [chunk.dense for chunk in answer.chunks] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
     assert answer.cache_ratio < 1
     assert [(c.start_s, c.end_s) for c in answer.chunks[:2]] == [(0.0, 8.0), (8.0, 16.0)]
 
@@ -129,7 +141,10 @@ def test_an_oracle_file_is_replayed(model, clip, tmp_path):
 
 def test_a_drawn_answer_depends_on_the_seed_alone(model):
     memory = model.watch(noise(20))
-    draw = lambda seed: model.ask(memory, "what?", temperature=5.0, seed=seed, max_new_tokens=12).tokens
+
+    def draw(seed):
+        return model.ask(memory, "what?", temperature=5.0, seed=seed, max_new_tokens=12).tokens
+
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(4)}) > 1
 
@@ -146,9 +161,14 @@ def test_half_precision_runs(model_dir, dtype):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": -1}, "top_k"), ({"chunk_size": 0}, "chunk_size"), ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"), ({"relevance": "best"}, "best"),
-        ({"relevance": lambda ids, memory: [1.0]}, "scores"), ({"relevance": "oracle:/no/such"}, "oracle"),
+        ({"top_k": -1}, "top_k"),
+        ({"chunk_size": 0}, "chunk_size"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"relevance": "best"}, "best"),
+        ({"relevance": lambda ids, memory: [1.0]}, "scores"),
+        ({"relevance": "oracle:/no/such"}, "oracle"),
     ],
 )
 def test_a_wrong_option_is_named(model, options, message):

@@ -22,8 +22,24 @@ def run(capsys, *args: object) -> tuple[int, str, str]:
 
 def test_ask_prints_one_json_document(capsys, model_dir, clip):
     code, out, _ = run(
-        capsys, "ask", clip, "what?", "is there 7?", "--model", model_dir, "--json", "--top-k", 1, "--chunk-size", 2,
-        "--max-new-tokens", 3, "--block-size", 1, "--prev-blocks", 2,
+        capsys,
+        "ask",
+        clip,
+        "what?",
+        "is there 7?",
+        "--model",
+        model_dir,
+        "--json",
+        "--top-k",
+        1,
+        "--chunk-size",
+        2,
+        "--max-new-tokens",
+        3,
+        "--block-size",
+        1,
+        "--prev-blocks",
+        2,
     )
     document = json.loads(out)
     assert code == 0
@@ -68,8 +84,19 @@ def test_the_help_names_every_attention_kernel():
 
 def test_none_and_all_switch_the_two_ideas_off(capsys, model_dir, clip):
     code, out, _ = run(
-        capsys, "ask", clip, "what?", "--model", model_dir, "--json", "--prev-blocks", "none", "--top-k", "all",
-        "--max-new-tokens", 2,
+        capsys,
+        "ask",
+        clip,
+        "what?",
+        "--model",
+        model_dir,
+        "--json",
+        "--prev-blocks",
+        "none",
+        "--top-k",
+        "all",
+        "--max-new-tokens",
+        2,
     )
     document = json.loads(out)
     assert code == 0

@@ -89,11 +89,16 @@ def test_one_question_may_stand_alone(model):
     assert [answer.question for answer in done.answers] == ["what?"]
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ('{"video": "a.mp4", "questions": "what?"}\n', "line 1: not a job"),
-    ('{"video": "a.mp4"}\n', "line 1: not a job"), ('{"video": "a.mp4", "questions": [" "]}\n', "line 1: not a job"),
-    ("what?\n", "line 1: not a job"), (None, "cannot read the jobs"),
-])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"video": "a.mp4", "questions": "what?"}\n', "line 1: not a job"),
+        ('{"video": "a.mp4"}\n', "line 1: not a job"),
+        ('{"video": "a.mp4", "questions": [" "]}\n', "line 1: not a job"),
+        ("what?\n", "line 1: not a job"),
+        (None, "cannot read the jobs"),
+    ],
+)
 def test_bad_jobs_are_one_line(capsys, model_dir, tmp_path, text, message):
     if text is not None:
         (tmp_path / "jobs").write_text(text)
@@ -101,9 +106,17 @@ def test_bad_jobs_are_one_line(capsys, model_dir, tmp_path, text, message):
     assert code == 2 and error.count("\n") == 1 and message in error and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("content", [
-    b"my notes\n", b"my notes", b'{"a": 1}', b'{"video": "a.mp4", "questions": ["what?"]}\n', b"\xff\xd8\x00", "jobs",
-])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"my notes\n",
+        b"my notes",
+        b'{"a": 1}',
+        b'{"video": "a.mp4", "questions": ["what?"]}\n',
+        b"\xff\xd8\x00",
+        "jobs",
+    ],
+)
 def test_a_file_that_is_no_file_of_answers_is_left_alone(capsys, model_dir, jobs, tmp_path, content):
     content = jobs.read_bytes() if content == "jobs" else content
     (tmp_path / "precious").write_bytes(content)

@@ -23,9 +23,16 @@ def memory(model, tmp_path_factory):
         yield watched, VideoMemory.load(path, verify=False)
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"top_k": 0}, {"top_k": None}, {"relevance": "recent"}, {"relevance": "mass", "chunk_size": 3},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"top_k": 0},
+        {"top_k": None},
+        {"relevance": "recent"},
+        {"relevance": "mass", "chunk_size": 3},
+    ],
+)
 def test_a_memory_on_disk_answers_like_one_on_the_device(model, memory, options):
     watched, stored = memory
     options = {"chunk_size": 2, "top_k": 2, "max_new_tokens": 4, **options}

@@ -31,7 +31,9 @@ def test_selections_of_a_category_share_executables(model):
         asked(model, memory, units, len(MANY))
     assert [function._cache_size() for function in compiled] == sizes
     asked(model, memory, FEW[0], 0)
-    assert [function._cache_size() for function in compiled] != sizes  # lengths that are rounded up to the same are no test
+    assert [
+        function._cache_size() for function in compiled
+    ] != sizes  # lengths that are rounded up to the same are no test
 
 
 def test_room_for_more_chunks_changes_no_answer(model):

@@ -26,11 +26,17 @@ def one_by_one(model, memory, questions, options=OPTIONS, history=()):
 
 def assert_alike(found, wanted):
     """The same answers; scores, which sums in another order may change, within 1e-5."""
-    without_scores = lambda answer: dataclasses.replace(
-        answer, chunks=tuple(dataclasses.replace(chunk, score=0.0) for chunk in answer.chunks)
-    )
+
+    def without_scores(answer):
+        return dataclasses.replace(
+            answer, chunks=tuple(dataclasses.replace(chunk, score=0.0) for chunk in answer.chunks)
+        )
+
     assert [without_scores(answer) for answer in found] == [without_scores(answer) for answer in wanted]
-    scores = lambda answers: [chunk.score for answer in answers for chunk in answer.chunks]
+
+    def scores(answers):
+        return [chunk.score for answer in answers for chunk in answer.chunks]
+
     np.testing.assert_allclose(scores(found), scores(wanted), atol=1e-5)
 
 
@@ -65,7 +71,10 @@ def test_a_batch_goes_on_until_its_last_question_stops(model, memory):
     """A token that questions say at different steps is made to stop them."""
     options = dataclasses.replace(OPTIONS, temperature=1.0)
     said = [answer.tokens for answer in one_by_one(model, memory, QUESTIONS[:4], options)]
-    places = lambda token: {tokens.index(token) if token in tokens else -1 for tokens in said}
+
+    def places(token):
+        return {tokens.index(token) if token in tokens else -1 for tokens in said}
+
     stop = max(sorted({token for tokens in said for token in tokens}), key=lambda token: len(places(token)))
     stopping = dataclasses.replace(model, config=dataclasses.replace(model.config, stop_tokens=(stop,)))
     wanted = one_by_one(stopping, memory, QUESTIONS[:4], options)
@@ -82,10 +91,12 @@ def test_history_comes_before_every_question(model, memory):
 
 
 def test_an_oracle_may_set_chunks_and_compression_for_each_question(model, clip, tmp_path):
-    category = lambda chunk_size, compression, units: {
-        "config": {"selected_topk": None, "selected_chunk_size": chunk_size, "compression": compression},
-        "selected_unit_indices": {f"clip.mp4_{question}": found for question, found in units.items()},
-    }
+    def category(chunk_size, compression, units):
+        return {
+            "config": {"selected_topk": None, "selected_chunk_size": chunk_size, "compression": compression},
+            "selected_unit_indices": {f"clip.mp4_{question}": found for question, found in units.items()},
+        }
+
     oracle = {
         "a": category(2, 2, {"what?": [2, 99], "is it?": []}), "b": category(3, None, {"is there 7?": [1], "7?": [2]})
     }  # fmt: skip

@@ -36,7 +36,9 @@ def same(one, other):
     for a, b, length in zip(jax.tree.leaves(one.dense), jax.tree.leaves(other.dense), lengths, strict=True):
         np.testing.assert_array_equal(np.asarray(a)[:, :, :length], np.asarray(b)[:, :, :length])
     for a, b in zip(one.sparse, other.sparse, strict=True):
-        np.testing.assert_array_equal(np.asarray(a)[:, :, : one.sparse_length], np.asarray(b)[:, :, : one.sparse_length])
+        np.testing.assert_array_equal(
+            np.asarray(a)[:, :, : one.sparse_length], np.asarray(b)[:, :, : one.sparse_length]
+        )
     assert (one.open is None) == (other.open is None)
     jax.tree.map(np.testing.assert_array_equal, one.open, other.open)
 

@@ -64,7 +64,10 @@ def test_weights_are_cast_as_asked(golden, dtype):
 
 def test_shards_give_what_one_file_gives(golden, copy):
     tensors = load_file(copy / "model.safetensors")
-    parts = {"model-00001-of-00002.safetensors": sorted(tensors)[::2], "model-00002-of-00002.safetensors": sorted(tensors)[1::2]}
+    parts = {
+        "model-00001-of-00002.safetensors": sorted(tensors)[::2],
+        "model-00002-of-00002.safetensors": sorted(tensors)[1::2],
+    }
     for name, keys in parts.items():
         save_file({key: tensors[key] for key in keys}, copy / name)
     (copy / "model.safetensors").unlink()
@@ -86,13 +89,18 @@ def test_unused_tensors_may_be_absent(copy):
     huggingface.load(copy, "float32")
 
 
-@pytest.mark.parametrize("key", [
-    "model.layers.1.mlp.up_proj.weight", "model.sae.temporal_encoding", "lm_head.weight",
-    "model.sae.encoder.1.relative_position_k.embeddings_table",
-    "model.vision_tower.vision_tower.vision_model.embeddings.position_embedding.weight",
-    "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight",
-    "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
-])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.layers.1.mlp.up_proj.weight",
+        "model.sae.temporal_encoding",
+        "lm_head.weight",
+        "model.sae.encoder.1.relative_position_k.embeddings_table",
+        "model.vision_tower.vision_tower.vision_model.embeddings.position_embedding.weight",
+        "model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight",
+        "model.vision_tower.vision_tower.vision_model.encoder.layers.0.mlp.fc1.weight",
+    ],
+)
 def test_a_missing_tensor_is_named(copy, key):
     rewrite(copy, lambda tensors: tensors.pop(key))
     message = refusal(copy)
@@ -120,7 +128,9 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(copy, field):
     assert field in refusal(copy)
 
 
-@pytest.mark.parametrize("damage", ["no config", "config no json", "config no object", "no weights", "cut", "empty", "no directory"])
+@pytest.mark.parametrize(
+    "damage", ["no config", "config no json", "config no object", "no weights", "cut", "empty", "no directory"]
+)
 def test_broken_directories_are_refused(copy, damage):
     weights = copy / "model.safetensors"
     if damage == "no config":

@@ -10,7 +10,8 @@ from vxl2_jax.config import video_xl_2
 from vxl2_jax.models import video_xl_2 as network
 
 IGNORED = {
-    "model.text_mlp.0.weight", "model.text_mlp.0.bias",
+    "model.text_mlp.0.weight",
+    "model.text_mlp.0.bias",
     "model.vision_tower.vision_tower.vision_model.post_layernorm.weight",
     "model.vision_tower.vision_tower.vision_model.post_layernorm.bias",
 }
@@ -23,7 +24,11 @@ def affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
 def released() -> dict[str, tuple[int, ...]]:
     """Keys and shapes of Video-XL-2 that the computation uses."""
     width, vision_width = 3584, 1152
-    found = {"model.embed_tokens.weight": (152064, width), "lm_head.weight": (152064, width), "model.norm.weight": (width,)}
+    found = {
+        "model.embed_tokens.weight": (152064, width),
+        "lm_head.weight": (152064, width),
+        "model.norm.weight": (width,),
+    }
     for n in range(28):
         layer = f"model.layers.{n}"
         for projection, out in (("q", 28 * 128), ("k", 4 * 128), ("v", 4 * 128)):

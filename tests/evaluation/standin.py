@@ -43,8 +43,15 @@ class StandIn:
             frames = path.stat().st_size
             layout = Layout(14, (7,) * -(-frames // 4), 9)
             memory = VideoMemory(
-                None, None, layout, Rule(watch["block_size"], watch["prev_blocks"]), compression=4, seconds=(), end_s=float(frames),
-                frames=frames, rope_theta=1e6,
+                None,
+                None,
+                layout,
+                Rule(watch["block_size"], watch["prev_blocks"]),
+                compression=4,
+                seconds=(),
+                end_s=float(frames),
+                frames=frames,
+                rope_theta=1e6,
             )
             yield Done(job, tuple(self._answer(text, layout.length) for text in job.questions), memory, {"read": 0.5})
 

@@ -24,7 +24,10 @@ def test_differences_are_paired_by_question(tmp_path):
     found = compare.compare(*sides(tmp_path, a, b))
     assert (found["questions"], found["only_a_right"], found["only_b_right"], found["points"]) == (4, 1, 2, 25.0)
     assert found["p"] == 1.0 and found["interval"][0] < 25 < found["interval"][1]
-    assert found["by"]["duration"]["short"]["points"] == pytest.approx(66.67) and found["by"]["duration"]["long"]["points"] == -100
+    assert (
+        found["by"]["duration"]["short"]["points"] == pytest.approx(66.67)
+        and found["by"]["duration"]["long"]["points"] == -100
+    )
     assert found["a"]["accuracy"]["correct"] == 2 and found["b"]["accuracy"]["correct"] == 3
     assert found["settings_that_differ"] == {} and not any(found["unpaired"].values())
 
@@ -44,7 +47,11 @@ def test_what_is_not_in_both_is_left_out_and_named(tmp_path):
 def test_settings_that_differ_are_told(tmp_path):
     places = [run(tmp_path / mode, record(0, ("A", "A")), mode=mode) for mode in ("dense", "chunked")]
     found = compare.compare(*map(compare.read, places))
-    assert found["settings_that_differ"] == {"mode": ["dense", "chunked"], "max_frames": [400, 300], "prev_blocks": [None, 3]}
+    assert found["settings_that_differ"] == {
+        "mode": ["dense", "chunked"],
+        "max_frames": [400, 300],
+        "prev_blocks": [None, 3],
+    }
 
 
 def test_bare_rows_will_do_and_a_comparison_is_written(tmp_path):
@@ -104,7 +111,10 @@ def test_the_interval_by_video_widens_where_a_videos_questions_go_together():
     together = {video: [int(step)] * 8 for video, step in enumerate(rng.integers(-1, 2, 60))}
     steps = [step for each in together.values() for step in each]
     apart = {number: [step] for number, step in enumerate(steps)}
-    width = lambda bounds: bounds[1] - bounds[0]
+
+    def width(bounds):
+        return bounds[1] - bounds[0]
+
     plain = intervals.paired_difference(steps.count(-1), steps.count(1), len(steps))
     assert width(intervals.clustered_difference(apart)) == pytest.approx(width(plain), rel=0.02)
     assert width(intervals.clustered_difference(together)) == pytest.approx(8**0.5 * width(plain), rel=0.05)

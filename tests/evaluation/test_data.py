@@ -57,20 +57,37 @@ def test_the_benchmarks_own_files_ask_the_same_as_the_tasks_rows(tmp_path, asked
     assert data.digest(benchmark, items[:2]) not in digests
 
 
-@pytest.mark.parametrize("name, doc, words", [
-    ("mlvu", {"video": "a.mp4", "question": "?", "candidates": ["x", "y"], "answer": "z", "question_type": "ego"}, "'answer' must be one of"),
-    ("mlvu", {"video": "a.mp4", "candidates": ["x"], "answer": "x", "question_type": "ego"}, "lacks the key 'question'"),
-    ("longvideobench", {"candidates": list("uvwxyz")}, "'candidates' has 6 entries"),
-    ("lvbench", {"key": "a", "type": "tv", "qa": ["?"]}, "'qa' must be a list of objects"),
-    ("lvbench", {"key": "a", "type": "tv", "qa": [{"question": "?\n(A) x", "answer": "B"}]}, "entry 1: 'answer' must be the letter"),
-])
+@pytest.mark.parametrize(
+    "name, doc, words",
+    [
+        (
+            "mlvu",
+            {"video": "a.mp4", "question": "?", "candidates": ["x", "y"], "answer": "z", "question_type": "ego"},
+            "'answer' must be one of",
+        ),
+        (
+            "mlvu",
+            {"video": "a.mp4", "candidates": ["x"], "answer": "x", "question_type": "ego"},
+            "lacks the key 'question'",
+        ),
+        ("longvideobench", {"candidates": list("uvwxyz")}, "'candidates' has 6 entries"),
+        ("lvbench", {"key": "a", "type": "tv", "qa": ["?"]}, "'qa' must be a list of objects"),
+        (
+            "lvbench",
+            {"key": "a", "type": "tv", "qa": [{"question": "?\n(A) x", "answer": "B"}]},
+            "entry 1: 'answer' must be the letter",
+        ),
+    ],
+)
 def test_published_rows_that_are_amiss_are_named(name, doc, words):
     with pytest.raises(RequestError, match=words):
         published.forms(name, doc)
 
 
 def test_questions_of_mlvu_that_are_answered_in_sentences_are_left_out():
-    assert published.forms("mlvu", {"video": "a.mp4", "question": "?", "answer": "long", "question_type": "summary"}) == []
+    assert (
+        published.forms("mlvu", {"video": "a.mp4", "question": "?", "answer": "long", "question_type": "summary"}) == []
+    )
 
 
 def test_annotations_are_found_by_their_published_names(tmp_path):
@@ -103,13 +120,16 @@ def test_bad_parquet_is_named(tmp_path, content, words):
         evaluation.read_docs(evaluation.named("mlvu"), tmp_path / "x.parquet")
 
 
-@pytest.mark.parametrize("there, found", [
-    (["videos/deep/kitchen_3.mp4"], "videos/deep/kitchen_3.mp4"),
-    (["kitchen_3.webm", "kitchen_3.txt"], "kitchen_3.webm"),
-    (["kitchen_3.MKV"], "kitchen_3.MKV"),
-    (["a/kitchen_3.mp4", "kitchen_3.mp4"], "kitchen_3.mp4"),
-    (["a/kitchen_3.mp4", "b/kitchen_3.mp4"], "a/kitchen_3.mp4"),
-])
+@pytest.mark.parametrize(
+    "there, found",
+    [
+        (["videos/deep/kitchen_3.mp4"], "videos/deep/kitchen_3.mp4"),
+        (["kitchen_3.webm", "kitchen_3.txt"], "kitchen_3.webm"),
+        (["kitchen_3.MKV"], "kitchen_3.MKV"),
+        (["a/kitchen_3.mp4", "kitchen_3.mp4"], "kitchen_3.mp4"),
+        (["a/kitchen_3.mp4", "b/kitchen_3.mp4"], "a/kitchen_3.mp4"),
+    ],
+)
 def test_videos_are_found_by_name_at_any_depth(tmp_path, docs, there, found):
     for name in there:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -155,10 +175,15 @@ def test_folders_that_are_missing_are_named(tmp_path):
         data.read(evaluation.named("mlvu"), tmp_path, videos=tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("flags, words", [
-    (["--seconds", "8", "9"], "--seconds: 8 9 is no range"), (["--size", "33"], "--size is even"), ([], "is there already"),
-    (["--form", "published", "--out", "new"], "video_mme is published as the rows of the task"),
-])
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--seconds", "8", "9"], "--seconds: 8 9 is no range"),
+        (["--size", "33"], "--size is even"),
+        ([], "is there already"),
+        (["--form", "published", "--out", "new"], "video_mme is published as the rows of the task"),
+    ],
+)
 def test_a_benchmark_that_cannot_be_made_is_refused_in_one_line(tmp_path, capsys, monkeypatch, flags, words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(make_benchmark.encode, "render_mp4", lambda *_: None)

@@ -10,7 +10,11 @@ from vxl2_jax.errors import RequestError
 
 ROWS = [
     {
-        "benchmark": "lvbench", "variant": "pure", "subset": "tv", "response": "B", "answer": "B",
+        "benchmark": "lvbench",
+        "variant": "pure",
+        "subset": "tv",
+        "response": "B",
+        "answer": "B",
         "question_type": ["x", "y"],
     },
     {"benchmark": "mlvu", "response": "C) toast", "answer": "C", "task_type": "order"},
@@ -22,35 +26,49 @@ def lines(rows) -> bytes:
     return "\n".join(map(json.dumps, rows)).encode()
 
 
-@pytest.mark.parametrize("data", [
-    lines(ROWS), lines(ROWS) + b"\n\n", gzip.compress(lines(ROWS), mtime=0), json.dumps(ROWS, indent=1).encode(),
-    lines(ROWS).replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + lines(ROWS),
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        lines(ROWS),
+        lines(ROWS) + b"\n\n",
+        gzip.compress(lines(ROWS), mtime=0),
+        json.dumps(ROWS, indent=1).encode(),
+        lines(ROWS).replace(b"\n", b"\r\n"),
+        b"\xef\xbb\xbf" + lines(ROWS),
+    ],
+)
 def test_responses_are_read_from_lines_or_a_list_plain_or_gzipped(tmp_path, data):
     path = tmp_path / "responses"
     path.write_bytes(data)
     pairs, left_out = evaluation.read_responses(evaluation.named("lvbench"), path)
     assert [(row.answer, response) for row, response in pairs] == [("B", "B"), ("D", "")] and left_out == 1
     assert pairs[0][0].groups == {
-        "question_type": ("x", "y"), "variant": ("pure",), "subset": ("tv",), "variant/subset": ("pure/tv",),
+        "question_type": ("x", "y"),
+        "variant": ("pure",),
+        "subset": ("tv",),
+        "variant/subset": ("pure/tv",),
     }
     assert pairs[1][0].groups == {"type": ("tv",)}
 
 
-@pytest.mark.parametrize("data, words", [
-    (lines([{"answer": "B"}]), "row 1: lacks the key 'response'; add it"),
-    (lines([ROWS[2], {"response": "B"}]), "row 2: lacks the key 'answer'; add it"),
-    (lines([{"response": None, "answer": "B"}]), "row 1: 'response' must be text, not None"),
-    (lines([{"response": "B", "answer": "(B) Blue"}]), "'answer' must be the letter of an option, such as 'B'"),
-    (lines([ROWS[1]]), "no row of lvbench, only of mlvu"),
-    (lines(ROWS) + b"\n{", "line 4 is not JSON"),
-    (b"[1, ", "not JSON at line 1, column 5"),
-    (b"[1]", "row 1 must be an object"),
-    (b'"B"', "row 1 must be an object"),
-    (b" \n", "no rows in it"), (b"[]", "no rows in it"),
-    (b"\xff\xfe", "not text in UTF-8"),
-    (gzip.compress(b"x" * 99, mtime=0)[:20], "cannot be read"),
-])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (lines([{"answer": "B"}]), "row 1: lacks the key 'response'; add it"),
+        (lines([ROWS[2], {"response": "B"}]), "row 2: lacks the key 'answer'; add it"),
+        (lines([{"response": None, "answer": "B"}]), "row 1: 'response' must be text, not None"),
+        (lines([{"response": "B", "answer": "(B) Blue"}]), "'answer' must be the letter of an option, such as 'B'"),
+        (lines([ROWS[1]]), "no row of lvbench, only of mlvu"),
+        (lines(ROWS) + b"\n{", "line 4 is not JSON"),
+        (b"[1, ", "not JSON at line 1, column 5"),
+        (b"[1]", "row 1 must be an object"),
+        (b'"B"', "row 1 must be an object"),
+        (b" \n", "no rows in it"),
+        (b"[]", "no rows in it"),
+        (b"\xff\xfe", "not text in UTF-8"),
+        (gzip.compress(b"x" * 99, mtime=0)[:20], "cannot be read"),
+    ],
+)
 def test_bad_files_are_refused_in_one_line(tmp_path, data, words):
     path = tmp_path / "responses.jsonl"
     path.write_bytes(data)

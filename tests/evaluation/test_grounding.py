@@ -12,33 +12,36 @@ from vxl2_jax.evaluation import grounding, grounding_report, grounding_run, mome
 from vxl2_jax.jobs import Done
 
 
-@pytest.mark.parametrize("response, times", [
-    ("From 12.3 to 24.5 seconds.", (12.3, 24.5)),
-    ("12s - 24s", (12, 24)),
-    ("It happens between 12 and 24 seconds", (12, 24)),
-    ("00:12 - 01:24", (12, 84)),
-    ("1:02:03 to 1:02:10", (3723, 3730)),
-    ("1 minute 20 seconds until 2 minutes", (80, 120)),
-    ("start: 12, end: 24", (12, 24)),
-    ("[12.0, 24.0]", (12, 24)),
-    ("It starts at 12 seconds and ends at 24 seconds", (12, 24)),
-    ("2 people, from 5 to 9 seconds", (5, 9)),
-    ("2 and 3 dogs, from 5 s to 9 s", (5, 9)),
-    ("from 24 to 12 seconds", (12, 24)),
-    ("from 1 to 2 minutes", (60, 120)),
-    ("between 1.5 and 2 min", (90, 120)),
-    ("1 - 2 minutes 30 seconds", (60, 150)),
-    ("from 30 to 2 minutes", (30, 120)),
-    ("from 30 s to 2 minutes", (30, 120)),
-    ("from the 5th to the 12th second", (5, 12)),
-    ("from the 1st second until the 2nd second", (1, 2)),
-    ("the 2nd and 3rd dogs, from the 5th to the 9th second", (5, 9)),
-    ("the 2nd dog, at 7 seconds", (7,)),
-    ("It starts at 12 seconds and lasts 5 seconds", (12,)),
-    ("at 24 seconds", (24,)),
-    ("clip7.mp4 shows it at second 3", (3,)),
-    ("It never happens.", ()),
-])
+@pytest.mark.parametrize(
+    "response, times",
+    [
+        ("From 12.3 to 24.5 seconds.", (12.3, 24.5)),
+        ("12s - 24s", (12, 24)),
+        ("It happens between 12 and 24 seconds", (12, 24)),
+        ("00:12 - 01:24", (12, 84)),
+        ("1:02:03 to 1:02:10", (3723, 3730)),
+        ("1 minute 20 seconds until 2 minutes", (80, 120)),
+        ("start: 12, end: 24", (12, 24)),
+        ("[12.0, 24.0]", (12, 24)),
+        ("It starts at 12 seconds and ends at 24 seconds", (12, 24)),
+        ("2 people, from 5 to 9 seconds", (5, 9)),
+        ("2 and 3 dogs, from 5 s to 9 s", (5, 9)),
+        ("from 24 to 12 seconds", (12, 24)),
+        ("from 1 to 2 minutes", (60, 120)),
+        ("between 1.5 and 2 min", (90, 120)),
+        ("1 - 2 minutes 30 seconds", (60, 150)),
+        ("from 30 to 2 minutes", (30, 120)),
+        ("from 30 s to 2 minutes", (30, 120)),
+        ("from the 5th to the 12th second", (5, 12)),
+        ("from the 1st second until the 2nd second", (1, 2)),
+        ("the 2nd and 3rd dogs, from the 5th to the 9th second", (5, 9)),
+        ("the 2nd dog, at 7 seconds", (7,)),
+        ("It starts at 12 seconds and lasts 5 seconds", (12,)),
+        ("at 24 seconds", (24,)),
+        ("clip7.mp4 shows it at second 3", (3,)),
+        ("It never happens.", ()),
+    ],
+)
 def test_times_are_read_from_what_models_say(response, times):
     assert grounding.read_times(response) == times
 
@@ -87,7 +90,9 @@ def test_what_a_random_span_gets_agrees_with_drawing_some():
 
 def test_questions_hold_the_sentence_or_what_it_is_about():
     assert '"a dog barks"?' in grounding.question(grounding.TEMPLATE, "a dog barks.")
-    assert grounding.question("When does {subject} first appear?", "the dog appears.") == "When does the dog first appear?"
+    assert (
+        grounding.question("When does {subject} first appear?", "the dog appears.") == "When does the dog first appear?"
+    )
     for template in ("When?", "When does {it} happen?", "When {query", "{query.x}", "{query[x]}", "{}"):
         with pytest.raises(RequestError, match="template"):
             grounding.question(template, "a dog barks")
@@ -98,7 +103,8 @@ def test_charades_sta_is_read_as_published(tmp_path):
     file.write_text("AB12C 24.3 30.4##a person waves.\nXY9 0.0 6##someone # sits\nAB12C 5.0 5.0##nothing happens.\n\n")
     found, left_out = moments.read_moments("charades_sta", file)
     assert [(m.video, m.query, m.windows) for m in found] == [
-        ("AB12C", "a person waves.", ((24.3, 30.4),)), ("XY9", "someone # sits", ((0.0, 6.0),)),
+        ("AB12C", "a person waves.", ((24.3, 30.4),)),
+        ("XY9", "someone # sits", ((0.0, 6.0),)),
     ]
     assert left_out == 1 and moments.mean_length(found) == pytest.approx(6.05)
 
@@ -116,8 +122,15 @@ def test_without_a_training_split_the_usual_length_is_that_of_what_is_asked(tmp_
 
 def test_qvhighlights_is_read_as_published_and_its_videos_are_found(tmp_path):
     rows = [
-        {"qid": 7, "query": "a goal", "vid": "x_60.0_210.0", "duration": 150, "relevant_windows": [[0, 4], [10, 12]],
-         "relevant_clip_ids": [0, 1, 5], "saliency_scores": [[4, 4, 4]] * 3},
+        {
+            "qid": 7,
+            "query": "a goal",
+            "vid": "x_60.0_210.0",
+            "duration": 150,
+            "relevant_windows": [[0, 4], [10, 12]],
+            "relevant_clip_ids": [0, 1, 5],
+            "saliency_scores": [[4, 4, 4]] * 3,
+        },
         {"qid": 8, "query": "a foul", "vid": "gone_0.0_150.0", "duration": 150, "relevant_windows": [[0, 4]]},
     ]
     file = tmp_path / "val.jsonl"
@@ -130,15 +143,22 @@ def test_qvhighlights_is_read_as_published_and_its_videos_are_found(tmp_path):
     assert gone.path is None and "gone_0.0_150.0" in gone.problem
 
 
-@pytest.mark.parametrize("form, text, words", [
-    ("charades_sta", "AB12C 24.3##a person waves.", "row 1: must be"),
-    ("charades_sta", "AB12C 1 2##fine.\nAB12C x 30.4##a person waves.", "row 2: 'x' is not a number"),
-    ("charades_sta", "AB12C 1 nan##a person waves.", "two numbers"),
-    ("charades_sta", "AB12C 3 2##a person waves.", "no sentence with a window"),
-    ("qvhighlights", '{"qid": 1, "query": "q", "vid": "v", "duration": 9}', "validation split"),
-    ("qvhighlights", '{"qid": 1, "query": "q", "vid": "v", "duration": 9, "relevant_windows": [[1]]}', "two numbers"),
-    ("tacos", "", "'tacos' is no form"),
-])
+@pytest.mark.parametrize(
+    "form, text, words",
+    [
+        ("charades_sta", "AB12C 24.3##a person waves.", "row 1: must be"),
+        ("charades_sta", "AB12C 1 2##fine.\nAB12C x 30.4##a person waves.", "row 2: 'x' is not a number"),
+        ("charades_sta", "AB12C 1 nan##a person waves.", "two numbers"),
+        ("charades_sta", "AB12C 3 2##a person waves.", "no sentence with a window"),
+        ("qvhighlights", '{"qid": 1, "query": "q", "vid": "v", "duration": 9}', "validation split"),
+        (
+            "qvhighlights",
+            '{"qid": 1, "query": "q", "vid": "v", "duration": 9, "relevant_windows": [[1]]}',
+            "two numbers",
+        ),
+        ("tacos", "", "'tacos' is no form"),
+    ],
+)
 def test_other_files_are_refused_in_one_line(tmp_path, form, text, words):
     (tmp_path / "file").write_text(text)
     with pytest.raises(RequestError, match=words) as error:
@@ -147,8 +167,16 @@ def test_other_files_are_refused_in_one_line(tmp_path, form, text, words):
 
 
 def test_the_report_counts_both_predictors_guesses_and_failures(tmp_path):
-    settings = {"benchmark": "charades_sta", "mode": "dense", "videos": 3, "moments": 3, "left_out": 0,
-                "template": grounding.TEMPLATE, "watch": {}, "ask": {}}
+    settings = {
+        "benchmark": "charades_sta",
+        "mode": "dense",
+        "videos": 3,
+        "moments": 3,
+        "left_out": 0,
+        "template": grounding.TEMPLATE,
+        "watch": {},
+        "ask": {},
+    }
     (tmp_path / "run.json").write_text(json.dumps({"settings": settings, "made_with": {}}))
     chunks = [[0, 10, 0.1], [10, 20, 0.8], [20, 40, 0.1]]
     asked = {"id": "1", "query": "q", "windows": [[10, 20]], "chunks": chunks}
@@ -193,7 +221,13 @@ class StandIn:
 def test_a_run_goes_on_where_it_was_and_counts_what_cannot_be_watched(tmp_path):
     videos, out, model = tmp_path / "videos", tmp_path / "out", StandIn()
     videos.mkdir()
-    lines = ["A 4.0 8.0##it starts.", "B 4 12##it goes on.", "A 10 18##it ends.", "C 0 4##never seen.", "D 0 4##not there."]
+    lines = [
+        "A 4.0 8.0##it starts.",
+        "B 4 12##it goes on.",
+        "A 10 18##it ends.",
+        "C 0 4##never seen.",
+        "D 0 4##not there.",
+    ]
     (tmp_path / "sta.txt").write_text("\n".join(lines))
     for name in "ABC":
         (videos / f"{name}.mp4").write_bytes(b"broken" if name == "C" else b"video")
@@ -202,8 +236,13 @@ def test_a_run_goes_on_where_it_was_and_counts_what_cannot_be_watched(tmp_path):
     def go(compression=4, **changed):
         ask = {"relevance": "attention", "top_k": None} | changed
         run = grounding_run.Run(
-            "charades_sta", moments.read_items(found, videos), "dense", grounding.TEMPLATE,
-            {"fps": 1.0, "compression": compression}, ask, left_out,
+            "charades_sta",
+            moments.read_items(found, videos),
+            "dense",
+            grounding.TEMPLATE,
+            {"fps": 1.0, "compression": compression},
+            ask,
+            left_out,
         )
         grounding_run.evaluate(run, lambda: model, out)
         return grounding_report.write(out, grounding_report.Reading(random_s=5.0))

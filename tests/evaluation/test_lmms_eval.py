@@ -62,7 +62,9 @@ def test_a_mode_alone_is_as_released_but_for_the_answer(mode):
     watch, ask = released("mlvu", mode)
     found = settings.read({"mode": mode})
     assert found.model == {"name": "nano"} and found.watch == watch
-    assert found.ask == {name: value for name, value in ask.items() if name not in ("max_new_tokens", "temperature", "top_p")}
+    assert found.ask == {
+        name: value for name, value in ask.items() if name not in ("max_new_tokens", "temperature", "top_p")
+    }
 
 
 def test_the_released_settings_of_another_benchmark_can_be_begun_with():
@@ -72,8 +74,20 @@ def test_the_released_settings_of_another_benchmark_can_be_begun_with():
 
 
 def test_an_argument_replaces_one_setting_whatever_type_it_was_parsed_to():
-    found = settings.read({"pretrained": "some/where", "fps": 2, "max_frames": "none", "prev_blocks": "none", "top_k": "all",
-                           "chunk_size": 2, "relevance": "uniform", "seed": "7", "dtype": "float32", "attention": "reference"})
+    found = settings.read(
+        {
+            "pretrained": "some/where",
+            "fps": 2,
+            "max_frames": "none",
+            "prev_blocks": "none",
+            "top_k": "all",
+            "chunk_size": 2,
+            "relevance": "uniform",
+            "seed": "7",
+            "dtype": "float32",
+            "attention": "reference",
+        }
+    )
     assert found.model == {"name": "some/where", "dtype": "float32", "attention": "reference"}
     assert found.watch == released("mlvu", "bilevel")[0] | {"fps": 2.0, "max_frames": None, "prev_blocks": None}
     assert found.ask == {"relevance": "uniform", "top_k": None, "chunk_size": 2, "seed": 7}
@@ -88,18 +102,24 @@ def test_what_lmms_eval_hands_to_every_model_is_passed_over():
     assert settings.read({"batch_size": 1, "max_batch_size": 8, "device": "cuda"}) == settings.read({})
 
 
-@pytest.mark.parametrize("given, told", [
-    ({"fsp": 1}, r"unknown fsp; known are pretrained, mode, .*relevance$"),
-    ({"max_new_tokens": 8}, r"unknown max_new_tokens; known are .*; answers' lengths and sampling are the task's: --gen_kwargs$"),
-    ({"mode": "sparse"}, "mode=sparse: choose dense, chunked, bilevel"),
-    ({"settings": "mmlu"}, "settings=mmlu: choose mlvu, video_mme, longvideobench, lvbench"),
-    ({"dtype": "int4"}, "dtype=int4: choose float32"),
-    ({"max_frames": "many"}, r"max_frames=many is no number \(or none\)"),
-    ({"block_size": 2.5}, "block_size=2.5 is no whole number"),
-    ({"fps": "fast"}, "fps=fast is no number"),
-    ({"chunk_size": 0}, "chunk_size must be at least 1, not 0"),
-    ({"relevance": "luck"}, "unknown relevance 'luck'"),
-])
+@pytest.mark.parametrize(
+    "given, told",
+    [
+        ({"fsp": 1}, r"unknown fsp; known are pretrained, mode, .*relevance$"),
+        (
+            {"max_new_tokens": 8},
+            r"unknown max_new_tokens; known are .*; answers' lengths and sampling are the task's: --gen_kwargs$",
+        ),
+        ({"mode": "sparse"}, "mode=sparse: choose dense, chunked, bilevel"),
+        ({"settings": "mmlu"}, "settings=mmlu: choose mlvu, video_mme, longvideobench, lvbench"),
+        ({"dtype": "int4"}, "dtype=int4: choose float32"),
+        ({"max_frames": "many"}, r"max_frames=many is no number \(or none\)"),
+        ({"block_size": 2.5}, "block_size=2.5 is no whole number"),
+        ({"fps": "fast"}, "fps=fast is no number"),
+        ({"chunk_size": 0}, "chunk_size must be at least 1, not 0"),
+        ({"relevance": "luck"}, "unknown relevance 'luck'"),
+    ],
+)
 def test_arguments_that_are_none_are_told_in_one_line(given, told):
     with pytest.raises(RequestError, match=told) as error:
         settings.read(given)
@@ -114,24 +134,41 @@ def test_one_video_is_its_path(visuals):
     assert requests.video_of(visuals, "a task") == "a/b.mp4"
 
 
-@pytest.mark.parametrize("visuals, told", [
-    (None, "nothing to see"), ([], "nothing to see"), ([Image.new("RGB", (2, 2))], "Image"), (["a.png"], "an image file"),
-    (["a.mp4", "b.mp4"], "2 of video"), (["a.mp4", "a.webp"], "2 of an image file, video"), ([{"url": "a.mp4"}], "dict"),
-])
+@pytest.mark.parametrize(
+    "visuals, told",
+    [
+        (None, "nothing to see"),
+        ([], "nothing to see"),
+        ([Image.new("RGB", (2, 2))], "Image"),
+        (["a.png"], "an image file"),
+        (["a.mp4", "b.mp4"], "2 of video"),
+        (["a.mp4", "a.webp"], "2 of an image file, video"),
+        ([{"url": "a.mp4"}], "dict"),
+    ],
+)
 def test_anything_but_one_video_is_refused_in_one_line_that_names_the_document(visuals, told):
-    with pytest.raises(RequestError, match=f"^mmmu, document 3: {told}; vxl2_jax is asked about one video file") as error:
+    with pytest.raises(
+        RequestError, match=f"^mmmu, document 3: {told}; vxl2_jax is asked about one video file"
+    ) as error:
         requests.request(visuals, "What?", {}, "mmmu, document 3")
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("given, ask, until", [
-    ({}, {}, ()),
-    ({"until": None, "do_sample": False}, {}, ()),
-    ({"max_new_tokens": 16, "temperature": 0.0, "top_p": 0, "until": ["\n\n", ""]}, {"max_new_tokens": 16}, ("\n\n",)),
-    ({"temperature": 0.5, "until": "Q:"}, {"temperature": 0.5, "top_p": 1.0}, ("Q:",)),
-    ({"temperature": 0.5, "top_p": 0.9, "do_sample": True}, {"temperature": 0.5, "top_p": 0.9}, ()),
-    ({"temperature": 0.5, "do_sample": False, "num_beams": 1}, {}, ()),
-])
+@pytest.mark.parametrize(
+    "given, ask, until",
+    [
+        ({}, {}, ()),
+        ({"until": None, "do_sample": False}, {}, ()),
+        (
+            {"max_new_tokens": 16, "temperature": 0.0, "top_p": 0, "until": ["\n\n", ""]},
+            {"max_new_tokens": 16},
+            ("\n\n",),
+        ),
+        ({"temperature": 0.5, "until": "Q:"}, {"temperature": 0.5, "top_p": 1.0}, ("Q:",)),
+        ({"temperature": 0.5, "top_p": 0.9, "do_sample": True}, {"temperature": 0.5, "top_p": 0.9}, ()),
+        ({"temperature": 0.5, "do_sample": False, "num_beams": 1}, {}, ()),
+    ],
+)
 def test_generation_kwargs_become_options_of_asking(given, ask, until):
     assert requests.generation(given, "a task") == (ask, until)
     Options(**ask).check()
@@ -148,7 +185,9 @@ def test_beam_search_is_refused_and_what_is_not_followed_is_named():
 
 
 def asked(model, wanted, **options):
-    return requests.answer_all(model, wanted, released("mlvu", "chunked")[0], {"top_k": None, "max_new_tokens": 64}, **options)
+    return requests.answer_all(
+        model, wanted, released("mlvu", "chunked")[0], {"top_k": None, "max_new_tokens": 64}, **options
+    )
 
 
 def test_a_video_is_watched_once_for_all_its_questions_and_answers_keep_their_order(videos):
@@ -161,7 +200,10 @@ def test_a_video_is_watched_once_for_all_its_questions_and_answers_keep_their_or
 
 def test_questions_of_another_task_are_asked_in_its_way(videos):
     model = Model()
-    asked(model, [requests.Request(videos[0], text, ask) for text, ask in (("a", {}), ("b", {"max_new_tokens": 4}), ("c", {}))])
+    asked(
+        model,
+        [requests.Request(videos[0], text, ask) for text, ask in (("a", {}), ("b", {"max_new_tokens": 4}), ("c", {}))],
+    )
     assert model.batches == [("0.mp4", ["a", "c"], 64), ("0.mp4", ["b"], 4)]
 
 
@@ -213,13 +255,26 @@ def test_lmms_eval_prints_its_table_with_our_model_in_it(tmp_path):
     env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
 
     def run(*command):
-        return subprocess.run([sys.executable, *map(str, command)], cwd=tmp_path, env=env, capture_output=True, text=True)
+        return subprocess.run(
+            [sys.executable, *map(str, command)], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
 
     made = run(TASK / "make_data.py", "--videos", 2, "--questions", 2)
     assert made.returncode == 0, made.stderr
     found = run(
-        "-m", "lmms_eval", "--model", "vxl2_jax", "--model_args", "pretrained=nano,mode=bilevel,chunk_size=2,top_k=1",
-        "--include_path", TASK, "--tasks", "nano_clips", "--output_path", tmp_path / "out", "--log_samples",
+        "-m",
+        "lmms_eval",
+        "--model",
+        "vxl2_jax",
+        "--model_args",
+        "pretrained=nano,mode=bilevel,chunk_size=2,top_k=1",
+        "--include_path",
+        TASK,
+        "--tasks",
+        "nano_clips",
+        "--output_path",
+        tmp_path / "out",
+        "--log_samples",
     )
     assert "|nano_clips|none" in found.stdout, found.stderr
     (samples,) = (tmp_path / "out").rglob("*_samples_nano_clips.jsonl")

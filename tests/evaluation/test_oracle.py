@@ -31,8 +31,10 @@ class Watcher(StandIn):
         def noted():
             for job in jobs:
                 relevance, name = ask["relevance"], Path(job.video).name
-                found = isinstance(relevance, oracle.Oracle) and [relevance.choices[f"{name}_{q}"].units for q in job.questions]
-                self.seen.append((name, watch["prev_blocks"], ask["top_k"] if not found else found))
+                found = isinstance(relevance, oracle.Oracle) and [
+                    relevance.choices[f"{name}_{q}"].units for q in job.questions
+                ]
+                self.seen.append((name, watch["prev_blocks"], found if found else ask["top_k"]))
                 yield job
 
         return super().answer_all(noted(), watch=watch, ask=ask)
@@ -43,9 +45,16 @@ def benchmark(tmp_path):
     """Three videos of eleven groups with a question each of a type that is chosen for, of one that is null, and of one that is not listed."""
     place = tmp_path / "data"
     place.mkdir()
-    rows = [{
-        "video_name": f"{video}.mp4", "question": f"What is {kind}?\n(A) x\n(B) y", "answer": "A", "task_type": kind,
-    } for kind in ("ego", "topic", "count") for video in range(3)]
+    rows = [
+        {
+            "video_name": f"{video}.mp4",
+            "question": f"What is {kind}?\n(A) x\n(B) y",
+            "answer": "A",
+            "task_type": kind,
+        }
+        for kind in ("ego", "topic", "count")
+        for video in range(3)
+    ]
     (place / "a.json").write_text(json.dumps(rows))
     for video in range(3):
         (place / f"{video}.mp4").write_bytes(b"." * (41 + video))
@@ -143,6 +152,14 @@ def test_each_benchmark_is_looked_up_by_its_own_keys(docs, name, key):
     row = benchmark.row(docs[name])
     item = Item(0, row.video, (row,), Path("videos") / row.files[0])
     found = replay.Replay(oracle.Oracle("", {key: oracle.Choice("a", (1,))}))
-    assert found.told(item, row) == {"said": "chosen", "category": "a", "units": 1, "chunk_size": None, "compression": None}
-    other = replay.Replay(oracle.Oracle("", {key + "?": oracle.Choice("a", (1,))}, frozenset(row.groups[benchmark.GROUPS[-1]])))
+    assert found.told(item, row) == {
+        "said": "chosen",
+        "category": "a",
+        "units": 1,
+        "chunk_size": None,
+        "compression": None,
+    }
+    other = replay.Replay(
+        oracle.Oracle("", {key + "?": oracle.Choice("a", (1,))}, frozenset(row.groups[benchmark.GROUPS[-1]]))
+    )
     assert other.told(item, row) == {"said": "null category"} and not other.chooses(item, row)

@@ -47,7 +47,7 @@ def test_video_mme_with_subtitles_begins_with_them_and_ends_otherwise(docs):
     told = prompt(docs, "video_mme", subtitles="Ready\nGo")
     start, end = "This video's subtitles are listed below: \nReady\nGo\n", "\nThe best answer is:"
     assert told.startswith(start) and told.endswith(end)
-    assert told[len(start):-len(end)] == plain.removesuffix(f"\n\n{DIRECTLY}")
+    assert told[len(start) : -len(end)] == plain.removesuffix(f"\n\n{DIRECTLY}")
     row = dataclasses.replace(video_mme.row(docs["video_mme"]), subtitles=subtitles.NONE)
     assert video_mme.prompt(row).startswith("This video's subtitles are listed below: \nNo subtitles available\nSelect")
 
@@ -70,7 +70,10 @@ def test_subtitles_are_those_shown_at_sampled_frames():
         ("00:00:03,100", "00:00:04,000", white("gone in its last")),
         ("00:00:04,000", "00:01:00,000", white("last")),
     )
-    picked = lambda samples: subtitles.at_frames(file, fps=10, frames=41, samples=samples).split("\n")
+
+    def picked(samples):
+        return subtitles.at_frames(file, fps=10, frames=41, samples=samples).split("\n")
+
     assert picked(5) == ["first", "in its first frame", "last"]  # frames 0, 10, 20, 30, 40
     assert picked(9) == ["first", "between two samples", "in its first frame", "gone in its last", "last"]
     assert subtitles.at_frames("", fps=10, frames=41) == ""

@@ -16,20 +16,38 @@ def test_a_bare_letter_is_read_by_all(name, right):
     assert read(right) == read(f" {right}\n") == right
 
 
-@pytest.mark.parametrize("response, letter", [
-    ("B) the toast", "B"), ("(B) the toast", "B"), ("B)", "B"), ("b)", "b"), ("the toast (so C) or D)", "C"),
-    (")", ""), ("B. the toast", "B. the toast"), ("Best option: (B", "Best option: (B"), ("(B )", " "),
-])
+@pytest.mark.parametrize(
+    "response, letter",
+    [
+        ("B) the toast", "B"),
+        ("(B) the toast", "B"),
+        ("B)", "B"),
+        ("b)", "b"),
+        ("the toast (so C) or D)", "C"),
+        (")", ""),
+        ("B. the toast", "B. the toast"),
+        ("Best option: (B", "Best option: (B"),
+        ("(B )", " "),
+    ],
+)
 def test_mlvu_reads_what_stands_before_the_first_bracket(response, letter):
     assert mlvu.read(response) == letter
 
 
-@pytest.mark.parametrize("response, letter", [
-    ("(C) four", "C"), ("The best answer is C.", "C"), ("The answer: D", "D"), ("I see four", ""), ("c", ""), ("E", ""),
-    ("Boats, so C", "B"),  # any capital will do
-    ("one two three four five six seven eight nine ten eleven", ""),
-    ("one two three four five six seven eight nine ten eleven D", "D"),
-])
+@pytest.mark.parametrize(
+    "response, letter",
+    [
+        ("(C) four", "C"),
+        ("The best answer is C.", "C"),
+        ("The answer: D", "D"),
+        ("I see four", ""),
+        ("c", ""),
+        ("E", ""),
+        ("Boats, so C", "B"),  # any capital will do
+        ("one two three four five six seven eight nine ten eleven", ""),
+        ("one two three four five six seven eight nine ten eleven D", "D"),
+    ],
+)
 def test_video_mme_reads_the_first_capital_after_the_prefixes(response, letter):
     assert video_mme.read(response) == video_mme.read_mended(response) == letter
 
@@ -53,19 +71,37 @@ def test_longvideobench_knows_five_letters_and_draws_no_lots(response, letter):
     assert longvideobench.read(response) == letter
 
 
-@pytest.mark.parametrize("response, letter", [
-    ("B. Blue", "B"), ("b.blue", "B"), ("c. (A) Red", "C"),  # as an option begins
-    ("(B) Blue", "B"), ("It is [C].", "C"), ("it is (c)", "C"), ("E", "E"), ("F", ""), ("", ""),
-    ("It is a boat, so C", "A"),  # the article
-    ("Blue", ""), ("answer:B", "B"), ("B's boat", "B"),
-    ("x-B", "B"),  # a mark becomes a space …
-    ("x-B y- z", ""), ("x-B y -z", ""),  # … or, where one of its kind is beside a space, nothing
-    ("D/1,000", ""), ("D/1000", "D"),  # a number with a comma makes all marks nothing
-    ("Red.B", ""), ("so .B", "B"), ("B.2", "B"), ("x B.5", "B"),  # full stops go, except before a digit
-    ("Red\nB", "B"), ("a.b\nc", "C"),
-    ("." * 32 + "xx.B", "B"),  # only 32 full stops go
-    ("." * 31 + "xx.B", ""),
-])
+@pytest.mark.parametrize(
+    "response, letter",
+    [
+        ("B. Blue", "B"),
+        ("b.blue", "B"),
+        ("c. (A) Red", "C"),  # as an option begins
+        ("(B) Blue", "B"),
+        ("It is [C].", "C"),
+        ("it is (c)", "C"),
+        ("E", "E"),
+        ("F", ""),
+        ("", ""),
+        ("It is a boat, so C", "A"),  # the article
+        ("Blue", ""),
+        ("answer:B", "B"),
+        ("B's boat", "B"),
+        ("x-B", "B"),  # a mark becomes a space …
+        ("x-B y- z", ""),
+        ("x-B y -z", ""),  # … or, where one of its kind is beside a space, nothing
+        ("D/1,000", ""),
+        ("D/1000", "D"),  # a number with a comma makes all marks nothing
+        ("Red.B", ""),
+        ("so .B", "B"),
+        ("B.2", "B"),
+        ("x B.5", "B"),  # full stops go, except before a digit
+        ("Red\nB", "B"),
+        ("a.b\nc", "C"),
+        ("." * 32 + "xx.B", "B"),  # only 32 full stops go
+        ("." * 31 + "xx.B", ""),
+    ],
+)
 def test_lvbench_reads_a_letter_that_stands_as_a_word(response, letter):
     assert lvbench.read(response) == letter
 

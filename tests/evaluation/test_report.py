@@ -19,15 +19,34 @@ def record(index: int, *answers: tuple[str, str], benchmark: str = "video_mme", 
     for number, (right, response) in enumerate(answers):
         groups = {"duration": [("short", "long")[index % 2]], "task_type": ["x|y", "when"]}
         verdict = evaluation.judge(evaluation.named(benchmark), Row(answer=right, groups={}), response)
-        told.append({
-            "key": f"{index}-{number}", "id": None, "question": "why?", "answer": right, "response": response, "read": "",
-            "correct": verdict.correct, "counted": verdict.counted, "named": verdict.named, "groups": groups,
-            "cache": {"tokens": 60, "tokens_dense": 100},
-        })
+        told.append(
+            {
+                "key": f"{index}-{number}",
+                "id": None,
+                "question": "why?",
+                "answer": right,
+                "response": response,
+                "read": "",
+                "correct": verdict.correct,
+                "counted": verdict.counted,
+                "named": verdict.named,
+                "groups": groups,
+                "cache": {"tokens": 60, "tokens_dense": 100},
+            }
+        )
     return {
-        "index": index, "video": f"v{index}", "frames": 90, "end_s": end_s, "tokens": 500,
-        "attention": {"pairs_kept": 25, "pairs_causal": 100}, "watching_s": {"read": 1.0, "vision": 2.0},
-        "asking_s": {"decode": 0.5}, "wall_s": 4.0, "executables": 7 + index, "answers": told, **fields,
+        "index": index,
+        "video": f"v{index}",
+        "frames": 90,
+        "end_s": end_s,
+        "tokens": 500,
+        "attention": {"pairs_kept": 25, "pairs_causal": 100},
+        "watching_s": {"read": 1.0, "vision": 2.0},
+        "asking_s": {"decode": 0.5},
+        "wall_s": 4.0,
+        "executables": 7 + index,
+        "answers": told,
+        **fields,
     }
 
 
@@ -35,8 +54,14 @@ def run(place: Path, *records: dict, benchmark: str = "video_mme", mode: str = "
     place.mkdir(exist_ok=True)
     watch, ask = released(benchmark, mode)
     settings = {
-        "benchmark": benchmark, "mode": mode, "videos": len(records), "questions": 9, "subtitles": False, "annotations": "0",
-        "watch": watch | changed, "ask": ask,
+        "benchmark": benchmark,
+        "mode": mode,
+        "videos": len(records),
+        "questions": 9,
+        "subtitles": False,
+        "annotations": "0",
+        "watch": watch | changed,
+        "ask": ask,
     }
     folder.claim(place, settings, {"model": "some $model$"})
     (place / "rows.0-of-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
@@ -45,8 +70,11 @@ def run(place: Path, *records: dict, benchmark: str = "video_mme", mode: str = "
 
 def test_sums_groups_and_savings(tmp_path):
     place = run(
-        tmp_path, record(1, ("A", "A"), ("B", "C"), end_s=700.0), record(0, ("A", "Best option: A"), ("D", "who?")),
-        {"index": 2, "video": "v2", "error": "v2: no such video"}, max_frames=8,
+        tmp_path,
+        record(1, ("A", "A"), ("B", "C"), end_s=700.0),
+        record(0, ("A", "Best option: A"), ("D", "who?")),
+        {"index": 2, "video": "v2", "error": "v2: no such video"},
+        max_frames=8,
     )
     found = report.summarise(place)
     assert found["complete"] and (found["videos"], found["questions"]) == (2, 4)
@@ -83,14 +111,27 @@ def test_a_run_under_way_is_reported_as_such(tmp_path):
 
 
 def test_it_is_written_as_json_markdown_and_a_picture(tmp_path):
-    place = run(tmp_path, record(0, ("A", "A"), ("B", "C")), record(1, ("A", "B")), {"index": 2, "video": "v2", "error": "a | b"})
+    place = run(
+        tmp_path,
+        record(0, ("A", "A"), ("B", "C")),
+        record(1, ("A", "B")),
+        {"index": 2, "video": "v2", "error": "a | b"},
+    )
     found = report.write(place)
     assert json.loads((place / "report.json").read_text()) == found
     assert (place / "report.png").read_bytes().startswith(b"\x89PNG")
     text = (place / "report.md").read_text()
-    assert text.startswith("# video_mme, chunked: 33.33 % (") and "| x\\|y | 3 | 33.33 % (" in text and "| v2 | a \\| b |" in text
+    assert (
+        text.startswith("# video_mme, chunked: 33.33 % (")
+        and "| x\\|y | 3 | 33.33 % (" in text
+        and "| v2 | a \\| b |" in text
+    )
     assert sorted(path.name for path in place.iterdir()) == [
-        "report.json", "report.md", "report.png", "rows.0-of-1.jsonl", "run.json",
+        "report.json",
+        "report.md",
+        "report.png",
+        "rows.0-of-1.jsonl",
+        "run.json",
     ]
 
 
@@ -104,7 +145,13 @@ def test_a_folder_without_a_run_is_named(tmp_path, content):
 
 def test_lengths_have_groups_without_gaps():
     assert [folder.length_group(seconds) for seconds in (0, 120, 121, 600, 1800, 3600, 3601)] == [
-        "up to 2 min", "up to 2 min", "2 to 10 min", "2 to 10 min", "10 to 30 min", "30 to 60 min", "over an hour",
+        "up to 2 min",
+        "up to 2 min",
+        "2 to 10 min",
+        "2 to 10 min",
+        "10 to 30 min",
+        "30 to 60 min",
+        "over an hour",
     ]
     assert folder.in_order("duration_group", ["600", "15", "60"]) == ["15", "60", "600"]
     assert folder.in_order("duration", ["short", "long"]) == ["short", "long"]

@@ -8,12 +8,15 @@ from vxl2_jax.errors import RequestError
 OPTIONAL = {"question_id", "time_reference"}
 
 
-@pytest.mark.parametrize("name, answer, files, options", [
-    ("mlvu", "B", ("kitchen_3.mp4",), 0),
-    ("video_mme", "C", ("k1tch3n.mp4", "k1tch3n.MP4", "k1tch3n.mkv"), 4),
-    ("longvideobench", "B", ("boats.mp4",), 2),
-    ("lvbench", "C", ("b0ats.mp4",), 3),
-])
+@pytest.mark.parametrize(
+    "name, answer, files, options",
+    [
+        ("mlvu", "B", ("kitchen_3.mp4",), 0),
+        ("video_mme", "C", ("k1tch3n.mp4", "k1tch3n.MP4", "k1tch3n.mkv"), 4),
+        ("longvideobench", "B", ("boats.mp4",), 2),
+        ("lvbench", "C", ("b0ats.mp4",), 3),
+    ],
+)
 def test_rows_have_a_letter_and_files_to_look_for(docs, name, answer, files, options):
     row = evaluation.named(name).row(docs[name])
     assert (row.answer, row.files, len(row.options)) == (answer, files, options)
@@ -25,7 +28,10 @@ def test_rows_are_grouped_by_annotation_fields(docs):
     assert groups == {
         "mlvu": {"task_type": ("order",)},
         "video_mme": {
-            "duration": ("medium",), "domain": ("Sports",), "sub_category": ("Rowing",), "task_type": ("Counting",),
+            "duration": ("medium",),
+            "domain": ("Sports",),
+            "sub_category": ("Rowing",),
+            "task_type": ("Counting",),
         },
         "longvideobench": {"duration_group": ("600",), "question_category": ("S2E",)},
         "lvbench": {"type": ("sport",), "question_type": ("reasoning", "summary")},
@@ -56,17 +62,20 @@ def test_every_missing_key_is_named(docs, name):
         evaluation.named(name).row({other: value for other, value in docs[name].items() if other != key})
 
 
-@pytest.mark.parametrize("name, changed, words", [
-    ("mlvu", {"answer": "toast"}, "'answer' must be the letter of an option"),
-    ("mlvu", {"question": None}, "'question' must be text, not None"),
-    ("mlvu", {"duration": "long"}, "'duration' must be a whole number or a number, not 'long'"),
-    ("video_mme", {"options": "A. Two."}, "'options' must be a list, not 'A. Two.'"),
-    ("video_mme", {"options": [2]}, "'options' must be a list of texts"),
-    ("longvideobench", {"correct_choice": 2}, "'correct_choice' must count one of 2 options from 0, not be 2"),
-    ("longvideobench", {"correct_choice": True}, "'correct_choice' must be a whole number"),
-    ("lvbench", {"candidates": list("uvwxyz")}, "'candidates' has 6 entries"),
-    ("lvbench", {"question_type": "reasoning"}, "'question_type' must be a list"),
-])
+@pytest.mark.parametrize(
+    "name, changed, words",
+    [
+        ("mlvu", {"answer": "toast"}, "'answer' must be the letter of an option"),
+        ("mlvu", {"question": None}, "'question' must be text, not None"),
+        ("mlvu", {"duration": "long"}, "'duration' must be a whole number or a number, not 'long'"),
+        ("video_mme", {"options": "A. Two."}, "'options' must be a list, not 'A. Two.'"),
+        ("video_mme", {"options": [2]}, "'options' must be a list of texts"),
+        ("longvideobench", {"correct_choice": 2}, "'correct_choice' must count one of 2 options from 0, not be 2"),
+        ("longvideobench", {"correct_choice": True}, "'correct_choice' must be a whole number"),
+        ("lvbench", {"candidates": list("uvwxyz")}, "'candidates' has 6 entries"),
+        ("lvbench", {"question_type": "reasoning"}, "'question_type' must be a list"),
+    ],
+)
 def test_values_of_the_wrong_kind_are_named(docs, name, changed, words):
     with pytest.raises(RequestError, match=words):
         evaluation.named(name).row({**docs[name], **changed})

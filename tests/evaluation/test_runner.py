@@ -24,10 +24,17 @@ def benchmark(tmp_path):
     """Five videos of 40 to 44 frames with two questions each, of types that go round."""
     place = tmp_path / "data"
     place.mkdir()
-    rows = [{
-        "video_name": f"{video}.mp4", "question": f"What is {number}?\n(A) x\n(B) y", "answer": "AB"[number],
-        "task_type": ("ego", "count")[number], "duration": 40,
-    } for number in range(2) for video in range(VIDEOS)]
+    rows = [
+        {
+            "video_name": f"{video}.mp4",
+            "question": f"What is {number}?\n(A) x\n(B) y",
+            "answer": "AB"[number],
+            "task_type": ("ego", "count")[number],
+            "duration": 40,
+        }
+        for number in range(2)
+        for video in range(VIDEOS)
+    ]
     (place / "a.json").write_text(json.dumps(rows))
     for video in range(VIDEOS):
         (place / f"{video}.mp4").write_bytes(b"." * (40 + video))
@@ -115,7 +122,9 @@ def test_a_video_that_stays_missing_is_told_once(benchmark, tmp_path):
 def test_other_settings_in_the_same_folder_are_refused_and_named(benchmark, tmp_path):
     out = tmp_path / "out"
     whole(benchmark, out)
-    with pytest.raises(RequestError, match=r"other settings: mode chunked \(now dense\), prev_blocks 3 \(now none\); choose"):
+    with pytest.raises(
+        RequestError, match=r"other settings: mode chunked \(now dense\), prev_blocks 3 \(now none\); choose"
+    ):
         runner.evaluate(prepared(benchmark, "dense"), StandIn, out)
     with pytest.raises(RequestError, match=r"other settings: max_frames 256 \(now 8\), max_new_tokens 16 \(now 4\);"):
         runner.evaluate(prepared(benchmark, max_frames=8, max_new_tokens=4), StandIn, out)

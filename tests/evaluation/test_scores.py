@@ -36,7 +36,8 @@ def test_a_row_of_two_types_counts_in_both():
     verdicts = judged("lvbench", "B", "C", "", question_type=("reasoning", "summary"))
     verdicts += judged("lvbench", "B", question_type=("reasoning",), type=("tv",))
     assert evaluation.grouped(verdicts) == {
-        "question_type": {"reasoning": Score(2, 3), "summary": Score(1, 2)}, "type": {"tv": Score(1, 1)},
+        "question_type": {"reasoning": Score(2, 3), "summary": Score(1, 2)},
+        "type": {"tv": Score(1, 1)},
     }
     assert evaluation.total(verdicts) == Score(2, 3)
 

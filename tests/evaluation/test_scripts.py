@@ -38,13 +38,16 @@ def test_scores_prompts_and_refusals(tmp_path, docs):
     annotations.write_text(json.dumps([docs["video_mme"]]))
     of = ("--benchmark=video_mme", f"--responses={responses}")
     # All at once: most of their time goes into imports.
-    scored, mended, shown, *refused = map(result, [
-        start("score_responses.py", *of),
-        start("score_responses.py", *of, "--rows", "--mended"),
-        start("show_prompts.py", "--benchmark=video_mme", f"--docs={annotations}"),
-        start("score_responses.py", "--benchmark=mlvu", f"--responses={responses}", "--mended"),
-        start("show_prompts.py", "--benchmark=mmlu", f"--docs={annotations}"),
-    ])
+    scored, mended, shown, *refused = map(
+        result,
+        [
+            start("score_responses.py", *of),
+            start("score_responses.py", *of, "--rows", "--mended"),
+            start("show_prompts.py", "--benchmark=video_mme", f"--docs={annotations}"),
+            start("score_responses.py", "--benchmark=mlvu", f"--responses={responses}", "--mended"),
+            start("show_prompts.py", "--benchmark=mmlu", f"--docs={annotations}"),
+        ],
+    )
     none = {"correct": 0, "total": 2, "accuracy": 0.0}
     assert scored[0] == 0 and json.loads(scored[1]) == {**none, "by": {"task_type": {"Counting": none}}}
     assert scored[2].splitlines() == [

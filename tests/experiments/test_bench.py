@@ -119,7 +119,11 @@ def test_vision_from_end_to_end(tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--frames=x"], ["--backends=cuda"], ["--baselines=flash"], ["--tiles=a"], ["--strides=0"],
+        ["--frames=x"],
+        ["--backends=cuda"],
+        ["--baselines=flash"],
+        ["--tiles=a"],
+        ["--strides=0"],
         ["--heads=3", "--kv_heads=2"],
     ],
 )
@@ -155,11 +159,22 @@ def test_operations_and_bytes_are_those_of_the_mask(video, stride):
     layout, rule = video
     sizes = prefill.capacity(layout, stride)
     planned = prefill.plan(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
-    cut = lambda bounds: (bounds[:, : stride * layout.visual], bounds[:, stride * layout.visual :])
+
+    def cut(bounds):
+        return (bounds[:, : stride * layout.visual], bounds[:, stride * layout.visual :])
+
     heads, kv_heads, width = 4, 2, 8
     of = bench_attention.Problem(
-        layout, rule, heads, kv_heads, width, "bfloat16", sizes, tuple(range(len(planned))),
-        [cut(one.starts) for one in planned], [cut(one.stops) for one in planned],
+        layout,
+        rule,
+        heads,
+        kv_heads,
+        width,
+        "bfloat16",
+        sizes,
+        tuple(range(len(planned))),
+        [cut(one.starts) for one in planned],
+        [cut(one.stops) for one in planned],
     )
     mask = natural_mask(layout, rule)
     flops = nbytes = 0
@@ -195,7 +210,10 @@ def products(jaxpr) -> int:
             height, width, channels, _ = equation.invars[1].aval.shape
             total += 2 * equation.outvars[0].aval.size * height * width * channels
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        is_program = lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")
+
+        def is_program(p):
+            return hasattr(p, "jaxpr") or hasattr(p, "eqns")
+
         for inner in jax.tree.leaves([*equation.params.values()], is_leaf=is_program):
             inner = getattr(inner, "jaxpr", inner)
             total += times * products(inner) if hasattr(inner, "eqns") else 0
@@ -206,11 +224,19 @@ def test_operations_of_the_vision_side_are_those_of_its_program():
     nano = config.nano(512)
     params = jax.eval_shape(lambda key: video_xl_2.init(key, nano), jax.random.key(0))
     grid, side, width = nano.resized_grid, nano.vision.image_size, nano.vision.width
-    counted = lambda f, *shape: products(jax.make_jaxpr(f)(params, jnp.zeros(shape)).jaxpr)
-    tower = lambda p, x: video_xl_2.frame_features(p, nano, x)
+
+    def counted(f, *shape):
+        return products(jax.make_jaxpr(f)(params, jnp.zeros(shape)).jaxpr)
+
+    def tower(p, x):
+        return video_xl_2.frame_features(p, nano, x)
+
     assert counts.tower_flops(nano.vision) == counted(tower, 1, side, side, 3)
     assert counts.projector_flops(nano) == counted(lambda p, x: video_xl_2.project(p, nano, x), 1, grid, grid, width)
-    synthesis = lambda p, x: dts.DTS(nano.norm_groups, nano.max_relative).apply({"params": p["dts"]}, x)
+
+    def synthesis(p, x):
+        return dts.DTS(nano.norm_groups, nano.max_relative).apply({"params": p["dts"]}, x)
+
     assert counts.dts_flops(nano) == counted(synthesis, 1, nano.frames_per_group, grid, grid, width)
 
 
@@ -293,7 +319,7 @@ def test_what_fails_or_comes_too_late_leaves_its_reason(tmp_path):
 
 def test_without_torch_there_is_a_reason():
     case = pytorch.Case("sdpa", 1, 4, 4, 2, 1, 8)
-    measured = dict(dtype="float32", samples=1, seed=0, limit_s=60.0)
+    measured = {"dtype": "float32", "samples": 1, "seed": 0, "limit_s": 60.0}
     [missing] = pytorch.measure([case], python="no-such-python", **measured)
     assert missing.seconds is None and "does not run" in missing.note
 

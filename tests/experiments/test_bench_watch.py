@@ -22,7 +22,13 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "experiments" / "bench_watch.py"
 MACHINE = {
     "machine": {
-        "device": "made up", "cores": 2, "load": 0.5, "jax": "0", "python": "3", "commit": None, "date": "2000-01-01",
+        "device": "made up",
+        "cores": 2,
+        "load": 0.5,
+        "jax": "0",
+        "python": "3",
+        "commit": None,
+        "date": "2000-01-01",
     },
     "ceilings": {"flops": 1e12, "bytes": 1e11, "product": "a product", "copy": "a copy"},
 }
@@ -55,10 +61,17 @@ def test_growth_is_the_power_of_the_length():
 
 def watched(frames: int, seconds: float) -> dict:
     """A length whose warm runs take `seconds` (one of them much longer), whose first took ten seconds more."""
-    one = lambda s, peak: {
-        "timings": {"read": 0.0, "vision": s / 2, "prefill": s * 3 / 8}, "sparse_s": s / 8, "total_s": s,
-        "before_bytes": 1000, "peak_bytes": peak, "cache_bytes": 300,
-    }
+
+    def one(s, peak):
+        return {
+            "timings": {"read": 0.0, "vision": s / 2, "prefill": s * 3 / 8},
+            "sparse_s": s / 8,
+            "total_s": s,
+            "before_bytes": 1000,
+            "peak_bytes": peak,
+            "cache_bytes": 300,
+        }
+
     flops = {"vision": 60, "dts": 20, "projector": 20, "language_linear": 40, "attention": 10}
     runs = [one(seconds + 10, 9000), one(seconds, 1500), one(5 * seconds, 1400), one(seconds, 1300)]
     return {"frames": frames, "tokens": frames * 4, "runs": runs, "flops": flops, "planned_bytes": 1, "note": ""}

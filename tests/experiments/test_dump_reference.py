@@ -66,7 +66,9 @@ class StandIn(torch.nn.Module):
 
     def project(self, x):
         config, params = self.parts
-        return tensor(video_xl_2.project(params, config, rearrange(x.numpy(), "g (y x) c -> g y x c", y=config.resized_grid), 1))
+        return tensor(
+            video_xl_2.project(params, config, rearrange(x.numpy(), "g (y x) c -> g y x c", y=config.resized_grid), 1)
+        )
 
     def forward(self, calls, logits):
         for call in calls:
@@ -74,8 +76,18 @@ class StandIn(torch.nn.Module):
         return SimpleNamespace(logits=tensor(logits)[None])
 
     def generate(
-        self, ids, *, images, time_embedding, modalities, max_new_tokens, block_size_chosed=None, prev_blocks_num=None,
-        selected_unit_indices=None, selected_config=None, **greedy,
+        self,
+        ids,
+        *,
+        images,
+        time_embedding,
+        modalities,
+        max_new_tokens,
+        block_size_chosed=None,
+        prev_blocks_num=None,
+        selected_unit_indices=None,
+        selected_config=None,
+        **greedy,
     ):
         config, params = self.parts
         assert modalities == ["video"]
@@ -83,7 +95,9 @@ class StandIn(torch.nn.Module):
         pixels = images[0]
         features = self.model.vision_tower(pixels).numpy()
         features = np.concatenate([features, np.repeat(features[-1:], -len(features) % 4, axis=0)])
-        maps = rearrange(np.asarray(dts.resize(features, config.vision.grid, config.resized_grid)), "f y x c -> f c y x")
+        maps = rearrange(
+            np.asarray(dts.resize(features, config.vision.grid, config.resized_grid)), "f y x c -> f c y x"
+        )
         regrouped = np.ascontiguousarray(maps).reshape(len(maps) // 4, maps.shape[1], 4, *maps.shape[2:])
         out = self.model.sae(tensor(regrouped)).squeeze(2)
         self.model.mm_projector(tensor(rearrange(out.numpy(), "g c y x -> g (y x) c")))
@@ -96,7 +110,15 @@ class StandIn(torch.nn.Module):
         embeds = np.array(qwen2.embed(params["language"], whole))
         embeds[case.layout.visual_positions()] = rearrange(visual, "g v e -> (g v) e")
         rule = DENSE if block_size_chosed is None else Rule(block_size_chosed, prev_blocks_num)
-        return self._said(Runner(config, params), case, rule, tensor(embeds)[None], selected_unit_indices, selected_config, max_new_tokens)
+        return self._said(
+            Runner(config, params),
+            case,
+            rule,
+            tensor(embeds)[None],
+            selected_unit_indices,
+            selected_config,
+            max_new_tokens,
+        )
 
     def _said(self, runner, case, rule, embeds, units, selected, steps):
         streams, hidden = runner.watch(case, rule, keep_hidden=True)
@@ -105,10 +127,14 @@ class StandIn(torch.nn.Module):
         first = np.concatenate([runner.logits(hidden), np.asarray(answer.question_logits)])
         natural = runner.natural_cache(case, streams, base, rotated=units is None)
         mask = tensor(np.where(natural_mask(case.layout, rule, len(case.question)), 0.0, -1e9))[None, None]
-        calls = [{
-            "inputs_embeds": embeds, "past_key_values": [], "gives": legacy(natural),
-            "attention_mask": None if rule is DENSE else mask,
-        }]
+        calls = [
+            {
+                "inputs_embeds": embeds,
+                "past_key_values": [],
+                "gives": legacy(natural),
+                "attention_mask": None if rule is DENSE else mask,
+            }
+        ]
         if units is not None:
             memory = runner.remember(case, rule, selected["compression"])
             chunks = case.layout.chunks(selected["selected_chunk_size"])
@@ -116,7 +142,9 @@ class StandIn(torch.nn.Module):
             plan = mixed.plan_mixed(case.layout, selected["compression"], selected["selected_chunk_size"], dense)
             keys, values = (np.asarray(part)[:, :, : len(plan.store)] for part in mixed.assemble(memory, plan))
             past = legacy(np.stack([turn_back(keys, runner.config), values], axis=1))
-            answer = runner.ask(case, bases.mixed_base(memory, selected["selected_chunk_size"], dense, runner.kernel), steps)
+            answer = runner.ask(
+                case, bases.mixed_base(memory, selected["selected_chunk_size"], dense, runner.kernel), steps
+            )
             calls.append({"inputs_embeds": embeds[:, -len(case.question) :], "past_key_values": past, "gives": past})
             first = np.asarray(answer.question_logits)
         self(calls=calls, logits=first)
@@ -155,7 +183,17 @@ def original(golden, monkeypatch):
 
 
 def dumped(monkeypatch, checkpoint, out, variant, *more):
-    command = ["dump_reference", "--variant", variant, "--code", str(out), "--checkpoint", str(checkpoint), "--out", str(out)]
+    command = [
+        "dump_reference",
+        "--variant",
+        variant,
+        "--code",
+        str(out),
+        "--checkpoint",
+        str(checkpoint),
+        "--out",
+        str(out),
+    ]
     monkeypatch.setattr(sys, "argv", [*command, "--steps", "3", *more])
     monkeypatch.setattr(sys, "path", list(sys.path))
     dump.main()
@@ -168,9 +206,19 @@ def test_all_three_variants_agree_with_check_parity(original, tmp_path, monkeypa
     report = check_parity.compare(tmp_path, None, stride=2)
     told = capsys.readouterr().out
     assert report.failed == [] and report.checked == 20, told
-    for name in ("vision video_siglip", "video_dts", "video_proj", "video_pooled", "dense e2e_kv_last_layer",
-                 "dense e2e_logits", "chunked e2e_mask_b1_p1", "chunked e2e_b1_p1_greedy_logits", "e2e_b1_p1_prefill_kv_last_layer",
-                 "e2e_mixed_kv_last_layer", "e2e_suffix_logits"):
+    for name in (
+        "vision video_siglip",
+        "video_dts",
+        "video_proj",
+        "video_pooled",
+        "dense e2e_kv_last_layer",
+        "dense e2e_logits",
+        "chunked e2e_mask_b1_p1",
+        "chunked e2e_b1_p1_greedy_logits",
+        "e2e_b1_p1_prefill_kv_last_layer",
+        "e2e_mixed_kv_last_layer",
+        "e2e_suffix_logits",
+    ):
         assert name in told
     assert {file.name: file.read_bytes() for file in original.iterdir()} == before  # the links lead there
 

@@ -77,5 +77,12 @@ def test_every_shipped_file_is_credited():
     credits = (folder / "CREDITS.md").read_text()
     shipped = [path.name for which in footage.SETS for path in (folder / which).iterdir()]
     assert all(f"`{name}`" in credits for name in shipped)
-    assert sum((folder / which / name).stat().st_size for which in footage.SETS for name in shipped
-               if (folder / which / name).is_file()) < 1_500_000
+    assert (
+        sum(
+            (folder / which / name).stat().st_size
+            for which in footage.SETS
+            for name in shipped
+            if (folder / which / name).is_file()
+        )
+        < 1_500_000
+    )

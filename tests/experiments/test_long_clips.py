@@ -149,9 +149,20 @@ def test_a_source_that_is_no_video_ends_with_one_line_and_leaves_nothing(tmp_pat
     broken.write_text("no video")
     out.mkdir()
     code = make_long_clip.main(
-        ["--seconds", "60", "--needles", "1", "--seed", "1", "--loop", str(broken), "--out", str(out / "a.mp4"),
-         "--answers", str(out / "a.json")]
+        [
+            "--seconds",
+            "60",
+            "--needles",
+            "1",
+            "--seed",
+            "1",
+            "--loop",
+            str(broken),
+            "--out",
+            str(out / "a.mp4"),
+            "--answers",
+            str(out / "a.json"),
+        ]
     )
     said = capsys.readouterr().err
     assert code == 1 and said.count("\n") == 1 and "broken.mp4" in said and not list(out.iterdir())
-

@@ -52,12 +52,15 @@ def test_modes_are_spoken():
     assert nano_table.spoken("bilevel_62_by2") == "bi-level 62 %, pooled by 2"
 
 
-@pytest.mark.parametrize(("flag", "said"), [
-    ("--shares=62:x", "--shares: '62:x' is not of the form percent or percent:compression"),
-    ("--shares=62:1", "--shares: '62:1' pools nothing"),
-    ("--shares=0", "--shares: 0 does not lie in 1-100 percent"),
-    ("--ranges=32", "--ranges: '32' is not of the form shortest-longest"),
-])
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--shares=62:x", "--shares: '62:x' is not of the form percent or percent:compression"),
+        ("--shares=62:1", "--shares: '62:1' pools nothing"),
+        ("--shares=0", "--shares: 0 does not lie in 1-100 percent"),
+        ("--ranges=32", "--ranges: '32' is not of the form shortest-longest"),
+    ],
+)
 def test_senseless_flags_of_the_evaluation_are_one_line(flag, said):
     refused(flag, said)
 
@@ -84,6 +87,13 @@ def test_a_complete_report_is_printed_again_and_nothing_is_asked(reports, tmp_pa
     out = tmp_path / "report.json"
     out.write_text(json.dumps(reports[0]))
     script, settings = ROOT / "experiments" / "evaluate_nano.py", reports[0]["settings"]
-    command = [sys.executable, str(script), f"--out={out}", "--json", f"--seed={settings['seed']}", f"--questions={settings['questions']}"]
+    command = [
+        sys.executable,
+        str(script),
+        f"--out={out}",
+        "--json",
+        f"--seed={settings['seed']}",
+        f"--questions={settings['questions']}",
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True, timeout=120)
     assert json.loads(ended.stdout) == reports[0]

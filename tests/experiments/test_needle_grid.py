@@ -33,7 +33,11 @@ def test_needles_are_shown_once_at_their_depth_among_other_pictures(seconds, dep
     for seed in range(5):
         clip, found = haystacks.draw(np.random.default_rng(seed), seconds=seconds, depths=depths)
         spans = [(event.start_s, event.stop_s) for event in clip.events]
-        assert all(a[1] + 1.5 <= b[0] for a, b in itertools.pairwise(spans)) and 0 <= spans[0][0] and spans[-1][1] <= seconds
+        assert (
+            all(a[1] + 1.5 <= b[0] for a, b in itertools.pairwise(spans))
+            and spans[0][0] >= 0
+            and spans[-1][1] <= seconds
+        )
         shown = collections.Counter(event.name for event in clip.events)
         for needle, depth in zip(found, depths, strict=True):
             assert shown[needle.name] == 1 and needle.absent not in shown and needle.depth == depth
@@ -62,8 +66,10 @@ def test_questions_are_about_the_needle_and_nothing_else():
 
 
 def test_films_that_are_there_give_what_they_show_once():
-    events = [{"name": name, "start_s": start, "stop_s": start + 8} for name, start in
-              (("dog", 0.0), ("car", 20.0), ("dog", 40.0), ("cat", 92.0))]
+    events = [
+        {"name": name, "start_s": start, "stop_s": start + 8}
+        for name, start in (("dog", 0.0), ("car", 20.0), ("dog", 40.0), ("cat", 92.0))
+    ]
     found = haystacks.needles_of(np.random.default_rng(0), events, 100.0, (0.0, 20.0, 100.0))
     assert [(needle.name, needle.depth) for needle in found] == [("car", 20.0), ("cat", 100.0)]
     assert all(needle.absent not in ("dog", "car", "cat") and needle.absent in pictures.load()[0] for needle in found)
@@ -82,8 +88,18 @@ def test_all_that_a_film_shows_once_is_asked_about_however_few_names_it_leaves(o
 def answers(mode, depth, right, *, dense=True, rank=1, sayable=True, known=True, lot=0.25):
     """The four answers about a needle; right: of "exists", "absent", "when", "what"."""
     return [
-        {"mode": mode, "needle": f"{depth}", "depth": depth, "kind": kind, "right": value, "dense": dense, "rank": rank,
-         "lot": lot, "sayable": sayable, "known": known}
+        {
+            "mode": mode,
+            "needle": f"{depth}",
+            "depth": depth,
+            "kind": kind,
+            "right": value,
+            "dense": dense,
+            "rank": rank,
+            "lot": lot,
+            "sayable": sayable,
+            "known": known,
+        }
         for kind, value in zip(haystacks.KINDS, right, strict=True)
     ]
 
@@ -213,7 +229,10 @@ def test_a_compression_that_the_model_lacks_does_not_claim_the_folder(run, tmp_p
 def test_films_that_are_there_need_their_answers_and_names_of_their_own(tmp_path):
     film, setting = tmp_path / "long.mp4", needle_run.Setting()
     texts = (
-        (None, "cannot be read"), ("[]", "no answers of"), ("{", "no answers of"), ('{"seconds": 90.0}', "no answers of"),
+        (None, "cannot be read"),
+        ("[]", "no answers of"),
+        ("{", "no answers of"),
+        ('{"seconds": 90.0}', "no answers of"),
         ('{"seconds": 90.0, "events": []}', "shows nothing just once"),
     )
     for text, words in texts:
@@ -223,7 +242,7 @@ def test_films_that_are_there_need_their_answers_and_names_of_their_own(tmp_path
             needle_run.there([film], setting)
     event = {"name": "dog", "start_s": 82.0, "stop_s": 90.0}
     film.with_suffix(".json").write_text(json.dumps({"seconds": 90.0, "events": [event]}))
-    found, = needle_run.there([film], setting)
+    (found,) = needle_run.there([film], setting)
     assert found.seconds == 90 and [(one.name, one.depth) for one in found.needles] == [("dog", 100.0)]
     path, asked = needle_run._prepared(found, setting, tmp_path)
     assert path == film and [one.kind for one in asked] == list(haystacks.KINDS)
@@ -233,14 +252,17 @@ def test_films_that_are_there_need_their_answers_and_names_of_their_own(tmp_path
         needle_run.films([15], 1, needle_run.Setting())
 
 
-@pytest.mark.parametrize("start, stop, dense, chunk, rank, found", [
-    (28.0, 37.0, 2, 3, 1, True),  # four seconds in the second chunk, five in the third
-    (27.0, 36.0, 2, 2, 1, True),  # five and four: the third shows it, too
-    (27.0, 36.0, 1, 2, 1, True),
-    (27.0, 36.0, 3, 2, 1, False),
-    (24.0, 31.5, 2, 2, 3, False),  # no frame of the third chunk
-    (12.0, 20.0, 3, 1, 0, True),  # half in the first chunk, which is always dense
-])
+@pytest.mark.parametrize(
+    "start, stop, dense, chunk, rank, found",
+    [
+        (28.0, 37.0, 2, 3, 1, True),  # four seconds in the second chunk, five in the third
+        (27.0, 36.0, 2, 2, 1, True),  # five and four: the third shows it, too
+        (27.0, 36.0, 1, 2, 1, True),
+        (27.0, 36.0, 3, 2, 1, False),
+        (24.0, 31.5, 2, 2, 3, False),  # no frame of the third chunk
+        (12.0, 20.0, 3, 1, 0, True),  # half in the first chunk, which is always dense
+    ],
+)
 def test_a_needle_is_found_by_any_chunk_that_shows_it(start, stop, dense, chunk, rank, found):
     needle = haystacks.Needle(50.0, "dog", start, stop, "cat")
     chunks = tuple(

@@ -36,10 +36,20 @@ def model():
     config = ModelConfig(
         vision=VisionConfig(image_size=28, patch_size=14, width=16, layers=1, heads=2, mlp=16),
         language=LanguageConfig(
-            width=16, layers=2, heads=2, kv_heads=1, head_width=8, mlp=16, vocabulary=len(vocabulary.words()),
+            width=16,
+            layers=2,
+            heads=2,
+            kv_heads=1,
+            head_width=8,
+            mlp=16,
+            vocabulary=len(vocabulary.words()),
             rope_theta=1e4,
         ),
-        resized_grid=2, pool=1, norm_groups=8, visual_placeholder=1, stop_tokens=(3,),
+        resized_grid=2,
+        pool=1,
+        norm_groups=8,
+        visual_placeholder=1,
+        stop_tokens=(3,),
     )
     tokenizer, before = Tokenizer(vocabulary.tokenizer().to_str()), jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)  # most of the time would go there
@@ -121,7 +131,10 @@ def test_a_clip_pre_filled_from_its_visual_tokens_is_a_clip_watched(model):
 
 
 @given(
-    groups=st.integers(3, 130), visual=st.integers(2, 9), chunk=st.integers(1, 6), compression=st.integers(1, 9),
+    groups=st.integers(3, 130),
+    visual=st.integers(2, 9),
+    chunk=st.integers(1, 6),
+    compression=st.integers(1, 9),
     share=st.floats(1, 99),
 )
 def test_a_share_is_used_up_and_not_exceeded(groups, visual, chunk, compression, share):
@@ -131,7 +144,10 @@ def test_a_share_is_used_up_and_not_exceeded(groups, visual, chunk, compression,
     if compression == 1:
         return  # nothing is saved by pooling
     chosen = memories.interior(memory, share, chunk)
-    loaded = lambda top_k: footprint.cached_tokens(layout, footprint.Settings(compression, chunk, top_k))[0]
+
+    def loaded(top_k):
+        return footprint.cached_tokens(layout, footprint.Settings(compression, chunk, top_k))[0]
+
     if chosen:
         assert loaded(chosen) <= share / 100 * layout.length
     if chosen + 2 < layout.chunks(chunk):
@@ -165,9 +181,12 @@ def test_evidence_comes_first_and_lots_do_not_know_it(model):
     memory = SimpleNamespace(layout=layout)
     asked = asked_about((10.0, 17.0), (40.0, 52.0))
     ids = np.asarray(model.tokenizer.encode("\nIs there a dog?<|im_end|>\n<|im_start|>assistant\n"))
-    scores = lambda relevance: running._given(
-        model, memory, [asked], Setting(share=35, relevance=relevance), np.random.default_rng(1)
-    )(ids, memory)
+
+    def scores(relevance):
+        return running._given(model, memory, [asked], Setting(share=35, relevance=relevance), np.random.default_rng(1))(
+            ids, memory
+        )
+
     assert np.argsort(-scores("evidence"), kind="stable")[:6].tolist() == [3, 10, 2, 11, 4, 12]
     assert scores("lot").max() < 1 and len(set(scores("lot"))) == 16
 
@@ -239,12 +258,22 @@ def rows_for(study: Study, clip_count: int = 3) -> list[dict]:
     for content, draw in study.contents.items():
         for clip in range(clip_count):
             asked = drawn(draw, clip)[1]
-            each = lambda: rng.integers(2, size=len(asked)).tolist()  # noqa: B023
+
+            def each():
+                return rng.integers(2, size=len(asked)).tolist()  # noqa: B023
+
             settings = {
                 name: {
-                    "right": each(), "held": each(), "said": [], "chosen": 3, "loaded": 100 + 10 * place, "dense": 400,
-                    "pairs": 50 + place, "causal": 100,
-                } for place, name in enumerate(study.settings)
+                    "right": each(),
+                    "held": each(),
+                    "said": [],
+                    "chosen": 3,
+                    "loaded": 100 + 10 * place,
+                    "dense": 400,
+                    "pairs": 50 + place,
+                    "causal": 100,
+                }
+                for place, name in enumerate(study.settings)
             }
             named = [[one.label, one.question.question, one.question.answer] for one in asked]
             rows.append({"content": content, "clip": clip, "seconds": 192.0, "asked": named, "settings": settings})
@@ -267,9 +296,12 @@ def test_marks_follow_from_rows():
     one = {"loaded": 30, "dense": 60, "pairs": 10, "causal": 40, "chosen": 2}
     rows = [
         {
-            "content": "one", "clip": clip, "asked": [["a", "", ""], ["a", "", ""], ["b", "", ""]],
+            "content": "one",
+            "clip": clip,
+            "asked": [["a", "", ""], ["a", "", ""], ["b", "", ""]],
             "settings": {
-                "dense": one | {"right": [1, 1, 0], "held": [1, 1, 1]}, "chunked": one | {"right": right, "held": held},
+                "dense": one | {"right": [1, 1, 0], "held": [1, 1, 1]},
+                "chunked": one | {"right": right, "held": held},
             },
         }
         for clip, (right, held) in enumerate([([1, 0, 0], [0, None, 1]), ([0, 0, 1], [1, None, None])])

@@ -39,12 +39,12 @@ def batch_of(clip, asked, visual) -> dict:
     """The questions as rows of their own."""
     rows = [question_row(clip, question, 0) for question in asked]
     fill = {"answer": -1, "look": -1}
-    batch = {
-        key: np.stack([fit(row[key], LONGEST, fill.get(key, 0)) for row in rows]) for key in rows[0]
-    }
+    batch = {key: np.stack([fit(row[key], LONGEST, fill.get(key, 0)) for row in rows]) for key in rows[0]}
     batch["part"] = np.stack([fit(np.zeros(len(row["asked"])), LONGEST, -1) for row in rows])
     return {
-        **batch, "ids": np.asarray([training_compose.video_ids(GROUPS, 0)]), "visual": visual[None],
+        **batch,
+        "ids": np.asarray([training_compose.video_ids(GROUPS, 0)]),
+        "visual": visual[None],
         "lengths": np.asarray([len(row["asked"]) for row in rows]),
     }
 
@@ -53,8 +53,15 @@ def by_inference(nano, base: decode.Base, ids: np.ndarray) -> np.ndarray:
     """Logits [N, vocabulary] of one question's tokens over a base."""
     shape, params = nano[:2]
     found = decode.generate(
-        params, shape, base, fit(ids, LONGEST, 0)[None], np.full(1, len(ids), np.int32), decode.Sampling(),
-        jax.random.key(0), max_new=1, keep_logits=True,
+        params,
+        shape,
+        base,
+        fit(ids, LONGEST, 0)[None],
+        np.full(1, len(ids), np.int32),
+        decode.Sampling(),
+        jax.random.key(0),
+        max_new=1,
+        keep_logits=True,
     )
     return np.asarray(found.question_logits[0, LONGEST - len(ids) :])
 

@@ -52,7 +52,10 @@ def rows():
 
 def test_recall_counts_events_and_completeness_questions():
     found = compare.report_of(list(rows()), [1, 2, 4], [4])
-    percents = lambda name, scorer: [each["percent"] for each in found[name][scorer].values()]
+
+    def percents(name, scorer):
+        return [each["percent"] for each in found[name][scorer].values()]
+
     assert percents("recall", "attention") == [100.0, 100.0, 100.0] and percents("recall", "mass") == [33.3, 66.7, 66.7]
     assert percents("complete", "mass") == [0.0, 50.0, 50.0] and found["complete"]["mass"][1]["of"] == 2
     assert found["accuracy"][4]["mass"]["percent"] == 50.0 and found["accuracy"][4]["attention"]["bytes"] == 50.0
@@ -69,4 +72,7 @@ def test_the_report_is_told_drawn_and_can_be_stored(tmp_path):
 
 
 def test_nothing_to_find_is_no_share():
-    assert compare.rate([]) == {"percent": None, "interval": [0.0, 100.0], "of": 0} and compare.told(compare.rate([])) == "none"
+    assert (
+        compare.rate([]) == {"percent": None, "interval": [0.0, 100.0], "of": 0}
+        and compare.told(compare.rate([])) == "none"
+    )

@@ -23,7 +23,10 @@ def problem(seed, count, lengths, kv_heads=2, repeats=2, width=8, layers=2, dtyp
 
 def arrays(rng, count, lengths, kv_heads, repeats, width, layers, dtype):
     """Random queries [N, H, D] and streams [L, K, S, D]."""
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
     streams = tuple(Stream(*(normal(layers, kv_heads, length, width) for _ in "kv")) for length in lengths)
     return normal(count, kv_heads * repeats, width), streams
 
@@ -54,5 +57,7 @@ def backends(float32: float, bfloat16: float) -> list:
     return [
         pytest.param("tpu", "float32", float32, id="tpu"),
         pytest.param("ampere", "float32", float32, id="ampere"),
-        pytest.param("hopper", "bfloat16", bfloat16, id="hopper", marks=pytest.mark.skipif(bool(unable), reason=unable)),
+        pytest.param(
+            "hopper", "bfloat16", bfloat16, id="hopper", marks=pytest.mark.skipif(bool(unable), reason=unable)
+        ),
     ]

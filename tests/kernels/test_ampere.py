@@ -66,7 +66,12 @@ def test_half_precision_is_close_and_sums_in_float32(dtype, tolerance):
     starts[:], stops[:] = 0, [[700], [50]]
     compare(work.pack(q, 1, 16), streams, work.plan(starts, stops, 1, 16), Tiles(16, 64), tolerance=tolerance)
     compare(
-        work.pack(q, 1, 16), streams, work.plan(starts, stops, 1, 16), Tiles(16, 64), tolerance=tolerance, out_dtype=dtype
+        work.pack(q, 1, 16),
+        streams,
+        work.plan(starts, stops, 1, 16),
+        Tiles(16, 64),
+        tolerance=tolerance,
+        out_dtype=dtype,
     )
 
 
@@ -91,7 +96,10 @@ def test_keys_outside_the_ranges_do_not_matter():
     q, streams, _, _ = problem(1, 5, [83], 1, 2, 16)
     starts, stops = np.asarray([[7, 9, 7, 20, 8]], np.int32), np.asarray([[60, 71, 69, 71, 55]], np.int32)
     table = work.plan(starts, stops, 2, 16)
-    poison = lambda a: a.at[:, :, :7].set(1e30).at[:, :, 71:].set(-1e30)
+
+    def poison(a):
+        return a.at[:, :, :7].set(1e30).at[:, :, 71:].set(-1e30)
+
     spoiled = (Stream(*(poison(part) for part in streams[0])),)
     want, got = (kernel(work.pack(q, 1, 16), s, 1, table, Tiles(16, 16), 0.3)[0][:, 0, :10] for s in (streams, spoiled))
     np.testing.assert_array_equal(got, want)
@@ -106,7 +114,10 @@ def test_large_logits_do_not_overflow():
 def test_layers_may_be_scanned():
     q, streams, starts, stops = problem(5, 8, [40, 21], 1, 2, 16)
     table, tiles, packed = work.plan(starts, stops, 2, 16), Tiles(16, 16), work.pack(q, 1, 16)
-    step = lambda carry, layer: (carry, kernel(packed, streams, layer, table, tiles, 0.3)[0])
+
+    def step(carry, layer):
+        return (carry, kernel(packed, streams, layer, table, tiles, 0.3)[0])
+
     _, got = jax.jit(lambda: jax.lax.scan(step, 0, jnp.arange(2)))()
     for layer in (0, 1):
         np.testing.assert_allclose(got[layer], kernel(packed, streams, layer, table, tiles, 0.3)[0], atol=1e-6)

@@ -18,24 +18,37 @@ def plainly(q, streams, starts, stops, layer=0, scale=None):
     """float64 softmax over the ranges: out [N, H, D], lse [N, H], weights of every stream [N, H, S]."""
     q = np.asarray(q, np.float64)
     heads, kv_heads = q.shape[1], streams[0].k.shape[1]
-    rows = lambda part: np.repeat(np.swapaxes(np.asarray(part[layer], np.float64), 0, 1), heads // kv_heads, axis=1)
+
+    def rows(part):
+        return np.repeat(np.swapaxes(np.asarray(part[layer], np.float64), 0, 1), heads // kv_heads, axis=1)
+
     keys, values = (np.concatenate([rows(part) for part in parts]) for parts in zip(*streams, strict=True))
-    seen = np.concatenate([
-        (np.arange(s.k.shape[2]) >= low[:, None]) & (np.arange(s.k.shape[2]) < high[:, None])
-        for s, low, high in zip(streams, starts, stops, strict=True)
-    ], axis=1)[:, None]
+    seen = np.concatenate(
+        [
+            (np.arange(s.k.shape[2]) >= low[:, None]) & (np.arange(s.k.shape[2]) < high[:, None])
+            for s, low, high in zip(streams, starts, stops, strict=True)
+        ],
+        axis=1,
+    )[:, None]
     logits = np.where(seen, np.einsum("nhd,shd->nhs", q, keys) * (scale or q.shape[-1] ** -0.5), -np.inf)
     with np.errstate(divide="ignore"):
         lse = np.log(np.exp(logits).sum(axis=-1))
     weights = np.where(seen, np.exp(logits - np.where(np.isinf(lse), 0, lse)[..., None]), 0)
-    return np.einsum("nhs,shd->nhd", weights, values), lse, np.split(weights, np.cumsum([s.k.shape[2] for s in streams])[:-1], axis=-1)
+    return (
+        np.einsum("nhs,shd->nhd", weights, values),
+        lse,
+        np.split(weights, np.cumsum([s.k.shape[2] for s in streams])[:-1], axis=-1),
+    )
 
 
 @given(
-    seed=st.integers(0, 99), count=st.sampled_from([1, 3, 8, 21]),
+    seed=st.integers(0, 99),
+    count=st.sampled_from([1, 3, 8, 21]),
     lengths=st.lists(st.sampled_from([1, 5, 16, 37]), min_size=1, max_size=3),
-    heads=st.sampled_from([(1, 1), (1, 4), (2, 1), (2, 3)]), tiles=st.sampled_from([(4, 4), (8, 16), (256, 512)]),
-    layer=st.integers(0, 1), abreast=st.sampled_from([1, 2, 8]),
+    heads=st.sampled_from([(1, 1), (1, 4), (2, 1), (2, 3)]),
+    tiles=st.sampled_from([(4, 4), (8, 16), (256, 512)]),
+    layer=st.integers(0, 1),
+    abreast=st.sampled_from([1, 2, 8]),
 )
 @settings(max_examples=25)
 def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles, layer, abreast):
@@ -56,9 +69,13 @@ def test_every_stream_may_have_tiles_of_its_own():
 
 def test_room_behind_the_last_key_changes_no_bit():
     q, streams, starts, stops = problem(3, 21, [37, 30])
-    roomy = [Stream(*(jnp.pad(part, ((0, 0), (0, 0), (0, 11), (0, 0)), constant_values=9.0) for part in s)) for s in streams]
+    roomy = [
+        Stream(*(jnp.pad(part, ((0, 0), (0, 0), (0, 11), (0, 0)), constant_values=9.0) for part in s)) for s in streams
+    ]
     for tile, abreast in ((4, 1), (16, 1), (16, 2)):
-        want, got = (attend(q, s, starts, stops, query_tile=8, key_tile=tile, abreast=abreast) for s in (streams, roomy))
+        want, got = (
+            attend(q, s, starts, stops, query_tile=8, key_tile=tile, abreast=abreast) for s in (streams, roomy)
+        )
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
@@ -79,7 +96,10 @@ def test_a_query_that_sees_nothing_gets_zeros():
 def test_keys_outside_the_ranges_do_not_matter():
     q, streams, _, _ = problem(1, 5, [30])
     starts, stops = np.full((1, 5), 7, np.int32), np.full((1, 5), 19, np.int32)
-    poison = lambda a: a.at[:, :, :7].set(1e30).at[:, :, 19:].set(-1e30)
+
+    def poison(a):
+        return a.at[:, :, :7].set(1e30).at[:, :, 19:].set(-1e30)
+
     spoiled = (Stream(*(poison(part) for part in streams[0])),)
     for tile in (4, 16):
         want, got = (attend(q, s, starts, stops, key_tile=tile)[0] for s in (streams, spoiled))

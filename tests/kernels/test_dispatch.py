@@ -24,31 +24,43 @@ V5E = SimpleNamespace(platform="tpu", device_kind="TPU v5 lite")
 CPU = SimpleNamespace(platform="cpu", device_kind="cpu")
 
 
-@pytest.mark.parametrize(("device", "dtype", "kernel", "said"), [
-    (CPU, "float32", "reference", "no kernel is written for cpu"),
-    (T4, "float16", "reference", "reference, in float16: no kernel is written for Tesla T4"),
-    (A100, "bfloat16", "ampere", "written for NVIDIA A100"),
-    (B200, "bfloat16", "ampere", "NVIDIA B200"),
-    (V5E, "bfloat16", "tpu", "TPU v5 lite"),
-    (V5E, "float16", "reference", "bfloat16"),
-    (H200, "bfloat16", "hopper" if NEW_JAX else "ampere", "NVIDIA H200" if NEW_JAX else "needs jax 0.11"),
-    (H200, "float32", "reference", "not ampere"),
-    (A100, "float32", "reference", "bfloat16 or float16"),
-])
+@pytest.mark.parametrize(
+    ("device", "dtype", "kernel", "said"),
+    [
+        (CPU, "float32", "reference", "no kernel is written for cpu"),
+        (T4, "float16", "reference", "reference, in float16: no kernel is written for Tesla T4"),
+        (A100, "bfloat16", "ampere", "written for NVIDIA A100"),
+        (B200, "bfloat16", "ampere", "NVIDIA B200"),
+        (V5E, "bfloat16", "tpu", "TPU v5 lite"),
+        (V5E, "float16", "reference", "bfloat16"),
+        (H200, "bfloat16", "hopper" if NEW_JAX else "ampere", "NVIDIA H200" if NEW_JAX else "needs jax 0.11"),
+        (H200, "float32", "reference", "not ampere"),
+        (A100, "float32", "reference", "bfloat16 or float16"),
+    ],
+)
 def test_the_best_kernel_that_can_run_is_taken_and_the_reason_told(device, dtype, kernel, said):
     choice = attention.choose(dtype=dtype, width=128, device=device)
     assert choice.kernel.name == kernel and not choice.kernel.interpret
     assert said in choice.reason and "\n" not in choice.reason
 
 
-@pytest.mark.parametrize(("name", "device", "dtype", "width", "said"), [
-    ("flash", CPU, "bfloat16", 128, "unknown attention kernel 'flash': choose auto, tpu, hopper, ampere, reference"),
-    ("hopper", A100, "bfloat16", 128, "does not run on NVIDIA A100-SXM4-80GB: choose ampere or reference"),
-    ("tpu", T4, "bfloat16", 128, "does not run on Tesla T4: choose reference"),
-    ("tpu", V5E, "float16", 128, "bfloat16"),
-    ("tpu", V5E, "bfloat16", 256, "256"),
-    ("hopper", H200, "float32", 128, "float32" if NEW_JAX else "needs jax 0.11"),
-])
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "width", "said"),
+    [
+        (
+            "flash",
+            CPU,
+            "bfloat16",
+            128,
+            "unknown attention kernel 'flash': choose auto, tpu, hopper, ampere, reference",
+        ),
+        ("hopper", A100, "bfloat16", 128, "does not run on NVIDIA A100-SXM4-80GB: choose ampere or reference"),
+        ("tpu", T4, "bfloat16", 128, "does not run on Tesla T4: choose reference"),
+        ("tpu", V5E, "float16", 128, "bfloat16"),
+        ("tpu", V5E, "bfloat16", 256, "256"),
+        ("hopper", H200, "float32", 128, "float32" if NEW_JAX else "needs jax 0.11"),
+    ],
+)
 def test_what_cannot_run_is_refused_with_limit_and_alternative(name, device, dtype, width, said):
     with pytest.raises(ValueError) as refused:
         attention.choose(name, dtype=dtype, width=width, device=device)
@@ -60,9 +72,14 @@ def test_kernels_asked_for_on_a_cpu_are_interpreted():
     assert choice.kernel.interpret and "interpreted" in choice.reason
 
 
-@pytest.mark.parametrize(("kernel", "kind"), [
-    ("ampere", "NVIDIA A100-SXM4-40GB"), ("ampere", "NVIDIA A10G"), ("tpu", "TPU v9"),
-])
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("ampere", "NVIDIA A100-SXM4-40GB"),
+        ("ampere", "NVIDIA A10G"),
+        ("tpu", "TPU v9"),
+    ],
+)
 def test_every_device_finds_tiles(kernel, kind):
     found = tiles.lookup(kernel, kind)
     assert list(found.by_rows) == sorted(found.by_rows, key=lambda t: t.rows) and found.cores >= 1
@@ -112,12 +129,16 @@ def test_full_attention_of_short_sequences(name, dtype, tolerance):
     np.testing.assert_allclose(got.astype("float32"), want, atol=tolerance)
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (lambda q, streams: (q[:3], streams), r"q must be \[4, 4, width\] as was prepared, not \[3, 4, 8\]"),
-    (lambda q, streams: (q[:, :2], streams), "not \\[4, 2, 8\\]"),
-    (lambda q, streams: (q[..., :6], streams), r"\[layers, 2, slots, 6\] like the queries"),
-    (lambda q, streams: (q, streams[:1]), "ranges of 2 streams were prepared, not of 1"),
-], ids=["queries", "heads", "width", "streams"])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda q, streams: (q[:3], streams), r"q must be \[4, 4, width\] as was prepared, not \[3, 4, 8\]"),
+        (lambda q, streams: (q[:, :2], streams), "not \\[4, 2, 8\\]"),
+        (lambda q, streams: (q[..., :6], streams), r"\[layers, 2, slots, 6\] like the queries"),
+        (lambda q, streams: (q, streams[:1]), "ranges of 2 streams were prepared, not of 1"),
+    ],
+    ids=["queries", "heads", "width", "streams"],
+)
 def test_other_shapes_than_prepared_are_refused(change, said):
     q, streams, starts, stops = problem(0, 4, (8, 8))
     reads = attention.prepare(attention.REFERENCE, starts, stops, heads=4, streams=streams)
@@ -125,9 +146,13 @@ def test_other_shapes_than_prepared_are_refused(change, said):
         attention.attend(*change(q, streams), reads)
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"heads": 5}, "5 query heads cannot share 2 key heads"), ({"stops": np.ones((1, 4), np.int32)}, "must be"),
-])
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"heads": 5}, "5 query heads cannot share 2 key heads"),
+        ({"stops": np.ones((1, 4), np.int32)}, "must be"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused(changes, said):
     q, streams, starts, stops = problem(0, 4, (8, 8))
     given = {"starts": starts, "stops": stops, "heads": 4, **changes}

@@ -15,10 +15,15 @@ from pallas_kernels.attention import gradient
 def plainly(q, streams, starts, stops):
     """Masked softmax over all keys of all streams, in fp32."""
     heads, (_, kv_heads, _, width) = q.shape[1], streams[0].k.shape
-    spread = lambda a: jnp.repeat(a[0].astype(jnp.float32), heads // kv_heads, axis=0)
+
+    def spread(a):
+        return jnp.repeat(a[0].astype(jnp.float32), heads // kv_heads, axis=0)
+
     k, v = (jnp.concatenate([spread(s[i]) for s in streams], axis=1) for i in range(2))
     index = [np.arange(s.k.shape[2]) for s in streams]
-    seen = np.concatenate([(i >= a[:, None]) & (i < b[:, None]) for i, a, b in zip(index, starts, stops)], axis=1)
+    seen = np.concatenate(
+        [(i >= a[:, None]) & (i < b[:, None]) for i, a, b in zip(index, starts, stops, strict=False)], axis=1
+    )
     logits = jnp.where(seen, jnp.einsum("nhd,hsd->hns", q.astype(jnp.float32), k) * width**-0.5, -1e30)
     weights = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0)
     return jnp.einsum("hns,hsd->nhd", weights, v)
@@ -68,6 +73,9 @@ def test_bfloat16_stays_near_float32():
 def test_examples_may_be_mapped_over():
     q, streams, starts, stops = problem(8, 40, (60, 20), layers=1)
     reads = attention.prepare(attention.REFERENCE, starts, stops, heads=q.shape[1], streams=streams)
-    one = lambda q: gradients(lambda q, s: gradient.attend(q, s, reads), q, streams)
+
+    def one(q):
+        return gradients(lambda q, s: gradient.attend(q, s, reads), q, streams)
+
     both = jax.vmap(one)(jnp.stack([q, 2 * q]))
     assert_alike(jax.tree.map(lambda a: a[1], both), one(2 * q), 1e-5)

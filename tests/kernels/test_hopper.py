@@ -58,10 +58,16 @@ def runs_of_keys(rows=64):
 
 @interpreted
 @given(
-    seed=st.integers(0, 99), count=st.sampled_from([1, 20, 40]),
+    seed=st.integers(0, 99),
+    count=st.sampled_from([1, 20, 40]),
     lengths=st.lists(st.sampled_from([0, 1, 10, 37, 80]), min_size=1, max_size=4).filter(any),
-    heads=st.sampled_from([(1, 1), (2, 3)]), width=st.sampled_from([16, 32]), rows=st.sampled_from([64, 128]),
-    keys=st.sampled_from([32, 64]), stages=st.integers(1, 3), pieces=st.integers(1, 2), layer=st.integers(0, 1),
+    heads=st.sampled_from([(1, 1), (2, 3)]),
+    width=st.sampled_from([16, 32]),
+    rows=st.sampled_from([64, 128]),
+    keys=st.sampled_from([32, 64]),
+    stages=st.integers(1, 3),
+    pieces=st.integers(1, 2),
+    layer=st.integers(0, 1),
     dtype=st.sampled_from([jnp.bfloat16, jnp.float16]),
 )
 @settings(max_examples=6, deadline=None)
@@ -102,7 +108,9 @@ def test_layers_of_a_scan():
 
     @jax.jit
     def layers(packed, streams, table):
-        step = lambda _, layer: (None, run(packed, streams, layer, table, tiles=Tiles(64, 32, 2), **options))
+        def step(_, layer):
+            return (None, run(packed, streams, layer, table, tiles=Tiles(64, 32, 2), **options))
+
         return jax.lax.scan(step, None, jnp.arange(2))[1]
 
     out, lse = layers(packed, streams, table)
@@ -122,7 +130,10 @@ def test_nothing_outside_an_item_is_read_into_it():
     for item in range(5):
         for stream in range(3):
             seen[stream, int(table.first[stream, item]) : int(table.stop[stream, item])] = True
-    spoil = lambda a, seen: jnp.where(seen[: a.shape[2], None], a, 1e4).astype(a.dtype)
+
+    def spoil(a, seen):
+        return jnp.where(seen[: a.shape[2], None], a, 1e4).astype(a.dtype)
+
     spoilt = [reference.Stream(*(spoil(a, rows) for a in stream)) for stream, rows in zip(streams, seen, strict=True)]
     options = {"tiles": tiles, "scale": 0.25, "out_dtype": jnp.float32}
     packed = work.pack(q, 1, 64)
@@ -137,8 +148,11 @@ def test_nothing_outside_an_item_is_read_into_it():
     "wrong, says",
     [
         ({"dtype": jnp.float32}, "use bfloat16 or the reference"),
-        ({"width": 72}, "multiples of 16"), ({"width": 144}, "up to 128"),
-        ({"rows": 96}, "64 or 128 rows"), ({"keys": 144}, "multiple of 64"), ({"keys": 320}, "up to 256"),
+        ({"width": 72}, "multiples of 16"),
+        ({"width": 144}, "up to 128"),
+        ({"rows": 96}, "64 or 128 rows"),
+        ({"keys": 144}, "multiple of 64"),
+        ({"keys": 320}, "up to 256"),
     ],
 )
 def test_refusals_name_the_limit(wrong, says):

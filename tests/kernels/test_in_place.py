@@ -36,7 +36,8 @@ def slots(start, stop, shift) -> list[tuple[int, int, int]]:
     """(stream, index, shift) of every key of ranges [S, R] with shifts [R], sorted."""
     return sorted(
         (stream, index, int(shift[run]))
-        for stream, run in np.ndindex(start.shape) for index in range(start[stream, run], stop[stream, run])
+        for stream, run in np.ndindex(start.shape)
+        for index in range(start[stream, run], stop[stream, run])
     )
 
 
@@ -87,7 +88,10 @@ def test_too_many_runs_are_refused():
 def test_shapes_of_items_do_not_depend_on_what_was_chosen(count):
     memory = toys.remembered(toys.model(), toys.video())
     kernel = attention.choose("tpu", dtype="float32", width=16).kernel
-    dense_of = lambda n: np.stack([select.dense_chunks(4, np.asarray([2 + (n + n * row) % 2])) for row in range(count)])
+
+    def dense_of(n):
+        return np.stack([select.dense_chunks(4, np.asarray([2 + (n + n * row) % 2])) for row in range(count)])
+
     dense = map(dense_of, (0, 1))
     items = (bases.mixed_base(memory, 2, rows, kernel).items for rows in dense)
     assert len({str(jax.tree.map(np.shape, each)) for each in items}) == 1
@@ -107,8 +111,16 @@ def logits_of(toy, memory, chosen, kernel: attention.Kernel) -> np.ndarray:
         dense = np.stack([select.dense_chunks(4, np.asarray(each, int)) for each in chosen])
         base = bases.mixed_base(memory, 2, dense & (COUNTS[:count, None] > 0), kernel)
     found = decode.generate(
-        toy.params, toy.config, base, QUESTIONS[:count], COUNTS[:count], decode.Sampling(), jax.random.key(0),
-        max_new=2, keep_logits=True, kernel=kernel,
+        toy.params,
+        toy.config,
+        base,
+        QUESTIONS[:count],
+        COUNTS[:count],
+        decode.Sampling(),
+        jax.random.key(0),
+        max_new=2,
+        keep_logits=True,
+        kernel=kernel,
     )
     real = [np.asarray(found.question_logits)[n, 5 - COUNTS[n] :] for n in range(count)]
     return np.concatenate([*real, *np.asarray(found.logits)[COUNTS[:count] > 0]])
@@ -138,7 +150,10 @@ def test_many_questions_stand_in_the_rows_and_see_only_their_own_tail(name):
     """Two questions of three tokens, tails side by side: keys of the memory are read once for both. The second does
     not ask for the last run."""
     rng = np.random.default_rng(1)
-    normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
     stream, tail = (attention.Stream(normal(1, 2, n, 16), normal(1, 2, n, 16)) for n in (80, 16))
     q, second = normal(6, 4, 16), np.arange(6) >= 3
     asked = np.stack([np.ones(6, bool), ~second])

@@ -40,8 +40,11 @@ def prepare(starts, stops, repeats, rows, pieces=1, multiple=128):
 
 
 @given(
-    stride=strides(), rows=st.sampled_from([16, 48]), keys=st.sampled_from([128, 256]),
-    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]), pieces=st.sampled_from([1, 3]),
+    stride=strides(),
+    rows=st.sampled_from([16, 48]),
+    keys=st.sampled_from([128, 256]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    pieces=st.sampled_from([1, 3]),
 )
 @settings(max_examples=5)
 def test_strides_of_videos(stride, rows, keys, dtype, pieces):
@@ -54,9 +57,13 @@ def test_strides_of_videos(stride, rows, keys, dtype, pieces):
 
 
 @given(
-    seed=st.integers(0, 99), lengths=st.lists(st.sampled_from([1, 16, 37, 300, 784]), min_size=1, max_size=4),
-    layout=st.sampled_from([(1, 3, 128), (2, 1, 8), (3, 2, 72)]), dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
-    layer=st.integers(0, 1), stages=st.integers(1, 3), pieces=st.sampled_from([1, 2]),
+    seed=st.integers(0, 99),
+    lengths=st.lists(st.sampled_from([1, 16, 37, 300, 784]), min_size=1, max_size=4),
+    layout=st.sampled_from([(1, 3, 128), (2, 1, 8), (3, 2, 72)]),
+    dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
+    layer=st.integers(0, 1),
+    stages=st.integers(1, 3),
+    pieces=st.sampled_from([1, 2]),
 )
 @settings(max_examples=6)
 def test_any_ranges(seed, lengths, layout, dtype, layer, stages, pieces):
@@ -101,7 +108,10 @@ def test_copies_do_not_race(cores):
 def test_keys_outside_the_ranges_do_not_matter():
     q, streams, _, _ = problem(1, 16, [400, 300], width=16)
     starts, stops = np.full((2, 16), 7, np.int32), np.full((2, 16), 290, np.int32)
-    spoil = lambda a: a.at[:, :, :7].set(1e30).at[:, :, 290:].set(-1e30)
+
+    def spoil(a):
+        return a.at[:, :, :7].set(1e30).at[:, :, 290:].set(-1e30)
+
     spoiled = tuple(Stream(spoil(s.k), spoil(s.v)) for s in streams)
     items, q = prepare(starts, stops, 2, 32), work.pack(q, 2, 32)
     for got, want in zip(*(kernel(q, s, 0, items, Tiles(32, 128)) for s in (spoiled, streams)), strict=True):
@@ -126,7 +136,10 @@ def test_layers_and_work_may_be_traced():
     @jax.jit
     def all_layers(starts, stops):
         items = work.plan(starts, stops, 2, 16)
-        one = lambda _, layer: (None, kernel(q, streams, layer, items, Tiles(16, 100)))
+
+        def one(_, layer):
+            return (None, kernel(q, streams, layer, items, Tiles(16, 100)))
+
         return jax.lax.scan(one, None, jnp.arange(2))[1]
 
     out, lse = all_layers(jnp.asarray(starts), jnp.asarray(stops))
@@ -134,12 +147,15 @@ def test_layers_and_work_may_be_traced():
         check((out[layer], lse[layer]), q, streams, layer, prepare(starts, stops, 2, 16))
 
 
-@pytest.mark.parametrize(("asked", "said"), [
-    ({"dtype": jnp.float16, "width": 128, "rows": 16}, "bfloat16"),
-    ({"dtype": jnp.bfloat16, "width": 256, "rows": 16}, "128"),
-    ({"dtype": jnp.bfloat16, "width": 128, "rows": 24}, "16"),
-    ({"dtype": "float32", "width": 128, "rows": 20}, "8"),
-])
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"dtype": jnp.float16, "width": 128, "rows": 16}, "bfloat16"),
+        ({"dtype": jnp.bfloat16, "width": 256, "rows": 16}, "128"),
+        ({"dtype": jnp.bfloat16, "width": 128, "rows": 24}, "16"),
+        ({"dtype": "float32", "width": 128, "rows": 20}, "8"),
+    ],
+)
 def test_what_cannot_run_is_refused(asked, said):
     assert said in tpu.refusal(**asked) and "\n" not in tpu.refusal(**asked)
     q = jnp.zeros((1, 1, asked["rows"], asked["width"]), asked["dtype"])

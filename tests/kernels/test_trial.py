@@ -32,14 +32,21 @@ def test_a_right_kernel_passes(kernel):
     assert trial(kernel, dtype="float32", width=16) is None
 
 
-@pytest.mark.parametrize(("tamper", "said"), [
-    (lambda out, lse: (out.at[..., 0].multiply(1.1), lse), "differs from the reference"),
-    (lambda out, lse: (jnp.full_like(out, jnp.nan), lse), "differs from the reference by nan"),
-    (broken, "RuntimeError: no such instruction"),
-], ids=["wrong", "NaN", "broken"])
+@pytest.mark.parametrize(
+    ("tamper", "said"),
+    [
+        (lambda out, lse: (out.at[..., 0].multiply(1.1), lse), "differs from the reference"),
+        (lambda out, lse: (jnp.full_like(out, jnp.nan), lse), "differs from the reference by nan"),
+        (broken, "RuntimeError: no such instruction"),
+    ],
+    ids=["wrong", "NaN", "broken"],
+)
 def test_a_wrong_kernel_is_told(kernel, monkeypatch, tamper, said):
     monkeypatch.setitem(dispatch.BACKENDS, "tpu", Tampered(tamper))
-    clear = lambda: (dispatch._jitted.cache_clear(), jax.clear_caches())
+
+    def clear():
+        return (dispatch._jitted.cache_clear(), jax.clear_caches())
+
     clear()
     try:
         told = trial(kernel, dtype="float32", width=16)

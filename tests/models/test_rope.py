@@ -20,7 +20,10 @@ def test_angles_are_exact_at_every_length(theta):
 @given(st.integers(-400_000, 400_000), st.integers(-400_000, 400_000))
 def test_rotations_compose(first, second):
     x = np.random.default_rng(0).normal(size=(1, 16)).astype(np.float32)
-    turn = lambda rows, position: rotate(rows, *rotation(np.asarray([position], np.int32), 16, 1e6))
+
+    def turn(rows, position):
+        return rotate(rows, *rotation(np.asarray([position], np.int32), 16, 1e6))
+
     np.testing.assert_allclose(turn(turn(x, first), second), turn(x, first + second), atol=3e-6)
 
 

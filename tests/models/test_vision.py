@@ -67,7 +67,10 @@ def test_halving_time_repeats_the_edges_and_looks_back(toy):
     """Step 0 of the output reads input steps 0 (repeated), 0 and 1; step 1 reads 1, 2 and 3."""
     params = {"params": toy.params["dts"]["halve_0"]}
     x = jax.random.normal(jax.random.key(0), (1, 4, 3, 3, toy.config.vision.width))
-    run = lambda a: np.asarray(dts.HalveTime().apply(params, a))
+
+    def run(a):
+        return np.asarray(dts.HalveTime().apply(params, a))
+
     for step, read in enumerate([(0, 1), (1, 2, 3)]):
         for changed in range(4):
             differs = np.abs(run(x.at[0, changed].add(1.0))[0, step] - run(x)[0, step]).max() > 1e-4

@@ -10,7 +10,12 @@ from vxl2_jax.relevance.oracle import Choice
 
 GOOD = {
     "plotQA": {
-        "config": {"selected_topk": None, "selected_chunk_size": 6, "compression": 4, "relevance oracle": "languagebind"},
+        "config": {
+            "selected_topk": None,
+            "selected_chunk_size": 6,
+            "compression": 4,
+            "relevance oracle": "languagebind",
+        },
         "selected_unit_indices": {"a.mp4_What?": [3, 1], "b.mp4_Who?": [], "c.mp4_Why?": None},
     },
     "count": None,
@@ -40,7 +45,9 @@ def test_of_a_question_in_several_categories_the_last_one_counts(tmp_path):
 
 def test_a_folder_stands_for_all_its_files(tmp_path):
     write(tmp_path / "short.json", GOOD)
-    write(tmp_path / "long.json", {"ego": {"config": None, "selected_unit_indices": {"d.mp4_How?": [0]}}, "order": None})
+    write(
+        tmp_path / "long.json", {"ego": {"config": None, "selected_unit_indices": {"d.mp4_How?": [0]}}, "order": None}
+    )
     found = oracle.read(tmp_path)
     assert len(found.choices) == 4 and found.plain == {"count", "order"}
     (tmp_path / "empty").mkdir()

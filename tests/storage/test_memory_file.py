@@ -74,7 +74,8 @@ def test_a_memory_loaded_from_disk_can_be_saved_and_repooled(memory, path, tmp_p
     changed, wanted = found.with_compression(2), memory.with_compression(2)
     jax.tree.map(
         lambda a, b: np.testing.assert_array_equal(a[:, :, : wanted.sparse_length], b[:, :, : wanted.sparse_length]),
-        changed.sparse, wanted.sparse,
+        changed.sparse,
+        wanted.sparse,
     )
 
 
@@ -107,9 +108,7 @@ def test_only_what_is_touched_is_read_and_checked(path):
 
 def test_every_altered_byte_that_means_anything_is_refused(path):
     whole = path.read_bytes()
-    padding = {
-        place for entry in records.entries(path)[0] for place in range(entry.offset + entry.length, entry.end)
-    }
+    padding = {place for entry in records.entries(path)[0] for place in range(entry.offset + entry.length, entry.end)}
     places = sorted({*range(0, len(whole), 97), *range(200)} - padding)
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])

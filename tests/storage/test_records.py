@@ -5,7 +5,11 @@ import pytest
 
 from vxl2_jax.storage import records
 
-PARTS = {"A": [b"head", np.arange(5, dtype=np.float32)], "B": [], "C": [np.arange(300, dtype=np.int16).reshape(3, 100).T]}
+PARTS = {
+    "A": [b"head", np.arange(5, dtype=np.float32)],
+    "B": [],
+    "C": [np.arange(300, dtype=np.int16).reshape(3, 100).T],
+}
 
 
 @pytest.fixture
@@ -47,5 +51,7 @@ def test_every_altered_byte_is_noticed(path):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         found = records.entries(path)
         padding = any(entry.offset + entry.length <= place < entry.end for entry in entries)
-        same = found is not None and found[0] == entries and all(records.intact(records.mapped(path), e) for e in found[0])
+        same = (
+            found is not None and found[0] == entries and all(records.intact(records.mapped(path), e) for e in found[0])
+        )
         assert same == padding, place

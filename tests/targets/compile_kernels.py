@@ -28,10 +28,9 @@ _DUMP = tempfile.mkdtemp(prefix="vxl2-ptx-")
 os.environ["XLA_FLAGS"] = f"--xla_dump_to={_DUMP} --xla_dump_emitter_re=ptx"
 os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
 
-from machines import GPUS, machine, topology  # noqa: E402  first: it sets what JAX reads when it is imported
-
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+from machines import GPUS, machine, topology  # noqa: E402  first: it sets what JAX reads when it is imported
 
 from pallas_kernels.attention import Stream, dispatch, tiles  # noqa: E402
 from pallas_kernels.attention.work import Work  # noqa: E402
@@ -59,13 +58,19 @@ def lowered(
     kernel: str, abstract: Callable, entry: tiles.Tiles, heads, width, layers, lengths, items, row_tiles, out_dtype
 ) -> Any:
     """`attend_tiles` of one problem, lowered."""
-    ints = lambda *shape: abstract(shape, jnp.int32)
+
+    def ints(*shape):
+        return abstract(shape, jnp.int32)
+
     streams, bf16 = len(lengths), jnp.bfloat16
     work = Work(ints(items), *[ints(streams, items)] * 4, *[ints(streams, row_tiles, entry.rows)] * 2)
     caches = tuple(Stream(*[abstract((layers, heads, length, width), bf16)] * 2) for length in lengths)
-    run = lambda q, caches, layer, work: dispatch.BACKENDS[kernel].attend_tiles(
-        q, caches, layer, work, scale=width**-0.5, tiles=entry, out_dtype=out_dtype
-    )
+
+    def run(q, caches, layer, work):
+        return dispatch.BACKENDS[kernel].attend_tiles(
+            q, caches, layer, work, scale=width**-0.5, tiles=entry, out_dtype=out_dtype
+        )
+
     return jax.jit(run).lower(abstract((heads, row_tiles, entry.rows, width), bf16), caches, ints(), work)
 
 

@@ -18,11 +18,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
-from machines import MEMORY_GB, machine, topology  # first: it sets what JAX reads when it is imported
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from machines import MEMORY_GB, machine, topology  # first: it sets what JAX reads when it is imported
 
 from pallas_kernels import attention
 from vxl2_jax import bases, decode, footprint, memory, mixed, prefill, relevance, select
@@ -52,8 +51,13 @@ def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Settings]:
     config = dataclasses.replace(CONFIG, language=dataclasses.replace(CONFIG.language, layers=layers))
     kernel = attention.choose(dtype=jnp.bfloat16, width=config.language.head_width, device=device).kernel
     settings = Settings(
-        compression=COMPRESSION, chunk_size=CHUNK_SIZE, top_k=TOP_K, question_tokens=QUESTION, max_new_tokens=ANSWER,
-        sizes=suits.sizes_for(device), kernel=kernel,
+        compression=COMPRESSION,
+        chunk_size=CHUNK_SIZE,
+        top_k=TOP_K,
+        question_tokens=QUESTION,
+        max_new_tokens=ANSWER,
+        sizes=suits.sizes_for(device),
+        kernel=kernel,
     )
     return config, Layout(14, (8,) * (FRAMES // 4), config.visual_tokens), settings
 
@@ -62,7 +66,10 @@ def programs(
     abstract: Callable, config: ModelConfig, layout: Layout, settings: Settings, dtype: Any = jnp.bfloat16
 ) -> Iterator[Program]:
     """The programs of watching and asking. `abstract` makes a ShapeDtypeStruct placed on the device."""
-    placed = lambda tree: jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
+
+    def placed(tree):
+        return jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
+
     params = jax.tree.map(lambda a: abstract(a.shape, dtype), huggingface.abstract_params(config))
     lm, sizes, kernel = config.language, settings.sizes, settings.kernel
     made, cache = footprint.programs(config, layout, settings), footprint.caches(config, layout, settings)
@@ -76,18 +83,28 @@ def programs(
     stride = placed(prefill.plan(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
     tokens = abstract((sizes.stride, config.visual_tokens, lm.width), dtype)
     yield Program(
-        "pre-fill stride", lambda: prefill.run_stride.lower(params, config, streams, stride, tokens, kernel=kernel),
+        "pre-fill stride",
+        lambda: prefill.run_stride.lower(params, config, streams, stride, tokens, kernel=kernel),
         language - unread + cache["dense"] + made["pre-fill"],
     )
 
-    make = lambda s: sparse_level(s, layout, settings.compression, lm.rope_theta)
+    def make(s):
+        return sparse_level(s, layout, settings.compression, lm.rope_theta)
+
     sparse, pool = traced(make, "_pool", memory, streams)
     sparse = placed(sparse)
     yield Program("pooling", lambda: pool(placed), cache["dense"] + cache["sparse"] + made["pooling"])
 
     remembered = VideoMemory(
-        dense=streams, sparse=sparse, layout=layout, rule=RULE, compression=settings.compression, seconds=(), end_s=0.0,
-        frames=config.frames_per_group * layout.groups, rope_theta=lm.rope_theta,
+        dense=streams,
+        sparse=sparse,
+        layout=layout,
+        rule=RULE,
+        compression=settings.compression,
+        seconds=(),
+        end_s=0.0,
+        frames=config.frames_per_group * layout.groups,
+        rope_theta=lm.rope_theta,
     )
     ids, count = abstract((1, settings.question_rows), jnp.int32), abstract((1,), jnp.int32)
     view = bases.prefix_base(remembered, kernel)
@@ -105,7 +122,10 @@ def programs(
     dense = select.dense_chunks(chunks, interior)
     read = cache["dense"] + cache["sparse"]
     if settings.assembles:
-        make = lambda m: bases.mixed_base(m, settings.chunk_size, dense, kernel).streams
+
+        def make(m):
+            return bases.mixed_base(m, settings.chunk_size, dense, kernel).streams
+
         streams_read, gather = traced(make, "_gather", mixed, remembered)
         yield Program("assembling", lambda: gather(placed), read + cache["mixed"] + made["assembling"])
         mixture = decode.Base(placed(streams_read), np.zeros(1, np.int32), np.int32(0))
@@ -125,7 +145,8 @@ def programs(
     frames = abstract((sizes.vision_groups * per_group, side, side, 3), jnp.uint8)
     encode = jax.jit(partial(encode_frames, config=config, groups_at_once=sizes.vision_groups, kernel=kernel))
     yield Program(
-        f"vision half, {frames.shape[0]} frames", lambda: encode.lower(params, frames=frames),
+        f"vision half, {frames.shape[0]} frames",
+        lambda: encode.lower(params, frames=frames),
         size_of([params[part] for part in ("vision", "dts", "projector")]) + made["vision"],
     )
 
@@ -177,10 +198,16 @@ def planned(program: Program, limit: float) -> dict:
     plan = program.lower().compile().memory_analysis()
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     peak = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
-    gb = lambda count: round(count / 1e9, 3)
+
+    def gb(count):
+        return round(count / 1e9, 3)
+
     return {
-        "arguments_gb": gb(arguments), "temporary_gb": gb(temporary), "peak_gb": gb(peak),
-        "predicted_gb": gb(program.predicted), "predicted_over_peak": round(program.predicted / peak, 4),
+        "arguments_gb": gb(arguments),
+        "temporary_gb": gb(temporary),
+        "peak_gb": gb(peak),
+        "predicted_gb": gb(program.predicted),
+        "predicted_over_peak": round(program.predicted / peak, 4),
         "fits": peak <= limit * 1e9,
     }
 

@@ -14,10 +14,9 @@ import sys
 import time
 from typing import Any
 
-import machines  # noqa: F401  first: it sets what JAX reads when it is imported
-
 import jax
 import jax.numpy as jnp
+import machines  # noqa: F401  first: it sets what JAX reads when it is imported
 from jax.experimental import topologies
 
 from pallas_kernels import attention
@@ -48,18 +47,28 @@ def lowered(settings: Settings, mesh: Any) -> Any:
     params = huggingface.abstract_params(CONFIG)
     whole = jax.eval_shape(lambda p: step.attach(p, settings), params)
     state, frozen = jax.eval_shape(lambda p: step.prepare(CONFIG, p, settings, stage, 100)[:2], whole)
-    placed = lambda tree: jax.tree.map(
-        lambda a, at: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), tree, parallel.shardings(mesh, tree)
-    )
+
+    def placed(tree):
+        return jax.tree.map(
+            lambda a, at: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), tree, parallel.shardings(mesh, tree)
+        )
+
     side, rows = CONFIG.vision.image_size, GROUPS * CONFIG.visual_tokens + ROWS
     shapes = Batch(
-        frames=(4 * GROUPS, side, side, 3), ids=(ROWS,), targets=(ROWS,), positions=(rows,), starts=(2, rows), stops=(2, rows)
+        frames=(4 * GROUPS, side, side, 3),
+        ids=(ROWS,),
+        targets=(ROWS,),
+        positions=(rows,),
+        starts=(2, rows),
+        stops=(2, rows),
     )
     dtype = {"frames": jnp.uint8}
-    batch = Batch(**{
-        name: jax.ShapeDtypeStruct((count, *shape), dtype.get(name, jnp.int32), sharding=parallel.examples(mesh))
-        for name, shape in shapes._asdict().items()
-    })
+    batch = Batch(
+        **{
+            name: jax.ShapeDtypeStruct((count, *shape), dtype.get(name, jnp.int32), sharding=parallel.examples(mesh))
+            for name, shape in shapes._asdict().items()
+        }
+    )
     update = step.make_update(CONFIG, settings, stage, 100, kernel=kernel, mesh=mesh)
     return update.lower(placed(state), placed(frozen), batch)
 
@@ -74,13 +83,28 @@ def main(name: str, model: str, *wanted: str) -> None:
         start = time.monotonic()
         with jax.set_mesh(mesh), jax.default_device(mesh.devices.flat[0]):
             plan = lowered(settings, mesh).compile().memory_analysis()
-        gb = lambda count: round(count / 1e9, 3)
-        peak = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-        print(json.dumps({
-            "machine": name, "program": f"training, {program}", "mesh": dict(mesh.shape), "frames": 4 * GROUPS,
-            "arguments_gb": gb(plan.argument_size_in_bytes), "temporary_gb": gb(plan.temp_size_in_bytes),
-            "peak_gb": gb(peak), "seconds": round(time.monotonic() - start, 1),
-        }), flush=True)
+
+        def gb(count):
+            return round(count / 1e9, 3)
+
+        peak = (
+            plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+        )
+        print(
+            json.dumps(
+                {
+                    "machine": name,
+                    "program": f"training, {program}",
+                    "mesh": dict(mesh.shape),
+                    "frames": 4 * GROUPS,
+                    "arguments_gb": gb(plan.argument_size_in_bytes),
+                    "temporary_gb": gb(plan.temp_size_in_bytes),
+                    "peak_gb": gb(peak),
+                    "seconds": round(time.monotonic() - start, 1),
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

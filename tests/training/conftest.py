@@ -21,10 +21,16 @@ def tiny_dir(tmp_path_factory) -> Path:
         language=LanguageConfig(
             width=16, layers=2, heads=2, kv_heads=2, head_width=8, mlp=24, vocabulary=len(WORDS) + 100, rope_theta=1e4
         ),
-        resized_grid=2, pool=1, norm_groups=8, visual_placeholder=1, stop_tokens=(3,),
+        resized_grid=2,
+        pool=1,
+        norm_groups=8,
+        visual_placeholder=1,
+        stop_tokens=(3,),
     )
     directory = tmp_path_factory.mktemp("tiny")
-    huggingface.save(directory, config, jax.tree.map(lambda a: 3 * a, video_xl_2.init(jax.random.key(0), config)), "float32")
+    huggingface.save(
+        directory, config, jax.tree.map(lambda a: 3 * a, video_xl_2.init(jax.random.key(0), config)), "float32"
+    )
     (directory / "tokenizer.json").write_text(word_tokenizer())
     return directory
 
@@ -53,7 +59,9 @@ def config(tmp_path, tiny_dir, data):
     """A function that writes a configuration, of 6 steps of 2 examples unless told otherwise, and gives its path."""
 
     def write(top: str = "", stages: str | None = None, rest: str = "", out: str = "run", steps: int = 6) -> Path:
-        stage = f'[[stages]]\nname = "all"\ntrain = ["language", "projector"]\nrate = 1e-2\nsteps = {steps}\nwarmup = 2\n'
+        stage = (
+            f'[[stages]]\nname = "all"\ntrain = ["language", "projector"]\nrate = 1e-2\nsteps = {steps}\nwarmup = 2\n'
+        )
         path = tmp_path / f"{out}.toml"
         path.write_text(
             f'model = "{tiny_dir}"\nout = "{tmp_path / out}"\nbatch = 2\nlog_every = 1\n{top}\n'

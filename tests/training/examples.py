@@ -44,7 +44,12 @@ def plain_loss(params, count: int = 2, config=toys.CONFIG) -> jax.Array:
         visual = video_xl_2.encode_frames(params, config, jnp.asarray(padded))
         table = params["language"]["embed"]
         x = jnp.zeros((layout.length, config.language.width))
-        x = x.at[layout.visual_positions()].set(visual.reshape(-1, x.shape[1])).at[layout.global_positions()].set(table[ids])
+        x = (
+            x.at[layout.visual_positions()]
+            .set(visual.reshape(-1, x.shape[1]))
+            .at[layout.global_positions()]
+            .set(table[ids])
+        )
         clip = toys.Video(layout, ids, None)
         mask = toys.mask_of(clip, RULE, len(conversation))
         x, _ = toys.whole_pass(toys.Toy(config, params), jnp.concatenate([x, table[conversation]]), mask)

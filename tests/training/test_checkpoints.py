@@ -14,7 +14,9 @@ from vxl2_jax.training import settings
 from vxl2_jax.training.checkpoints import Checkpoints, identity
 from vxl2_jax.training.step import TrainState
 
-STATE = TrainState(jnp.int32(7), {"w": jnp.arange(6.0).reshape(2, 3)}, (jnp.float32(0.1), {"w": jnp.ones(3, jnp.bfloat16)}))
+STATE = TrainState(
+    jnp.int32(7), {"w": jnp.arange(6.0).reshape(2, 3)}, (jnp.float32(0.1), {"w": jnp.ones(3, jnp.bfloat16)})
+)
 EMPTY = jax.tree.map(jnp.zeros_like, STATE)
 
 
@@ -69,7 +71,9 @@ def test_what_a_kill_left_is_not_taken_for_a_checkpoint(tmp_path):
 
 def test_another_run_is_refused_and_told_apart(tmp_path):
     written(tmp_path)
-    with pytest.raises(RequestError, match="holds another run: batch was 2 and is 4; set these back, or give another out"):
+    with pytest.raises(
+        RequestError, match="holds another run: batch was 2 and is 4; set these back, or give another out"
+    ):
         Checkpoints(tmp_path, 2, {"batch": 4})
     with pytest.raises(RequestError, match=r"a was None and is 0; b was None and is 0 \(and 1 more\)"):
         Checkpoints(tmp_path, 2, dict.fromkeys("abc", 0))
@@ -96,14 +100,24 @@ def test_identity_holds_what_changes_the_curve_and_nothing_else():
     run = settings.parse(settings.EXAMPLE)
     known = identity(run, "data", "model")
     for same in (
-        {"out": "elsewhere"}, {"log_every": 3}, {"remat": False}, {"mesh": settings.Mesh(2, 1)},
-        {"checkpoint": settings.Checkpoint(1, 1)}, {"data": dataclasses.replace(run.data, files=("b",), cache_gb=0.0)},
+        {"out": "elsewhere"},
+        {"log_every": 3},
+        {"remat": False},
+        {"mesh": settings.Mesh(2, 1)},
+        {"checkpoint": settings.Checkpoint(1, 1)},
+        {"data": dataclasses.replace(run.data, files=("b",), cache_gb=0.0)},
     ):
         assert identity(dataclasses.replace(run, **same), "data", "model") == known
     others = [
         identity(dataclasses.replace(run, **changed), "data", "model")
-        for changed in ({"seed": 1}, {"batch": 3}, {"lora": None}, {"clip": 2.0}, {"video": settings.Video(fps=2.0)},
-                        {"stages": (dataclasses.replace(run.stages[0], rates={"language": 1.0}),)})
+        for changed in (
+            {"seed": 1},
+            {"batch": 3},
+            {"lora": None},
+            {"clip": 2.0},
+            {"video": settings.Video(fps=2.0)},
+            {"stages": (dataclasses.replace(run.stages[0], rates={"language": 1.0}),)},
+        )
     ]
     others += [identity(run, "other", "model"), identity(run, "data", "other")]
     assert all(other != known for other in others)

@@ -8,20 +8,34 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.training import conversations
 
 TURNS = (("Is there a dog?", "yes"), ("Where?", "left"))
-LLAVA = {"video": "a.mp4", "conversations": [
-    {"from": "human", "value": "<video>\nIs there a dog?"}, {"from": "gpt", "value": "yes"},
-    {"from": "human", "value": "Where?"}, {"from": "gpt", "value": " left\n"},
-]}
-CHAT = {"id": 7, "video": "a.mp4", "messages": [
-    {"role": "system", "content": "You are a helpful assistant."},
-    {"role": "user", "content": "Is there a dog?<image>"}, {"role": "assistant", "content": "yes"},
-    {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "left"},
-]}
-PARTS = {"messages": [
-    {"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Is there a dog?"}]},
-    {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
-    {"role": "user", "content": "Where?"}, {"role": "assistant", "content": "left"},
-]}
+LLAVA = {
+    "video": "a.mp4",
+    "conversations": [
+        {"from": "human", "value": "<video>\nIs there a dog?"},
+        {"from": "gpt", "value": "yes"},
+        {"from": "human", "value": "Where?"},
+        {"from": "gpt", "value": " left\n"},
+    ],
+}
+CHAT = {
+    "id": 7,
+    "video": "a.mp4",
+    "messages": [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "Is there a dog?<image>"},
+        {"role": "assistant", "content": "yes"},
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "left"},
+    ],
+}
+PARTS = {
+    "messages": [
+        {"role": "user", "content": [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "Is there a dog?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "yes"}]},
+        {"role": "user", "content": "Where?"},
+        {"role": "assistant", "content": "left"},
+    ]
+}
 
 
 @pytest.mark.parametrize("entry", [LLAVA, CHAT, PARTS], ids=["conversations", "messages", "parts"])
@@ -35,7 +49,10 @@ def test_all_forms_say_the_same(tmp_path, entry, listed):
 
 def test_plain_questions_and_a_folder_of_videos(tmp_path):
     path = tmp_path / "train.jsonl"
-    path.write_text(json.dumps({"video": "b/c.mp4", "question": "What?", "answer": "line\u2028separator"}, ensure_ascii=False) + "\n")
+    path.write_text(
+        json.dumps({"video": "b/c.mp4", "question": "What?", "answer": "line\u2028separator"}, ensure_ascii=False)
+        + "\n"
+    )
     (found,) = conversations.read([path], "/videos")
     assert str(found.video) == "/videos/b/c.mp4" and found.turns == (("What?", "line\u2028separator"),)
 
@@ -71,7 +88,9 @@ def test_an_unfit_entry_is_named_with_its_line(tmp_path, entry, told):
         conversations.read([path])
 
 
-@pytest.mark.parametrize(("text", "told"), [("", "no conversation"), ("[3", "not a JSON list"), ("{", "line 1: not JSON")])
+@pytest.mark.parametrize(
+    ("text", "told"), [("", "no conversation"), ("[3", "not a JSON list"), ("{", "line 1: not JSON")]
+)
 def test_a_file_that_is_none_of_these_is_named(tmp_path, text, told):
     path = tmp_path / "train.jsonl"
     path.write_text(text)

@@ -63,7 +63,11 @@ def folder(tmp_path_factory, tiny_dir):
     for number in range(3):
         write_clip(folder / f"{number}.mp4", 8, number)
     rows = [
-        {"video": f"{number % 3}.mp4", "question": f"is there a {('dog', 'cat')[number % 2]}?", "answer": ("yes", "no")[number // 3]}
+        {
+            "video": f"{number % 3}.mp4",
+            "question": f"is there a {('dog', 'cat')[number % 2]}?",
+            "answer": ("yes", "no")[number // 3],
+        }
         for number in range(5)
     ]
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -78,12 +82,18 @@ def folder(tmp_path_factory, tiny_dir):
 def command(folder, name, dies=0):
     program = ["-c", DIES_WRITING, str(dies)] if dies else ["-m", "vxl2_jax"]
     env = os.environ | {
-        "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
         "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
     }
     return subprocess.Popen(
-        [sys.executable, *program, "train", "--config", str(folder / f"{name}.toml")], env=env, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder,
+        [sys.executable, *program, "train", "--config", str(folder / f"{name}.toml")],
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=folder,
     )
 
 
@@ -139,8 +149,12 @@ def test_killed_in_every_way_it_ends_as_if_nothing_had_happened(folder, straight
     code, said = finished(command(folder, "killed"))
     assert code == 0, said
 
-    timeless = lambda line: {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_s")}
-    assert [timeless(line) for line in lines(folder, "killed")] == [timeless(line) for line in lines(folder, "straight")]
+    def timeless(line):
+        return {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_s")}
+
+    assert [timeless(line) for line in lines(folder, "killed")] == [
+        timeless(line) for line in lines(folder, "straight")
+    ]
     assert len(lines(folder, "straight")) == STEPS // 2
     one, other = ((folder / name / "model" / "model.safetensors").read_bytes() for name in ("killed", "straight"))
     assert one == other
@@ -158,7 +172,10 @@ def test_figures_tell_stages_rates_and_a_falling_loss(folder, straight):
 @pytest.mark.timeout(900)
 def test_the_model_holds_what_was_learnt_and_nothing_else(straight, tiny_dir):
     (_, before), (_, after) = (huggingface.load(path, "float32") for path in (tiny_dir, straight / "model"))
-    same = lambda *path: np.array_equal(*(_leaf(tree, path) for tree in (before, after)))
+
+    def same(*path):
+        return np.array_equal(*(_leaf(tree, path) for tree in (before, after)))
+
     layers = ("language", "layers")
     assert same("vision", "position") and same("language", "embed") and same(*layers, "key", "kernel")
     assert not same("projector", "linear_out", "kernel")
@@ -178,7 +195,10 @@ def test_a_complete_run_stays_and_another_is_refused(folder, straight):
     said = []
     run = settings.read(folder / "straight.toml")
     assert train(run, Report(say=said.append)) == straight / "model"
-    assert said == ["attention: reference, in float32: no kernel is written for cpu", f"{straight / 'model'} is complete"]
+    assert said == [
+        "attention: reference, in float32: no kernel is written for cpu",
+        f"{straight / 'model'} is complete",
+    ]
     text = (folder / "straight.toml").read_text()
     for changed, told in (
         (text.replace("batch = 2", "batch = 1"), "holds another run: batch was 2 and is 1"),
@@ -217,14 +237,18 @@ def stand_in(losses):
         return TrainState(np.int32(0), {}, ()), params, update
 
     return SimpleNamespace(
-        prepare=prepare, attach=lambda params, settings: params, join=lambda learnt, params: params,
+        prepare=prepare,
+        attach=lambda params, settings: params,
+        join=lambda learnt, params: params,
         divide=lambda params, settings, stage: ({}, params),
     )
 
 
 def test_a_loss_that_is_no_number_ends_the_run_and_is_not_kept(config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "step", stand_in([1.0, 1.0, 1.0, float("nan")]))
-    with pytest.raises(RequestError, match="at step 4 the loss is nan and its gradient 1.0; .* lower rate for stage all"):
+    with pytest.raises(
+        RequestError, match="at step 4 the loss is nan and its gradient 1.0; .* lower rate for stage all"
+    ):
         train(settings.read(config(rest="[checkpoint]\nevery = 2")))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
     assert len(lines(tmp_path, "run")) == 3 and not (tmp_path / "run" / "model").exists()
@@ -238,7 +262,10 @@ def test_examples_without_a_video_are_named_and_counted(config, tmp_path, data, 
     path = config()
     path.write_text(path.read_text().replace(str(data), str(broken)))
     said, told, steps = [], [], []
-    train(settings.read(path), Report(warn=said.append, line=told.append, step=lambda done, total: steps.append((done, total))))
+    train(
+        settings.read(path),
+        Report(warn=said.append, line=told.append, step=lambda done, total: steps.append((done, total))),
+    )
     assert [text.split(": ")[0] for text in said] == ["left out"] * 2 and "0.mp4: no such file" in said[0]
     assert [line["unread"] for line in told] == [2] * 6 and told == lines(tmp_path, "run")
     assert steps == [(done, 6) for done in range(1, 7)]
@@ -253,5 +280,8 @@ def test_epochs_are_counted_in_steps(config, tmp_path, monkeypatch):
 
 def test_two_processes_do_not_write_one_run(config, tmp_path):
     (tmp_path / "run").mkdir()
-    with exclusive.opened(tmp_path / "run" / "metrics.jsonl"), pytest.raises(RequestError, match="another process is writing"):
+    with (
+        exclusive.opened(tmp_path / "run" / "metrics.jsonl"),
+        pytest.raises(RequestError, match="another process is writing"),
+    ):
         train(settings.read(config()))

@@ -24,8 +24,16 @@ def counted(steps=STEPS):
 def test_a_line_weighs_by_tokens_and_begins_anew():
     tally = counted()
     assert tally.line(2, "s") == {
-        "step": 2, "stage": "s", "loss": 2.5, "right": 0.25, "grad_norm": 3.0, "rate": 0.2, "tokens": 4, "unread": 2,
-        "tokens_per_s": 100.0, "seconds": 1.0,
+        "step": 2,
+        "stage": "s",
+        "loss": 2.5,
+        "right": 0.25,
+        "grad_norm": 3.0,
+        "rate": 0.2,
+        "tokens": 4,
+        "unread": 2,
+        "tokens_per_s": 100.0,
+        "seconds": 1.0,
     }
     tally.add(STEPS[0], 1, 0, 0.5)
     line = tally.line(3, "s")

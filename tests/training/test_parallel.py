@@ -21,7 +21,10 @@ ROOT = Path(__file__).parents[2]
 def test_steps_on_four_simulated_devices_equal_steps_on_one():
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "training")))
     done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("on_mesh.py")], capture_output=True, text=True, check=False,
+        [sys.executable, Path(__file__).with_name("on_mesh.py")],
+        capture_output=True,
+        text=True,
+        check=False,
         env=os.environ | {"PYTHONPATH": paths, "JAX_PLATFORMS": "cpu"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
@@ -33,7 +36,10 @@ def test_parameters_and_moments_are_split_alike():
     mesh = parallel.make_mesh(toys.CONFIG, 1, 1)
     kernel = jax.ShapeDtypeStruct((3, 32, 64), "float32")
     tree = {"language": {"layers": {"query": {"kernel": kernel}, "down": {"kernel": kernel}}, "embed": kernel}}
-    for found in (parallel.shardings(mesh, tree), parallel.shardings(mesh, [tree, jax.ShapeDtypeStruct((), "int32")])[0]):
+    for found in (
+        parallel.shardings(mesh, tree),
+        parallel.shardings(mesh, [tree, jax.ShapeDtypeStruct((), "int32")])[0],
+    ):
         layers = found["language"]["layers"]
         assert layers["query"]["kernel"].spec == P(None, "data", "model")
         assert layers["down"]["kernel"].spec == P(None, "model", "data")

@@ -78,10 +78,14 @@ def test_processes_share_out_every_batch(tiny, run, corpus):
     for number, part in enumerate(whole):
         both = [share[number] for share in shares]
         assert all(one.batch.frames.shape[0] == 1 for one in both)
-        assert same(part, pipeline.Loaded(
-            type(part.batch)(*map(np.concatenate, zip(*(one.batch for one in both), strict=True))),
-            sum(one.tokens for one in both), sum(one.unread for one in both),
-        ))
+        assert same(
+            part,
+            pipeline.Loaded(
+                type(part.batch)(*map(np.concatenate, zip(*(one.batch for one in both), strict=True))),
+                sum(one.tokens for one in both),
+                sum(one.unread for one in both),
+            ),
+        )
     with pytest.raises(RequestError, match="batch must be a multiple of 3"):
         pipeline.batches(tiny, corpus, run, 0, 3)
 

@@ -6,7 +6,9 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.training import settings
 from vxl2_jax.training.settings import Lora, Settings, Stage
 
-SHORT = 'out = "o"\n{top}\n[data]\nfiles = ["a"]\n[[stages]]\nname = "s"\ntrain = ["language"]\nrate = 1\n{stage}\n{rest}'
+SHORT = (
+    'out = "o"\n{top}\n[data]\nfiles = ["a"]\n[[stages]]\nname = "s"\ntrain = ["language"]\nrate = 1\n{stage}\n{rest}'
+)
 
 
 def short(top="", stage="steps = 2", rest=""):
@@ -22,7 +24,9 @@ def test_what_is_left_out_is_as_the_example_says():
 
 
 def test_the_example_names_every_key():
-    fields = {name for kind in (Settings, Stage, Lora, settings.Data, settings.Video) for name in kind.__dataclass_fields__}
+    fields = {
+        name for kind in (Settings, Stage, Lora, settings.Data, settings.Video) for name in kind.__dataclass_fields__
+    }
     missing = [name for name in fields - {"steps"} if name not in settings.EXAMPLE]
     assert not missing
 
@@ -56,7 +60,10 @@ def test_numbers_are_read_and_settings_can_be_hashed():
         (short(stage="steps = 1\nepochs = 1"), "stages[0] (s) needs steps or epochs, one of them"),
         (short(stage="steps = 2\nrates = { vision = 1 }"), "stages[0].rates names vision, which does not learn there"),
         (short(stage="steps = 2\nrates = { eyes = 1 }"), "a key of stages[0].rates must be one of vision, dts,"),
-        (short().replace('["language"]', '["eyes"]'), "stages[0].train[0] must be one of vision, dts, projector, language"),
+        (
+            short().replace('["language"]', '["eyes"]'),
+            "stages[0].train[0] must be one of vision, dts, projector, language",
+        ),
         (short().replace('["language"]', "[]"), "stages[0].train is empty"),
         (short().replace('["a"]', "[]"), "data.files is empty"),
         (short().replace('["a"]', '"a"'), "data.files must be a list, not 'a'"),
@@ -74,7 +81,9 @@ def test_paths_of_data_count_from_the_file(tmp_path):
     path = tmp_path / "train.toml"
     path.write_text(short().replace('["a"]', '["a", "/b"]\nvideos = "v"'))
     read = settings.read(path)
-    assert read.data.files == (str(tmp_path / "a"), "/b") and read.data.videos == str(tmp_path / "v") and read.out == "o"
+    assert (
+        read.data.files == (str(tmp_path / "a"), "/b") and read.data.videos == str(tmp_path / "v") and read.out == "o"
+    )
 
 
 def test_a_file_is_named_with_its_mistake(tmp_path):

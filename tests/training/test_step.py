@@ -60,9 +60,13 @@ def test_a_modules_own_rate_scales_its_first_step(toy):
     """Adam's first step is the rate itself, whatever the gradient."""
     stage = Stage("two", ("projector", "language"), rate=1e-3, rates={"projector": 1e-5})
     after, _ = run(toy, settings_of(stage), steps=1)
-    moved = lambda module: max(
-        float(jnp.abs(a - b).max()) for a, b in zip(*(jax.tree.leaves(tree[module]) for tree in (after, toy.params)), strict=True)
-    )
+
+    def moved(module):
+        return max(
+            float(jnp.abs(a - b).max())
+            for a, b in zip(*(jax.tree.leaves(tree[module]) for tree in (after, toy.params)), strict=True)
+        )
+
     assert moved("language") == pytest.approx(1e-3, rel=0.02) and moved("projector") == pytest.approx(1e-5, rel=0.05)
 
 

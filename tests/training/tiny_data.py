@@ -6,15 +6,39 @@ import av
 import numpy as np
 import tokenizers
 
-WORDS = (
-    "<unk> <visual> <|im_start|> <|im_end|> system you are a helpful assistant user . time s : ? is there what yes no dog cat"
-).split()
+WORDS = [
+    "<unk>",
+    "<visual>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "system",
+    "you",
+    "are",
+    "a",
+    "helpful",
+    "assistant",
+    "user",
+    ".",
+    "time",
+    "s",
+    ":",
+    "?",
+    "is",
+    "there",
+    "what",
+    "yes",
+    "no",
+    "dog",
+    "cat",
+]
 
 
 def word_tokenizer() -> str:
     """A word-level tokenizer with numbers 0 … 99, as JSON."""
     words = WORDS + [str(n) for n in range(100)]
-    inner = tokenizers.Tokenizer(tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    inner = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = tokenizers.pre_tokenizers.Split(
         tokenizers.Regex(r"<\|im_(start|end)\|>|[0-9]+|[A-Za-z]+|[^\s\w]"), "isolated"
     )

@@ -20,7 +20,9 @@ def test_resizing_squashes_with_pillows_bicubic():
 def test_pixels_are_the_originals():
     # One frame through the reference image processor at 384 x 384; the witness is channels-first.
     golden = np.load(Path(__file__).parents[1] / "data" / "preprocess.npz")
-    pixels = np.asarray(normalise(np.stack([resize_frame(frame, 384) for frame in golden["raw"]]))).transpose(0, 3, 1, 2)
+    pixels = np.asarray(normalise(np.stack([resize_frame(frame, 384) for frame in golden["raw"]]))).transpose(
+        0, 3, 1, 2
+    )
     np.testing.assert_allclose(pixels[:, :, ::16, ::16], golden["pixels_every_16th"], rtol=0, atol=1e-6)
     np.testing.assert_allclose(pixels[:, :, 100:132, 200:232], golden["pixels_crop"], rtol=0, atol=1e-6)
 

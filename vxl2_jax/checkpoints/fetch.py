@@ -22,7 +22,9 @@ def find(name: str | Path) -> Path:
         return path
     parts = str(name).split("/")
     if path.exists() or len(parts) != 2 or not all(parts) or str(name).startswith((".", "~")):
-        raise CheckpointError(f"{name}: no such checkpoint directory; give nano, a directory, or a hub name like BAAI/Video-XL-2")
+        raise CheckpointError(
+            f"{name}: no such checkpoint directory; give nano, a directory, or a hub name like BAAI/Video-XL-2"
+        )
     return _download(str(name))
 
 
@@ -32,7 +34,9 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # network, name and permission errors come in many classes
-        raise CheckpointError(f"{name}: neither a directory here nor to be had from the Hugging Face hub ({first_line(error)})") from error
+        raise CheckpointError(
+            f"{name}: neither a directory here nor to be had from the Hugging Face hub ({first_line(error)})"
+        ) from error
 
 
 def load(

@@ -34,15 +34,19 @@ class Shards:
         if index.exists():
             wanted = sorted(set(_read_json(index)["weight_map"].values()))
             if absent := [name for name in wanted if not (directory / name).exists()]:
-                raise CheckpointError(f"{directory}: shard {absent[0]} is missing ({len(absent)} in all); download it again")
+                raise CheckpointError(
+                    f"{directory}: shard {absent[0]} is missing ({len(absent)} in all); download it again"
+                )
             files = [directory / name for name in wanted]
         self._home: dict[str, Any] = {}
         for file in files:
             try:
                 handle = safe_open(file, "flax")
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{file}: not a readable safetensors file ({error}); download it again") from error
-            self._home.update({key: handle for key in handle.keys()})
+                raise CheckpointError(
+                    f"{file}: not a readable safetensors file ({error}); download it again"
+                ) from error
+            self._home.update(dict.fromkeys(handle.keys(), handle))
 
     def keys(self) -> set[str]:
         return set(self._home)
@@ -101,8 +105,10 @@ def read_config(directory: Path, shards: Shards) -> ModelConfig:
             tied=bool(text.get("tie_word_embeddings", False)),
         )
     except KeyError as error:
-        raise CheckpointError(f"{directory}/config.json: {error} is missing; is this a Video-XL-2 checkpoint?") from error
-    if _PATCH not in shards.keys():
+        raise CheckpointError(
+            f"{directory}/config.json: {error} is missing; is this a Video-XL-2 checkpoint?"
+        ) from error
+    if _PATCH not in shards:
         raise CheckpointError(f"{directory}: no tensor {_PATCH}; is this a Video-XL-2 checkpoint?")
     vision = _read_vision_config(directory, shards)
     extra.setdefault("resized_grid", 24 if vision.grid == 27 else vision.grid // 2 * 2)
@@ -116,7 +122,7 @@ def _read_vision_config(directory: Path, shards: Shards) -> VisionConfig:
     root = _PATCH.removesuffix("embeddings.patch_embedding.weight")
     width, _, patch, _ = shards.shape(_PATCH)
     grid = round(shards.shape(f"{root}embeddings.position_embedding.weight")[0] ** 0.5)
-    layers = sum(key.startswith(f"{root}encoder.layers.") and key.endswith("fc1.weight") for key in shards.keys())
+    layers = sum(key.startswith(f"{root}encoder.layers.") and key.endswith("fc1.weight") for key in shards)
     return VisionConfig(
         image_size=given.get("image_size", 384 if (grid, patch) == (27, 14) else grid * patch),
         patch_size=patch,
@@ -137,16 +143,19 @@ def check(config: ModelConfig, shards: Shards) -> None:
     present = shards.keys()
     missing = sorted(expected.keys() - present)
     unexpected = sorted(
-        key for key in present - expected.keys() if not any(part in key for part in names.IGNORED)
-        and not (config.language.tied and key == "lm_head.weight")
+        key
+        for key in present - expected.keys()
+        if not any(part in key for part in names.IGNORED) and not (config.language.tied and key == "lm_head.weight")
     )
     misshaped = sorted(
         f"{key} {shards.shape(key)} instead of {expected[key]}"
-        for key in expected.keys() & present if shards.shape(key) != expected[key]
+        for key in expected.keys() & present
+        if shards.shape(key) != expected[key]
     )
     parts = [
         f"{len(found)} {kind} ({', '.join(found[:3])}{', …' if len(found) > 3 else ''})"
-        for kind, found in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped)) if found
+        for kind, found in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshaped))
+        if found
     ]
     if parts:
         raise CheckpointError(f"the checkpoint does not fit its configuration: {'; '.join(parts)}")
@@ -157,7 +166,9 @@ def abstract_params(config: ModelConfig) -> Any:
     return jax.eval_shape(partial(video_xl_2.init, config=config), jax.ShapeDtypeStruct((2,), jnp.uint32))
 
 
-def load(directory: str | Path, dtype: Any = "bfloat16", progress: Callable[[int, int], None] | None = None) -> tuple[ModelConfig, Any]:
+def load(
+    directory: str | Path, dtype: Any = "bfloat16", progress: Callable[[int, int], None] | None = None
+) -> tuple[ModelConfig, Any]:
     """Load a directory tensor by tensor, each cast and laid out on the default device as it comes.
 
     Returns (config, params). No second copy of the model ever stands in memory: a stacked leaf is
@@ -212,9 +223,16 @@ def save(directory: str | Path, config: ModelConfig, params: Any, dtype: Any) ->
     save_file(tensors, directory / "model.safetensors")
     (directory / "model.safetensors").chmod(0o644)  # the library makes it readable for its owner alone
     text = {
-        "model_type": "llava_qwen", "hidden_size": lm.width, "num_hidden_layers": lm.layers, "head_dim": lm.head_width,
-        "num_attention_heads": lm.heads, "num_key_value_heads": lm.kv_heads, "intermediate_size": lm.mlp,
-        "vocab_size": lm.vocabulary, "rope_theta": lm.rope_theta, "rms_norm_eps": lm.norm_eps,
+        "model_type": "llava_qwen",
+        "hidden_size": lm.width,
+        "num_hidden_layers": lm.layers,
+        "head_dim": lm.head_width,
+        "num_attention_heads": lm.heads,
+        "num_key_value_heads": lm.kv_heads,
+        "intermediate_size": lm.mlp,
+        "vocab_size": lm.vocabulary,
+        "rope_theta": lm.rope_theta,
+        "rms_norm_eps": lm.norm_eps,
         "tie_word_embeddings": lm.tied,
         "vxl2": {
             name: getattr(config, name)
@@ -222,7 +240,8 @@ def save(directory: str | Path, config: ModelConfig, params: Any, dtype: Any) ->
         },
     }
     vision = {
-        "image_size": config.vision.image_size, "num_attention_heads": config.vision.heads,
+        "image_size": config.vision.image_size,
+        "num_attention_heads": config.vision.heads,
         "layer_norm_eps": config.vision.norm_eps,
     }
     (directory / "config.json").write_text(json.dumps(text, indent=1))

@@ -62,15 +62,20 @@ def load(
     try:
         described = json.loads((directory / _CONFIG).read_text())
         vision, language = VisionConfig(**described.pop("vision")), LanguageConfig(**described.pop("language"))
-        config = ModelConfig(vision=vision, language=language, **described | {"stop_tokens": tuple(described["stop_tokens"])})
+        config = ModelConfig(
+            vision=vision, language=language, **described | {"stop_tokens": tuple(described["stop_tokens"])}
+        )
         place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place), huggingface.abstract_params(config)
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place),
+            huggingface.abstract_params(config),
         )
         with ocp.StandardCheckpointer() as reader:
             params = reader.restore(directory / _PARAMS, target)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory}: not a readable native checkpoint ({first_line(error)}); convert it again") from error
+        raise CheckpointError(
+            f"{directory}: not a readable native checkpoint ({first_line(error)}); convert it again"
+        ) from error
     if progress:
         progress(1, 1)
     return config, params

@@ -17,7 +17,8 @@ _COMMANDS = (ask, watch, batch, eval, plan, convert, train)
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(
-        prog="vxl2", description="Video-XL-2 in JAX: watch a long video once, ask it many times.",
+        prog="vxl2",
+        description="Video-XL-2 in JAX: watch a long video once, ask it many times.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:

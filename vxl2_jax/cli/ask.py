@@ -25,21 +25,30 @@ Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or else in the user's c
 
 def add(commands) -> None:
     ask = commands.add_parser(
-        "ask", formatter_class=options.Help, epilog=_EXAMPLES, help="watch a video and answer questions about it",
+        "ask",
+        formatter_class=options.Help,
+        epilog=_EXAMPLES,
+        help="watch a video and answer questions about it",
         usage="vxl2 ask [options] VIDEO QUESTION...\n       vxl2 ask [options] --memory FILE QUESTION...",
         description="Watch a video, or open its memory, and answer questions about it.",
     )
     ask.set_defaults(run=run)
     ask.add_argument("video", metavar="VIDEO", help="a video or image file, or a folder of images; not with --memory")
     ask.add_argument("questions", nargs="*", metavar="QUESTION", help="one or more questions, in quotes")
-    ask.add_argument("--memory", type=Path, metavar="FILE", help="ask a memory that `vxl2 watch` wrote, instead of watching a video")
+    ask.add_argument(
+        "--memory", type=Path, metavar="FILE", help="ask a memory that `vxl2 watch` wrote, instead of watching a video"
+    )
     options.add_model(ask)
     options.add_watching(ask)
     options.add_asking(ask)
-    ask.add_argument("--follow", action="store_true", help="each question continues the conversation of those before it")
+    ask.add_argument(
+        "--follow", action="store_true", help="each question continues the conversation of those before it"
+    )
     group = ask.add_argument_group("output")
     group.add_argument("--json", action="store_true", help="print one JSON document, alone, on standard output")
-    group.add_argument("--plot", type=Path, metavar="FILE.png", help="draw frames, relevance and dense chunks over time")
+    group.add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="draw frames, relevance and dense chunks over time"
+    )
     group.add_argument("--quiet", action="store_true", help="no progress")
 
 
@@ -74,7 +83,11 @@ def run(args: argparse.Namespace) -> None:
         frames, seconds = _thumbnails(video, memory.frames, getattr(args, "fps", 1.0)) if video else ((), ())
         plot.draw(args.plot, answers, frames, seconds, title=memory.video)
     if args.json:
-        document = {"model": model.name, "attention_kernel": model.attention, **report.as_data(memory, answers, timings)}
+        document = {
+            "model": model.name,
+            "attention_kernel": model.attention,
+            **report.as_data(memory, answers, timings),
+        }
         print(json.dumps(document, ensure_ascii=False, indent=1))
     else:
         Console(highlight=False).print(report.as_text(memory, answers, timings), soft_wrap=True)

@@ -23,12 +23,17 @@ command goes on with the lines that are missing."""
 
 def add(commands) -> None:
     batch = commands.add_parser(
-        "batch", formatter_class=options.Help, epilog=_EXAMPLES, help="answer questions about many videos",
+        "batch",
+        formatter_class=options.Help,
+        epilog=_EXAMPLES,
+        help="answer questions about many videos",
         description="Answer questions about many videos, from a file of jobs into a file of answers.",
     )
     batch.set_defaults(run=run, interrupted="the same command goes on where it was")
     batch.add_argument("jobs", type=Path, metavar="JOBS.jsonl", help="a line of JSON per video, with its questions")
-    batch.add_argument("--out", type=Path, required=True, metavar="ANSWERS.jsonl", help="the file that the answers are added to")
+    batch.add_argument(
+        "--out", type=Path, required=True, metavar="ANSWERS.jsonl", help="the file that the answers are added to"
+    )
     options.add_model(batch)
     options.add_watching(batch)
     options.add_asking(batch)
@@ -65,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(rows)} videos, {len(rows) - len(left)} of them were there, {failed} could not be watched")
     if failed:
         raise VideoError(
-            f"{failed} of {len(rows)} videos could not be watched: see \"error\" in {args.out}; "
+            f'{failed} of {len(rows)} videos could not be watched: see "error" in {args.out}; '
             "remove those lines to try again"
         )
 
@@ -85,13 +90,18 @@ def _rows(path: Path) -> Iterator[dict]:
             try:
                 row = json.loads(line)
                 video, questions = row["video"], row["questions"]
-                good = isinstance(video, str) and isinstance(questions, list) and questions != [] and all(
-                    isinstance(question, str) and question.strip() for question in questions
+                good = (
+                    isinstance(video, str)
+                    and isinstance(questions, list)
+                    and questions != []
+                    and all(isinstance(question, str) and question.strip() for question in questions)
                 )
             except (ValueError, KeyError, TypeError):
                 good = False
             if not good:
-                raise RequestError(f'{path}, line {number}: not a job; write {{"video": "clip.mp4", "questions": ["…"]}}')
+                raise RequestError(
+                    f'{path}, line {number}: not a job; write {{"video": "clip.mp4", "questions": ["…"]}}'
+                )
             yield row
 
 

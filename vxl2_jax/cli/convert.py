@@ -15,13 +15,18 @@ The native directory (Orbax) needs no renaming or transposing when it is loaded.
 
 def add(commands) -> None:
     convert = commands.add_parser(
-        "convert", formatter_class=Help, epilog=_EXAMPLES, help="turn a checkpoint of the original into a native one",
+        "convert",
+        formatter_class=Help,
+        epilog=_EXAMPLES,
+        help="turn a checkpoint of the original into a native one",
         description="Turn a Hugging Face checkpoint of the original into a native one.",
     )
     convert.set_defaults(run=run)
     convert.add_argument("source", metavar="SOURCE", help="a directory, or a name on the Hugging Face hub")
     convert.add_argument("target", type=Path, metavar="TARGET", help="the directory to write; must not exist")
-    convert.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of the weights written")
+    convert.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of the weights written"
+    )
     convert.add_argument("--quiet", action="store_true", help="no progress")
 
 

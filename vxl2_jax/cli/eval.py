@@ -38,7 +38,10 @@ _JSON = "print one JSON document, alone, on standard output"
 
 def add(commands) -> None:
     parser = commands.add_parser(
-        "eval", formatter_class=options.Help, epilog=_EXAMPLES, help="run a benchmark, report on runs, compare two",
+        "eval",
+        formatter_class=options.Help,
+        epilog=_EXAMPLES,
+        help="run a benchmark, report on runs, compare two",
         usage="vxl2 eval --benchmark NAME --data DIR --mode MODE --out DIR [options]\n"
         "       vxl2 eval report RUN... [--json]\n       vxl2 eval compare A B [--out DIR] [--json]",
         description="Run a benchmark as the original's evaluation does: MLVU, Video-MME, LongVideoBench or LVBench.",
@@ -46,38 +49,60 @@ def add(commands) -> None:
     parser.set_defaults(run=run, interrupted="the same command goes on where it was")
     group = parser.add_argument_group("what is run")
     # evaluation.BENCHMARKS and MODES, spelt out so that --help need not import them; a test keeps them equal.
-    group.add_argument("--benchmark", choices=("mlvu", "video_mme", "longvideobench", "lvbench"), help="which benchmark")
     group.add_argument(
-        "--mode", choices=("dense", "chunked", "bilevel"),
+        "--benchmark", choices=("mlvu", "video_mme", "longvideobench", "lvbench"), help="which benchmark"
+    )
+    group.add_argument(
+        "--mode",
+        choices=("dense", "chunked", "bilevel"),
         help="dense: everything; chunked: chunk-based pre-filling; bilevel: that, and only chosen chunks loaded dense",
     )
     group.add_argument("--data", type=Path, metavar="DIR", help="folder of annotations and videos")
     group.add_argument("--out", type=Path, metavar="DIR", help="folder of this run, made or gone on with")
-    group.add_argument("--annotations", type=Path, nargs="+", metavar="FILE", help="annotation files, where --data has several")
+    group.add_argument(
+        "--annotations", type=Path, nargs="+", metavar="FILE", help="annotation files, where --data has several"
+    )
     group.add_argument("--videos", type=Path, metavar="DIR", help="folder of videos, where they are not in --data")
-    group.add_argument("--subtitles", type=Path, metavar="DIR", help="video_mme: ask with subtitles, from files VIDEO.srt in this folder")
+    group.add_argument(
+        "--subtitles",
+        type=Path,
+        metavar="DIR",
+        help="video_mme: ask with subtitles, from files VIDEO.srt in this folder",
+    )
     group.add_argument("--limit", type=int, metavar="N", help="only the first N videos")
-    group.add_argument("--process", type=int, metavar="I", help="which part of the videos to do, from 0 (default, with --processes: as JAX counts)")
+    group.add_argument(
+        "--process",
+        type=int,
+        metavar="I",
+        help="which part of the videos to do, from 0 (default, with --processes: as JAX counts)",
+    )
     group.add_argument("--processes", type=int, metavar="N", help="into how many parts the videos are divided")
     options.add_model(parser)
     _add_settings(parser)
     _add_output(parser)
     parts = parser.add_subparsers(dest="part", metavar="", title="of runs there are", prog="vxl2 eval")
     report = parts.add_parser(
-        "report", formatter_class=options.Help, help="write the reports of runs anew, and print them",
+        "report",
+        formatter_class=options.Help,
+        help="write the reports of runs anew, and print them",
         description="Write the reports of runs anew from their rows, and print them. A run may still be under way.",
     )
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
     report.set_defaults(run=_report)
     compare = parts.add_parser(
-        "compare", formatter_class=options.Help, help="compare two runs question by question",
+        "compare",
+        formatter_class=options.Help,
+        help="compare two runs question by question",
         description="Compare two runs over the questions that both answered: the difference with its intervals, McNemar's "
         "exact test, and the change by kind of question.",
     )
     compare.add_argument("a", type=Path, metavar="A", help="folder of a run, or one of its files rows.*.jsonl")
     compare.add_argument("b", type=Path, metavar="B", help="the run that is compared with it")
     compare.add_argument(
-        "--out", type=Path, default=argparse.SUPPRESS, metavar="DIR",
+        "--out",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="DIR",
         help="write compare.json, compare.md and compare.png into this folder",
     )
     compare.set_defaults(run=_compare)
@@ -98,7 +123,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add("--block-size", int, "B", "groups of 4 frames in a block of chunk-based pre-filling")
     add("--prev-blocks", or_none("none"), "P", "earlier blocks a block sees whole; none: plain dense pre-filling")
     add("--compression", int, "C", "visual tokens pooled into one in sparse chunks")
-    add("--relevance", str, "NAME", "how chunks are ranked: attention, mass, uniform, random, recent, or chosen: oracle:FILE (or a folder), with its own sizes")
+    add(
+        "--relevance",
+        str,
+        "NAME",
+        "how chunks are ranked: attention, mass, uniform, random, recent, or chosen: oracle:FILE (or a folder), with its own sizes",
+    )
     add("--top-k", or_none("all"), "K", "interior chunks loaded dense; all: the whole memory")
     add("--chunk-size", int, "G", "groups per chunk")
     add("--max-new-tokens", int, "N", "longest answer")
@@ -118,7 +148,9 @@ def run(args: argparse.Namespace) -> None:
     if missing := [f"--{name}" for name in ("benchmark", "mode", "data", "out") if getattr(args, name) is None]:
         raise RequestError(f"eval needs {', '.join(missing)}; see vxl2 eval --help")
     if args.subtitles and args.benchmark != "video_mme":
-        raise RequestError(f"--subtitles is for video_mme: {args.benchmark} is asked without them, as the original does")
+        raise RequestError(
+            f"--subtitles is for video_mme: {args.benchmark} is asked without them, as the original does"
+        )
     if args.limit is not None and args.limit < 1:
         raise RequestError(f"--limit must be at least 1, not {args.limit}")
     from vxl2_jax import evaluation
@@ -128,16 +160,29 @@ def run(args: argparse.Namespace) -> None:
 
     benchmark = evaluation.named(args.benchmark)
     items = data.read(
-        benchmark, args.data, annotations=args.annotations or (), videos=args.videos,
-        subtitle_folder=args.subtitles, limit=args.limit,
+        benchmark,
+        args.data,
+        annotations=args.annotations or (),
+        videos=args.videos,
+        subtitle_folder=args.subtitles,
+        limit=args.limit,
     )
     watch, ask = released(args.benchmark, args.mode)
     wanted = runner.Run(
-        benchmark, items, args.mode, watch | given(args, WATCHING), ask | given(args, ASKING), args.subtitles is not None
+        benchmark,
+        items,
+        args.mode,
+        watch | given(args, WATCHING),
+        ask | given(args, ASKING),
+        args.subtitles is not None,
     )
     with progress("evaluating", "videos", args.quiet) as advance:
         runner.evaluate(
-            wanted, lambda: options.load_model(args), args.out, process=args.process, processes=args.processes,
+            wanted,
+            lambda: options.load_model(args),
+            args.out,
+            process=args.process,
+            processes=args.processes,
             progress=advance,
         )
     if summarise(args.out)["complete"]:
@@ -164,7 +209,10 @@ def _told(runs: list[Path], as_json: bool) -> None:
         print("\n".join(map(report.as_markdown, found)), end="")
     for place, data in zip(runs, found, strict=True):
         if data["failures"]:
-            print(f"vxl2: {place}: {len(data['failures'])} videos could not be watched: see report.md there", file=sys.stderr)
+            print(
+                f"vxl2: {place}: {len(data['failures'])} videos could not be watched: see report.md there",
+                file=sys.stderr,
+            )
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -37,11 +37,22 @@ def or_none(word: str, kind: Callable = int) -> Callable[[str], int | None]:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="nano", help="nano, a checkpoint directory, or a name on the Hugging Face hub")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of weights and memory (default: float32 on CPU, float16 on a T4, else bfloat16)")
+    group.add_argument(
+        "--model", default="nano", help="nano, a checkpoint directory, or a name on the Hugging Face hub"
+    )
+    group.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="of weights and memory (default: float32 on CPU, float16 on a T4, else bfloat16)",
+    )
     # pallas_kernels.attention.NAMES, spelt out so that --help need not import JAX; a test keeps them equal.
     names = ("auto", "tpu", "hopper", "ampere", "reference")
-    group.add_argument("--attention", choices=names, default="auto", help="attention kernel; auto takes the best that runs here, and says which. On a CPU the others are interpreted: slow, for checking")
+    group.add_argument(
+        "--attention",
+        choices=names,
+        default="auto",
+        help="attention kernel; auto takes the best that runs here, and says which. On a CPU the others are interpreted: slow, for checking",
+    )
 
 
 def add_watching(parser: argparse.ArgumentParser) -> None:
@@ -51,21 +62,43 @@ def add_watching(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, default=argparse.SUPPRESS, help=told, **options)
 
     add("--fps", "frames looked at per second (of an image folder: its rate) (default: 1)", type=float)
-    add("--max-frames", "look at no more than N frames; short videos are then looked at more densely (default: no limit)", type=or_none("none"), metavar="N")
+    add(
+        "--max-frames",
+        "look at no more than N frames; short videos are then looked at more densely (default: no limit)",
+        type=or_none("none"),
+        metavar="N",
+    )
     add("--max-fps", "how densely at most (default: 4)", type=float)
     add("--block-size", "groups of 4 frames in a block of chunk-based pre-filling (default: 4)", type=int, metavar="B")
-    add("--prev-blocks", "earlier blocks a block sees whole; none: plain dense pre-filling (default: 3)", type=or_none("none"), metavar="P")
+    add(
+        "--prev-blocks",
+        "earlier blocks a block sees whole; none: plain dense pre-filling (default: 3)",
+        type=or_none("none"),
+        metavar="P",
+    )
     add("--compression", "visual tokens pooled into one in sparse chunks (default: 4)", type=int, metavar="C")
 
 
 def add_asking(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("asking")
-    group.add_argument("--relevance", default="attention", help="how chunks are ranked: attention, mass (of the attention, plainly), uniform, random, recent, or oracle:FILE")
-    group.add_argument("--top-k", type=or_none("all"), default=4, metavar="K", help="interior chunks loaded dense; all: the whole memory")
+    group.add_argument(
+        "--relevance",
+        default="attention",
+        help="how chunks are ranked: attention, mass (of the attention, plainly), uniform, random, recent, or oracle:FILE",
+    )
+    group.add_argument(
+        "--top-k",
+        type=or_none("all"),
+        default=4,
+        metavar="K",
+        help="interior chunks loaded dense; all: the whole memory",
+    )
     group.add_argument("--chunk-size", type=int, default=4, metavar="G", help="groups per chunk")
     group.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="longest answer")
     group.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    group.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this total probability")
+    group.add_argument(
+        "--top-p", type=float, default=1.0, help="draw from the likeliest tokens of this total probability"
+    )
     group.add_argument("--seed", type=int, default=0, help="of drawn tokens and of --relevance random")
 
 
@@ -101,8 +134,14 @@ def progress(label: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int]
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit + " · {task.fields[rate]}"),
-        TimeRemainingColumn(), console=Console(stderr=True), disable=quiet, transient=True,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit + " · {task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+        transient=True,
     )
     with bar:
         task, begin = bar.add_task(label, total=None, rate="…"), None

@@ -18,7 +18,10 @@ reach. Bytes count what stands in memory at the same time while a video is watch
 
 def add(commands) -> None:
     plan = commands.add_parser(
-        "plan", formatter_class=Help, epilog=_EXAMPLES, help="what a video will take: tokens, memory, time",
+        "plan",
+        formatter_class=Help,
+        epilog=_EXAMPLES,
+        help="what a video will take: tokens, memory, time",
         description="Tell beforehand what watching a video takes, and whether it fits a device.",
     )
     plan.set_defaults(run=run)
@@ -26,13 +29,31 @@ def add(commands) -> None:
     plan.add_argument("--frames", type=int, required=True, metavar="N", help="frames looked at")
     plan.add_argument("--fps", type=float, default=1.0, metavar="R", help="frames looked at per second")
     plan.add_argument("--block-size", type=int, default=4, metavar="B", help="groups of 4 frames in a block")
-    plan.add_argument("--prev-blocks", type=or_none("none"), default=3, metavar="P", help="earlier blocks a block sees; none: plain dense pre-filling")
-    plan.add_argument("--compression", type=int, default=4, metavar="C", help="visual tokens pooled into one in sparse chunks")
+    plan.add_argument(
+        "--prev-blocks",
+        type=or_none("none"),
+        default=3,
+        metavar="P",
+        help="earlier blocks a block sees; none: plain dense pre-filling",
+    )
+    plan.add_argument(
+        "--compression", type=int, default=4, metavar="C", help="visual tokens pooled into one in sparse chunks"
+    )
     plan.add_argument("--question-tokens", type=int, default=68, metavar="S", help="tokens after the video")
     plan.add_argument("--chunk-size", type=int, default=4, metavar="G", help="groups per chunk")
-    plan.add_argument("--top-k", type=or_none("all"), default=4, metavar="K", help="interior chunks a question loads dense; all: the whole memory")
-    plan.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of weights and memory")
-    plan.add_argument("--device", default="h200", metavar="D", help="t4, l4, a100-40, a100-80, h100, h200, v4, v5e, v5p or v6e")
+    plan.add_argument(
+        "--top-k",
+        type=or_none("all"),
+        default=4,
+        metavar="K",
+        help="interior chunks a question loads dense; all: the whole memory",
+    )
+    plan.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of weights and memory"
+    )
+    plan.add_argument(
+        "--device", default="h200", metavar="D", help="t4, l4, a100-40, a100-80, h100, h200, v4, v5e, v5p or v6e"
+    )
     plan.add_argument("--json", action="store_true", help="print one JSON document, alone, on standard output")
 
 
@@ -56,8 +77,11 @@ def run(args: argparse.Namespace) -> None:
     config, tokenizer = planning.model_of(args.model)
     asked = {name: getattr(args, name) for name in ("question_tokens", "compression", "chunk_size", "top_k")}
     plan = planning.plan(
-        config, planning.layout_for(config, tokenizer, args.frames, args.fps), Rule(args.block_size, args.prev_blocks),
-        **asked, **device.settings(config, itemsize),
+        config,
+        planning.layout_for(config, tokenizer, args.frames, args.fps),
+        Rule(args.block_size, args.prev_blocks),
+        **asked,
+        **device.settings(config, itemsize),
     )
     fits = plan.fits(device)
     told = "" if fits else planning.advice(config, tokenizer, args.fps, device, itemsize=itemsize, **asked)

@@ -28,7 +28,10 @@ _WHOLE = "a whole configuration (what you leave out is as here, save for the sta
 
 def add(commands) -> None:
     train = commands.add_parser(
-        "train", formatter_class=options.Help, description=_HELP, epilog=f"{_WHOLE}\n\n{EXAMPLE}",
+        "train",
+        formatter_class=options.Help,
+        description=_HELP,
+        epilog=f"{_WHOLE}\n\n{EXAMPLE}",
         help="fine-tune a model on conversations about videos",
     )
     train.set_defaults(run=run, interrupted="the same command goes on where it was")
@@ -60,11 +63,20 @@ def _report(quiet: bool) -> Iterator:
     from vxl2_jax.training.loop import Report
 
     console = Console(stderr=True, highlight=False)
-    say = lambda text: console.print(text, markup=False, soft_wrap=True)
+
+    def say(text):
+        return console.print(text, markup=False, soft_wrap=True)
+
     tell = (lambda text: None) if quiet else say
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"),
-        TimeRemainingColumn(), console=console, disable=quiet or not console.is_terminal, transient=True,
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
     )
     with bar:
         task = bar.add_task("looking at videos", total=None, told="")
@@ -76,7 +88,9 @@ def _report(quiet: bool) -> Iterator:
                 tell(f"step {told['step']} · {told['stage']} · {figures}")
 
         yield Report(
-            say=tell, warn=say, line=line,
+            say=tell,
+            warn=say,
+            line=line,
             looked=lambda done, total: bar.update(task, completed=done, total=total),
             step=lambda done, total: bar.update(task, description="training", completed=done, total=total),
         )

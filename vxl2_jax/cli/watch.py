@@ -21,7 +21,10 @@ under the name .FILE.part. A memory belongs to the model that made it."""
 
 def add(commands) -> None:
     watch = commands.add_parser(
-        "watch", formatter_class=options.Help, epilog=_EXAMPLES, help="watch a video and keep its memory in a file",
+        "watch",
+        formatter_class=options.Help,
+        epilog=_EXAMPLES,
+        help="watch a video and keep its memory in a file",
         description="Watch a video and keep its memory in a file, to be asked at any time.",
     )
     watch.set_defaults(run=run, interrupted="the same command goes on where it was")
@@ -58,4 +61,6 @@ def run(args: argparse.Namespace) -> None:
     else:
         console = Console(highlight=False)
         console.print(report.as_text(memory, [], timings), soft_wrap=True)
-        console.print(f"{args.out}: {'was there already' if there else 'written'}, {size / 1e6:,.1f} MB", soft_wrap=True)
+        console.print(
+            f"{args.out}: {'was there already' if there else 'written'}, {size / 1e6:,.1f} MB", soft_wrap=True
+        )

@@ -32,8 +32,19 @@ from vxl2_jax.evaluation.settings import MAX_NEW_TOKENS, RELEASED, Setting
 BENCHMARKS: dict[str, ModuleType] = {module.NAME: module for module in (mlvu, video_mme, longvideobench, lvbench)}
 
 __all__ = [
-    "BENCHMARKS", "MAX_NEW_TOKENS", "RELEASED", "Row", "Score", "Setting", "Verdict", "grouped", "judge", "named",
-    "read_docs", "read_responses", "total",
+    "BENCHMARKS",
+    "MAX_NEW_TOKENS",
+    "RELEASED",
+    "Row",
+    "Score",
+    "Setting",
+    "Verdict",
+    "grouped",
+    "judge",
+    "named",
+    "read_docs",
+    "read_responses",
+    "total",
 ]
 
 

@@ -15,7 +15,9 @@ def draw_report(path: Path, data: Mapping[str, Any]) -> None:
     """Accuracy overall and by group with intervals; what was saved; time by stage. Written whole or not at all."""
     settings, accuracy = data["settings"], data["accuracy"]
     rows = [("all", accuracy)] + [
-        (f"{field.replace('_', ' ')}: {value}", score) for field, scores in data["by"].items() for value, score in scores.items()
+        (f"{field.replace('_', ' ')}: {value}", score)
+        for field, scores in data["by"].items()
+        for value, score in scores.items()
     ]
     figure, axes = _figure(len(rows), 2)
     names = [f"{name}  ({score['total']:,})" for name, score in rows]
@@ -27,7 +29,8 @@ def draw_report(path: Path, data: Mapping[str, Any]) -> None:
     axes[1].invert_yaxis()
     axes[1].set(xlabel="seconds, all processes")
     axes[1].set_title(
-        f"saved: {less['attention_percent']} % of attention pairs,\n{less['cache_percent']} % of keys and values", fontsize=9
+        f"saved: {less['attention_percent']} % of attention pairs,\n{less['cache_percent']} % of keys and values",
+        fontsize=9,
     )
     figure.suptitle(f"{settings['benchmark']}, {settings['mode']}, {data['made_with']['model']}", parse_math=False)
     plot.save(figure, path)
@@ -36,7 +39,9 @@ def draw_report(path: Path, data: Mapping[str, Any]) -> None:
 def draw_comparison(path: Path, data: Mapping[str, Any]) -> None:
     """The paired difference, overall and by group, with intervals. Written whole or not at all."""
     rows = [("all", data)] + [
-        (f"{field.replace('_', ' ')}: {value}", part) for field, parts in data["by"].items() for value, part in parts.items()
+        (f"{field.replace('_', ' ')}: {value}", part)
+        for field, parts in data["by"].items()
+        for value, part in parts.items()
     ]
     figure, axes = _figure(len(rows), 1)
     names = [f"{name}  ({part['questions']:,})" for name, part in rows]

@@ -56,8 +56,10 @@ def compare(a: Side, b: Side) -> dict[str, Any]:
             for value in values:
                 groups.setdefault(field, {}).setdefault(value, []).append(pair)
     return {
-        "a": _told(a, [pair[0] for pair in counted]), "b": _told(b, [pair[1] for pair in counted]),
-        "settings_that_differ": _differing(a.settings, b.settings), **difference(counted),
+        "a": _told(a, [pair[0] for pair in counted]),
+        "b": _told(b, [pair[1] for pair in counted]),
+        "settings_that_differ": _differing(a.settings, b.settings),
+        **difference(counted),
         "by": {
             field: {value: difference(parts[value]) for value in folder.in_order(field, parts)}
             for field, parts in groups.items()
@@ -77,18 +79,26 @@ def difference(pairs: Sequence[tuple[Answered, Answered]]) -> dict[str, Any]:
         by_video.setdefault(one.record["video"], []).append(other.verdict.correct - one.verdict.correct)
     steps = [step for each in by_video.values() for step in each]
     only_a, only_b, count = steps.count(-1), steps.count(1), len(steps)
-    rounded = lambda bounds: bounds and [round(bound, 2) for bound in bounds]
+
+    def rounded(bounds):
+        return bounds and [round(bound, 2) for bound in bounds]
+
     return {
-        "questions": count, "points": round(100 * (only_b - only_a) / count, 2),
+        "questions": count,
+        "points": round(100 * (only_b - only_a) / count, 2),
         "interval": rounded(paired_difference(only_a, only_b, count)),
         "interval_by_video": rounded(clustered_difference(by_video)),
-        "only_a_right": only_a, "only_b_right": only_b, "p": round(mcnemar(only_a, only_b), 6),
+        "only_a_right": only_a,
+        "only_b_right": only_b,
+        "p": round(mcnemar(only_a, only_b), 6),
     }
 
 
 def _told(side: Side, paired: Sequence[Answered]) -> dict[str, Any]:
     return {
-        "name": side.name, "mode": side.settings.get("mode"), "accuracy": report.scored(total(one.verdict for one in paired)),
+        "name": side.name,
+        "mode": side.settings.get("mode"),
+        "accuracy": report.scored(total(one.verdict for one in paired)),
         "saved": report.saved(list(side.answered.values()), side.records),
     }
 
@@ -113,7 +123,8 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     a, b = data["a"], data["b"]
     low, high = data["interval"]
     lines = [
-        f"# {b['name']} against {a['name']}: {data['points']:+.2f} points ({low:+.1f} … {high:+.1f})", "",
+        f"# {b['name']} against {a['name']}: {data['points']:+.2f} points ({low:+.1f} … {high:+.1f})",
+        "",
         f"{data['questions']:,} questions in both: only A was right at {data['only_a_right']}, only B at "
         f"{data['only_b_right']}; McNemar's exact test: p = {_p(data['p'])}.",
     ]
@@ -122,8 +133,15 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         lines.append(f"With the questions of a video taken together, the interval is {low:+.1f} … {high:+.1f}.")
     lines.append("")
     sides = [
-        [mark, side["name"], side["mode"] or "", report.percent(side["accuracy"]), f"{side['saved']['attention_percent']} %",
-         f"{side['saved']['cache_percent']} %"] for mark, side in (("A", a), ("B", b))
+        [
+            mark,
+            side["name"],
+            side["mode"] or "",
+            report.percent(side["accuracy"]),
+            f"{side['saved']['attention_percent']} %",
+            f"{side['saved']['cache_percent']} %",
+        ]
+        for mark, side in (("A", a), ("B", b))
     ]
     lines += report.table(["", "run", "mode", "right", "attention pairs saved", "key/values saved"], sides)
     if data["settings_that_differ"]:
@@ -131,17 +149,32 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         lines += report.table(["setting", "A", "B"], rows)
     for field, parts in data["by"].items():
         rows = [
-            [value, part["questions"], f"{part['points']:+.2f}", "{:+.1f} … {:+.1f}".format(*part["interval"]),
-             part["only_a_right"], part["only_b_right"], _p(part["p"])] for value, part in parts.items()
+            [
+                value,
+                part["questions"],
+                f"{part['points']:+.2f}",
+                "{:+.1f} … {:+.1f}".format(*part["interval"]),
+                part["only_a_right"],
+                part["only_b_right"],
+                _p(part["p"]),
+            ]
+            for value, part in parts.items()
         ]
         lines += report.table([field.replace("_", " "), "questions", "points", "95 %", "only A", "only B", "p"], rows)
     tests = sum(map(len, data["by"].values()))
-    lines += [f"Of {tests} such tests, one in twenty is below 0.05 by chance alone: p is not corrected for their number.", ""]
+    lines += [
+        f"Of {tests} such tests, one in twenty is below 0.05 by chance alone: p is not corrected for their number.",
+        "",
+    ]
     for name, way in _WAYS.items():
         if out := data["unpaired"][name]:
             rows = [[one["video"], one["id"] or "", one["question"]] for one in out[:_SHOWN]]
             more = f" (the first {_SHOWN})" if len(out) > _SHOWN else ""
-            lines += [f"{len(out)} questions were left out, {way}{more}:", "", *report.table(["video", "id", "question"], rows)]
+            lines += [
+                f"{len(out)} questions were left out, {way}{more}:",
+                "",
+                *report.table(["video", "id", "question"], rows),
+            ]
     return "\n".join(lines)
 
 

@@ -43,8 +43,13 @@ class Item:
 
 
 def read(
-    benchmark: ModuleType, folder: Path, *, annotations: Sequence[Path] = (), videos: Path | None = None,
-    subtitle_folder: Path | None = None, limit: int | None = None,
+    benchmark: ModuleType,
+    folder: Path,
+    *,
+    annotations: Sequence[Path] = (),
+    videos: Path | None = None,
+    subtitle_folder: Path | None = None,
+    limit: int | None = None,
 ) -> list[Item]:
     """The benchmark's videos in the order of its annotations, each with all its questions.
 
@@ -80,8 +85,14 @@ def find_annotations(name: str, folder: Path) -> list[Path]:
             return found
     found = sorted({path for pattern in _LIKELY for path in folder.glob(pattern)})
     if len(found) != 1:
-        likely = ", ".join(path.relative_to(folder).as_posix() for path in found[:5]) + (", …" if len(found) > 5 else "")
-        told = f"several files may be its annotations ({likely})" if found else "no annotations in it (JSON, JSONL, parquet)"
+        likely = ", ".join(path.relative_to(folder).as_posix() for path in found[:5]) + (
+            ", …" if len(found) > 5 else ""
+        )
+        told = (
+            f"several files may be its annotations ({likely})"
+            if found
+            else "no annotations in it (JSON, JSONL, parquet)"
+        )
         raise RequestError(f"{folder}: {told}; name them with --annotations")
     return found
 
@@ -110,7 +121,10 @@ class Files:
         if not found:
             return None, f"{row.video}: no such video in {self.folder}"
         if len({path.stat().st_size for path in found}) > 1:
-            return None, f"{row.video}: {len(found)} different files have this name: {', '.join(map(str, sorted(found)))}"
+            return (
+                None,
+                f"{row.video}: {len(found)} different files have this name: {', '.join(map(str, sorted(found)))}",
+            )
         return min(found), ""
 
 

@@ -75,7 +75,9 @@ def read_run(folder: Path) -> dict[str, Any]:
             return found
     except (OSError, ValueError, KeyError, TypeError):
         pass
-    raise RequestError(f"{folder}: no run in it ({RUN} is missing or damaged); give a folder that `vxl2 eval --out` made")
+    raise RequestError(
+        f"{folder}: no run in it ({RUN} is missing or damaged); give a folder that `vxl2 eval --out` made"
+    )
 
 
 @contextmanager
@@ -119,7 +121,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise _foreign(path, 1) from error
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); give a folder of `vxl2 eval`, or its rows") from error
+        raise RequestError(
+            f"{path}: cannot be read ({error.strerror}); give a folder of `vxl2 eval`, or its rows"
+        ) from error
 
 
 def _parsed(path: Path, whole: Iterable[str]) -> list[dict[str, Any]]:
@@ -127,7 +131,11 @@ def _parsed(path: Path, whole: Iterable[str]) -> list[dict[str, Any]]:
     for number, line in enumerate(whole, 1):
         try:
             row = json.loads(line)
-            good = isinstance(row["video"], str) and isinstance(row["index"], int) and ("answers" in row) != ("error" in row)
+            good = (
+                isinstance(row["video"], str)
+                and isinstance(row["index"], int)
+                and ("answers" in row) != ("error" in row)
+            )
         except (ValueError, KeyError, TypeError):
             good = False
         if not good:
@@ -166,7 +174,8 @@ def in_order(field: str, values: Iterable[str]) -> list[str]:
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """One level: watch and ask options by their own names."""
     return {
-        name: value for key, part in settings.items()
+        name: value
+        for key, part in settings.items()
         for name, value in (part.items() if isinstance(part, Mapping) else [(key, part)])
     }
 

@@ -58,9 +58,14 @@ def summarise(run: Path, reading: Reading) -> dict[str, Any]:
     chunks = [end - start for _, one in asked for start, end, _ in one["chunks"]]
     failures = [{"video": record["video"], "error": record["error"]} for record in records if "error" in record]
     report = {
-        "settings": told["settings"], "made_with": told["made_with"], "reading": vars(reading),
-        "complete": len(records) == told["settings"]["videos"], "videos": len(records) - len(failures),
-        "moments": len(asked), "unread": sum(span is None for span in said), "failures": failures,
+        "settings": told["settings"],
+        "made_with": told["made_with"],
+        "reading": vars(reading),
+        "complete": len(records) == told["settings"]["videos"],
+        "videos": len(records) - len(failures),
+        "moments": len(asked),
+        "unread": sum(span is None for span in said),
+        "failures": failures,
         "predictors": {name: grounding.marks(found, owners, reading.seed) for name, found in ious.items()},
         "chance": {name: grounding.chances(found) for name, found in guesses.items()},
         "curves": {
@@ -110,11 +115,14 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     settings = data["settings"]
     missing = settings["videos"] - data["videos"] - len(data["failures"])
     lines = [
-        f"# {settings['benchmark']}, {settings['mode']}", "",
+        f"# {settings['benchmark']}, {settings['mode']}",
+        "",
         f"{data['moments']:,} of {settings['moments']:,} sentences about {data['videos']:,} of {settings['videos']:,} videos; "
         f"{len(data['failures'])} videos could not be watched, and {missing} are still to be done. "
-        f"{settings['left_out']} sentences of the file have an empty window and are left out.", "",
-        *(f"- {note}" for note in data["notes"]), "",
+        f"{settings['left_out']} sentences of the file have an empty window and are left out.",
+        "",
+        *(f"- {note}" for note in data["notes"]),
+        "",
     ]
     columns = [*(f"r1@{threshold}" for threshold in grounding.THRESHOLDS), "miou"]
     parts = data["predictors"] | data["chance"]
@@ -123,7 +131,9 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     told = {**settings, **settings["watch"], **settings["ask"], **data["made_with"], "wall_s": data["wall_s"]}
     lines += table(["setting", ""], [[name, value] for name, value in told.items() if name not in ("watch", "ask")])
     if data["failures"]:
-        lines += table(["video", "why it could not be watched"], [list(failure.values()) for failure in data["failures"]])
+        lines += table(
+            ["video", "why it could not be watched"], [list(failure.values()) for failure in data["failures"]]
+        )
     return "\n".join(lines)
 
 

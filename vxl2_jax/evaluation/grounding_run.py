@@ -37,9 +37,15 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """What must be alike in all rows of a folder; the model is not known yet."""
         return {
-            "benchmark": self.form, "mode": self.mode, "videos": len(self.items), "left_out": self.left_out,
-            "moments": sum(len(item.moments) for item in self.items), "annotations": moments.digest(self.items),
-            "template": self.template, "watch": dict(self.watch), "ask": dict(self.ask),
+            "benchmark": self.form,
+            "mode": self.mode,
+            "videos": len(self.items),
+            "left_out": self.left_out,
+            "moments": sum(len(item.moments) for item in self.items),
+            "annotations": moments.digest(self.items),
+            "template": self.template,
+            "watch": dict(self.watch),
+            "ask": dict(self.ask),
         }
 
 
@@ -83,7 +89,9 @@ def evaluate(
 
 def _rows(model: Model, run: Run, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
     """A row per video, in order; the next one is read meanwhile."""
-    queue = (Job(item.path, [grounding.question(run.template, moment.query) for moment in item.moments]) for item in items)
+    queue = (
+        Job(item.path, [grounding.question(run.template, moment.query) for moment in item.moments]) for item in items
+    )
     answered = model.answer_all(queue, watch=run.watch, ask=run.ask)
     for item in items:
         begun = time.perf_counter()
@@ -96,11 +104,17 @@ def _found(item: Item, done: Done) -> dict[str, Any]:
         return {"error": str(done.error)}
     answers = [
         {
-            "id": moment.id, "query": moment.query, "windows": moment.windows, "response": answer.text,
+            "id": moment.id,
+            "query": moment.query,
+            "windows": moment.windows,
+            "response": answer.text,
             "chunks": [[chunk.start_s, chunk.end_s, float(f"{chunk.score:.4g}")] for chunk in answer.chunks],
         }
         for moment, answer in zip(item.moments, done.answers, strict=True)
     ]
     return {
-        "frames": done.memory.frames, "end_s": done.memory.end_s, "tokens": done.memory.layout.length, "answers": answers,
+        "frames": done.memory.frames,
+        "end_s": done.memory.end_s,
+        "tokens": done.memory.layout.length,
+        "answers": answers,
     }

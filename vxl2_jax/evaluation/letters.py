@@ -5,8 +5,14 @@ from __future__ import annotations
 import re
 
 PREFIXES = (
-    "The best answer is", "The correct answer is", "The answer is", "The answer",
-    "The best option is", "The correct option is", "Best answer:", "Best option:",
+    "The best answer is",
+    "The correct answer is",
+    "The answer is",
+    "The answer",
+    "The best option is",
+    "The correct option is",
+    "Best answer:",
+    "Best option:",
 )
 """As the original's lmms-eval tasks list them."""
 

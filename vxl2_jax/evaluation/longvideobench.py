@@ -29,8 +29,13 @@ def row(doc: Mapping[str, Any]) -> Row:
     value(doc, "question_category")
     video = value(doc, "video_path")
     return Row(
-        answer=letter(chosen), groups=groups_of(doc, GROUPS), video=video, files=(video,), id=value(doc, "id"),
-        question=value(doc, "question"), options=options,
+        answer=letter(chosen),
+        groups=groups_of(doc, GROUPS),
+        video=video,
+        files=(video,),
+        id=value(doc, "id"),
+        question=value(doc, "question"),
+        options=options,
         duration_s=float(value(doc, "duration", (int, float))) if doc.get("duration") is not None else None,
     )
 

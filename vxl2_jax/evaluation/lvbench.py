@@ -31,8 +31,12 @@ def row(doc: Mapping[str, Any]) -> Row:
     value(doc, "type")
     texts(doc, "question_type")
     return Row(
-        answer=letter(options.index(answer)) if answer in options else "", groups=groups_of(doc, GROUPS),
-        video=video, files=(f"{video}.mp4",), question=value(doc, "question"), options=options,
+        answer=letter(options.index(answer)) if answer in options else "",
+        groups=groups_of(doc, GROUPS),
+        video=video,
+        files=(f"{video}.mp4",),
+        question=value(doc, "question"),
+        options=options,
     )
 
 

@@ -19,7 +19,10 @@ def row(doc: Mapping[str, Any]) -> Row:
     value(doc, "task_type")
     video = value(doc, "video_name")
     return Row(
-        answer=option_letter(doc), groups=groups_of(doc, GROUPS), video=video, files=(video,),
+        answer=option_letter(doc),
+        groups=groups_of(doc, GROUPS),
+        video=video,
+        files=(video,),
         question=value(doc, "question"),
         duration_s=float(value(doc, "duration", (int, float))) if doc.get("duration") is not None else None,
     )

@@ -34,10 +34,15 @@ def _mlvu(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     if answer not in options:
         raise RequestError(f"'answer' must be one of 'candidates', not {answer!r:.60}")
     lines = [value(doc, "question"), *(f"({letter(i)}) {option}" for i, option in enumerate(options))]
-    return [{
-        **doc, "video_name": value(doc, "video"), "question": "\n".join(lines), "answer": letter(options.index(answer)),
-        "task_type": kind,
-    }]
+    return [
+        {
+            **doc,
+            "video_name": value(doc, "video"),
+            "question": "\n".join(lines),
+            "answer": letter(options.index(answer)),
+            "task_type": kind,
+        }
+    ]
 
 
 def _longvideobench(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -64,10 +69,16 @@ def _lvbench(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         right = [option for option in options if option.startswith(f"({value(asked, 'answer')})")]
         if not right:
             raise RequestError(f"'qa', entry {number}: 'answer' must be the letter of an option in 'question'")
-        rows.append({
-            **asked, "video": value(doc, "key"), "type": value(doc, "type"), "question": question, "candidates": options,
-            "answer": right[0],
-        })
+        rows.append(
+            {
+                **asked,
+                "video": value(doc, "key"),
+                "type": value(doc, "type"),
+                "question": question,
+                "candidates": options,
+                "answer": right[0],
+            }
+        )
     return rows
 
 

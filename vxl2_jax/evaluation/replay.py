@@ -46,9 +46,15 @@ class Replay:
         def announce(item: Item, row: Row, prompt: str) -> None:
             by_prompt[f"{item.path.name}_{prompt}"] = self.choice(item, row)
 
-        chosen = Part(watch, {**ask, "relevance": Oracle(self.oracle.source, by_prompt, most=self.oracle.most)}, self.chooses, announce)
+        chosen = Part(
+            watch,
+            {**ask, "relevance": Oracle(self.oracle.source, by_prompt, most=self.oracle.most)},
+            self.chooses,
+            announce,
+        )
         plain = Part(
-            {**watch, "prev_blocks": None}, {**ask, "relevance": "recent", "top_k": None},
+            {**watch, "prev_blocks": None},
+            {**ask, "relevance": "recent", "top_k": None},
             lambda item, row: not self.chooses(item, row),
         )
         return [chosen, plain]

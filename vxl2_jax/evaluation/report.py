@@ -31,13 +31,22 @@ def summarise(run: Path) -> dict[str, Any]:
     verdicts = [one.verdict for one in answered]
     failures = [{"video": record["video"], "error": record["error"]} for record in found if "error" in record]
     return {
-        "settings": settings, "changed": _changed(settings), "made_with": told["made_with"], "complete": len(found) == settings["videos"],
-        "videos": len(found) - len(failures), "questions": len(answered), "accuracy": scored(total(verdicts)),
-        "by": by_group(verdicts), "mended": _mended(settings["benchmark"], answered),
+        "settings": settings,
+        "changed": _changed(settings),
+        "made_with": told["made_with"],
+        "complete": len(found) == settings["videos"],
+        "videos": len(found) - len(failures),
+        "questions": len(answered),
+        "accuracy": scored(total(verdicts)),
+        "by": by_group(verdicts),
+        "mended": _mended(settings["benchmark"], answered),
         "unnamed": sum(not verdict.named for verdict in verdicts if verdict.counted),
         "uncounted": sum(not verdict.counted for verdict in verdicts),
         "published": RELEASED[settings["benchmark"]][MODES[settings["mode"]]].accuracy,
-        "saved": saved(answered, found), "failures": failures, "time": _time(found), "oracle": replayed(answered),
+        "saved": saved(answered, found),
+        "failures": failures,
+        "time": _time(found),
+        "oracle": replayed(answered),
         "notes": _notes(settings),
     }
 
@@ -60,10 +69,17 @@ def saved(answered: Sequence[Answered], found: Sequence[Mapping[str, Any]]) -> d
     pairs = [record["attention"] for record in found if "attention" in record]
     kept, causal = (sum(pair[name] for pair in pairs) for name in ("pairs_kept", "pairs_causal"))
     loaded, dense = (sum(one.row["cache"][name] for one in answered) for name in ("tokens", "tokens_dense"))
-    percent = lambda part, whole: round(100 * (1 - part / whole), 2) if whole else 0.0
+
+    def percent(part, whole):
+        return round(100 * (1 - part / whole), 2) if whole else 0.0
+
     return {
-        "attention_pairs_kept": kept, "attention_pairs_causal": causal, "attention_percent": percent(kept, causal),
-        "cache_tokens": loaded, "cache_tokens_dense": dense, "cache_percent": percent(loaded, dense),
+        "attention_pairs_kept": kept,
+        "attention_pairs_causal": causal,
+        "attention_percent": percent(kept, causal),
+        "cache_tokens": loaded,
+        "cache_tokens_dense": dense,
+        "cache_percent": percent(loaded, dense),
     }
 
 
@@ -97,7 +113,9 @@ def _mended(name: str, answered: Sequence[Answered]) -> dict[str, Any] | None:
 def _changed(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Settings that are not those of the original's run: [theirs, here]. It took its oracle files, too."""
     parts = zip(released(settings["benchmark"], settings["mode"]), (settings["watch"], settings["ask"]), strict=True)
-    changed = {name: [value, here[name]] for theirs, here in parts for name, value in theirs.items() if here[name] != value}
+    changed = {
+        name: [value, here[name]] for theirs, here in parts for name, value in theirs.items() if here[name] != value
+    }
     if "oracle" in settings:
         del changed["relevance"]
     return changed
@@ -112,7 +130,8 @@ def _time(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 stages[stage] = stages.get(stage, 0.0) + seconds
     wall = sum(record.get("wall_s", 0.0) for record in found)
     return {
-        "wall_s": round(wall, 2), "stages_s": {stage: round(seconds, 2) for stage, seconds in stages.items()},
+        "wall_s": round(wall, 2),
+        "stages_s": {stage: round(seconds, 2) for stage, seconds in stages.items()},
         "executables": max((record.get("executables", 0) for record in found), default=0),
     }
 
@@ -175,7 +194,8 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     settings, accuracy, spent, less = (data[name] for name in ("settings", "accuracy", "time", "saved"))
     missing = settings["videos"] - data["videos"] - len(data["failures"])
     lines = [
-        f"# {settings['benchmark']}, {settings['mode']}: {percent(accuracy)}", "",
+        f"# {settings['benchmark']}, {settings['mode']}: {percent(accuracy)}",
+        "",
         f"{accuracy['correct']:,} of {accuracy['total']:,} right; the original published {data['published']} % for its own model.",
         f"{data['questions']:,} of {settings['questions']:,} questions about {data['videos']:,} of {settings['videos']:,} "
         f"videos were asked; {len(data['failures'])} videos could not be watched, and {missing} are still to be done.",
@@ -192,13 +212,26 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     for field, scores in data["by"].items():
         rows = [[value, f"{score['total']:,}", percent(score)] for value, score in scores.items()]
         lines += table([field.replace("_", " "), "questions", "right"], rows)
-    lines += table(["saved", "of", "left"], [
-        [f"{less['attention_percent']} % of attention pairs", f"{less['attention_pairs_causal']:,}", f"{less['attention_pairs_kept']:,}"],
-        [f"{less['cache_percent']} % of key/value tokens", f"{less['cache_tokens_dense']:,}", f"{less['cache_tokens']:,}"],
-    ])
+    lines += table(
+        ["saved", "of", "left"],
+        [
+            [
+                f"{less['attention_percent']} % of attention pairs",
+                f"{less['attention_pairs_causal']:,}",
+                f"{less['attention_pairs_kept']:,}",
+            ],
+            [
+                f"{less['cache_percent']} % of key/value tokens",
+                f"{less['cache_tokens_dense']:,}",
+                f"{less['cache_tokens']:,}",
+            ],
+        ],
+    )
     if said:
         rows = [["not said" if value is None else value for value in each.values()] for each in said["categories"]]
-        lines += table(["oracle category", "groups per chunk", "compression", "questions", "units of 8 frames at most"], rows)
+        lines += table(
+            ["oracle category", "groups per chunk", "compression", "questions", "units of 8 frames at most"], rows
+        )
     if data["changed"]:
         lines += table(["setting", "released", "here"], [[name, *values] for name, values in data["changed"].items()])
     stages = [[stage, f"{seconds:,.1f}"] for stage, seconds in spent["stages_s"].items()]
@@ -207,7 +240,9 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     told = {**settings, **settings["watch"], **settings["ask"], **data["made_with"]}
     lines += table(["setting", ""], [[name, value] for name, value in told.items() if name not in ("watch", "ask")])
     if data["failures"]:
-        lines += table(["video", "why it could not be watched"], [list(failure.values()) for failure in data["failures"]])
+        lines += table(
+            ["video", "why it could not be watched"], [list(failure.values()) for failure in data["failures"]]
+        )
     return "\n".join(lines)
 
 
@@ -219,5 +254,8 @@ def percent(score: Mapping[str, Any]) -> str:
 
 def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """Lines of a Markdown table, and an empty one."""
-    line = lambda cells: "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+
+    def line(cells):
+        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+
     return [line(head), line(["---"] * len(head)), *map(line, rows), ""]

@@ -60,15 +60,25 @@ class Run:
         """What must be alike in all parts of a run, and is told in its report; the model is not known yet."""
         replayed = {"oracle": replay.digest(self.oracle)} if self.oracle is not None else {}
         return {
-            "benchmark": self.benchmark.NAME, "mode": self.mode, "videos": len(self.items),
-            "questions": sum(len(item.rows) for item in self.items), "subtitles": self.subtitles,
-            "annotations": data.digest(self.benchmark, self.items), "watch": dict(self.watch), "ask": dict(self.ask),
+            "benchmark": self.benchmark.NAME,
+            "mode": self.mode,
+            "videos": len(self.items),
+            "questions": sum(len(item.rows) for item in self.items),
+            "subtitles": self.subtitles,
+            "annotations": data.digest(self.benchmark, self.items),
+            "watch": dict(self.watch),
+            "ask": dict(self.ask),
             **replayed,
         }
 
 
 def evaluate(
-    run: Run, load: Callable[[], Model], out: Path, *, process: int | None = None, processes: int | None = None,
+    run: Run,
+    load: Callable[[], Model],
+    out: Path,
+    *,
+    process: int | None = None,
+    processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Answer what is missing in the folder `out` of the videos that fall to a process.
@@ -92,7 +102,9 @@ def evaluate(
     replayed = None
     if run.oracle is not None:
         if run.mode != "bilevel":
-            raise RequestError(f"relevance {oracle.PREFIX}FILE chooses chunks, which is mode bilevel; give that, not {run.mode}")
+            raise RequestError(
+                f"relevance {oracle.PREFIX}FILE chooses chunks, which is mode bilevel; give that, not {run.mode}"
+            )
         replayed = replay.read(run.benchmark.NAME, run.oracle, run.items)
     folder.check(out, run.settings)
     share = [run.items[i] for i in grain.MapDataset.range(len(run.items))[process::processes]]
@@ -127,11 +139,16 @@ def _records(model: Model, run: Run, items: Sequence[Item], replayed: Replay | N
             # No name for what comes from the queue: it would keep a memory while the next video is watched.
             found = [
                 _found(run.benchmark, item, rows, next(answered), replayed)
-                for part, answered in queues if (rows := _places(item, part))
+                for part, answered in queues
+                if (rows := _places(item, part))
             ]
             yield {
-                "index": item.index, "video": item.video, "file": item.path.name, **_joined(found),
-                "wall_s": round(time.perf_counter() - begin, 4), "executables": executables(),
+                "index": item.index,
+                "video": item.video,
+                "file": item.path.name,
+                **_joined(found),
+                "wall_s": round(time.perf_counter() - begin, 4),
+                "executables": executables(),
             }
 
 
@@ -197,9 +214,12 @@ def _watched(done: Done) -> dict[str, Any]:
         for stage, seconds in answer.timings.items():
             asking[stage] = asking.get(stage, 0.0) + seconds / answer.batch
     return {
-        "frames": memory.frames, "end_s": memory.end_s, "tokens": memory.layout.length,
+        "frames": memory.frames,
+        "end_s": memory.end_s,
+        "tokens": memory.layout.length,
         "attention": {"pairs_kept": kept, "pairs_causal": causal},
-        "watching_s": _rounded(done.timings), "asking_s": _rounded(asking),
+        "watching_s": _rounded(done.timings),
+        "asking_s": _rounded(asking),
     }
 
 
@@ -210,13 +230,23 @@ def _judged(
     for place, answer in zip(places, answers, strict=True):
         row = item.rows[place]
         verdict = judge(benchmark, row, answer.text)
-        yield place, {
-            "key": keys[place], "id": row.id, "question": row.question, "answer": row.answer, "response": answer.text,
-            "read": benchmark.read(answer.text), "correct": verdict.correct, "counted": verdict.counted,
-            "named": verdict.named, "groups": {field: list(values) for field, values in row.groups.items()},
-            "cache": {"tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense},
-            **({"oracle": replayed.told(item, row)} if replayed else {}),
-        }
+        yield (
+            place,
+            {
+                "key": keys[place],
+                "id": row.id,
+                "question": row.question,
+                "answer": row.answer,
+                "response": answer.text,
+                "read": benchmark.read(answer.text),
+                "correct": verdict.correct,
+                "counted": verdict.counted,
+                "named": verdict.named,
+                "groups": {field: list(values) for field, values in row.groups.items()},
+                "cache": {"tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense},
+                **({"oracle": replayed.told(item, row)} if replayed else {}),
+            },
+        )
 
 
 def _rounded(timings: Mapping[str, float]) -> dict[str, float]:
@@ -231,7 +261,10 @@ def _made_with(model: Model) -> dict[str, str]:
     """What a run should not depend on, but may."""
     device = jax.devices()[0]
     return {
-        "model": model.name, "attention": model.attention, "device": device.device_kind, "python": platform.python_version(),
+        "model": model.name,
+        "attention": model.attention,
+        "device": device.device_kind,
+        "python": platform.python_version(),
         **{package: _version(package) for package in ("vxl2_jax", "jax", "jaxlib", "numpy", "av")},
     }
 

@@ -60,9 +60,20 @@ def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """
     setting = RELEASED[name][MODES[mode]]
     watch = {
-        "fps": FPS, "max_frames": setting.max_frames, "max_fps": MAX_FPS, "block_size": setting.block_size or 4,
-        "prev_blocks": setting.prev_blocks, "compression": COMPRESSION,
+        "fps": FPS,
+        "max_frames": setting.max_frames,
+        "max_fps": MAX_FPS,
+        "block_size": setting.block_size or 4,
+        "prev_blocks": setting.prev_blocks,
+        "compression": COMPRESSION,
     }
     chosen = {"relevance": "attention", "top_k": 4} if mode == "bilevel" else {"relevance": "recent", "top_k": None}
-    ask = {**chosen, "chunk_size": 4, "max_new_tokens": MAX_NEW_TOKENS[name], "temperature": 0.0, "top_p": 1.0, "seed": 0}
+    ask = {
+        **chosen,
+        "chunk_size": 4,
+        "max_new_tokens": MAX_NEW_TOKENS[name],
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 0,
+    }
     return watch, ask

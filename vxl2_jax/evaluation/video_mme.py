@@ -29,9 +29,13 @@ def row(doc: Mapping[str, Any]) -> Row:
         value(doc, field)
     video = value(doc, "videoID")
     return Row(
-        answer=option_letter(doc), groups=groups_of(doc, GROUPS), video=video,
+        answer=option_letter(doc),
+        groups=groups_of(doc, GROUPS),
+        video=video,
         files=tuple(f"{video}.{ending}" for ending in ("mp4", "MP4", "mkv")),
-        question=value(doc, "question"), options=texts(doc, "options"), id=doc.get("question_id"),
+        question=value(doc, "question"),
+        options=texts(doc, "options"),
+        id=doc.get("question_id"),
         subtitles=value(doc, "subtitles") if doc.get("subtitles") is not None else None,
     )
 

@@ -83,7 +83,10 @@ def not_followed(given: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def answer_all(
-    model: Model, requests: Sequence[Request], watch: Mapping[str, Any], ask: Mapping[str, Any],
+    model: Model,
+    requests: Sequence[Request],
+    watch: Mapping[str, Any],
+    ask: Mapping[str, Any],
     advance: Callable[[int], Any] = lambda count: None,
 ) -> list[str]:
     """The answers to requests, in their order.

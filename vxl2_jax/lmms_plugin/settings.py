@@ -17,11 +17,20 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
 
 _NUMBERS: dict[str, Callable[[str], Any]] = {
-    "fps": float, "max_frames": or_none("none"), "max_fps": float, "block_size": int, "prev_blocks": or_none("none"),
-    "compression": int, "top_k": or_none("all"), "chunk_size": int, "seed": int,
+    "fps": float,
+    "max_frames": or_none("none"),
+    "max_fps": float,
+    "block_size": int,
+    "prev_blocks": or_none("none"),
+    "compression": int,
+    "top_k": or_none("all"),
+    "chunk_size": int,
+    "seed": int,
 }
 _CHOICES = {
-    "mode": tuple(MODES), "settings": tuple(RELEASED), "dtype": ("float32", "bfloat16", "float16"),
+    "mode": tuple(MODES),
+    "settings": tuple(RELEASED),
+    "dtype": ("float32", "bfloat16", "float16"),
     "attention": KERNELS,
 }
 KNOWN = ("pretrained", *_CHOICES, *_NUMBERS, "relevance")

@@ -64,9 +64,10 @@ class TemporalAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         steps, channels = x.shape[1], x.shape[-1]
-        table = lambda name: self.param(
-            name, nn.initializers.normal(0.02), (2 * self.max_relative + 1, channels)
-        ).astype(x.dtype)
+
+        def table(name):
+            return self.param(name, nn.initializers.normal(0.02), (2 * self.max_relative + 1, channels)).astype(x.dtype)
+
         offsets = np.arange(steps)[None, :] - np.arange(steps)[:, None]
         rows = np.clip(offsets, -self.max_relative, self.max_relative) + self.max_relative
         relative_key, relative_value = table("relative_key")[rows], table("relative_value")[rows]
@@ -100,9 +101,7 @@ class HalveTime(nn.Module):
         taps = [padded[:, t : t + steps : 2] for t in range(3)]
         stacked = rearrange(taps, "tap g t y x c -> (g t) y x (tap c)")
         kernel = rearrange(kernel, "tap h w i o -> h w (tap i) o").astype(x.dtype)
-        out = jax.lax.conv_general_dilated(
-            stacked, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        out = jax.lax.conv_general_dilated(stacked, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return rearrange(out, "(g t) y x c -> g t y x c", g=groups) + bias.astype(x.dtype)
 
 

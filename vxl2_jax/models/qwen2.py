@@ -51,9 +51,15 @@ class DecoderLayer(nn.Module):
         self, x: jax.Array, attend: Attend, state: Any = None, keys_only: bool = False
     ) -> tuple[jax.Array, Any]:
         cfg = self.config
-        norm = lambda name: RMSNorm(cfg.norm_eps, name=name)
-        linear = lambda width, name, bias=False: Linear(width, use_bias=bias, name=name)
-        heads = lambda h: rearrange(h, "... n (h d) -> ... n h d", d=cfg.head_width)
+
+        def norm(name):
+            return RMSNorm(cfg.norm_eps, name=name)
+
+        def linear(width, name, bias=False):
+            return Linear(width, use_bias=bias, name=name)
+
+        def heads(h):
+            return rearrange(h, "... n (h d) -> ... n h d", d=cfg.head_width)
 
         h = norm("norm_attention")(x)
         k = heads(linear(cfg.kv_heads * cfg.head_width, "key", True)(h))
@@ -101,15 +107,21 @@ def run_layers(
     def step(carry, per_layer, keys_only=False):
         x, state = carry
         layer_params, layer = per_layer
-        see = lambda q, k, v, s: attend(q, k, v, s, layer)
+
+        def see(q, k, v, s):
+            return attend(q, k, v, s, layer)
+
         return module.apply({"params": layer_params}, x, see, state, keys_only), None
 
     stack, count = params["layers"], config.layers
     if not last_keys_only:
         each = jax.checkpoint(step, prevent_cse=False) if remat else step
         return jax.lax.scan(each, (x, state), (stack, jnp.arange(count)))[0]
+
     # Indexing the stack inside the loop, not slicing it before: a slice would copy every parameter.
-    pick = lambda layer: jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), stack)
+    def pick(layer):
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), stack)
+
     carry, _ = jax.lax.scan(lambda c, i: step(c, (pick(i), i)), (x, state), jnp.arange(count - 1))
     return step(carry, (pick(count - 1), jnp.int32(count - 1)), keys_only=True)[0]
 
@@ -118,9 +130,16 @@ def init(key: jax.Array, config: LanguageConfig) -> Params:
     """Random fp32 parameters, layers stacked along axis 0."""
     embed_key, head_key, layer_key = jax.random.split(key, 3)
     x = jnp.zeros((1, config.width))
-    see = lambda q, k, v, s: (q, s)
-    init_layer = lambda k: DecoderLayer(config).init(k, x, see)["params"]
-    normal = lambda k, shape: 0.02 * jax.random.normal(k, shape)
+
+    def see(q, k, v, s):
+        return (q, s)
+
+    def init_layer(k):
+        return DecoderLayer(config).init(k, x, see)["params"]
+
+    def normal(k, shape):
+        return 0.02 * jax.random.normal(k, shape)
+
     params = {
         "embed": normal(embed_key, (config.vocabulary, config.width)),
         "layers": jax.vmap(init_layer)(jax.random.split(layer_key, config.layers)),

@@ -22,7 +22,10 @@ def rotation(positions: jax.Array, head_width: int, theta: float) -> tuple[jax.A
     frequency = theta ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
     fine = np.arange(_FINE)[:, None] * frequency
     coarse = np.arange(-_COARSE, _COARSE)[:, None] * _FINE * frequency
-    table = lambda f, angles: jnp.asarray(f(angles), jnp.float32)
+
+    def table(f, angles):
+        return jnp.asarray(f(angles), jnp.float32)
+
     high, low = positions // _FINE + _COARSE, positions % _FINE
     cos_h, sin_h = table(np.cos, coarse)[high], table(np.sin, coarse)[high]
     cos_l, sin_l = table(np.cos, fine)[low], table(np.sin, fine)[low]

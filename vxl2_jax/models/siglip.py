@@ -42,7 +42,10 @@ class EncoderBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
         cfg = self.config
-        norm = lambda name: nn.LayerNorm(epsilon=cfg.norm_eps, use_fast_variance=False, name=name)
+
+        def norm(name):
+            return nn.LayerNorm(epsilon=cfg.norm_eps, use_fast_variance=False, name=name)
+
         x = x + SelfAttention(cfg.heads, self.kernel, name="attention")(norm("norm_1")(x))
         hidden = nn.gelu(nn.Dense(cfg.mlp, name="mlp_in")(norm("norm_2")(x)), approximate=True)
         return x + nn.Dense(cfg.width, name="mlp_out")(hidden), None
@@ -65,7 +68,9 @@ class SigLIP(nn.Module):
         side = cfg.grid * cfg.patch_size
         patches = rearrange(
             pixels[:, :side, :side],
-            "f (y py) (x px) c -> f (y x) (py px c)", py=cfg.patch_size, px=cfg.patch_size,
+            "f (y py) (x px) c -> f (y x) (py px c)",
+            py=cfg.patch_size,
+            px=cfg.patch_size,
         )
         x = nn.Dense(cfg.width, name="patch")(patches)
         x = x + self.param("position", nn.initializers.normal(0.02), (cfg.grid**2, cfg.width)).astype(x.dtype)

@@ -10,10 +10,23 @@ from vxl2_jax.relevance.mass import attention_mass, by_mass
 from vxl2_jax.relevance.request import Request, Scorer
 
 __all__ = [
-    "SCORERS", "Request", "Scorer", "attention_mass", "by_attention", "by_mass", "chunk_attention", "chunk_slots", "random",
-    "recent", "uniform",
+    "SCORERS",
+    "Request",
+    "Scorer",
+    "attention_mass",
+    "by_attention",
+    "by_mass",
+    "chunk_attention",
+    "chunk_slots",
+    "random",
+    "recent",
+    "uniform",
 ]
 
 SCORERS: dict[str, Scorer] = {
-    "attention": by_attention, "mass": by_mass, "uniform": uniform, "random": random, "recent": recent,
+    "attention": by_attention,
+    "mass": by_mass,
+    "uniform": uniform,
+    "random": random,
+    "recent": recent,
 }

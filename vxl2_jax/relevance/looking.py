@@ -34,8 +34,15 @@ def by_attention(request: Request) -> np.ndarray:
     base = bases.prefix_base(request.memory, request.kernel, len(request.ids))
     starts, stops, width = chunk_slots(request.memory, request.chunk_size)
     scores = chunk_attention(
-        request.params, request.config, base, starts, stops, request.ids, np.asarray(request.count, np.int32),
-        width=width, kernel=request.kernel,
+        request.params,
+        request.config,
+        base,
+        starts,
+        stops,
+        request.ids,
+        np.asarray(request.count, np.int32),
+        width=width,
+        kernel=request.kernel,
     )
     # With one chunk no token looks more at it than another does.
     scores = np.maximum(np.asarray(scores)[:, : request.chunks], 1e-9)
@@ -49,7 +56,10 @@ def chunk_slots(memory: VideoMemory, chunk_size: int) -> tuple[np.ndarray, np.nd
     first = np.arange(0, layout.groups, chunk_size)
     starts = layout.stamp_starts[first] + first * (layout.visual // memory.compression)
     stops = np.append(starts[1:], memory.sparse_length)
-    pad = lambda bounds: np.pad(bounds, (0, bucket(len(first)) - len(first))).astype(np.int32)
+
+    def pad(bounds):
+        return np.pad(bounds, (0, bucket(len(first)) - len(first))).astype(np.int32)
+
     return pad(starts), pad(stops), min(bucket(int((stops - starts).max())), memory.sparse.k.shape[2])
 
 
@@ -63,8 +73,16 @@ def chunks_at_once(kernel: Kernel) -> int | None:
 
 @partial(jax.jit, static_argnames=("config", "width", "kernel"))
 def chunk_attention(
-    params: Any, config: ModelConfig, base: Base, starts: jax.Array, stops: jax.Array, ids: jax.Array, count: jax.Array,
-    *, width: int, kernel: Kernel = REFERENCE,
+    params: Any,
+    config: ModelConfig,
+    base: Base,
+    starts: jax.Array,
+    stops: jax.Array,
+    ids: jax.Array,
+    count: jax.Array,
+    *,
+    width: int,
+    kernel: Kernel = REFERENCE,
 ) -> jax.Array:
     """Score per chunk of a one-stream memory, of which questions read only the prefix, `base`.
 

@@ -58,7 +58,9 @@ def attention_mass(
     tile = 512 if kernel.name == "reference" else 8192
 
     def observe(mass, q, lse, layer):
-        one = lambda args: attention.key_mass(args[0], stream, *args[1:], layer=layer, key_tile=tile)
+        def one(args):
+            return attention.key_mass(args[0], stream, *args[1:], layer=layer, key_tile=tile)
+
         # Question by question: logits of all at once would be large.
         return mass + jax.lax.map(one, (q, stops, lse, weights))
 

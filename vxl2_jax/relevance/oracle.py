@@ -84,7 +84,9 @@ def _loaded(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RequestError(f"{file}: cannot read the oracle file ({error.strerror}); give a file or a folder of them") from error
+        raise RequestError(
+            f"{file}: cannot read the oracle file ({error.strerror}); give a file or a folder of them"
+        ) from error
     except ValueError as error:
         raise RequestError(f"{file}: not an oracle file of the original: no JSON ({error})") from error
 
@@ -97,7 +99,10 @@ def _choices(where: str, category: str, content: Any) -> dict[str, Choice]:
     config = _object(f"{where}, 'config'", content.get("config") or {})
     chunk_size, compression = (_size(where, config, name) for name in ("selected_chunk_size", "compression"))
     listed = _object(f"{where}, 'selected_unit_indices'", content["selected_unit_indices"])
-    return {key: Choice(category, _units(f"{where}, {key!r:.60}", units), chunk_size, compression) for key, units in listed.items()}
+    return {
+        key: Choice(category, _units(f"{where}, {key!r:.60}", units), chunk_size, compression)
+        for key, units in listed.items()
+    }
 
 
 def _units(where: str, found: Any) -> tuple[int, ...] | None:

@@ -41,4 +41,6 @@ def opened(path: Path) -> Iterator[IO[str]]:
             yield file
         except OSError as error:
             told = error.strerror or error
-            raise RequestError(f"{path}: cannot be written ({told}); free some space, or choose another place") from error
+            raise RequestError(
+                f"{path}: cannot be written ({told}); free some space, or choose another place"
+            ) from error

@@ -115,11 +115,16 @@ class StoredLevel:
             wanted = [g for g in groups if first <= g < last]
             rows, origin = self.record(number), rows_of(layout, first, last)
             global_ = layout.global_rows(wanted)[layout.prefix if number else 0 :]
-            pick = lambda stream, index: Stream(*(a[:, :, index] for a in stream))
-            parts.append(Streams(
-                pick(rows.visual, layout.visual_rows(wanted) - origin.visual[0]),
-                pick(rows.global_, global_ - origin.global_[0]),
-            ))
+
+            def pick(stream, index):
+                return Stream(*(a[:, :, index] for a in stream))
+
+            parts.append(
+                Streams(
+                    pick(rows.visual, layout.visual_rows(wanted) - origin.visual[0]),
+                    pick(rows.global_, global_ - origin.global_[0]),
+                )
+            )
         return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=2), *parts)
 
     def verify(self) -> None:

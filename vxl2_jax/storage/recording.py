@@ -35,7 +35,12 @@ class Recording:
     """
 
     def __init__(
-        self, path: str | Path, identity: dict[str, Any], shape: Shape, *, stride: int = memory_file.GROUPS_A_RECORD,
+        self,
+        path: str | Path,
+        identity: dict[str, Any],
+        shape: Shape,
+        *,
+        stride: int = memory_file.GROUPS_A_RECORD,
         resume: bool = True,
     ) -> None:
         """Begin, or (with `resume`) go on with, the recording of `path`.
@@ -226,8 +231,12 @@ def _cut(stream: Stream, at: np.int32, *, size: int) -> Stream:
 
 @partial(jax.jit, donate_argnames="streams")
 def _write(streams: Streams, rows: Streams, starts: list[np.int32]) -> Streams:
-    put = lambda a, new, at: jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), at, axis=2)
-    return Streams(*(
-        Stream(*(put(a, new, at) for a, new in zip(stream, part, strict=True)))
-        for stream, part, at in zip(streams, rows, starts, strict=True)
-    ))
+    def put(a, new, at):
+        return jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), at, axis=2)
+
+    return Streams(
+        *(
+            Stream(*(put(a, new, at) for a, new in zip(stream, part, strict=True)))
+            for stream, part, at in zip(streams, rows, starts, strict=True)
+        )
+    )

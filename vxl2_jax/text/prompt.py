@@ -20,7 +20,8 @@ def suffix_text(question: str, history: Sequence[tuple[str, str]] = ()) -> str:
     It is tokenised apart from the prefix, as the original does on both sides of its <image> mark.
     """
     turns = "".join(
-        f"{rewrite_clock_times(asked)}{_TURN_END}{_ASSISTANT}{answered}{_TURN_END}{_USER}" for asked, answered in history
+        f"{rewrite_clock_times(asked)}{_TURN_END}{_ASSISTANT}{answered}{_TURN_END}{_USER}"
+        for asked, answered in history
     )
     return f"\n{turns}{rewrite_clock_times(question)}{_TURN_END}{_ASSISTANT}"
 
@@ -32,5 +33,8 @@ def timestamp_text(second: float) -> str:
 
 def rewrite_clock_times(text: str) -> str:
     """mm:ss → seconds, the only form of time the model knows: "01:05" becomes "65 seconds"."""
-    seconds = lambda match: f"{60 * int(match[1]) + int(match[2])} seconds"
+
+    def seconds(match):
+        return f"{60 * int(match[1]) + int(match[2])} seconds"
+
     return re.sub(r"(\d{2}):(\d{2})", seconds, text)

@@ -28,8 +28,16 @@ class Batch(NamedTuple):
 
 
 def example(
-    config: ModelConfig, frames: np.ndarray, layout: Layout, rule: Rule, global_ids: np.ndarray,
-    conversation: np.ndarray, targets: np.ndarray, *, groups: int, rows: int,
+    config: ModelConfig,
+    frames: np.ndarray,
+    layout: Layout,
+    rule: Rule,
+    global_ids: np.ndarray,
+    conversation: np.ndarray,
+    targets: np.ndarray,
+    *,
+    groups: int,
+    rows: int,
 ) -> Batch:
     """One example, without the batch axis, padded to `groups` and `rows`.
 
@@ -53,10 +61,14 @@ def example(
     ranges[..., visual : visual + begin] = key_ranges(layout, rule, GLOBAL, 0, begin)
     ranges[..., visual + begin : visual + count] = question_ranges(layout, len(conversation))
 
-    fixed = lambda parts, fill: np.pad(np.concatenate(parts), (0, rows - count), constant_values=fill).astype(np.int32)
+    def fixed(parts, fill):
+        return np.pad(np.concatenate(parts), (0, rows - count), constant_values=fill).astype(np.int32)
+
     positions = np.zeros(visual + rows, np.int32)
     positions[: layout.visual_length] = layout.visual_positions()
-    positions[visual : visual + count] = np.concatenate([layout.global_positions(), layout.length + np.arange(len(conversation))])
+    positions[visual : visual + count] = np.concatenate(
+        [layout.global_positions(), layout.length + np.arange(len(conversation))]
+    )
     return Batch(
         padded, fixed([global_ids, conversation], 0), fixed([np.full(begin, -1), targets], -1), positions, *ranges
     )

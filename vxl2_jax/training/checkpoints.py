@@ -78,10 +78,14 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         try:
-            self._manager.save(step, args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(data),
-                note=ocp.args.JsonSave({**note, "identity": self._identity}),
-            ))
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=grain.checkpoint.CheckpointSave(data),
+                    note=ocp.args.JsonSave({**note, "identity": self._identity}),
+                ),
+            )
         except OSError as error:
             raise RequestError(f"{self._out}: cannot be written ({error}); free some space and start again") from error
 
@@ -92,9 +96,7 @@ class Checkpoints:
     def restore(self, state: Any, data: grain.DatasetIterator) -> Any:
         """The state of the latest checkpoint, laid out like `state`; `data` moves to its place."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        found = self._restored(
-            state=ocp.args.StandardRestore(target), data=grain.checkpoint.CheckpointRestore(data)
-        )
+        found = self._restored(state=ocp.args.StandardRestore(target), data=grain.checkpoint.CheckpointRestore(data))
         return found["state"]
 
     def _restored(self, **wanted: Any) -> Any:

@@ -42,7 +42,8 @@ def read(files: Sequence[str | Path], videos: str | Path | None = None) -> list[
     """
     return [
         Conversation(name, (path.parent if videos is None else Path(videos)) / name, turns)
-        for path in map(Path, files) for name, turns in _conversations(path)
+        for path in map(Path, files)
+        for name, turns in _conversations(path)
     ]
 
 

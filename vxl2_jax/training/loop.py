@@ -1,8 +1,8 @@
 """A whole run: stages of steps, their figures, checkpoints to go on from, and the model at the end.
 
-    OUT/metrics.jsonl   a line every few steps, see `metrics`
-    OUT/checkpoints/    and OUT/stages/, see `checkpoints`
-    OUT/model/          the result: a checkpoint directory, low-rank updates merged
+OUT/metrics.jsonl   a line every few steps, see `metrics`
+OUT/checkpoints/    and OUT/stages/, see `checkpoints`
+OUT/model/          the result: a checkpoint directory, low-rank updates merged
 """
 
 from __future__ import annotations
@@ -90,8 +90,14 @@ class _Run:
     """What the stages of a run share."""
 
     def __init__(
-        self, settings: Settings, report: Report, model: Model, mesh: Mesh | None, rows: list[Conversation],
-        file: IO[str], path: Path,
+        self,
+        settings: Settings,
+        report: Report,
+        model: Model,
+        mesh: Mesh | None,
+        rows: list[Conversation],
+        file: IO[str],
+        path: Path,
     ):
         self.settings, self.report, self.mesh, self.file, self.path = settings, report, mesh, file, path
         self.out = Path(settings.out)
@@ -116,7 +122,9 @@ class _Run:
                 if begin == self.total:
                     self.report.say(f"{target} is complete")
                     return target
-                raise RequestError(f"{target}: there is a model already, not of this run; remove it, or give another out")
+                raise RequestError(
+                    f"{target}: there is a model already, not of this run; remove it, or give another out"
+                )
             metrics.cut(self.file, self.path, begin)
             if begin:
                 self.report.say(f"going on after step {begin} of {self.total}")
@@ -138,13 +146,23 @@ class _Run:
             learnt = kept.stage(part.number, _learning(params, self.settings, part.stage))
             return step.join(learnt, params)
         state, frozen, update = step.prepare(
-            self.model.config, params, self.settings, part.stage, part.end - part.begin, kernel=self.model.kernel,
+            self.model.config,
+            params,
+            self.settings,
+            part.stage,
+            part.end - part.begin,
+            kernel=self.model.kernel,
             mesh=self.mesh,
         )
         if part.number == reached and begin:
             state = kept.restore(state, self.data)
-        note = lambda: {"stage": part.number, "tally": self.tally.as_data()}
-        save = lambda done, state: kept.save(done, state, self.data, note())
+
+        def note():
+            return {"stage": part.number, "tally": self.tally.as_data()}
+
+        def save(done, state):
+            return kept.save(done, state, self.data, note())
+
         state = self._steps(part, max(begin, part.begin), state, frozen, update, save, stopped)
         if part.number + 1 < len(self.parts):
             kept.keep_stage(part.number, state.params)

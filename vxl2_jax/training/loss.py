@@ -29,8 +29,14 @@ LOGIT_ROWS = 256  # rows of logits that stand in memory at once: a vocabulary of
 
 
 def loss(
-    params: Params, config: ModelConfig, batch: Batch, *, kernel: Kernel = REFERENCE, remat: bool = True,
-    vision_learns: bool = True, mesh: Mesh | None = None,
+    params: Params,
+    config: ModelConfig,
+    batch: Batch,
+    *,
+    kernel: Kernel = REFERENCE,
+    remat: bool = True,
+    vision_learns: bool = True,
+    mesh: Mesh | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Mean cross-entropy over the tokens to be predicted, and {"tokens": how many, "right": share that is most likely}.
 
@@ -52,22 +58,40 @@ def loss(
         return jnp.where(counts, each, 0).sum(), (counts & (logits.argmax(-1) == wanted)).sum()
 
     # Only the end of the global rows, the conversation, has targets.
-    nothing = lambda _: (jnp.float32(0), jnp.int32(0))
-    some = lambda part: jax.lax.cond((part[1] >= 0).any(), jax.checkpoint(scored), nothing, part)
+    def nothing(_):
+        return (jnp.float32(0), jnp.int32(0))
+
+    def some(part):
+        return jax.lax.cond((part[1] >= 0).any(), jax.checkpoint(scored), nothing, part)
+
     summed, right = (a.sum() for a in jax.lax.map(some, parts))
     count = jnp.maximum((batch.targets >= 0).sum(), 1)
     return summed / count, {"tokens": count.astype(jnp.float32), "right": right / count}
 
 
 def hidden(
-    params: Params, config: ModelConfig, batch: Batch, *, kernel: Kernel = REFERENCE, remat: bool = True,
-    vision_learns: bool = True, mesh: Mesh | None = None,
+    params: Params,
+    config: ModelConfig,
+    batch: Batch,
+    *,
+    kernel: Kernel = REFERENCE,
+    remat: bool = True,
+    vision_learns: bool = True,
+    mesh: Mesh | None = None,
 ) -> jax.Array:
     """The residual stream after the last layer [B, G·V + R, E]: visual rows, then global ones."""
     language, lm = params["language"], config.language
-    at_hand = lambda x: x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(DATA)))
+
+    def at_hand(x):
+        return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(DATA)))
+
     visual = visual_tokens(
-        params, config, batch.frames, kernel=REFERENCE if vision_learns else kernel, remat=remat and vision_learns, mesh=mesh
+        params,
+        config,
+        batch.frames,
+        kernel=REFERENCE if vision_learns else kernel,
+        remat=remat and vision_learns,
+        mesh=mesh,
     )
     embedded = qwen2.embed(language, batch.ids)
     x = at_hand(jnp.concatenate([visual.astype(embedded.dtype), embedded], axis=1))
@@ -81,7 +105,12 @@ def hidden(
 
 
 def visual_tokens(
-    params: Params, config: ModelConfig, frames: jax.Array, *, kernel: Kernel = REFERENCE, remat: bool = True,
+    params: Params,
+    config: ModelConfig,
+    frames: jax.Array,
+    *,
+    kernel: Kernel = REFERENCE,
+    remat: bool = True,
     mesh: Mesh | None = None,
 ) -> jax.Array:
     """uint8 frames [B, 4·G, S, S, 3] → [B, G·V, E], a group of every example at a time."""
@@ -102,7 +131,9 @@ def visual_tokens(
     # Groups do not see each other: the devices that share an example's heads share its groups out here.
     groups = frames.shape[1] // config.frames_per_group
     by_group = P(DATA, MODEL if groups % mesh.shape[MODEL] == 0 else None)
-    return jax.shard_map(encode_all, mesh=mesh, in_specs=(P(), by_group), out_specs=by_group, check_vma=False)(halves, frames)
+    return jax.shard_map(encode_all, mesh=mesh, in_specs=(P(), by_group), out_specs=by_group, check_vma=False)(
+        halves, frames
+    )
 
 
 def _attend(

@@ -45,12 +45,21 @@ class Tally:
         and rate that of the last step.
         """
         tokens = math.fsum(one["tokens"] for one in self.steps)
-        over_tokens = lambda name: math.fsum(one[name] * one["tokens"] for one in self.steps) / max(tokens, 1.0)
+
+        def over_tokens(name):
+            return math.fsum(one[name] * one["tokens"] for one in self.steps) / max(tokens, 1.0)
+
         told = {
-            "step": step, "stage": stage, "loss": over_tokens("loss"), "right": over_tokens("right"),
+            "step": step,
+            "stage": stage,
+            "loss": over_tokens("loss"),
+            "right": over_tokens("right"),
             "grad_norm": math.fsum(one["grad_norm"] for one in self.steps) / max(len(self.steps), 1),
-            "rate": self.steps[-1]["rate"] if self.steps else 0.0, "tokens": int(tokens), "unread": self.unread,
-            "tokens_per_s": round(self.read / max(self.pace_s, 1e-9), 1), "seconds": round(self.seconds, 3),
+            "rate": self.steps[-1]["rate"] if self.steps else 0.0,
+            "tokens": int(tokens),
+            "unread": self.unread,
+            "tokens_per_s": round(self.read / max(self.pace_s, 1e-9), 1),
+            "seconds": round(self.seconds, 3),
         }
         self.steps, self.read, self.pace_s = [], 0, 0.0
         return told

@@ -70,7 +70,10 @@ def survey(
     paths = sorted({row.video for row in rows})
     found: dict[Path, tuple[float, ...] | VideoError] = {}
     with ThreadPoolExecutor(_threads()) as pool:
-        look = lambda path: _starts_or_error(model.config, path, settings.video)
+
+        def look(path):
+            return _starts_or_error(model.config, path, settings.video)
+
         for done, (path, starts) in enumerate(zip(paths, pool.map(look, paths), strict=True), 1):
             found[path] = starts
             if progress:
@@ -203,8 +206,15 @@ class _Loader:
         asked, targets = sequences.tokens(model.tokenizer, model.config.stop_tokens, row.turns)
         try:
             batch = arrange.example(
-                model.config, frames, layout, Rule(settings.block_size, settings.prev_blocks), global_ids, asked,
-                targets, groups=place.groups, rows=place.length,
+                model.config,
+                frames,
+                layout,
+                Rule(settings.block_size, settings.prev_blocks),
+                global_ids,
+                asked,
+                targets,
+                groups=place.groups,
+                rows=place.length,
             )
         except RequestError as error:
             raise VideoError(f"{row.video}: has become longer since the run began; put the old one back") from error
@@ -238,7 +248,8 @@ class FrameCache:
 
 def _stacked(parts: Sequence[Loaded]) -> Loaded:
     return Loaded(
-        arrange.stack([part.batch for part in parts]), sum(part.tokens for part in parts),
+        arrange.stack([part.batch for part in parts]),
+        sum(part.tokens for part in parts),
         sum(part.unread for part in parts),
     )
 

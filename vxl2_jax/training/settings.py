@@ -193,9 +193,15 @@ def read(path: str | Path) -> Settings:
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
     data, from_here = settings.data, lambda name: str(path.parent / Path(name).expanduser())
-    return dataclasses.replace(settings, out=str(Path(settings.out).expanduser()), data=dataclasses.replace(
-        data, files=tuple(map(from_here, data.files)), videos=None if data.videos is None else from_here(data.videos)
-    ))
+    return dataclasses.replace(
+        settings,
+        out=str(Path(settings.out).expanduser()),
+        data=dataclasses.replace(
+            data,
+            files=tuple(map(from_here, data.files)),
+            videos=None if data.videos is None else from_here(data.videos),
+        ),
+    )
 
 
 def parse(text: str) -> Settings:
@@ -213,7 +219,10 @@ def _dataclass(kind: type, table: Any, at: str) -> Any:
     if not isinstance(table, dict):
         raise RequestError(f"{at} must be a table, not {table!r}")
     hints, fields = get_type_hints(kind), {one.name: one for one in dataclasses.fields(kind)}
-    named = lambda key: f"{at}.{key}" if at else key
+
+    def named(key):
+        return f"{at}.{key}" if at else key
+
     for key in table:
         if key not in fields:
             where = f"in {at}" if at else "at the top"
@@ -240,7 +249,10 @@ def _value(kind: Any, value: Any, at: str, else_: str = "") -> Any:
     if origin is Mapping:
         if not isinstance(value, dict):
             raise RequestError(f"{at} must be a table, not {value!r}")
-        named = lambda key: _value(parts[0], key, f"a key of {at}")
+
+        def named(key):
+            return _value(parts[0], key, f"a key of {at}")
+
         return {named(key): _value(parts[1], one, f"{at}.{key}") for key, one in value.items()}
     if origin is Literal:
         if value not in parts:
@@ -259,12 +271,19 @@ def _check(settings: Settings) -> None:
     data, video, mesh, lora = settings.data, settings.video, settings.mesh, settings.lora
     checkpoint = settings.checkpoint
     least = {
-        "batch": (settings.batch, 1), "log_every": (settings.log_every, 1), "checkpoint.every": (checkpoint.every, 1),
-        "checkpoint.keep": (checkpoint.keep, 1), "data.cache_gb": (data.cache_gb, 0),
-        "weight_decay": (settings.weight_decay, 0), "seed": (settings.seed, 0),
-        "video.block_size": (video.block_size, 1), "video.prev_blocks": (video.prev_blocks, 0),
-        "mesh.data": (mesh.data, 1), "mesh.model": (mesh.model, 1),
-        "video.max_frames": (video.max_frames, 1), "lora.rank": (lora and lora.rank, 1),
+        "batch": (settings.batch, 1),
+        "log_every": (settings.log_every, 1),
+        "checkpoint.every": (checkpoint.every, 1),
+        "checkpoint.keep": (checkpoint.keep, 1),
+        "data.cache_gb": (data.cache_gb, 0),
+        "weight_decay": (settings.weight_decay, 0),
+        "seed": (settings.seed, 0),
+        "video.block_size": (video.block_size, 1),
+        "video.prev_blocks": (video.prev_blocks, 0),
+        "mesh.data": (mesh.data, 1),
+        "mesh.model": (mesh.model, 1),
+        "video.max_frames": (video.max_frames, 1),
+        "lora.rank": (lora and lora.rank, 1),
     }
     above = {"clip": settings.clip, "video.fps": video.fps, "video.max_fps": video.max_fps}
     above["lora.alpha"] = lora and lora.alpha
@@ -279,7 +298,9 @@ def _check(settings: Settings) -> None:
         above |= {f"{at}.rate": stage.rate} | {f"{at}.rates.{key}": rate for key, rate in stage.rates.items()}
         filled[f"{at}.train"] = stage.train
         if idle := sorted(set(stage.rates) - set(stage.train)):
-            raise RequestError(f"{at}.rates names {idle[0]}, which does not learn there; add it to train, or leave it out")
+            raise RequestError(
+                f"{at}.rates names {idle[0]}, which does not learn there; add it to train, or leave it out"
+            )
     for key, value in filled.items():
         if not value:
             raise RequestError(f"{key} is empty; name at least one")

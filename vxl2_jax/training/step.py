@@ -34,7 +34,10 @@ class TrainState(NamedTuple):
 def divide(params: Params, settings: Settings, stage: Stage) -> tuple[Params, Params]:
     """(parameters that learn in a stage, all others); of the language half only its low-rank updates, if it has any."""
     flat = flatten_dict(params)
-    learns = lambda path: path[0] in stage.train and (path[0] != "language" or not settings.lora or lora.is_update(path))
+
+    def learns(path):
+        return path[0] in stage.train and (path[0] != "language" or not settings.lora or lora.is_update(path))
+
     parts = ({path: leaf for path, leaf in flat.items() if learns(path) == wanted} for wanted in (True, False))
     return tuple(unflatten_dict(part) for part in parts)
 
@@ -52,8 +55,14 @@ def attach(params: Params, settings: Settings) -> Params:
 
 
 def prepare(
-    config: ModelConfig, params: Params, settings: Settings, stage: Stage, steps: int, *,
-    kernel: Kernel = REFERENCE, mesh: Mesh | None = None,
+    config: ModelConfig,
+    params: Params,
+    settings: Settings,
+    stage: Stage,
+    steps: int,
+    *,
+    kernel: Kernel = REFERENCE,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, Params, Update]:
     """(state, frozen parameters, update) at the beginning of a stage of `steps` steps.
 
@@ -70,7 +79,12 @@ def prepare(
 
 
 def make_update(
-    config: ModelConfig, settings: Settings, stage: Stage, steps: int, *, kernel: Kernel = REFERENCE,
+    config: ModelConfig,
+    settings: Settings,
+    stage: Stage,
+    steps: int,
+    *,
+    kernel: Kernel = REFERENCE,
     mesh: Mesh | None = None,
 ) -> Update:
     """The jitted step of a stage, see `prepare`."""
@@ -81,7 +95,12 @@ def make_update(
         def of(learning: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             narrow = jax.tree.map(lambda a: a.astype(settings.compute_dtype), learning)
             return loss(
-                join(narrow, frozen), config, batch, kernel=kernel, remat=settings.remat, vision_learns=vision_learns,
+                join(narrow, frozen),
+                config,
+                batch,
+                kernel=kernel,
+                remat=settings.remat,
+                vision_learns=vision_learns,
                 mesh=mesh,
             )
 
@@ -90,7 +109,10 @@ def make_update(
         measures |= {"loss": value, "grad_norm": optax.tree.norm(grads), "rate": rate(state.step)}
         learned = optax.apply_updates(state.params, updates)
         if mesh is not None:
-            keep = lambda tree: jax.lax.with_sharding_constraint(tree, parallel.shardings(mesh, tree))
+
+            def keep(tree):
+                return jax.lax.with_sharding_constraint(tree, parallel.shardings(mesh, tree))
+
             learned, moments = keep(learned), keep(moments)
         return TrainState(state.step + 1, learned, moments), jax.tree.map(jnp.float32, measures)
 

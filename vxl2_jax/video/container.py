@@ -202,9 +202,7 @@ def _opened(path: Path):
         raise VideoError(f"{path}: not a video that FFmpeg can read; give a video, an image or a folder") from error
     with container:
         # A cover picture in a music file is a video stream only in name.
-        streams = [
-            s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic
-        ]
+        streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise VideoError(f"{path}: holds no video stream (sound only?); give a file with moving pictures")
         stream = streams[0]

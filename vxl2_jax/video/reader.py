@@ -118,7 +118,7 @@ def open_video(
     if size < 1:
         raise VideoError(f"size={size}: give the side of the resized frames in pixels, such as 384")
     path = Path(path)
-    options = dict(fps=fps, max_frames=max_frames, max_fps=max_fps, multiple_of_4=multiple_of_4)
+    options = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps, "multiple_of_4": multiple_of_4}
     with _readable(path):
         if path.is_dir():
             return _open_folder(path, size, options)

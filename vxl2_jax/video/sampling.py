@@ -105,7 +105,7 @@ def sample_times(
     times = times - times[0]
     if np.any(np.diff(times) < 0):
         raise ValueError("pts_seconds must not decrease")
-    options = dict(fps=fps, max_frames=max_frames, max_fps=max_fps, multiple_of_4=multiple_of_4)
+    options = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps, "multiple_of_4": multiple_of_4}
     check_options(fps=fps, max_frames=max_frames, max_fps=max_fps)
     if times[-1] == 0.0:
         return np.zeros(1, np.int64), np.zeros(1)
