@@ -158,7 +158,7 @@ def whole_pass(
     layers = toy.params["language"]["layers"]
     x = jnp.asarray(x)
     for layer in range(toy.config.language.layers):
-        params = jax.tree.map(lambda a: a[layer], layers)
+        params = jax.tree.map(lambda a, layer=layer: a[layer], layers)
         x, _ = qwen2.DecoderLayer(toy.config.language).apply({"params": params}, x, attend)
     return x, caches
 
