@@ -33,18 +33,18 @@ from bench import session
 
 session.share_the_gpu()
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
-from bench import counts, dense, exact, kernels, layouts, machine, masks, measure, options, pytorch  # noqa: E402
-from bench.measure import Timing  # noqa: E402
-from bench.report import BASELINE, Report, Row  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from bench import counts, dense, exact, kernels, layouts, machine, masks, measure, options, pytorch
+from bench.measure import Timing
+from bench.report import BASELINE, Report, Row
 
-from pallas_kernels import attention  # noqa: E402
-from pallas_kernels.attention import Kernel, Stream  # noqa: E402
-from vxl2_jax import prefill  # noqa: E402
-from vxl2_jax.layout import Layout, Rule, attention_pairs  # noqa: E402
+from pallas_kernels import attention
+from pallas_kernels.attention import Kernel, KVCache
+from vxl2_jax import prefill
+from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 
 _STRIDES = flags.DEFINE_string(
     "strides", "all", "Which strides are timed: all, median, or a number of them, evenly spread."
@@ -64,15 +64,15 @@ class Problem:
     """One layer of pre-filling a layout. starts, stops: per stride and part, int32 [2, rows of the part]."""
 
     layout: Layout
-    rule: Rule
+    rule: PrefillRule
     heads: int
     kv_heads: int
     width: int
     dtype: str
-    sizes: prefill.Capacity
+    sizes: prefill.CacheCapacity
     strides: tuple[int, ...]
-    starts: list[tuple[np.ndarray, np.ndarray]]
-    stops: list[tuple[np.ndarray, np.ndarray]]
+    k_start: list[tuple[np.ndarray, np.ndarray]]
+    k_end: list[tuple[np.ndarray, np.ndarray]]
 
     @property
     def case(self) -> str:
@@ -80,17 +80,17 @@ class Problem:
 
     def ranges(self, stride: int) -> list[tuple[np.ndarray, np.ndarray]]:
         """(starts, stops) of both parts."""
-        return list(zip(self.starts[stride], self.stops[stride], strict=True))
+        return list(zip(self.k_start[stride], self.k_end[stride], strict=True))
 
     def work(self, parts: tuple[int, ...] = (0, 1)) -> tuple[int, int]:
         """Least operations and bytes of the timed strides."""
         flops = nbytes = 0
         for stride in self.strides:
             for part in parts:
-                starts, stops = self.ranges(stride)[part]
-                queries = int((stops > starts).any(axis=0).sum())
-                keys = counts.keys_read(starts, stops)
-                flops += counts.attention_flops(counts.pairs(starts, stops), self.heads, self.width)
+                k_start, k_end = self.ranges(stride)[part]
+                queries = int((k_end > k_start).any(axis=0).sum())
+                keys = counts.keys_read(k_start, k_end)
+                flops += counts.attention_flops(counts.pairs(k_start, k_end), self.heads, self.width)
                 nbytes += counts.attention_bytes(
                     queries, keys, self.heads, self.kv_heads, self.width, jnp.dtype(self.dtype).itemsize
                 )
@@ -98,9 +98,9 @@ class Problem:
 
 
 def problem(frames: int, *, visual: int, stride: int, heads: int, kv_heads: int, width: int, dtype: str) -> Problem:
-    layout, rule = layouts.video(frames, visual), Rule(_BLOCK_SIZE.value, _PREV_BLOCKS.value)
+    layout, rule = layouts.video(frames, visual), PrefillRule(_BLOCK_SIZE.value, _PREV_BLOCKS.value)
     sizes = prefill.capacity(layout, stride)
-    planned = prefill.plan(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
+    planned = prefill.plan_strides(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
 
     def cut(bounds):
         return (bounds[:, : stride * visual], bounds[:, stride * visual :])
@@ -114,8 +114,8 @@ def problem(frames: int, *, visual: int, stride: int, heads: int, kv_heads: int,
         dtype,
         sizes,
         timed_strides(_STRIDES.value, len(planned)),
-        [cut(one.starts) for one in planned],
-        [cut(one.stops) for one in planned],
+        [cut(one.k_start) for one in planned],
+        [cut(one.k_end) for one in planned],
     )
 
 
@@ -130,7 +130,7 @@ def timed_strides(wanted: str, count: int) -> tuple[int, ...]:
     return tuple(sorted(set(np.linspace(0, count - 1, min(int(wanted), count)).round().astype(int).tolist())))
 
 
-def inputs(of: Problem, key: jax.Array) -> tuple[list[jax.Array], tuple[Stream, Stream]]:
+def inputs(of: Problem, key: jax.Array) -> tuple[list[jax.Array], tuple[KVCache, KVCache]]:
     """Queries [N, H, D] of both parts, and both streams, of as many layers as no cache holds."""
     keys = jax.random.split(key, 4)
     lengths = (of.sizes.visual, of.sizes.global_)
@@ -141,8 +141,8 @@ def inputs(of: Problem, key: jax.Array) -> tuple[list[jax.Array], tuple[Stream, 
         for k, length in zip(keys[:2], lengths, strict=True)
     )
     queries = [
-        jax.random.normal(k, (starts.shape[1], of.heads, of.width), of.dtype)
-        for k, starts in zip(keys[2:], of.starts[0], strict=True)
+        jax.random.normal(k, (k_start.shape[1], of.heads, of.width), of.dtype)
+        for k, k_start in zip(keys[2:], of.k_start[0], strict=True)
     ]
     return queries, streams
 
@@ -152,7 +152,9 @@ def ours(of: Problem, kernel: Kernel, parts: tuple[int, ...], report: Report, sa
     device = jax.devices()[0]
     queries, streams = inputs(of, jax.random.key(seed))
     shapes = jax.eval_shape(lambda: streams)
-    ready = jax.jit(lambda starts, stops: attention.prepare(kernel, starts, stops, heads=of.heads, streams=shapes))
+    ready = jax.jit(
+        lambda k_start, k_end: attention.plan_attention(kernel, k_start, k_end, heads=of.heads, streams=shapes)
+    )
     layers = streams[0].k.shape[0]
 
     def call(number: jax.Array, queries: list[jax.Array], streams: tuple, reads: list) -> list[jax.Array]:
@@ -170,10 +172,10 @@ def ours(of: Problem, kernel: Kernel, parts: tuple[int, ...], report: Report, sa
         if stride in (of.strides[0], of.strides[len(of.strides) // 2], of.strides[-1]):
             # The executable that was timed, on other queries: an output that was never written cannot look right.
             fresh = [jax.random.normal(jax.random.key(seed + 1 + stride), q.shape, q.dtype) for q in chosen]
-            for q, out, (starts, stops) in zip(fresh, run([(fresh, streams, reads)]), ranges, strict=True):
-                rows = exact.sample(starts, stops, _SAMPLED, seed)
+            for q, out, (k_start, k_end) in zip(fresh, run([(fresh, streams, reads)]), ranges, strict=True):
+                rows = exact.sample(k_start, k_end, _SAMPLED, seed)
                 if len(rows):
-                    truth = exact.attend(q[rows], streams, starts[:, rows], stops[:, rows], last_layer)
+                    truth = exact.attend(q[rows], streams, k_start[:, rows], k_end[:, rows], last_layer)
                     errors.append(exact.relative_error(out[rows], truth))
                 if not bool(jnp.isfinite(out).all()):
                     errors.append(float("nan"))
@@ -203,7 +205,7 @@ def ours(of: Problem, kernel: Kernel, parts: tuple[int, ...], report: Report, sa
 
 
 def bench_ours(report: Report, device: Any, of: Problem, samples: int) -> None:
-    strides = f"{len(of.strides)} of {len(of.starts)} strides" if len(of.strides) < len(of.starts) else "all strides"
+    strides = f"{len(of.strides)} of {len(of.k_start)} strides" if len(of.strides) < len(of.k_start) else "all strides"
     wanted = [((0, 1), f"visible pairs, {strides}")]
     if _PARTS.value:
         wanted += [((part,), f"{PARTS[part]}, {strides}") for part in (0, 1)]
@@ -259,7 +261,7 @@ def bench_dense(report: Report, device: Any, of: Problem, names: list[str], samp
             timing = measure.clock(run, operands, samples=samples, calls=count * number)
             q, k, v = normal(7, of.heads), *sets[-1][1:]
             rows = np.linspace(0, length - 1, _SAMPLED).astype(np.int32)
-            stream = Stream(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
+            stream = KVCache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
             truth = exact.attend(q[0, rows], (stream,), np.zeros((1, len(rows)), np.int32), rows[None] + 1)
             error = exact.relative_error(dense.rows(name, run([*operands[:-1], ready(q, k, v)]), rows), truth)
             return Row(**{**vars(row), "timing": timing, "error": error, "tolerance": exact.TOLERANCE[of.dtype]})

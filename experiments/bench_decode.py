@@ -32,11 +32,11 @@ from bench import session
 
 session.share_the_gpu()
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
-from bench import (  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from bench import (
     counts,
     dense,
     exact,
@@ -49,14 +49,15 @@ from bench import (  # noqa: E402
     pytorch,
     whole_steps,
 )  # fmt: skip
-from bench.measure import Timing  # noqa: E402
-from bench.report import BASELINE, Report, Row  # noqa: E402
+from bench.measure import Timing
+from bench.report import BASELINE, Report, Row
 
-from pallas_kernels.attention import Kernel, Stream  # noqa: E402
-from vxl2_jax import decode, mixed  # noqa: E402
-from vxl2_jax.config import LanguageConfig, ModelConfig, video_xl_2  # noqa: E402
-from vxl2_jax.memory import VideoMemory  # noqa: E402
-from vxl2_jax.models.rope import rotate, rotation  # noqa: E402
+from pallas_kernels.attention import Kernel, KVCache
+from vxl2_jax import decode
+from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.config import LanguageConfig, ModelConfig, video_xl_2
+from vxl2_jax.memory import VideoMemory
+from vxl2_jax.models.rope import rotate, rotation
 
 _MODEL = flags.DEFINE_boolean("model", False, "Also whole steps, through a language model of random weights.")
 _LAYERS = flags.DEFINE_integer("layers", None, "Layers of the memory and of the model.", lower_bound=1)
@@ -143,7 +144,7 @@ def ours(reading: Reading, row: Row, kernel: Kernel, report: Report, samples: in
     q = jax.random.normal(keys[1], (rows, lm.heads, lm.head_width), dtype)
     slots = jnp.arange(rows)
 
-    def step(number: jax.Array, first: tuple, streams: tuple[Stream, ...], tail: Stream) -> jax.Array:
+    def step(number: jax.Array, first: tuple, streams: tuple[KVCache, ...], tail: KVCache) -> jax.Array:
         q, base = first
         base = base._replace(streams=streams)
         # What decoding itself reads with, private as it is: anything else would be another program.
@@ -168,9 +169,9 @@ def ours(reading: Reading, row: Row, kernel: Kernel, report: Report, samples: in
     turned = rotate(fresh, *(t[:, None] for t in rotation(base.position + slots, lm.head_width, lm.rope_theta)))
     picked = np.unique(np.linspace(0, rows - 1, min(rows, 16)).round().astype(np.int32))
     plain = memories.unrounded(reading.memory, memories.plan(reading.memory, reading.chosen, _CHUNK_SIZE.value), last)
-    own = Stream(*(a[last : last + 1].astype(jnp.float32) for a in tail))
-    stops = np.stack([np.full(len(picked), reading.keys, np.int32), picked + 1])
-    truth = exact.attend(turned[picked], (plain, own), np.zeros_like(stops), stops)
+    own = KVCache(*(a[last : last + 1].astype(jnp.float32) for a in tail))
+    k_end = np.stack([np.full(len(picked), reading.keys, np.int32), picked + 1])
+    truth = exact.attend(turned[picked], (plain, own), np.zeros_like(k_end), k_end)
     return reading.done(row, timing, exact.relative_error(out[picked], truth), kernels.remark(kernel), dtype)
 
 
@@ -218,9 +219,9 @@ def bench_plain(report: Report, device: Any, reading: Reading, names: list[str],
             run = measure.repeated(lambda _, *qkv: call(*qkv), count)
             timing = measure.clock(run, sets, samples=samples, calls=count * number).over(1 / lm.layers)
             q, k, v = normal(7, rows, lm.heads), *sets[-1][1:]
-            stream = Stream(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
-            stops = np.full((1, rows), keys, np.int32)
-            truth = exact.attend(q[0], (stream,), np.zeros_like(stops), stops)
+            stream = KVCache(*(jnp.swapaxes(a, 1, 2) for a in (k, v)))
+            k_end = np.full((1, rows), keys, np.int32)
+            truth = exact.attend(q[0], (stream,), np.zeros_like(k_end), k_end)
             error = exact.relative_error(run([*sets[:-1], (q, k, v)])[0], truth)
             return reading.done(row, timing, error, f"{number} layers in turns", dtype)
 
@@ -254,7 +255,7 @@ def bench_assembling(report: Report, device: Any, reading: Reading, samples: int
     row = Row(case, "assemble", "the plain cache, once per question", 0, nbytes, kind=BASELINE)
 
     def timing():
-        return measure.clock(lambda m: mixed.assemble(m, plan), memory, samples=samples)
+        return measure.clock(lambda m: cache_plan.assemble(m, plan), memory, samples=samples)
 
     report.attempt(lambda: dataclasses.replace(row, timing=timing()), row)
 

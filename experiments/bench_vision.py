@@ -28,19 +28,19 @@ from bench import session
 
 session.share_the_gpu()
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
-from bench import counts, dense, exact, kernels, layouts, machine, measure, options, pytorch, weights  # noqa: E402
-from bench.measure import Timing  # noqa: E402
-from bench.report import BASELINE, Report, Row  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from bench import counts, dense, exact, kernels, layouts, machine, measure, options, pytorch, weights
+from bench.measure import Timing
+from bench.report import BASELINE, Report, Row
 
-from pallas_kernels import attention  # noqa: E402
-from pallas_kernels.attention import Stream  # noqa: E402
-from vxl2_jax import config as configs  # noqa: E402
-from vxl2_jax.config import ModelConfig  # noqa: E402
-from vxl2_jax.models import video_xl_2  # noqa: E402
+from pallas_kernels import attention
+from pallas_kernels.attention import KVCache
+from vxl2_jax import config as configs
+from vxl2_jax.config import ModelConfig
+from vxl2_jax.models import video_xl_2
 
 _BATCHES = flags.DEFINE_list("batches", None, "Frames at a time. Default: 16, 32, 64, 128.")
 _TOWER = flags.DEFINE_boolean("tower", True, "Also the vision tower, alone and with what follows it.")
@@ -84,9 +84,9 @@ def measured(report: Report, shape: Shape, row: Row, call: Any, samples: int, no
     timing = measure.clock(run, sets, samples=samples, calls=count * number)
     q, k, v = (a[0] for a in fresh)
     rows = np.unique(np.linspace(0, shape.patches - 1, min(shape.patches, 64)).astype(np.int32))
-    stream = Stream(*(jnp.swapaxes(a, 0, 1)[None] for a in (k, v)))
-    stops = np.full((1, len(rows)), shape.patches, np.int32)
-    truth = exact.attend(q[rows], (stream,), np.zeros_like(stops), stops)
+    stream = KVCache(*(jnp.swapaxes(a, 0, 1)[None] for a in (k, v)))
+    k_end = np.full((1, len(rows)), shape.patches, np.int32)
+    truth = exact.attend(q[rows], (stream,), np.zeros_like(k_end), k_end)
     out = run([*sets[:-1], fresh])
     error = exact.relative_error(out[0, rows], truth) if bool(jnp.isfinite(out).all()) else float("nan")
     return dataclasses.replace(row, timing=timing, error=error, tolerance=exact.TOLERANCE[shape.dtype], note=note)
@@ -99,7 +99,7 @@ def bench_ours(report: Report, device: Any, shape: Shape, samples: int) -> None:
 
             def make(name=name, tiles=tiles, row=row) -> Row:
                 kernel = kernels.kernel(name, tiles, width=shape.width, dtype=shape.dtype, device=device)
-                call = partial(attention.attend_fully, kernel)
+                call = partial(attention.full_attention, kernel)
                 return measured(report, shape, row, call, samples, kernels.remark(kernel))
 
             report.attempt(make, row)

@@ -35,9 +35,9 @@ from pathlib import Path
 _ROOT = Path(__file__).resolve().parents[1]
 sys.path[1:1] = [str(_ROOT)]
 
-from absl import app, flags  # noqa: E402
-from bench import against, process, watch_report  # noqa: E402
-from parity.golden import GoldenError  # noqa: E402
+from absl import app, flags
+from bench import against, process, watch_report
+from parity.golden import GoldenError
 
 _FRAMES = flags.DEFINE_list("frames", ["256", "600", "2400"], "Lengths of videos, in frames at one a second.")
 _MODEL = flags.DEFINE_enum("model", "nano", ["nano", "real"], "nano, or random weights of the released sizes.")

@@ -150,7 +150,7 @@ def to_params(state: dict[str, Any], config: ModelConfig) -> dict:
         leaf = params
         for part in rule.path[:-1]:
             leaf = leaf.setdefault(part, {})
-        leaf[rule.path[-1]] = huggingface.assemble(rule, get, jnp.float32)
+        leaf[rule.path[-1]] = huggingface.assemble_state_dict(rule, get, jnp.float32)
     if unused:
         raise Missing(f"{len(unused)} weights have no place in our tree, such as {min(unused)}")
     return params
@@ -175,7 +175,7 @@ def decode_ours(params: dict, config: ModelConfig, ids: list[int], count: int) -
     """The same through `decode.generate`, over a memory of nothing."""
     lm = config.language
     nothing = jnp.zeros((lm.layers, lm.kv_heads, 1, lm.head_width))
-    base = decode.Base((decode.Stream(nothing, nothing),), jnp.zeros(1, jnp.int32), jnp.int32(0))
+    base = decode.KVCacheView((decode.Stream(nothing, nothing),), jnp.zeros(1, jnp.int32), jnp.int32(0))
     made = decode.generate(
         params,
         config,

@@ -34,10 +34,10 @@ from absl import app, flags, logging
 
 import vxl2_jax as vxl2
 from vxl2_jax.cli.options import progress
-from vxl2_jax.evaluation import grounding, grounding_report, grounding_run, moments
+from vxl2_jax.evaluation import grounding, grounding_data, grounding_report, grounding_run
 from vxl2_jax.evaluation.settings import MODES
 
-_FORM = flags.DEFINE_enum("form", None, list(moments.FORMS), "Form of the annotations.", required=True)
+_FORM = flags.DEFINE_enum("form", None, list(grounding_data.FORMS), "Form of the annotations.", required=True)
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The annotation file.", required=True)
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder that holds the videos, at any depth.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of this run, made or gone on with.", required=True)
@@ -86,7 +86,7 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap.")
 _JSON = flags.DEFINE_boolean("json", False, "Print the report as one JSON object alone on standard output.")
 
 
-def wanted(items: Sequence[moments.Item], left_out: int) -> grounding_run.Run:
+def wanted(items: Sequence[grounding_data.GroundingVideo], left_out: int) -> grounding_run.GroundingRun:
     """What the flags say."""
     watch = {
         "fps": _FPS.value,
@@ -101,14 +101,14 @@ def wanted(items: Sequence[moments.Item], left_out: int) -> grounding_run.Run:
         "chunk_size": _CHUNK_SIZE.value,
         "max_new_tokens": _MOST_WORDS.value,
     }
-    return grounding_run.Run(_FORM.value, items, _MODE.value, _TEMPLATE.value, watch, ask, left_out)
+    return grounding_run.GroundingRun(_FORM.value, items, _MODE.value, _TEMPLATE.value, watch, ask, left_out)
 
 
 def main(_) -> int:
     logging.set_verbosity(logging.WARNING)
-    asked, left_out = moments.read_moments(_FORM.value, _ANNOTATIONS.value)
-    items = moments.read_items(asked, Path(_VIDEOS.value), _LIMIT.value)
-    random_s, source = moments.usual_length(_FORM.value, items, _TRAIN.value)
+    asked, left_out = grounding_data.read_moments(_FORM.value, _ANNOTATIONS.value)
+    items = grounding_data.read_items(asked, Path(_VIDEOS.value), _LIMIT.value)
+    random_s, source = grounding_data.usual_length(_FORM.value, items, _TRAIN.value)
     out = Path(_OUT.value)
     with progress("evaluating", "videos", quiet=False) as advance:
         grounding_run.evaluate(wanted(items, left_out), lambda: vxl2.load(_MODEL.value), out, progress=advance)

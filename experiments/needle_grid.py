@@ -43,9 +43,9 @@ from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
-from vxl2_jax.asking import Options
 from vxl2_jax.evaluation import folder
 from vxl2_jax.evaluation.settings import MODES
+from vxl2_jax.generate import AskOptions
 
 _OUT = flags.DEFINE_string("out", None, "Folder of this run, made, gone on with or added to.", required=True)
 _MODEL = flags.DEFINE_string("model", "nano", "nano, or a checkpoint directory.")
@@ -100,7 +100,7 @@ def main(_) -> int:
     else:
         lengths = [round(length) for length in numbers("lengths", _LENGTHS.value, 86400)]
         todo = needle_run.films(lengths, _SEEDS.value, setting)
-    Options(relevance=setting.relevance, top_k=setting.top_k, chunk_size=setting.chunk_size).check()
+    AskOptions(relevance=setting.relevance, top_k=setting.top_k, chunk_size=setting.chunk_size).check()
     out = Path(_OUT.value)
     folder.check(out, dataclasses.asdict(setting))
     steps = needle_run.run(vxl2.load(_MODEL.value), todo, setting, out)

@@ -14,8 +14,8 @@ import json
 from absl import app, flags
 
 from vxl2_jax import planning
-from vxl2_jax.layout import Rule
-from vxl2_jax.planning import DEVICES, Device, Plan
+from vxl2_jax.layout import PrefillRule
+from vxl2_jax.planning import DEVICES, DeviceSpec, Plan
 
 FRAMES = (256, 600, 1_024, 2_048, 4_096, 10_000, 20_000)
 COLUMNS = {
@@ -30,11 +30,11 @@ COLUMNS = {
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON document alone on standard output.")
 
 
-def plan_for(frames: int, device: Device) -> Plan:
+def plan_for(frames: int, device: DeviceSpec) -> Plan:
     """What so many frames take on a device."""
     config, tokenizer = planning.model_of("video-xl-2")
     layout = planning.layout_for(config, tokenizer, frames, fps=1.0)
-    return planning.plan(config, layout, Rule(), **device.settings(config))
+    return planning.plan(config, layout, PrefillRule(), **device.settings(config))
 
 
 def rows() -> list[dict]:

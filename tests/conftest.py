@@ -38,6 +38,6 @@ def few_programs():
     """The suite compiles more than a process may hold: it is let go between modules, and early, so that watching never
     has to within a module (some tests count what is compiled)."""
     yield
-    from vxl2_jax import machine
+    from vxl2_jax import hardware
 
-    machine.spare_programs(share=0.1)
+    hardware.clear_jit_caches(share=0.1)

@@ -7,16 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import toys
 
-from vxl2_jax import decode, mixed, select
+from vxl2_jax import decode
+from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.layout import Layout
 from vxl2_jax.models import qwen2
+from vxl2_jax.relevance import selection
 
 QUESTION = np.asarray([7, 3, 11, 30, 2], np.int32)
 
 
-def base_of(memory) -> decode.Base:
+def base_of(memory) -> decode.KVCacheView:
     lengths = np.asarray([memory.layout.visual_length, memory.layout.global_length], np.int32)
-    return decode.Base(tuple(memory.dense), lengths, np.int32(memory.layout.length))
+    return decode.KVCacheView(tuple(memory.dense), lengths, np.int32(memory.layout.length))
 
 
 def answer(toy, base, question=QUESTION, count=None, max_new=6, sampling=decode.Sampling(), seed=0, **options):
@@ -69,9 +71,9 @@ def test_padding_behind_the_question_does_not_matter(toy):
 
 def test_a_fully_dense_mixed_cache_answers_as_the_dense_level(toy):
     memory = toys.remembered(toy, toys.video(1))
-    plan = mixed.plan_mixed(memory.layout, 2, 2, select.dense_chunks(4, None))
+    plan = cache_plan.plan_mixed(memory.layout, 2, 2, selection.dense_chunks(4, None))
     length = np.int32(len(plan.store))
-    base = decode.Base((mixed.assemble(memory, plan),), length[None], length)
+    base = decode.KVCacheView((cache_plan.assemble(memory, plan),), length[None], length)
     want, got = (answer(toy, b, keep_logits=True) for b in (base_of(memory), base))
     np.testing.assert_allclose(got.logits, want.logits, atol=1e-4)
 
@@ -110,7 +112,7 @@ def test_drawing_follows_temperature_and_top_p():
     keys = jax.random.split(jax.random.key(0), 4000)
 
     def shares(temperature: float, top_p: float) -> np.ndarray:
-        drawn = jax.vmap(lambda key: decode.choose(logits, decode.Sampling(temperature, top_p), key))(keys)
+        drawn = jax.vmap(lambda key: decode.sample(logits, decode.Sampling(temperature, top_p), key))(keys)
         return np.bincount(drawn, minlength=4) / len(keys)
 
     np.testing.assert_allclose(shares(1.0, 1.0), [0.5, 0.3, 0.15, 0.05], atol=0.03)
@@ -124,9 +126,9 @@ def test_a_second_question_and_a_second_video_of_like_length_compile_nothing(toy
     def watch_and_ask(clip, question, dense):
         memory = toys.remembered(toy, clip)
         answer(toy, base_of(memory), question)
-        plan = mixed.plan_mixed(memory.layout, 2, 2, select.dense_chunks(4, np.asarray(dense)))
+        plan = cache_plan.plan_mixed(memory.layout, 2, 2, selection.dense_chunks(4, np.asarray(dense)))
         length = np.int32(len(plan.store))
-        answer(toy, decode.Base((mixed.assemble(memory, plan),), length[None], length), question)
+        answer(toy, decode.KVCacheView((cache_plan.assemble(memory, plan),), length[None], length), question)
 
     compiled = []
 
@@ -152,8 +154,8 @@ def test_real_sizes_trace():
     config, shape = real(), jax.ShapeDtypeStruct
     params = jax.eval_shape(lambda k: video_xl_2.init(k, config), shape((2,), jnp.uint32))
     params = jax.tree.map(lambda a: shape(a.shape, jnp.bfloat16), params)
-    stream = decode.Stream(*(shape((28, 4, 120_000, 128), jnp.bfloat16) for _ in "kv"))
-    base = decode.Base((stream,), shape((1,), jnp.int32), shape((), jnp.int32))
+    stream = decode.KVCache(*(shape((28, 4, 120_000, 128), jnp.bfloat16) for _ in "kv"))
+    base = decode.KVCacheView((stream,), shape((1,), jnp.int32), shape((), jnp.int32))
 
     def run(p, b, ids):
         return decode.generate(p, config, b, ids, jnp.full(16, 68), decode.Sampling(), jax.random.key(0), max_new=16)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, attention_pairs, key_ranges, natural_mask
+from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, attention_pairs, key_ranges, natural_mask
 
 layouts = st.builds(
     Layout,
@@ -15,10 +15,10 @@ layouts = st.builds(
     stamps=st.lists(st.integers(1, 5), min_size=1, max_size=9).map(tuple),
     visual=st.integers(1, 12),
 )
-rules = st.builds(Rule, block_size=st.integers(1, 10), prev_blocks=st.none() | st.integers(0, 12))
+rules = st.builds(PrefillRule, block_size=st.integers(1, 10), prev_blocks=st.none() | st.integers(0, 12))
 
 
-def stated(layout: Layout, rule: Rule, question: int) -> np.ndarray:
+def stated(layout: Layout, rule: PrefillRule, question: int) -> np.ndarray:
     """allowed(q, k) = k ≤ q and (q is global, or k is global, or block(q) − block(k) ≤ prev_blocks)."""
     block: list[int | None] = [None] * layout.prefix  # None: global
     for group, stamp in enumerate(layout.stamps):
@@ -50,9 +50,11 @@ def test_pair_counts_are_those_of_the_mask(layout, rule, question):
 
 @given(layouts, rules)
 def test_a_window_longer_than_the_video_is_dense(layout, rule):
-    wide = Rule(rule.block_size, layout.groups)
+    wide = PrefillRule(rule.block_size, layout.groups)
     np.testing.assert_array_equal(natural_mask(layout, wide), np.tri(layout.length, dtype=bool))
-    np.testing.assert_array_equal(natural_mask(layout, Rule(prev_blocks=None)), np.tri(layout.length, dtype=bool))
+    np.testing.assert_array_equal(
+        natural_mask(layout, PrefillRule(prev_blocks=None)), np.tri(layout.length, dtype=bool)
+    )
 
 
 @given(layouts, st.integers(1, 6))
@@ -85,12 +87,12 @@ def test_pair_counts_of_the_original_at_real_lengths(golden):
         layout = Layout(
             row["prefix_tokens"], tuple(len(f"Time {s}s:") - 3 for s in seconds), table["visual_tokens_per_group"]
         )
-        pairs = attention_pairs(layout, Rule(row["block_size"], row["prev_blocks"]), row["suffix_tokens"])
+        pairs = attention_pairs(layout, PrefillRule(row["block_size"], row["prev_blocks"]), row["suffix_tokens"])
         assert pairs == (row["num_allowed"], row["upper_triangle"])
 
 
 @pytest.mark.parametrize("frames, share", [(2048, 0.17), (10_000, 0.13)])
 def test_share_of_pairs_at_lengths_beyond_the_original(frames, share):
     stamps = tuple(len(f"Time {4 * g}.0s:") - 3 for g in range(frames // 4))
-    kept, causal = attention_pairs(Layout(14, stamps, 144), Rule(4, 3), 68)
+    kept, causal = attention_pairs(Layout(14, stamps, 144), PrefillRule(4, 3), 68)
     assert kept / causal == pytest.approx(share, abs=0.006)

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 import toys
 
-from vxl2_jax import decode, mixed, select
+from vxl2_jax import decode
+from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.errors import RequestError
+from vxl2_jax.relevance import selection
 
 COMPRESSIONS = (1, 2, 3, 4)  # of 4 visual tokens; 3 drops a tail
 
@@ -54,10 +56,12 @@ def test_mixed_cache_is_dense_and_pooled_chunks_at_recounted_positions(toy, comp
     clip = toys.video(1)
     _, caches = toys.whole_pass(toy, toys.embedded(toy, clip), toys.mask_of(clip, toys.RULE))
     memory = toys.remembered(toy, clip, compression=compression)
-    dense = select.dense_chunks(clip.layout.chunks(chunk_size), chosen if chosen is None else np.asarray(chosen, int))
+    dense = selection.dense_chunks(
+        clip.layout.chunks(chunk_size), chosen if chosen is None else np.asarray(chosen, int)
+    )
     dense_group = [dense[group // chunk_size + 1] for group in range(clip.layout.groups)]
-    plan = mixed.plan_mixed(clip.layout, compression, chunk_size, dense)
-    stream = mixed.assemble(memory, plan)
+    plan = cache_plan.plan_mixed(clip.layout, compression, chunk_size, dense)
+    stream = cache_plan.assemble(memory, plan)
     for layer, (k, v) in enumerate(caches):
         want = stated_mixed(clip, np.asarray(k), np.asarray(v), compression, dense_group, toy.config)
         assert len(plan.store) == len(want[0])
@@ -83,7 +87,9 @@ def test_a_compression_that_fits_no_group_is_refused(toy, compression):
 def test_asking_never_changes_a_memory(toy):
     memory = toys.remembered(toy, toys.video(3))
     before = jax.tree.map(np.array, memory)
-    base = decode.Base((memory.sparse,), np.asarray([memory.sparse_length], np.int32), np.int32(memory.sparse_length))
+    base = decode.KVCacheView(
+        (memory.sparse,), np.asarray([memory.sparse_length], np.int32), np.int32(memory.sparse_length)
+    )
     for _ in range(2):
         decode.generate(
             toy.params,
@@ -95,7 +101,9 @@ def test_asking_never_changes_a_memory(toy):
             jax.random.key(0),
             max_new=4,
         )
-        mixed.assemble(memory, mixed.plan_mixed(memory.layout, 2, 2, select.dense_chunks(4, np.asarray([2]))))
+        cache_plan.assemble(
+            memory, cache_plan.plan_mixed(memory.layout, 2, 2, selection.dense_chunks(4, np.asarray([2])))
+        )
     jax.tree.map(np.testing.assert_array_equal, before, memory)
 
 

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import toys
 
-from vxl2_jax import cli, footprint, mixed, planning, select
+from vxl2_jax import cli, planning
+from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.errors import RequestError
-from vxl2_jax.footprint import Settings
-from vxl2_jax.layout import Layout, Rule
-from vxl2_jax.machine import SMALL
+from vxl2_jax.hardware import SMALL
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models import qwen2, siglip, video_xl_2
+from vxl2_jax.planning import memory_model
+from vxl2_jax.planning.memory_model import Workload
+from vxl2_jax.relevance import selection
 
 REAL = planning.model_of("video-xl-2")[0]
 PROGRAM_TOLERANCE = 0.10
@@ -60,30 +63,32 @@ def test_attention_pairs_are_those_of_the_original(golden, capsys):
 def test_bytes_are_those_of_the_arrays_that_watching_and_asking_make(toy):
     memory = toys.remembered(toy, toys.video(), compression=2, stride=SMALL.stride)
     settings = {"compression": 2, "chunk_size": 1, "top_k": 2, "itemsize": 4, "sizes": SMALL}
-    found = planning.plan(toys.CONFIG, toys.LAYOUT, Rule(), **settings).bytes
+    found = planning.plan(toys.CONFIG, toys.LAYOUT, PrefillRule(), **settings).bytes
 
     def size(tree):
         return sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
 
     assert (found["dense"], found["sparse"]) == (size(memory.dense), size(memory.sparse))
     assert found["weights"] == size(toy.params)
-    dense = select.dense_chunks(toys.LAYOUT.groups, np.asarray([3, 5]))
-    assert found["mixed"] == size(mixed.assemble(memory, mixed.plan_mixed(toys.LAYOUT, 2, 1, dense)))
+    dense = selection.dense_chunks(toys.LAYOUT.groups, np.asarray([3, 5]))
+    assert found["mixed"] == size(cache_plan.assemble(memory, cache_plan.plan_mixed(toys.LAYOUT, 2, 1, dense)))
 
 
 @pytest.mark.parametrize(("chunk_size", "top_k"), [(1, 0), (1, 3), (2, 1), (3, 1), (2, 4), (4, 0), (9, 4), (1, None)])
 def test_cached_bytes_are_those_of_the_tokens_that_a_question_loads(chunk_size, top_k):
     layout, chunks = toys.LAYOUT, toys.LAYOUT.chunks(chunk_size)
-    chosen = None if top_k is None else select.top_chunks(np.arange(chunks, dtype=float), top_k)
-    loaded = mixed.plan_mixed(layout, 2, chunk_size, select.dense_chunks(chunks, chosen))
-    found = planning.plan(toys.CONFIG, layout, Rule(), compression=2, chunk_size=chunk_size, top_k=top_k, itemsize=4)
+    chosen = None if top_k is None else selection.top_chunks(np.arange(chunks, dtype=float), top_k)
+    loaded = cache_plan.plan_mixed(layout, 2, chunk_size, selection.dense_chunks(chunks, chosen))
+    found = planning.plan(
+        toys.CONFIG, layout, PrefillRule(), compression=2, chunk_size=chunk_size, top_k=top_k, itemsize=4
+    )
     slot = 2 * 4 * toys.CONFIG.language.layers * toys.CONFIG.language.kv_heads * toys.CONFIG.language.head_width
     assert found.cache_bytes == (slot * len(loaded.store), slot * layout.length)
 
 
 def test_the_peak_is_the_phase_in_which_most_stands():
     layout = planning.layout_for(REAL, None, 2048, 1.0)
-    plan = planning.plan(REAL, layout, Rule(), **planning.DEVICES["a100-80"].settings(REAL))
+    plan = planning.plan(REAL, layout, PrefillRule(), **planning.DEVICES["a100-80"].settings(REAL))
     totals = {name: sum(parts.values()) for name, parts in plan.phases.items()}
     assert plan.peak_bytes == totals[plan.peak_phase] == max(totals.values())
     standing = {name: set(parts) - {"weights", "activations"} for name, parts in plan.phases.items()}
@@ -93,8 +98,8 @@ def test_the_peak_is_the_phase_in_which_most_stands():
 
 def test_only_the_reference_copies_what_a_question_loads():
     layout = planning.layout_for(REAL, None, 2048, 1.0)
-    in_place = planning.plan(REAL, layout, Rule(), **planning.DEVICES["h200"].settings(REAL))
-    copied = planning.plan(REAL, layout, Rule(), **planning.DEVICES["t4"].settings(REAL))
+    in_place = planning.plan(REAL, layout, PrefillRule(), **planning.DEVICES["h200"].settings(REAL))
+    copied = planning.plan(REAL, layout, PrefillRule(), **planning.DEVICES["t4"].settings(REAL))
     assert in_place.bytes["mixed"] == 0
     assert copied.cache_bytes == in_place.cache_bytes and copied.bytes["mixed"] >= copied.cache_bytes[0]
 
@@ -122,7 +127,7 @@ def test_what_programs_hold_is_what_the_compiler_plans(monkeypatch):
 
     config, tokenizer = planning.model_of("nano")
     layout = planning.layout_for(config, tokenizer, 600, 1.0)
-    settings = Settings(itemsize=4, sizes=SMALL, max_new_tokens=16)
+    settings = Workload(itemsize=4, sizes=SMALL, max_new_tokens=16)
     with jax.default_matmul_precision("highest"):
         found = {
             program.name: compile_model.planned(program, 24)["predicted_over_peak"]
@@ -157,7 +162,7 @@ def test_operations_are_those_of_the_traced_network():
     config, params = planning.model_of("nano")[0], None
     params = jax.eval_shape(lambda k: video_xl_2.init(k, config), jax.random.key(0))
     layout = planning.layout_for(config, None, 4, 1.0)
-    found = planning.plan(config, layout, Rule(), question_tokens=10).flops
+    found = planning.plan(config, layout, PrefillRule(), question_tokens=10).flops
     side = config.vision.image_size
     frames = jax.ShapeDtypeStruct((4, side, side, 3), jnp.float32)
 
@@ -187,7 +192,7 @@ def test_operations_are_those_of_the_traced_network():
 def test_the_real_tower_takes_what_the_design_says():
     config, _ = planning.model_of("video-xl-2")
     layout = planning.layout_for(config, None, 4, 1.0)
-    assert planning.plan(config, layout, Rule()).flops["vision"] / 4 == pytest.approx(642e9, rel=0.01)
+    assert planning.plan(config, layout, PrefillRule()).flops["vision"] / 4 == pytest.approx(642e9, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["l4", "a100-40", "v6e"])
@@ -196,7 +201,7 @@ def test_the_most_frames_fit_and_a_stride_more_does_not(name):
     most = planning.most_frames(REAL, None, 1.0, device)
 
     def plan(frames):
-        return planning.plan(REAL, planning.layout_for(REAL, None, frames, 1.0), Rule(), **device.settings(REAL))
+        return planning.plan(REAL, planning.layout_for(REAL, None, frames, 1.0), PrefillRule(), **device.settings(REAL))
 
     assert most > 0 and plan(most).fits(device) and not plan(most + 256).fits(device)
 
@@ -260,7 +265,7 @@ def test_a_watch_that_does_not_fit_is_refused_in_one_line_that_says_what_would()
 
 
 def test_what_else_stands_in_memory_counts():
-    phases = footprint.phases(NANO, LONG, Settings(itemsize=4, sizes=SMALL), NANO_WEIGHTS)
+    phases = memory_model.phases(NANO, LONG, Workload(itemsize=4, sizes=SMALL), NANO_WEIGHTS)
     peak = max(sum(phase.values()) for phase in phases.values())
     check(peak)
     with pytest.raises(RequestError):

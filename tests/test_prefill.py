@@ -7,11 +7,13 @@ import pytest
 import toys
 
 from vxl2_jax import prefill
-from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models import qwen2, video_xl_2
 
 
-@pytest.mark.parametrize("rule", [Rule(2, 1), Rule(3, 0), Rule(1, 2), Rule(4, 11), Rule(prev_blocks=None)])
+@pytest.mark.parametrize(
+    "rule", [PrefillRule(2, 1), PrefillRule(3, 0), PrefillRule(1, 2), PrefillRule(4, 11), PrefillRule(prev_blocks=None)]
+)
 def test_strides_equal_one_pass_under_the_mask(toy, rule):
     clip = toys.video()
     want, caches = toys.whole_pass(toy, toys.embedded(toy, clip), toys.mask_of(clip, rule))
@@ -72,7 +74,7 @@ def arrays_of(jaxpr) -> list:
 def test_no_array_grows_with_the_square_of_the_length(toy):
     layout = Layout(5, (4,) * 3000, 4)
     sizes = prefill.capacity(layout, 8)
-    (stride, *_) = prefill.plan(Layout(5, (4,) * 8, 4), toys.RULE, np.zeros(37, np.int32), sizes)
+    (stride, *_) = prefill.plan_strides(Layout(5, (4,) * 8, 4), toys.RULE, np.zeros(37, np.int32), sizes)
     streams = jax.eval_shape(lambda: prefill.empty(toy.config, sizes, jnp.float32))
     tokens = jnp.zeros((8, 4, toy.config.language.width))
     traced = jax.make_jaxpr(lambda s, t: prefill.run_stride(toy.params, toy.config, s, stride, t))(streams, tokens)
@@ -85,7 +87,7 @@ def test_no_array_grows_with_the_square_of_the_length(toy):
 def test_activation_memory_does_not_grow_with_the_video(toy):
     def temporary(groups: int) -> int:
         sizes = prefill.capacity(Layout(5, (4,) * groups, 4), 4)
-        (stride, *_) = prefill.plan(Layout(5, (4,) * 4, 4), toys.RULE, np.zeros(21, np.int32), sizes)
+        (stride, *_) = prefill.plan_strides(Layout(5, (4,) * 4, 4), toys.RULE, np.zeros(21, np.int32), sizes)
         streams = jax.eval_shape(lambda: prefill.empty(toy.config, sizes, jnp.float32))
         tokens = jax.ShapeDtypeStruct((4, 4, toy.config.language.width), jnp.float32)
         compiled = prefill.run_stride.lower(toy.params, toy.config, streams, stride, tokens).compile()
@@ -102,7 +104,7 @@ def test_real_sizes_trace():
     params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16), params)
     layout = Layout(14, (9,) * 2500, config.visual_tokens)
     sizes = prefill.capacity(layout, 16)
-    (stride, *_) = prefill.plan(Layout(14, (9,) * 16, 144), Rule(), np.zeros(14 + 144, np.int32), sizes)
+    (stride, *_) = prefill.plan_strides(Layout(14, (9,) * 16, 144), PrefillRule(), np.zeros(14 + 144, np.int32), sizes)
     streams = jax.eval_shape(lambda: prefill.empty(config, sizes, jnp.bfloat16))
     tokens = jax.ShapeDtypeStruct((16, 144, config.language.width), jnp.bfloat16)
     out, hidden = jax.eval_shape(lambda p, s, t: prefill.run_stride(p, config, s, stride, t), params, streams, tokens)

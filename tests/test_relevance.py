@@ -9,8 +9,8 @@ from vxl2_jax import decode, relevance
 QUESTION = np.asarray([7, 3, 11, 30, 2, 0, 0, 0], np.int32)
 
 
-def request_of(toy, memory, chunk_size=2, question=QUESTION, count=5, seed=0) -> relevance.Request:
-    return relevance.Request(toy.params, toy.config, memory, question[None], np.full(1, count), chunk_size, seed)
+def request_of(toy, memory, chunk_size=2, question=QUESTION, count=5, seed=0) -> relevance.ScorerInputs:
+    return relevance.ScorerInputs(toy.params, toy.config, memory, question[None], np.full(1, count), chunk_size, seed)
 
 
 def scored(scorer, request) -> np.ndarray:
@@ -19,7 +19,7 @@ def scored(scorer, request) -> np.ndarray:
     return scores
 
 
-@pytest.mark.parametrize("scorer", [relevance.by_attention, relevance.by_mass])
+@pytest.mark.parametrize("scorer", [relevance.repositioned_attention, relevance.attention_mass_scores])
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 9])
 def test_attention_scores_are_shares_of_one(toy, scorer, chunk_size):
     memory = toys.remembered(toy, toys.video())
@@ -30,8 +30,8 @@ def test_attention_scores_are_shares_of_one(toy, scorer, chunk_size):
 
 def test_chunks_share_out_the_mass_their_groups_receive(toy):
     memory = toys.remembered(toy, toys.video())
-    groups = scored(relevance.by_mass, request_of(toy, memory, 1))
-    pairs = scored(relevance.by_mass, request_of(toy, memory, 2))
+    groups = scored(relevance.attention_mass_scores, request_of(toy, memory, 1))
+    pairs = scored(relevance.attention_mass_scores, request_of(toy, memory, 2))
     np.testing.assert_allclose(pairs, np.add.reduceat(groups, [0, 2, 4, 6]), atol=1e-5)
 
 
@@ -58,7 +58,7 @@ def test_a_question_looks_at_each_chunk_from_right_behind_it(toy, chunk_size, co
         shares = np.exp(logits) / np.exp(logits).sum(axis=0)  # [chunks, heads, tokens]
         wanted += (shares.max(axis=-1) - shares.mean(axis=-1)).mean(axis=-1) / config.language.layers
     wanted = np.maximum(wanted, 1e-9)
-    got = scored(relevance.by_attention, request_of(toy, memory, chunk_size, count=count))
+    got = scored(relevance.repositioned_attention, request_of(toy, memory, chunk_size, count=count))
     np.testing.assert_allclose(got, wanted / wanted.sum(), atol=2e-5)
 
 
@@ -76,10 +76,10 @@ def read_alone(toy, memory, question):
 def test_attention_mass_is_what_the_layers_attend(toy):
     """Against weights computed in the open, from the sparse level of a video pre-filled densely."""
     clip = toys.video(1)
-    memory = toys.remembered(toy, clip, toys.Rule(prev_blocks=None), compression=1)
+    memory = toys.remembered(toy, clip, toys.PrefillRule(prev_blocks=None), compression=1)
     count, length = 5, memory.sparse_length
-    base = decode.Base((memory.sparse,), np.asarray([length], np.int32), np.int32(length))
-    mass = np.asarray(relevance.attention_mass(toy.params, toy.config, base, QUESTION[None], np.full(1, count)))[0]
+    base = decode.KVCacheView((memory.sparse,), np.asarray([length], np.int32), np.int32(length))
+    mass = np.asarray(relevance.mass_per_key(toy.params, toy.config, base, QUESTION[None], np.full(1, count)))[0]
     total = weights_of_a_whole_pass(toy, clip, QUESTION[:count])
     np.testing.assert_allclose(mass[:length], total, atol=1e-5)
     assert not mass[length:].any(), "keys past the end receive nothing"
@@ -94,7 +94,7 @@ def weights_of_a_whole_pass(toy, clip, question) -> np.ndarray:
     return np.mean([w[:, length:, :length].mean(axis=(0, 1)) for w in weights], axis=0)
 
 
-@pytest.mark.parametrize("scorer", [relevance.by_attention, relevance.by_mass])
+@pytest.mark.parametrize("scorer", [relevance.repositioned_attention, relevance.attention_mass_scores])
 def test_a_chunk_that_the_question_attends_to_scores_highest(toy, scorer):
     """Its keys are made longer than the others'."""
     memory = toys.remembered(toy, toys.video(2))

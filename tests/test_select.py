@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vxl2_jax import select
+from vxl2_jax.relevance import selection
 
 # (selected units, groups, chunk size) → dense blocks: the original's, from bilevel.npz.
 GOLDEN = [
@@ -23,30 +23,30 @@ GOLDEN = [
 @pytest.mark.parametrize("units, groups, chunk_size, blocks", GOLDEN)
 def test_units_make_the_originals_blocks_dense(units, groups, chunk_size, blocks):
     chunks = -(-groups // chunk_size)
-    dense = select.dense_chunks(chunks, select.chunks_of_units(units, chunks, chunk_size))
+    dense = selection.dense_chunks(chunks, selection.chunks_of_units(units, chunks, chunk_size))
     assert np.flatnonzero(dense).tolist() == blocks
 
 
 def test_units_past_the_end_choose_nothing_but_are_not_an_empty_list():
-    assert select.chunks_of_units([], 5, 4) is None
-    assert select.chunks_of_units([99, 100], 5, 4).tolist() == []
+    assert selection.chunks_of_units([], 5, 4) is None
+    assert selection.chunks_of_units([99, 100], 5, 4).tolist() == []
 
 
 def test_units_may_share_a_chunk():
-    assert select.chunks_of_units([0, 1, 2, 3, 6], 4, 4).tolist() == [1, 2, 4]
+    assert selection.chunks_of_units([0, 1, 2, 3, 6], 4, 4).tolist() == [1, 2, 4]
 
 
 @given(st.integers(1, 20), st.lists(st.integers(1, 20)))
 def test_prefix_first_and_last_are_always_dense(chunks, chosen):
     chosen = [chunk for chunk in chosen if chunk <= chunks]
-    dense = select.dense_chunks(chunks, np.asarray(chosen, int))
+    dense = selection.dense_chunks(chunks, np.asarray(chosen, int))
     assert set(np.flatnonzero(dense)) == {0, 1, chunks, *chosen}
-    assert select.dense_chunks(chunks, None).all()
+    assert selection.dense_chunks(chunks, None).all()
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=12), st.integers(0, 20))
 def test_top_chunks_are_the_best_interior_ones_in_time_order(scores, top_k):
-    found = select.top_chunks(np.asarray(scores, float), top_k).tolist()
+    found = selection.top_chunks(np.asarray(scores, float), top_k).tolist()
     interior = list(range(2, len(scores)))
     assert found == sorted(found) and set(found) <= set(interior)
     assert len(found) == min(top_k, len(interior))
@@ -55,4 +55,4 @@ def test_top_chunks_are_the_best_interior_ones_in_time_order(scores, top_k):
 
 
 def test_ties_go_to_the_earlier_chunk():
-    assert select.top_chunks(np.asarray([1.0, 0.5, 0.5, 0.5, 1.0]), 2).tolist() == [2, 3]
+    assert selection.top_chunks(np.asarray([1.0, 0.5, 0.5, 0.5, 1.0]), 2).tolist() == [2, 3]

@@ -10,7 +10,7 @@ import numpy as np
 
 from vxl2_jax import prefill
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
-from vxl2_jax.layout import Layout, Rule, natural_mask
+from vxl2_jax.layout import Layout, PrefillRule, natural_mask
 from vxl2_jax.memory import VideoMemory, sparse_level
 from vxl2_jax.models import qwen2, video_xl_2
 
@@ -27,7 +27,7 @@ CONFIG = ModelConfig(
     stop_tokens=(59,),
 )
 LAYOUT = Layout(prefix=5, stamps=(3, 3, 4, 3, 4, 4, 5), visual=4)
-RULE = Rule(block_size=2, prev_blocks=1)
+RULE = PrefillRule(block_size=2, prev_blocks=1)
 
 
 class Toy(NamedTuple):
@@ -65,23 +65,28 @@ def video(seed: int = 0, layout: Layout = LAYOUT, config: ModelConfig = CONFIG) 
 
 
 def prefilled(
-    toy: Toy, clip: Video, rule: Rule = RULE, stride: int = 2, dtype: Any = jnp.float32, keep_hidden: bool = False
-) -> tuple[prefill.Streams, np.ndarray]:
+    toy: Toy,
+    clip: Video,
+    rule: PrefillRule = RULE,
+    stride: int = 2,
+    dtype: Any = jnp.float32,
+    keep_hidden: bool = False,
+) -> tuple[prefill.DenseCache, np.ndarray]:
     """The streams, and (with `keep_hidden`) the residual stream in natural order [L, E]."""
     sizes = prefill.capacity(clip.layout, stride)
     streams = prefill.empty(toy.config, sizes, dtype)
     padded = np.pad(clip.visual, ((0, -clip.layout.groups % stride), (0, 0), (0, 0)))
     hidden = np.zeros((clip.layout.length, toy.config.language.width), np.float32)
-    for number, part in enumerate(prefill.plan(clip.layout, rule, clip.global_ids, sizes)):
+    for number, part in enumerate(prefill.plan_strides(clip.layout, rule, clip.global_ids, sizes)):
         tokens = jnp.asarray(padded[number * stride : (number + 1) * stride])
         streams, x = prefill.run_stride(toy.params, toy.config, streams, part, tokens, keep_hidden=keep_hidden)
         if keep_hidden:
-            real = part.stops.sum(axis=0) > 0
+            real = part.k_end.sum(axis=0) > 0
             hidden[part.positions[real]] = np.asarray(x, np.float32)[real]
     return streams, hidden
 
 
-def remembered(toy: Toy, clip: Video, rule: Rule = RULE, compression: int = 2, stride: int = 2) -> VideoMemory:
+def remembered(toy: Toy, clip: Video, rule: PrefillRule = RULE, compression: int = 2, stride: int = 2) -> VideoMemory:
     streams, _ = prefilled(toy, clip, rule, stride)
     theta = toy.config.language.rope_theta
     return VideoMemory(
@@ -170,5 +175,5 @@ def embedded(toy: Toy, clip: Video, question: np.ndarray = np.zeros(0, np.int32)
     return np.concatenate([rows, table[np.asarray(question, int)]])
 
 
-def mask_of(clip: Video, rule: Rule, question: int = 0) -> np.ndarray:
+def mask_of(clip: Video, rule: PrefillRule, question: int = 0) -> np.ndarray:
     return natural_mask(clip.layout, rule, question)

@@ -9,16 +9,16 @@ print(answer.text, answer.chunks)
 """
 
 from vxl2_jax.api import Model, load
-from vxl2_jax.asking import Answer, Chunk
+from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import CheckpointError, RequestError, TooLongError, VideoError, Vxl2Error
-from vxl2_jax.jobs import Done, Job
+from vxl2_jax.generate import Answer, Chunk
 from vxl2_jax.memory import VideoMemory
 
 __all__ = [
     "Answer",
     "CheckpointError",
     "Chunk",
-    "Done",
+    "JobResult",
     "Job",
     "Model",
     "RequestError",

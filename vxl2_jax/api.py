@@ -14,16 +14,16 @@ import numpy as np
 
 from pallas_kernels import attention as kernels
 from pallas_kernels.attention import REFERENCE, Kernel
-from vxl2_jax import asking, machine, watching
-from vxl2_jax import jobs as queue
-from vxl2_jax.asking import Answer
+from vxl2_jax import batch as queue
+from vxl2_jax import generate, hardware, ingest
+from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
-from vxl2_jax.jobs import Done, Job
-from vxl2_jax.layout import Rule
-from vxl2_jax.machine import SMALL, Sizes
-from vxl2_jax.memory import VideoMemory, describe
+from vxl2_jax.generate import Answer
+from vxl2_jax.hardware import SMALL, BatchSizes
+from vxl2_jax.layout import PrefillRule
+from vxl2_jax.memory import VideoMemory, fingerprint_of
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
@@ -42,7 +42,7 @@ class Model:
     fingerprint: str
     kernel: Kernel = REFERENCE
     attention: str = "reference"
-    sizes: Sizes = SMALL
+    sizes: BatchSizes = SMALL
 
     @property
     def dtype(self) -> jnp.dtype:
@@ -55,7 +55,7 @@ class Model:
 
     def watch(
         self,
-        video: str | Path | watching.Frames | watching.Source,
+        video: str | Path | ingest.Frames | ingest.FrameSource,
         *,
         fps: float = 1.0,
         max_frames: int | None = None,
@@ -73,7 +73,7 @@ class Model:
           video: a file PyAV reads, an image, a folder of images; or (frames uint8 [F, image, image, 3],
             their seconds [F]); or a source that is opened already.
           fps, max_frames, max_fps: the sampling rule, see `video.sampling`.
-          block_size, prev_blocks: chunk-based pre-filling, see `layout.Rule`; prev_blocks None is dense.
+          block_size, prev_blocks: chunk-based pre-filling, see `layout.PrefillRule`; prev_blocks None is dense.
           compression: visual tokens pooled into one in the sparse level.
           out: a memory file to write while watching. If watching is cut off, the same call goes on where it was;
             if the file is already there and holds this very memory, it is opened instead.
@@ -86,14 +86,14 @@ class Model:
         """
         sampling = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps}
         with self._precision():
-            return watching.watch(
+            return ingest.watch(
                 self,
                 video,
                 sampling=sampling,
-                rule=Rule(block_size, prev_blocks),
+                rule=PrefillRule(block_size, prev_blocks),
                 compression=compression,
                 out=out,
-                report=watching.Report(progress, timings),
+                report=ingest.Callbacks(progress, timings),
             )
 
     def watch_more(
@@ -119,7 +119,7 @@ class Model:
         Raises RequestError for another model's memory, frames of another shape, or seconds that do not follow.
         """
         with self._precision():
-            return watching.watch_more(self, memory, frames, seconds, watching.Report(progress, timings))
+            return ingest.watch_more(self, memory, frames, seconds, ingest.Callbacks(progress, timings))
 
     def ask(
         self,
@@ -150,18 +150,18 @@ class Model:
 
         Raises RequestError for options out of range, an empty question, or another model's memory.
         """
-        options = asking.Options(relevance, top_k, chunk_size, max_new_tokens, temperature, top_p, seed)
+        options = generate.AskOptions(relevance, top_k, chunk_size, max_new_tokens, temperature, top_p, seed)
         with self._precision():
             if isinstance(question, str):
-                return asking.ask(self, memory, question, options, history)
-            return asking.ask_many(self, memory, question, options, history)
+                return generate.ask(self, memory, question, options, history)
+            return generate.ask_many(self, memory, question, options, history)
 
     def answer_all(
         self, jobs: Iterable[Job], *, watch: Mapping[str, Any] | None = None, ask: Mapping[str, Any] | None = None
-    ) -> Iterator[Done]:
+    ) -> Iterator[JobResult]:
         """Answer a queue of videos with their questions, in order; the next video is read meanwhile.
 
-        A video that cannot be read, or whose memory would not fit, gives a `Done` with its error; the queue goes on.
+        A video that cannot be read, or whose memory would not fit, gives a `JobResult` with its error; the queue goes on.
 
         Args:
           jobs: taken one ahead of what is being answered.
@@ -196,29 +196,29 @@ def load(
     an attention kernel that cannot run here.
     """
     device = jax.devices()[0]
-    dtype = dtype or machine.default_dtype(device)
+    dtype = dtype or hardware.default_dtype(device)
     _chosen(
-        kernels.choose, attention, dtype, _USUAL_WIDTH
+        kernels.choose_kernel, attention, dtype, _USUAL_WIDTH
     )  # a mistake is told before a large model is loaded for nothing
     directory, (config, params) = fetch.load(name, dtype, progress)
-    kernel, reason = _chosen(kernels.choose_tried, attention, dtype, config.language.head_width)
+    kernel, reason = _chosen(kernels.select_kernel, attention, dtype, config.language.head_width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(
         str(name),
         config,
         params,
         Tokenizer.read(directory),
-        describe(config, params),
+        fingerprint_of(config, params),
         kernel,
         reason,
-        machine.sizes_for(device),
+        hardware.sizes_for(device),
     )
 
 
 _USUAL_WIDTH = 128
 
 
-def _chosen(choose: Callable[..., kernels.Choice], name: str, dtype: Any, width: int) -> kernels.Choice:
+def _chosen(choose: Callable[..., kernels.KernelChoice], name: str, dtype: Any, width: int) -> kernels.KernelChoice:
     try:
         return choose(name, dtype=dtype, width=width, device=jax.devices()[0])
     except ValueError as error:

@@ -18,14 +18,14 @@ from einops import rearrange
 
 from pallas_kernels import attention
 from pallas_kernels import decode as in_place
-from pallas_kernels.attention import REFERENCE, Kernel, Stream, work
+from pallas_kernels.attention import REFERENCE, Kernel, KVCache, tile_schedule
 from vxl2_jax.buckets import round_up
 from vxl2_jax.config import LanguageConfig, ModelConfig
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
 
 
-class Base(NamedTuple):
+class KVCacheView(NamedTuple):
     """What is read: streams, and the position of the first token after them.
 
     *Shared*: `position` is an int32 scalar, and all questions read the same. *Own*: `position` is int32 [B], and each
@@ -37,10 +37,10 @@ class Base(NamedTuple):
     questions at once, and of a whole question; own: the latter one for each question, stacked.
     """
 
-    streams: tuple[Stream, ...]
+    streams: tuple[KVCache, ...]
     lengths: jax.Array | None
     position: jax.Array
-    items: tuple[in_place.Items, in_place.Items] | None = None
+    items: tuple[in_place.WorkItems, in_place.WorkItems] | None = None
 
     @property
     def shared(self) -> bool:
@@ -55,14 +55,14 @@ class Sampling(NamedTuple):
     top_p: jax.Array | float = 1.0
 
 
-def empty_tail(config: ModelConfig, base: Base, questions: int, length: int) -> Stream:
+def empty_tail(config: ModelConfig, base: KVCacheView, questions: int, length: int) -> KVCache:
     """Room for `length` tokens of each question (rounded up to what a TPU reads without copying), side by side."""
     lm = config.language
     shape = (lm.layers, lm.kv_heads, questions * round_up(length, 16), lm.head_width)
-    return Stream(*(jnp.zeros(shape, base.streams[0].k.dtype) for _ in "kv"))
+    return KVCache(*(jnp.zeros(shape, base.streams[0].k.dtype) for _ in "kv"))
 
 
-def end_together(ids: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+def left_pad(ids: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Questions padded behind, ids int32 [B, N] with `count` [B] real tokens, padded in front instead: (ids, begin).
 
     `begin` int32 [B] is where each begins. Now all end at the same slot, and so will all their answers.
@@ -74,12 +74,12 @@ def end_together(ids: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array
 Observe = Callable[[Any, jax.Array, jax.Array, jax.Array], Any]
 """(seen, rotated q [B, N, H, D], log-sum-exp [B, N, H], layer) → seen."""
 
-Read = Callable[[jax.Array, Stream, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
+Read = Callable[[jax.Array, KVCache, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]
 """(q [B, N, H, D] before rotation, tail, layer) → (out [B, N, H, D], log-sum-exp [B, N, H], rotated q)."""
 
 
 def reader(
-    kernel: Kernel, config: ModelConfig, base: Base, tail: Stream, begin: jax.Array, slot: jax.Array, count: int
+    kernel: Kernel, config: ModelConfig, base: KVCacheView, tail: KVCache, begin: jax.Array, slot: jax.Array, count: int
 ) -> Read:
     """How the tokens at slots slot … slot + count − 1 of each question's part of the tail read base and tail.
 
@@ -87,10 +87,10 @@ def reader(
     are padding: they see nothing of the tail, and the rest of what they get means nothing.
     """
     slots = slot + jnp.arange(count)
-    starts = jnp.broadcast_to(begin[:, None], (len(begin), count))
-    stops = jnp.maximum(slots + 1, starts)
+    k_start = jnp.broadcast_to(begin[:, None], (len(begin), count))
+    k_end = jnp.maximum(slots + 1, k_start)
     read = _read_whole if base.items is None else _read_runs
-    return read(kernel, config.language, base, tail, _positions(base, begin, slots), starts, stops)
+    return read(kernel, config.language, base, tail, _positions(base, begin, slots), k_start, k_end)
 
 
 def _turn(lm: LanguageConfig, positions: jax.Array) -> list[jax.Array]:
@@ -101,14 +101,14 @@ def _turn(lm: LanguageConfig, positions: jax.Array) -> list[jax.Array]:
 def _read_whole(
     kernel: Kernel,
     lm: LanguageConfig,
-    base: Base,
-    tail: Stream,
+    base: KVCacheView,
+    tail: KVCache,
     positions: jax.Array,
-    starts: jax.Array,
-    stops: jax.Array,
+    k_start: jax.Array,
+    k_end: jax.Array,
 ) -> Read:
     """From whole streams. positions, starts, stops int32 [B, N], the latter two in each question's part of the tail."""
-    questions, count = starts.shape
+    questions, count = k_start.shape
     groups = 1 if base.shared else questions  # what is shared is read once for the rows of all questions
 
     def grouped(a):
@@ -116,16 +116,16 @@ def _read_whole(
 
     numbers, own = jnp.arange(questions), _turn(lm, positions)
 
-    def ready(streams: tuple[Stream, ...], starts: jax.Array, stops: jax.Array) -> attention.Reads:
+    def ready(streams: tuple[KVCache, ...], k_start: jax.Array, k_end: jax.Array) -> attention.AttentionPlan:
         def one(*bounds):
-            return attention.prepare(kernel, *bounds, heads=lm.heads, streams=streams)
+            return attention.plan_attention(kernel, *bounds, heads=lm.heads, streams=streams)
 
-        return jax.vmap(one)(starts, stops)
+        return jax.vmap(one)(k_start, k_end)
 
-    of_tail = ready((tail,), starts[:, None], stops[:, None])
+    of_tail = ready((tail,), k_start[:, None], k_end[:, None])
     # Padding sees nothing of the base either, so that it costs nothing.
     keys = jnp.asarray(base.lengths).reshape(len(base.streams), groups).T[..., None]
-    keys = jnp.where(grouped(stops > starts)[:, None], keys, 0)
+    keys = jnp.where(grouped(k_end > k_start)[:, None], keys, 0)
     of_base = ready(base.streams, jnp.zeros_like(keys), keys)
 
     def read(q, tail, layer):
@@ -137,12 +137,12 @@ def _read_whole(
             # A copy of this question's part in this layer, small: the reference reads in large tiles.
             number, q, reads = args
             parts = (rearrange(a, "l k (b t) d -> l b k t d", b=questions) for a in tail)
-            return attention.attend(q, (Stream(*(part[layer, number][None] for part in parts)),), reads)
+            return attention.attend(q, (KVCache(*(part[layer, number][None] for part in parts)),), reads)
 
         q = rotate(q, *own)
         out, lse = jax.lax.map(base_of, (numbers[:groups], grouped(q), of_base))
         parts = (out.reshape(q.shape), lse.reshape(q.shape[:-1])), jax.lax.map(tail_of, (numbers, q, of_tail))
-        out, lse = work.merge(*map(jnp.stack, zip(*parts, strict=True)), axis=0)
+        out, lse = tile_schedule.merge_partials(*map(jnp.stack, zip(*parts, strict=True)), axis=0)
         return out.astype(q.dtype), lse, q
 
     return read
@@ -151,25 +151,25 @@ def _read_whole(
 def _read_runs(
     kernel: Kernel,
     lm: LanguageConfig,
-    base: Base,
-    tail: Stream,
+    base: KVCacheView,
+    tail: KVCache,
     positions: jax.Array,
-    starts: jax.Array,
-    stops: jax.Array,
+    k_start: jax.Array,
+    k_end: jax.Array,
 ) -> Read:
     """In place. positions, starts, stops int32 [B, N], the latter two in each question's part of the tail."""
-    questions, count = starts.shape
+    questions, count = k_start.shape
     parts = jnp.arange(questions)[:, None] * (tail.k.shape[2] // questions)
-    starts, stops = starts + parts, stops + parts
+    k_start, k_end = k_start + parts, k_end + parts
     fine, coarse = base.items
-    ready = partial(in_place.prepare, kernel, repeats=lm.heads // lm.kv_heads)
+    ready = partial(in_place.plan_segments, kernel, repeats=lm.heads // lm.kv_heads)
     # One token of each question, or questions that read the same, stand in the rows of one call.
     together, flat = base.shared or count == 1, lambda a: a.reshape(-1, *a.shape[2:])
     if together:
-        reads = ready(fine if count == 1 else coarse, flat(starts), flat(stops))
+        reads = ready(fine if count == 1 else coarse, flat(k_start), flat(k_end))
         by_run = _turn(lm, flat(positions) - reads.shift)
     else:
-        reads = jax.vmap(ready)(coarse, starts, stops)
+        reads = jax.vmap(ready)(coarse, k_start, k_end)
         by_run = _turn(lm, positions[:, None] - reads.shift)
     own = _turn(lm, positions)
 
@@ -188,7 +188,7 @@ def _read_runs(
     return read
 
 
-def _positions(base: Base, begin: jax.Array, slots: jax.Array) -> jax.Array:
+def _positions(base: KVCacheView, begin: jax.Array, slots: jax.Array) -> jax.Array:
     """int32 [B, N]: positions of the tokens at slots [N] of every question's tail."""
     return jnp.reshape(base.position, (-1, 1)) + slots - begin[:, None]
 
@@ -196,8 +196,8 @@ def _positions(base: Base, begin: jax.Array, slots: jax.Array) -> jax.Array:
 def extend(
     params: Any,
     config: ModelConfig,
-    base: Base,
-    tail: Stream,
+    base: KVCacheView,
+    tail: KVCache,
     begin: jax.Array,
     slot: jax.Array,
     ids: jax.Array,
@@ -205,7 +205,7 @@ def extend(
     observe: Observe | None = None,
     seen: Any = None,
     kernel: Kernel = REFERENCE,
-) -> tuple[Stream, jax.Array, Any]:
+) -> tuple[KVCache, jax.Array, Any]:
     """Run tokens that see all of the base and, causally, their own question's part of the tail.
 
     Shapes: ids int32 [B, N], placed at slots slot … slot + N − 1 of each question's part; begin int32 [B]: the slot of
@@ -231,7 +231,7 @@ def extend(
     return tail, x, seen
 
 
-def _written(tail: Stream, k: jax.Array, v: jax.Array, layer: jax.Array, slot: jax.Array) -> Stream:
+def _written(tail: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array, slot: jax.Array) -> KVCache:
     """The tail with rows k, v [B, N, K, D] put at `slot` of every question's part, in one layer."""
 
     def put(cache: jax.Array, rows: jax.Array) -> jax.Array:
@@ -239,10 +239,10 @@ def _written(tail: Stream, k: jax.Array, v: jax.Array, layer: jax.Array, slot: j
         rows = rearrange(rows, "b n k d -> 1 k b n d").astype(cache.dtype)
         return jax.lax.dynamic_update_slice(parts, rows, (layer, 0, 0, slot, 0)).reshape(cache.shape)
 
-    return Stream(put(tail.k, k), put(tail.v, v))
+    return KVCache(put(tail.k, k), put(tail.v, v))
 
 
-def choose(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
+def sample(logits: jax.Array, sampling: Sampling, key: jax.Array) -> jax.Array:
     """Next tokens int32 [...] from fp32 logits [..., vocabulary]: greedy, or drawn by temperature and top-p.
 
     The key is the same for all, so that a question's draw does not depend on what else is asked.
@@ -278,7 +278,7 @@ class Generated(NamedTuple):
 def generate(
     params: Any,
     config: ModelConfig,
-    base: Base,
+    base: KVCacheView,
     ids: jax.Array,
     count: jax.Array,
     sampling: Sampling,
@@ -299,20 +299,20 @@ def generate(
         return qwen2.logits(params["language"], config.language, x)
 
     questions, room = ids.shape
-    ids, begin = end_together(ids, count)
+    ids, begin = left_pad(ids, count)
     tail = empty_tail(config, base, questions, room + max_new)
     tail, x, _ = extend(params, config, base, tail, begin, jnp.int32(0), ids, kernel=kernel)
     first_logits = to_logits(x[:, -1])
-    stops = jnp.asarray(config.stop_tokens, jnp.int32)
+    k_end = jnp.asarray(config.stop_tokens, jnp.int32)
 
     def step(carry, now):
         (tail, token), (slot, step_key) = carry, now
-        done = jnp.isin(token, stops) | (begin == room)
+        done = jnp.isin(token, k_end) | (begin == room)
 
         def go_on(tail):
             tail, x, _ = extend(params, config, base, tail, begin, slot, token[:, None], kernel=kernel)
             logits = to_logits(x[:, 0])
-            return tail, logits, choose(logits, sampling, step_key)
+            return tail, logits, sample(logits, sampling, step_key)
 
         def stay(tail):
             return (tail, jnp.zeros_like(first_logits), token)
@@ -326,10 +326,10 @@ def generate(
         return (tail, following), (following, None)
 
     keys = jax.random.split(key, max_new)
-    first = choose(first_logits, sampling, keys[0])
+    first = sample(first_logits, sampling, keys[0])
     _, (later, later_logits) = jax.lax.scan(step, (tail, first), (room + jnp.arange(max_new - 1), keys[1:]))
     tokens = jnp.concatenate([first[None], later]).T
-    stopped = jnp.isin(tokens, stops)
+    stopped = jnp.isin(tokens, k_end)
     length = jnp.where(stopped.any(axis=1), jnp.argmax(stopped, axis=1) + 1, max_new)
     if not keep_logits:
         return Generated(tokens, length, None, None)

@@ -44,26 +44,26 @@ class Layout:
         return self.groups * self.visual
 
     @cached_property
-    def stamp_stops(self) -> np.ndarray:
+    def timestamp_ends(self) -> np.ndarray:
         """int32 [G]: index in the global stream just past each group's timestamp."""
         return (self.prefix + np.cumsum(np.asarray(self.stamps, np.int32))).astype(np.int32)
 
     @cached_property
-    def stamp_starts(self) -> np.ndarray:
+    def timestamp_starts(self) -> np.ndarray:
         """int32 [G]: index in the global stream of each group's first timestamp token."""
-        return self.stamp_stops - np.asarray(self.stamps, np.int32)
+        return self.timestamp_ends - np.asarray(self.stamps, np.int32)
 
     def global_range(self, first: int, last: int) -> tuple[int, int]:
         """The global tokens that come with the groups `first` … `last` − 1; the prefix comes with group 0."""
 
         def bound(group):
-            return int(self.stamp_stops[group - 1]) if group else self.prefix
+            return int(self.timestamp_ends[group - 1]) if group else self.prefix
 
         return bound(first) if first else 0, bound(last)
 
     def global_rows(self, groups: Iterable[int]) -> np.ndarray:
         """int32: the global tokens of the prefix and of some groups."""
-        stamps = [np.arange(self.stamp_starts[g], self.stamp_stops[g]) for g in groups]
+        stamps = [np.arange(self.timestamp_starts[g], self.timestamp_ends[g]) for g in groups]
         return np.concatenate([np.arange(self.prefix), *stamps]).astype(np.int32)
 
     def visual_rows(self, groups: Iterable[int]) -> np.ndarray:
@@ -96,7 +96,7 @@ class Layout:
         """
         per_group = self.visual if visual is None else visual
         g, i = np.divmod(np.arange(self.groups * per_group), max(per_group, 1))
-        return (self.stamp_stops[g] + g * per_group + i).astype(np.int32)
+        return (self.timestamp_ends[g] + g * per_group + i).astype(np.int32)
 
     def global_positions(self, visual: int | None = None) -> np.ndarray:
         """int32 [global_length]: positions of the global tokens, with `visual` tokens per group."""
@@ -113,7 +113,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Rule:
+class PrefillRule:
     """Chunk-based pre-filling: blocks of `block_size` groups; `prev_blocks` None is dense pre-fill."""
 
     block_size: int = 4
@@ -126,26 +126,26 @@ class Rule:
         return np.maximum(group // self.block_size - self.prev_blocks, 0) * self.block_size
 
 
-def key_ranges(layout: Layout, rule: Rule, stream: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def key_ranges(layout: Layout, rule: PrefillRule, stream: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
     """The visibility rule: what the queries `start … stop − 1` of a stream attend to.
 
     Returns int32 starts [2, N] and stops [2, N]: query n sees the keys starts[s, n] ≤ index < stops[s, n]
     of stream s (VISUAL, GLOBAL) and no others. Queries past the stream's end see nothing.
     """
     index = np.arange(start, stop)
-    starts = np.zeros((2, len(index)), np.int32)
-    stops = np.zeros((2, len(index)), np.int32)
+    k_start = np.zeros((2, len(index)), np.int32)
+    k_end = np.zeros((2, len(index)), np.int32)
     real = index < (layout.visual_length if stream == VISUAL else layout.global_length)
     seen = index[real]
     if stream == VISUAL:
         group = seen // layout.visual
-        starts[VISUAL, real] = rule.first_group(group) * layout.visual
-        stops[VISUAL, real] = seen + 1
-        stops[GLOBAL, real] = layout.stamp_stops[group]
+        k_start[VISUAL, real] = rule.first_group(group) * layout.visual
+        k_end[VISUAL, real] = seen + 1
+        k_end[GLOBAL, real] = layout.timestamp_ends[group]
     else:
-        stops[VISUAL, real] = layout.global_groups[seen] * layout.visual
-        stops[GLOBAL, real] = seen + 1
-    return starts, stops
+        k_end[VISUAL, real] = layout.global_groups[seen] * layout.visual
+        k_end[GLOBAL, real] = seen + 1
+    return k_start, k_end
 
 
 def question_ranges(layout: Layout, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -153,25 +153,25 @@ def question_ranges(layout: Layout, count: int) -> tuple[np.ndarray, np.ndarray]
 
     Returns int32 starts [2, count] and stops [2, count], as `key_ranges` does.
     """
-    stops = np.empty((2, count), np.int32)
-    stops[VISUAL] = layout.visual_length
-    stops[GLOBAL] = layout.global_length + np.arange(count) + 1
-    return np.zeros_like(stops), stops
+    k_end = np.empty((2, count), np.int32)
+    k_end[VISUAL] = layout.visual_length
+    k_end[GLOBAL] = layout.global_length + np.arange(count) + 1
+    return np.zeros_like(k_end), k_end
 
 
-def attention_pairs(layout: Layout, rule: Rule, question: int = 0) -> tuple[int, int]:
+def attention_pairs(layout: Layout, rule: PrefillRule, question: int = 0) -> tuple[int, int]:
     """(pairs kept, causal pairs) over prefix, video and a question of `question` tokens."""
     kept = 0
     for stream, length in ((VISUAL, layout.visual_length), (GLOBAL, layout.global_length)):
-        starts, stops = key_ranges(layout, rule, stream, 0, length)
-        kept += int((stops.astype(np.int64) - starts).sum())
-    starts, stops = question_ranges(layout, question)
-    kept += int((stops.astype(np.int64) - starts).sum())
+        k_start, k_end = key_ranges(layout, rule, stream, 0, length)
+        kept += int((k_end.astype(np.int64) - k_start).sum())
+    k_start, k_end = question_ranges(layout, question)
+    kept += int((k_end.astype(np.int64) - k_start).sum())
     total = layout.length + question
     return kept, total * (total + 1) // 2
 
 
-def natural_mask(layout: Layout, rule: Rule, question: int = 0) -> np.ndarray:
+def natural_mask(layout: Layout, rule: PrefillRule, question: int = 0) -> np.ndarray:
     """bool [L, L] in natural order (prefix, video, question): True = may attend. For tests and training.
 
     Inference never builds it: it is quadratic.
@@ -181,8 +181,8 @@ def natural_mask(layout: Layout, rule: Rule, question: int = 0) -> np.ndarray:
     places = (layout.visual_positions(), layout.global_positions())
     for stream, rows in enumerate(places):
         ranges = zip(*key_ranges(layout, rule, stream, 0, len(rows)), strict=True)
-        for keys, (starts, stops) in zip(places, ranges, strict=True):
+        for keys, (k_start, k_end) in zip(places, ranges, strict=True):
             index = np.arange(len(keys))
-            mask[np.ix_(rows, keys)] = (index >= starts[:, None]) & (index < stops[:, None])
+            mask[np.ix_(rows, keys)] = (index >= k_start[:, None]) & (index < k_end[:, None])
     mask[layout.length :] = np.tri(total, dtype=bool)[layout.length :]
     return mask

@@ -19,20 +19,20 @@ import numpy as np
 from einops import rearrange, reduce
 from flax import struct
 
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import KVCache
 from vxl2_jax import prefill
 from vxl2_jax.buckets import bucket
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
-from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models.rope import rotate, rotation
-from vxl2_jax.prefill import Streams
+from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import memory_file
 from vxl2_jax.storage.memory_file import Shape, StoredLevel
 from vxl2_jax.storage.recording import Recording, restored
 
 
-class Open(NamedTuple):
+class ResumeState(NamedTuple):
     """What extending a memory needs of its end, where that is not the end of a stride and of a group of frames.
 
     tokens [n, V, E]: visual tokens of the groups since the last stride began, whole groups only; frames uint8
@@ -53,10 +53,10 @@ class VideoMemory:
     video, video_hash: its file's name and SHA-256, empty where there is no such file.
     """
 
-    dense: Streams | StoredLevel
-    sparse: Stream
+    dense: DenseCache | StoredLevel
+    sparse: KVCache
     layout: Layout = struct.field(pytree_node=False)
-    rule: Rule = struct.field(pytree_node=False)
+    rule: PrefillRule = struct.field(pytree_node=False)
     compression: int = struct.field(pytree_node=False)
     seconds: tuple[float, ...] = struct.field(pytree_node=False)
     end_s: float = struct.field(pytree_node=False)
@@ -66,7 +66,7 @@ class VideoMemory:
     model: str = struct.field(pytree_node=False, default="")
     video: str = struct.field(pytree_node=False, default="")
     video_hash: str = struct.field(pytree_node=False, default="")
-    open: Open | None = None
+    open: ResumeState | None = None
 
     @property
     def sparse_length(self) -> int:
@@ -89,7 +89,7 @@ class VideoMemory:
 
         Raises RequestError for a damaged file.
         """
-        if isinstance(self.dense, Streams):
+        if isinstance(self.dense, DenseCache):
             return self
         room = prefill.capacity(self.layout, memory_file.GROUPS_A_RECORD)
         shape = self.dense.shape
@@ -105,7 +105,7 @@ class VideoMemory:
         recording = Recording(path, self.identity(), Shape.of(self.sparse), resume=False)
         try:
             recording.put(memory.dense, 0, memory.layout.groups)
-            recording.finish(memory.sparse, memory.sparse_length, beside(memory.open))
+            recording.finish(memory.sparse, memory.sparse_length, resume_arrays(memory.open))
         except BaseException:
             recording.close()
             recording.discard()
@@ -122,13 +122,13 @@ class VideoMemory:
         found = memory_file.read(path, verify)
         try:
             said = {name: found.identity[name] for name in _SCALARS}
-            rule, seconds = Rule(**found.identity["rule"]), tuple(found.identity["seconds"])
+            rule, seconds = PrefillRule(**found.identity["rule"]), tuple(found.identity["seconds"])
         except (KeyError, TypeError) as error:
             raise memory_file.damaged(Path(path)) from error
-        opened = Open(jnp.array(found.open["tokens"]), np.array(found.open["frames"])) if found.open else None
+        opened = ResumeState(jnp.array(found.open["tokens"]), np.array(found.open["frames"])) if found.open else None
         layout, length = found.dense.layout, found.sparse.k.shape[2]
-        beyond = sparse_room(layout, said["compression"]) - length
-        sparse = Stream(*(jnp.array(np.pad(part, ((0, 0), (0, 0), (0, beyond), (0, 0)))) for part in found.sparse))
+        beyond = sparse_capacity(layout, said["compression"]) - length
+        sparse = KVCache(*(jnp.array(np.pad(part, ((0, 0), (0, 0), (0, beyond), (0, 0)))) for part in found.sparse))
         return cls(found.dense, sparse, layout, rule, seconds=seconds, open=opened, **said)
 
     def identity(self) -> dict[str, Any]:
@@ -145,7 +145,9 @@ class VideoMemory:
 _SCALARS = ("compression", "end_s", "last_s", "frames", "rope_theta", "model", "video", "video_hash")
 
 
-def identity(shape: Shape, layout: Layout, rule: Rule, seconds: tuple[float, ...], **scalars: Any) -> dict[str, Any]:
+def identity(
+    shape: Shape, layout: Layout, rule: PrefillRule, seconds: tuple[float, ...], **scalars: Any
+) -> dict[str, Any]:
     """See `VideoMemory.identity`; all of it is known before a video is watched."""
     return {
         "version": memory_file.VERSION,
@@ -157,7 +159,7 @@ def identity(shape: Shape, layout: Layout, rule: Rule, seconds: tuple[float, ...
     }
 
 
-def beside(opened: Open | None) -> dict[str, np.ndarray]:
+def resume_arrays(opened: ResumeState | None) -> dict[str, np.ndarray]:
     """The arrays that a memory file keeps for extending the memory."""
     return {} if opened is None else {name: np.asarray(part) for name, part in opened._asdict().items()}
 
@@ -172,17 +174,17 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
     return np.pad(array, (0, length - len(array)))
 
 
-def sparse_room(layout: Layout, compression: int) -> int:
+def sparse_capacity(layout: Layout, compression: int) -> int:
     """Slots of a sparse level: its length rounded up, so that videos of like length share executables."""
     return bucket(layout.global_length + layout.groups * (layout.visual // compression), least=128)
 
 
-def sparse_level(dense: Streams, layout: Layout, compression: int, rope_theta: float) -> Stream:
+def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta: float) -> KVCache:
     """Pool the dense level into a sparse one of fixed capacity [L, K, S, D]; slot index = position."""
     check_compression(compression, layout.visual)
     kept = layout.visual // compression
     room_v, room_g = dense.visual.k.shape[2], dense.global_.k.shape[2]
-    room = sparse_room(layout, compression)
+    room = sparse_capacity(layout, compression)
     new_v, new_g = layout.visual_positions(kept), layout.global_positions(kept)
     # For every slot of the sparse level, its source: a global token, or (behind them) a pooled one.
     source = np.zeros(room, np.int32)
@@ -216,19 +218,19 @@ def _pool(dense, old_visual, new_visual, shift_global, source, *, visual, compre
         groups = rearrange(whole, "k (g v) d -> k g v d", v=visual)[:, :, : kept * compression]
         return reduce(groups.astype(jnp.float32), "k g (n c) d -> k (g n) d", "mean", c=compression)
 
-    def one_layer(layer: Streams) -> Stream:
+    def one_layer(layer: DenseCache) -> KVCache:
         k = rotate(pool(rotate(layer.visual.k.astype(jnp.float32), *back)), *forth).astype(layer.visual.k.dtype)
         v = pool(layer.visual.v).astype(k.dtype)
 
         def gather(global_, pooled):
             return jnp.concatenate([global_, pooled], axis=1)[:, source]
 
-        return Stream(gather(rotate(layer.global_.k, *along), k), gather(layer.global_.v, v))
+        return KVCache(gather(rotate(layer.global_.k, *along), k), gather(layer.global_.v, v))
 
     return jax.lax.map(one_layer, dense)
 
 
-def describe(config: ModelConfig, params: Any) -> str:
+def fingerprint_of(config: ModelConfig, params: Any) -> str:
     """A fingerprint of a model: geometry and a few weights, enough to refuse another model's memory."""
     digest = hashlib.sha256(repr(config).encode())
     for leaf in (params["language"]["norm"]["scale"], params["projector"]["linear_out"]["bias"]):

@@ -14,7 +14,7 @@ from vxl2_jax.errors import RequestError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from vxl2_jax.asking import Answer
+    from vxl2_jax.generate import Answer
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
 

@@ -15,19 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention
-from pallas_kernels.attention import REFERENCE, Kernel, Stream
+from pallas_kernels.attention import REFERENCE, Kernel, KVCache
 from vxl2_jax.buckets import bucket, round_up
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, key_ranges
+from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, key_ranges
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
 
 
-class Streams(NamedTuple):
+class DenseCache(NamedTuple):
     """The dense level: keys rotated at their positions, and values, of both streams [L, K, S, D]."""
 
-    visual: Stream
-    global_: Stream
+    visual: KVCache
+    global_: KVCache
 
 
 class Stride(NamedTuple):
@@ -39,13 +39,13 @@ class Stride(NamedTuple):
 
     ids: np.ndarray
     positions: np.ndarray
-    starts: np.ndarray
-    stops: np.ndarray
+    k_start: np.ndarray
+    k_end: np.ndarray
     visual_offset: np.int32
     global_offset: np.int32
 
 
-class Capacity(NamedTuple):
+class CacheCapacity(NamedTuple):
     """Static sizes of a watched video: groups per stride, global rows per stride, tokens per stream."""
 
     stride: int
@@ -59,10 +59,10 @@ _LEAST = tuple(keys + 16 for keys in attention.CPU_KEYS)
 capacity, so that a memory that grew equals, bit for bit, one made at once. (A stream of one tile would be copied whole.)"""
 
 
-def capacity(layout: Layout, stride: int, since: int = 0) -> Capacity:
+def capacity(layout: Layout, stride: int, since: int = 0) -> CacheCapacity:
     """Sizes for a layout, rounded up so that videos of like length share executables.
 
-    since: the group at which strides begin to be counted, where it is not 0 (see `plan`).
+    since: the group at which strides begin to be counted, where it is not 0 (see `plan_strides`).
     """
     # Beginning within a stride shifts all strides after it.
     strides = bucket(-(-max(layout.groups, 1) // stride) + (since % stride > 0))
@@ -73,10 +73,12 @@ def capacity(layout: Layout, stride: int, since: int = 0) -> Capacity:
     # what a TPU can cut key tiles from without copying.
     visual, global_ = strides * stride * layout.visual, 2 * prefix + strides * stride * per_stamp
     room = (max(round_up(room, 16), least) for room, least in zip((visual, global_), _LEAST, strict=True))
-    return Capacity(stride, rows, *room)
+    return CacheCapacity(stride, rows, *room)
 
 
-def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, since: int = 0) -> list[Stride]:
+def plan_strides(
+    layout: Layout, rule: PrefillRule, global_ids: np.ndarray, sizes: CacheCapacity, since: int = 0
+) -> list[Stride]:
     """Cut a layout, from group `since` on, into strides. `global_ids` int32 [layout.global_length]."""
     strides = []
     for first in range(since, max(layout.groups, 1), sizes.stride):
@@ -101,8 +103,8 @@ def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, si
                         pad(layout.global_positions()[begin:end]),
                     ]
                 ),
-                starts=np.concatenate([ranges_v[0], pad(ranges_g[0])], axis=1),
-                stops=np.concatenate([ranges_v[1], pad(ranges_g[1])], axis=1),
+                k_start=np.concatenate([ranges_v[0], pad(ranges_g[0])], axis=1),
+                k_end=np.concatenate([ranges_v[1], pad(ranges_g[1])], axis=1),
                 visual_offset=np.int32(visual.start),
                 global_offset=np.int32(begin),
             )
@@ -110,31 +112,31 @@ def plan(layout: Layout, rule: Rule, global_ids: np.ndarray, sizes: Capacity, si
     return strides
 
 
-def empty(config: ModelConfig, sizes: Capacity, dtype: Any) -> Streams:
+def empty(config: ModelConfig, sizes: CacheCapacity, dtype: Any) -> DenseCache:
     """A cache of zeros for a video of the given capacity."""
     lm = config.language
     return empty_streams(lm.layers, lm.kv_heads, lm.head_width, sizes, dtype)
 
 
-def empty_streams(layers: int, kv_heads: int, width: int, sizes: Capacity, dtype: Any) -> Streams:
+def empty_streams(layers: int, kv_heads: int, width: int, sizes: CacheCapacity, dtype: Any) -> DenseCache:
     """The same from plain numbers."""
 
     def stream(length):
-        return Stream(*(jnp.zeros((layers, kv_heads, length, width), dtype) for _ in "kv"))
+        return KVCache(*(jnp.zeros((layers, kv_heads, length, width), dtype) for _ in "kv"))
 
-    return Streams(stream(sizes.visual), stream(sizes.global_))
+    return DenseCache(stream(sizes.visual), stream(sizes.global_))
 
 
 @partial(jax.jit, static_argnames=("config", "keep_hidden", "kernel"), donate_argnames=("streams",))
 def run_stride(
     params: Any,
     config: ModelConfig,
-    streams: Streams,
+    streams: DenseCache,
     stride: Stride,
     visual_tokens: jax.Array,
     keep_hidden: bool = False,
     kernel: Kernel = REFERENCE,
-) -> tuple[Streams, jax.Array | None]:
+) -> tuple[DenseCache, jax.Array | None]:
     """Feed one stride through the language model.
 
     Shapes: visual_tokens [stride, V, E]; `kernel` is the attention to use. Returns the cache with the stride's keys
@@ -150,8 +152,8 @@ def run_stride(
     cos, sin = (table[:, None] for table in rotation(stride.positions, lm.head_width, lm.rope_theta))
     # Visual rows read a window, global rows all there is: apart, each kind fills the machine in its own way.
     parts = (slice(None, count), slice(count, None))
-    ready = partial(attention.prepare, kernel, heads=lm.heads, streams=tuple(streams))
-    reads = [ready(stride.starts[:, part], stride.stops[:, part]) for part in parts]
+    ready = partial(attention.plan_attention, kernel, heads=lm.heads, streams=tuple(streams))
+    reads = [ready(stride.k_start[:, part], stride.k_end[:, part]) for part in parts]
 
     def attend(q, k, v, state, layer):
         k = rotate(k, cos, sin)
@@ -162,7 +164,7 @@ def run_stride(
             attention.attend(q[part], (visual, global_), r, layer=layer)[0]
             for part, r in zip(parts, reads, strict=True)
         ]
-        return jnp.concatenate(out), Streams(visual, global_)
+        return jnp.concatenate(out), DenseCache(visual, global_)
 
     x, streams = qwen2.run_layers(language, lm, x, attend, streams, last_keys_only=not keep_hidden)
     return streams, x if keep_hidden else None

@@ -22,7 +22,7 @@ from parity.report import FEATURES, LOGITS, Report
 from bench import process
 from vxl2_jax import planning
 from vxl2_jax.checkpoints import fetch
-from vxl2_jax.layout import Layout, Rule, natural_mask
+from vxl2_jax.layout import Layout, PrefillRule, natural_mask
 
 SCRIPTS = {"ours": "watch_process.py", "torch": "torch_prefill.py"}
 REST_S = 0.05
@@ -63,9 +63,9 @@ def golden_runs(directory: Path) -> dict[str, np.ndarray]:
         ids, (_, visual, start, stop) = dense[f"{case}_ids"], dense[f"{case}_geom"].tolist()
         layout = layout_of(ids[start:stop], start, placeholder, visual)
         rows = dense[f"{case}_logit_rows"] if f"{case}_logit_rows" in dense else np.arange(len(ids))
-        settings = [(Rule(prev_blocks=None), dense, f"{case}_logits")]
+        settings = [(PrefillRule(prev_blocks=None), dense, f"{case}_logits")]
         for found in chunked.matching(rf"{case}_b(\d+)_p(\d+)_logits"):
-            settings.append((Rule(int(found[1]), int(found[2])), chunked, found[0]))
+            settings.append((PrefillRule(int(found[1]), int(found[2])), chunked, found[0]))
         for rule, archive, key in settings:
             if key not in archive:
                 continue
@@ -99,7 +99,7 @@ def case(layout: Layout, seed: int) -> dict[str, np.ndarray]:
         "visual": rng.normal(size=(layout.groups, layout.visual, lm.width)).astype(np.float32),
         "visual_positions": layout.visual_positions(),
         "global_positions": layout.global_positions(),
-        "mask": np.packbits(natural_mask(layout, Rule()), axis=1),
+        "mask": np.packbits(natural_mask(layout, PrefillRule()), axis=1),
     }
 
 
@@ -126,7 +126,7 @@ def prepared(setting: Setting) -> Iterator[tuple[Path, dict]]:
 def arithmetic(layout: Layout, early: bool) -> dict[str, int]:
     """Operations that each side has to do: the pairs of the rule, or all that a mask has room for."""
     config, _ = planning.model_of("nano")
-    lm, flops = config.language, planning.plan(config, layout, Rule(), question_tokens=0, compression=1).flops
+    lm, flops = config.language, planning.plan(config, layout, PrefillRule(), question_tokens=0, compression=1).flops
     every = 4 * lm.heads * lm.head_width * layout.length**2
     rest = layout.length * (4 * lm.width * lm.heads * lm.head_width + 6 * lm.width * lm.mlp)  # of a layer, but its keys
     torch = flops["language_linear"] + every * (lm.layers - 1) + (0 if early else rest + every)

@@ -10,15 +10,15 @@ import numpy as np
 from vxl2_jax.config import ModelConfig, VisionConfig
 
 
-def pairs(starts: np.ndarray, stops: np.ndarray) -> int:
+def pairs(k_start: np.ndarray, k_end: np.ndarray) -> int:
     """Pairs of a query and a key it sees. starts, stops int32 [S, N]."""
-    return int((stops.astype(np.int64) - starts).sum())
+    return int((k_end.astype(np.int64) - k_start).sum())
 
 
-def keys_read(starts: np.ndarray, stops: np.ndarray) -> int:
+def keys_read(k_start: np.ndarray, k_end: np.ndarray) -> int:
     """Keys that at least one query sees. starts, stops int32 [S, N]."""
     total = 0
-    for low, high in zip(starts, stops, strict=True):
+    for low, high in zip(k_start, k_end, strict=True):
         edges = np.zeros(int(high.max(initial=0)) + 2, np.int64)
         some = high > low
         np.add.at(edges, low[some], 1)

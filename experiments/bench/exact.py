@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import KVCache
 
 TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 1e-3}
 """Relative errors above these are mistakes, not rounding (float32 products may use fewer bits on accelerators)."""
@@ -18,7 +18,7 @@ TOLERANCE = {"bfloat16": 2e-2, "float16": 5e-3, "float32": 1e-3}
 
 @jax.jit
 def attend(
-    q: jax.Array, streams: Sequence[Stream], starts: jax.Array, stops: jax.Array, layer: jax.Array | int = 0
+    q: jax.Array, streams: Sequence[KVCache], k_start: jax.Array, k_end: jax.Array, layer: jax.Array | int = 0
 ) -> jax.Array:
     """Attention of few queries, all logits at once, one key head after the other.
 
@@ -30,7 +30,7 @@ def attend(
     seen = jnp.concatenate(
         [
             (jnp.arange(s.k.shape[2]) >= low[:, None]) & (jnp.arange(s.k.shape[2]) < high[:, None])
-            for s, low, high in zip(streams, starts, stops, strict=True)
+            for s, low, high in zip(streams, k_start, k_end, strict=True)
         ],
         axis=1,
     )
@@ -50,8 +50,8 @@ def relative_error(found: jax.Array, truth: jax.Array) -> float:
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
-def sample(starts: np.ndarray, stops: np.ndarray, count: int, seed: int) -> np.ndarray:
+def sample(k_start: np.ndarray, k_end: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Up to `count` queries that see a key, the first and the last of them among these."""
-    some = np.flatnonzero((stops > starts).any(axis=0))
+    some = np.flatnonzero((k_end > k_start).any(axis=0))
     inner = np.random.default_rng(seed).permutation(some[1:-1])[: max(count - 2, 0)]
     return np.unique(np.concatenate([some[:1], inner, some[-1:]]))

@@ -8,7 +8,7 @@ from typing import Any
 from bench import machine, options
 from pallas_kernels import attention
 from pallas_kernels.attention import Kernel
-from pallas_kernels.attention.tiles import Tiles
+from pallas_kernels.attention.tile_sizes import TileSizes
 
 _KNOWN = [name for name in attention.NAMES if name != "auto"]
 
@@ -18,14 +18,14 @@ def chosen(device: Any) -> list[str]:
     return options.names(options.BACKENDS, _KNOWN, machine.backends(device))
 
 
-def label(name: str, tiles: Tiles | None) -> str:
+def label(name: str, tiles: TileSizes | None) -> str:
     """The name, and the tiles where they were asked for."""
     return name if tiles is None else f"{name} {','.join(str(size) for size in asdict(tiles).values())}"
 
 
-def kernel(name: str, tiles: Tiles | None, *, width: int, dtype: str, device: Any) -> Kernel:
+def kernel(name: str, tiles: TileSizes | None, *, width: int, dtype: str, device: Any) -> Kernel:
     """A kernel by name. Raises ValueError, with the reason, where it cannot run."""
-    found = attention.choose(name, dtype=dtype, width=width, device=device).kernel
+    found = attention.choose_kernel(name, dtype=dtype, width=width, device=device).kernel
     if tiles is None or name == "reference":
         return found
     return replace(found, by_rows=(tiles,), full=tiles)

@@ -7,7 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import KVCache
 from vxl2_jax.layout import Layout
 
 PREFIX = 14
@@ -30,10 +30,10 @@ def normal(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
     return jax.lax.map(one, jax.random.split(key, shape[0]))
 
 
-def stream(key: jax.Array, layers: int, kv_heads: int, length: int, width: int, dtype: str) -> Stream:
+def stream(key: jax.Array, layers: int, kv_heads: int, length: int, width: int, dtype: str) -> KVCache:
     """Random keys and values [L, K, S, D]."""
     shape = (layers, kv_heads, length, width)
-    return Stream(*(normal(part, shape, dtype) for part in jax.random.split(key)))
+    return KVCache(*(normal(part, shape, dtype) for part in jax.random.split(key)))
 
 
 def size(arrays: object) -> int:

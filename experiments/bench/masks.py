@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from vxl2_jax.layout import Layout, Rule
+    from vxl2_jax.layout import Layout, PrefillRule
 
 EVERY_BLOCK = 2**30
 """The window of dense pre-fill, in blocks."""
@@ -24,7 +24,7 @@ class Tokens(NamedTuple):
     is_global: Any
 
 
-def tokens(layout: Layout, rule: Rule, *, in_streams: bool = False) -> Tokens:
+def tokens(layout: Layout, rule: PrefillRule, *, in_streams: bool = False) -> Tokens:
     """The tokens of a layout in natural order, or stream by stream as our cache holds them."""
     group = np.concatenate([np.arange(layout.visual_length) // layout.visual, layout.global_groups])
     position = np.concatenate([layout.visual_positions(), layout.global_positions()])
@@ -34,7 +34,7 @@ def tokens(layout: Layout, rule: Rule, *, in_streams: bool = False) -> Tokens:
     return Tokens(position[order].astype(np.int32), block[order], is_global[order])
 
 
-def window(rule: Rule) -> int:
+def window(rule: PrefillRule) -> int:
     """How many blocks a visual token looks back."""
     return EVERY_BLOCK if rule.prev_blocks is None else rule.prev_blocks
 

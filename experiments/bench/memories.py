@@ -8,13 +8,16 @@ import jax
 import numpy as np
 
 from bench import layouts
-from pallas_kernels.attention import Stream
-from vxl2_jax import bases, mixed, prefill, select
+from pallas_kernels.attention import KVCache
+from vxl2_jax import prefill
+from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.cache import views
 from vxl2_jax.config import LanguageConfig
-from vxl2_jax.decode import Base
-from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.decode import KVCacheView
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory, sparse_level
 from vxl2_jax.models.rope import rotate, rotation
+from vxl2_jax.relevance import selection
 
 KINDS = ("mixed", "dense", "sparse")
 
@@ -29,12 +32,12 @@ def remember(
         return layouts.stream(k, lm.layers, lm.kv_heads, length, lm.head_width, dtype)
 
     keys = jax.random.split(key)
-    dense = prefill.Streams(make(keys[0], sizes.visual), make(keys[1], sizes.global_))
+    dense = prefill.DenseCache(make(keys[0], sizes.visual), make(keys[1], sizes.global_))
     return VideoMemory(
         dense=dense,
         sparse=sparse_level(dense, layout, compression, lm.rope_theta),
         layout=layout,
-        rule=Rule(),
+        rule=PrefillRule(),
         compression=compression,
         seconds=tuple(4.0 * g for g in range(layout.groups)),
         end_s=4.0 * layout.groups,
@@ -50,25 +53,25 @@ def dense_chunks(layout: Layout, kind: str, chunk_size: int, top_k: int, seed: i
     if kind == "sparse":
         return None
     scores = np.random.default_rng(seed).random(chunks)
-    return select.dense_chunks(chunks, None if kind == "dense" else select.top_chunks(scores, top_k))
+    return selection.dense_chunks(chunks, None if kind == "dense" else selection.top_chunks(scores, top_k))
 
 
-def base(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int, kernel: Any) -> Base:
+def base(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int, kernel: Any) -> KVCacheView:
     """What a question reads, as asking makes it."""
     if dense is None:
-        return bases.sparse_base(memory, kernel)
-    return bases.dense_base(memory, kernel) if dense.all() else bases.mixed_base(memory, chunk_size, dense, kernel)
+        return views.sparse_view(memory, kernel)
+    return views.dense_view(memory, kernel) if dense.all() else views.mixed_view(memory, chunk_size, dense, kernel)
 
 
-def plan(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int) -> mixed.MixedPlan:
+def plan(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int) -> cache_plan.MixedPlan:
     """The same slot by slot."""
     if dense is not None:
-        return mixed.plan_mixed(memory.layout, memory.compression, chunk_size, dense)
+        return cache_plan.plan_mixed(memory.layout, memory.compression, chunk_size, dense)
     slots = np.arange(memory.sparse_length, dtype=np.int32)
-    return mixed.MixedPlan(np.full_like(slots, 2), slots, np.zeros_like(slots))
+    return cache_plan.MixedPlan(np.full_like(slots, 2), slots, np.zeros_like(slots))
 
 
-def unrounded(memory: VideoMemory, plan: mixed.MixedPlan, layer: int) -> Stream:
+def unrounded(memory: VideoMemory, plan: cache_plan.MixedPlan, layer: int) -> KVCache:
     """One layer of a cache gathered slot by slot and turned in float32: [1, K, M, D]."""
     stores = (memory.dense.visual, memory.dense.global_, memory.sparse)
     bounds = np.cumsum([0, *(store.k.shape[2] for store in stores)])
@@ -79,4 +82,4 @@ def unrounded(memory: VideoMemory, plan: mixed.MixedPlan, layer: int) -> Stream:
         return whole[:, index].astype("float32")[None]
 
     turn = rotation(plan.shift, stores[0].k.shape[-1], memory.rope_theta)
-    return Stream(rotate(gather("k"), *turn), gather("v"))
+    return KVCache(rotate(gather("k"), *turn), gather("v"))

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from absl import flags
 
-from pallas_kernels.attention.tiles import Tiles
+from pallas_kernels.attention.tile_sizes import TileSizes
 
 OUT = flags.DEFINE_string("out", "runs/bench", "Folder for the results: JSON, a Markdown table, a roofline plot.")
 LIMIT_S = flags.DEFINE_float(
@@ -60,12 +60,12 @@ def names(flag: flags.FlagHolder[list[str] | None], known: list[str], otherwise:
     return list(chosen)
 
 
-def tile_candidates() -> list[Tiles | None]:
+def tile_candidates() -> list[TileSizes | None]:
     """What --tiles lists; [None], the tuned ones, without it. Raises UsageError for what cannot be read."""
     if not TILES.value:
         return [None]
     try:
-        return [Tiles(*(int(n) for n in part.split(","))) for part in TILES.value.split(";") if part.strip()]
+        return [TileSizes(*(int(n) for n in part.split(","))) for part in TILES.value.split(";") if part.strip()]
     except (TypeError, ValueError) as error:
         raise UsageError(f'--tiles takes "rows,keys,stages,warps;…", not {TILES.value!r}') from error
 

@@ -8,7 +8,7 @@ import jax
 
 from bench import weights
 from pallas_kernels import attention
-from vxl2_jax import machine
+from vxl2_jax import hardware
 from vxl2_jax.api import Model
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.text import prompt
@@ -32,10 +32,10 @@ def draw(config: ModelConfig, *, dtype: Any, seed: int, name: str = "auto") -> M
     figures of a kernel put in its place would pass for its own.
     """
     device, width = jax.devices()[0], config.language.head_width
-    kernel, reason = attention.choose(name, dtype=dtype, width=width, device=device)
-    if kernel != attention.REFERENCE and (wrong := attention.trial(kernel, dtype=dtype, width=width)):
+    kernel, reason = attention.choose_kernel(name, dtype=dtype, width=width, device=device)
+    if kernel != attention.REFERENCE and (wrong := attention.self_test(kernel, dtype=dtype, width=width)):
         raise ValueError(f"attention kernel {kernel.name} failed its trial on this machine: {wrong}")
     params = weights.draw(config, ["vision", "dts", "projector", "language"], dtype, seed)
     return Model(
-        "random weights", config, params, CountingTokenizer(), "random", kernel, reason, machine.sizes_for(device)
+        "random weights", config, params, CountingTokenizer(), "random", kernel, reason, hardware.sizes_for(device)
     )

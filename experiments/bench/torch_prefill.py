@@ -15,8 +15,8 @@ import numpy as np
 
 sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
 
-from bench import alike  # noqa: E402
-from bench.process import asked, say  # noqa: E402
+from bench import alike
+from bench.process import asked, say
 
 try:
     import torch

@@ -15,10 +15,10 @@ from typing import Any
 _ROOT = Path(__file__).resolve().parents[2]
 sys.path[0:1] = [str(_ROOT), str(_ROOT / "experiments")]
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from bench import alike, resident  # noqa: E402
-from bench.process import asked, say  # noqa: E402
+from bench import alike, resident
+from bench.process import asked, say
 
 PROGRESS_S = 5.0
 """Seconds between lines that say how far a run has come."""
@@ -49,14 +49,14 @@ def watch(request: dict, _: Iterable[dict]) -> None:
         say(run=watched(model, video, "first run" if not number else f"run {number + 1}", usage))
         if not number:
             from vxl2_jax import planning
-            from vxl2_jax.layout import Rule
-            from vxl2_jax.watching import layout_of
+            from vxl2_jax.ingest import layout_of
+            from vxl2_jax.layout import PrefillRule
 
             layout, _ = layout_of(model, tuple(float(s) for s in range(0, len(video), config.frames_per_group)))
             found = planning.plan(
                 config,
                 layout,
-                Rule(),
+                PrefillRule(),
                 question_tokens=0,
                 itemsize=model.dtype.itemsize,
                 sizes=sizes,
@@ -153,14 +153,14 @@ def prefill(request: dict, again: Iterable[dict]) -> None:
 
     import vxl2_jax as vxl2
     from vxl2_jax import prefill
-    from vxl2_jax.layout import Layout, Rule
+    from vxl2_jax.layout import Layout, PrefillRule
 
     model, case = vxl2.load("nano", "float32"), np.load(request["case"])
     stride = model.sizes.stride
     layout = Layout(int(case["prefix"]), tuple(case["stamps"].tolist()), case["visual"].shape[1])
     visual = np.pad(case["visual"], ((0, -layout.groups % stride), (0, 0), (0, 0)))
     sizes = prefill.capacity(layout, stride)
-    strides = prefill.plan(layout, Rule(), case["ids"], sizes)
+    strides = prefill.plan_strides(layout, PrefillRule(), case["ids"], sizes)
 
     def make():
         return prefill.empty(model.config, sizes, model.dtype)

@@ -16,10 +16,12 @@ from bench import counts, kernels, weights
 from bench.measure import Timing
 from bench.report import Report, Row
 from pallas_kernels.attention import Kernel
-from vxl2_jax import bases, decode, relevance, select
+from vxl2_jax import decode, relevance
 from vxl2_jax.buckets import bucket
+from vxl2_jax.cache import views
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.relevance import selection
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,23 @@ class Asking:
         ids[:, :count] = np.random.default_rng(seed).integers(0, config.language.vocabulary, (questions, count))
         return cls(config, weights.draw(config, ["language"], dtype, seed), memory, ids, count, **more)
 
-    def dense_base(self, kernel: Kernel, questions: int = 1) -> decode.Base:
-        return bases.dense_base(self.memory, kernel, questions)
+    def dense_base(self, kernel: Kernel, questions: int = 1) -> decode.KVCacheView:
+        return views.dense_view(self.memory, kernel, questions)
 
-    def mixed_base(self, kernel: Kernel, questions: int = 1) -> decode.Base:
+    def mixed_base(self, kernel: Kernel, questions: int = 1) -> decode.KVCacheView:
         """The relevance pass of the first questions, the selection, and the caches it gives."""
-        request = relevance.Request(
+        request = relevance.ScorerInputs(
             self.params, self.config, self.memory, *self.first(questions), self.chunk_size, kernel=kernel
         )
-        chosen = [select.top_chunks(scores, self.top_k) for scores in relevance.by_attention(request)]
-        dense = np.stack([select.dense_chunks(request.chunks, one) for one in chosen])
-        return bases.mixed_base(self.memory, self.chunk_size, dense, kernel)
+        chosen = [selection.top_chunks(scores, self.top_k) for scores in relevance.repositioned_attention(request)]
+        dense = np.stack([selection.dense_chunks(request.chunks, one) for one in chosen])
+        return views.mixed_view(self.memory, self.chunk_size, dense, kernel)
 
     def first(self, questions: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, count) of the first questions."""
         return self.ids[:questions], np.full(questions, self.count, np.int32)
 
-    def answer(self, base: decode.Base, kernel: Kernel, tokens: int, questions: int = 1) -> None:
+    def answer(self, base: decode.KVCacheView, kernel: Kernel, tokens: int, questions: int = 1) -> None:
         sampling = decode.Sampling(np.float32(0), np.float32(1))
         jax.block_until_ready(
             decode.generate(
@@ -130,7 +132,7 @@ def _rows(
     else:
         # How many chunks are chosen is known, which ones is not; all are alike but the last.
         chunks = layout.chunks(asking.chunk_size)
-        dense = select.dense_chunks(chunks, np.arange(2, 2 + min(asking.top_k, max(chunks - 2, 0))))
+        dense = selection.dense_chunks(chunks, np.arange(2, 2 + min(asking.top_k, max(chunks - 2, 0))))
         group_dense = dense[layout.chunk_of_group(asking.chunk_size)]
         per_group = np.where(group_dense, layout.visual, layout.visual // memory.compression)
         keys = layout.global_length + int(per_group.sum())

@@ -24,7 +24,7 @@ from nano import encode, haystacks
 from nano.needles import judge
 from vxl2_jax.evaluation import folder, settings
 from vxl2_jax.memory import check_compression
-from vxl2_jax.storage import lines
+from vxl2_jax.storage import jsonl
 
 SHORTEST = 2 * haystacks.NEEDLE_S
 _FORM = 1  # of the films: with another number the same seed makes others
@@ -127,9 +127,9 @@ def run(model: vxl2.Model, todo: Sequence[Film], setting: Setting, out: Path) ->
             if "answers" not in done.get(film.name, {}):
                 row = {"index": film.seconds, "video": film.name, "seconds": film.seconds}
                 try:
-                    lines.append(file, row | answered(model, film, setting, Path(scratch)))
+                    jsonl.append(file, row | answered(model, film, setting, Path(scratch)))
                 except (vxl2.VideoError, vxl2.TooLongError) as error:
-                    lines.append(file, row | {"error": str(error)})
+                    jsonl.append(file, row | {"error": str(error)})
             yield
 
 

@@ -14,7 +14,7 @@ from nano.training_aims import ABSENT, Kind
 from nano.training_compose import VISUAL
 from nano.training_vision import NONE
 from vxl2_jax.config import LanguageConfig
-from vxl2_jax.layout import Layout, Rule, natural_mask
+from vxl2_jax.layout import Layout, PrefillRule, natural_mask
 from vxl2_jax.models import qwen2, rope
 
 Params = Any
@@ -131,7 +131,7 @@ def video_losses(batch: dict, mask: jax.Array, seen: list) -> dict[str, jax.Arra
     names, before = batch["seen"], batch["before"]
     shown = (names != NONE).astype(jnp.float32)
     own = np.zeros((len(at), length), bool)
-    own[np.arange(len(at)), lay.stamp_stops[groups] + groups * VISUAL - 1] = True
+    own[np.arange(len(at)), lay.timestamp_ends[groups] + groups * VISUAL - 1] = True
     same = (names[:, :, None] == names[:, None, :]) & (groups[:, None] > groups) & visible
     follows = (before[:, :, None] == names[:, None, :]) & (before[:, :, None] != NONE) & visible
     return {
@@ -242,6 +242,6 @@ def _deciding() -> np.ndarray:
     return np.stack([np.isin(every, decide), np.isin(every, decide + also)])
 
 
-def video_mask(groups: int, rule: Rule) -> np.ndarray:
+def video_mask(groups: int, rule: PrefillRule) -> np.ndarray:
     """bool [L, L] over prefix and video."""
     return natural_mask(layout(groups), rule)

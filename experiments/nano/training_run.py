@@ -25,7 +25,7 @@ from nano import (
     training_start,
 )
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.layout import Rule
+from vxl2_jax.layout import PrefillRule
 
 Params = Any
 LENGTHS = (8, 12, 16, 32, 64, 128)  # groups; few, since each is compiled
@@ -44,14 +44,14 @@ def videos(groups: int) -> int:
     return max(1, 80 // groups)
 
 
-def draw_rule(rng: np.random.Generator, groups: int) -> Rule:
+def draw_rule(rng: np.random.Generator, groups: int) -> PrefillRule:
     """Dense, the usual rule, or another one that hides more; long videos are seldom seen whole."""
     kind = rng.random()
     if kind < (0.45 if groups <= 16 else 0.2):
-        return Rule(4, None)
+        return PrefillRule(4, None)
     if kind < 0.75:
-        return Rule(4, 3)
-    return Rule(int(rng.integers(2, 5)), int(rng.integers(2, 4)))
+        return PrefillRule(4, 3)
+    return PrefillRule(int(rng.integers(2, 5)), int(rng.integers(2, 4)))
 
 
 def draw(bank: training_compose.Bank, step: int, real: float, bilevel: float) -> tuple[dict, np.ndarray, dict | None]:
@@ -93,7 +93,7 @@ def check(right_by_type: Any, params: Params, bank: training_compose.Bank) -> di
         for i in range(CHECKS):
             rng = np.random.default_rng((1, groups, i))
             made, _ = training_compose.batch(bank, rng, videos(groups), groups, QUESTIONS, real=1.0, offsets=0.0)
-            mask = training_language.video_mask(groups, Rule(4, None if groups <= 16 else 3))
+            mask = training_language.video_mask(groups, PrefillRule(4, None if groups <= 16 else 3))
             parts.append(right_by_type(params, vars(made), mask))
         totals = {kind: [sum(float(part[kind][j]) for part in parts) for j in (0, 1)] for kind in questions.TYPES}
         found[str(groups)] = {kind: round(right / asked, 3) for kind, (right, asked) in totals.items() if asked}

@@ -9,8 +9,10 @@ from parity.cases import Case, Runner, turn_back
 from parity.golden import Archive, GoldenError
 from parity.language import DENSE, check_cache, check_greedy
 from parity.report import LOGITS, Report
-from vxl2_jax import bases, mixed, select
-from vxl2_jax.layout import Rule
+from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.cache import views
+from vxl2_jax.layout import PrefillRule
+from vxl2_jax.relevance import selection
 
 _RUN_KINDS = (
     "mixed_len",
@@ -40,13 +42,13 @@ def case_of(name: str, cases: dict[str, Case]) -> Case | None:
     return cases[max(fitting, key=len)] if fitting else None
 
 
-def prefill_rules(bilevel: Archive, cases: dict[str, Case]) -> dict[str, Rule]:
+def prefill_rules(bilevel: Archive, cases: dict[str, Case]) -> dict[str, PrefillRule]:
     """The pre-fill setting of the cases that have one run under their own name.
 
     prefill_chunked.npz stores such a case without naming its setting.
     """
     named = [name for name in cases if f"{name}_config" in bilevel]
-    return {name: Rule(*(int(n) for n in bilevel[f"{name}_config"][:2])) for name in named}
+    return {name: PrefillRule(*(int(n) for n in bilevel[f"{name}_config"][:2])) for name in named}
 
 
 def check(report: Report, bilevel: Archive, cases: dict[str, Case], runner: Runner) -> None:
@@ -57,7 +59,7 @@ def check(report: Report, bilevel: Archive, cases: dict[str, Case], runner: Runn
     }
     for name, block_size, prev_blocks in sorted(caches):
         if name in cases:
-            check_prefill_cache(report, bilevel, cases[name], Rule(int(block_size), int(prev_blocks)), runner)
+            check_prefill_cache(report, bilevel, cases[name], PrefillRule(int(block_size), int(prev_blocks)), runner)
     for found in bilevel.matching(r"(.+)_config"):
         if case := case_of(found[1], cases):
             check_run(report, bilevel, found[1], case, runner)
@@ -67,7 +69,7 @@ def check(report: Report, bilevel: Archive, cases: dict[str, Case], runner: Runn
             report.check(f"bilevel {found[0]}", answer.question_logits, bilevel[found[0]], LOGITS, len(case.ids))
 
 
-def check_prefill_cache(report: Report, bilevel: Archive, case: Case, rule: Rule, runner: Runner) -> None:
+def check_prefill_cache(report: Report, bilevel: Archive, case: Case, rule: PrefillRule, runner: Runner) -> None:
     """The whole prompt's cache after chunked pre-filling, keys not rotated."""
     prefix = f"{case.name}_b{rule.block_size}_p{rule.prev_blocks}"
     streams, _ = runner.watch(case, rule)
@@ -87,20 +89,20 @@ def check_run(report: Report, bilevel: Archive, name: str, case: Case, runner: R
     # Units are listed; the top-k that made the list is not needed.
     block_size, prev_blocks, _, chunk_size, compression = (int(n) for n in config)
     units = bilevel[f"{name}_selected_unit_indices"].tolist()
-    memory = runner.remember(case, Rule(block_size, prev_blocks), compression)
+    memory = runner.remember(case, PrefillRule(block_size, prev_blocks), compression)
     chunks = case.layout.chunks(chunk_size)
-    dense = select.dense_chunks(chunks, select.chunks_of_units(units, chunks, chunk_size))
-    plan = mixed.plan_mixed(case.layout, compression, chunk_size, dense)
+    dense = selection.dense_chunks(chunks, selection.chunks_of_units(units, chunks, chunk_size))
+    plan = cache_plan.plan_mixed(case.layout, compression, chunk_size, dense)
     length = len(plan.store)
     exact = {"num_blocks": chunks + 1, "dense_blocks": np.flatnonzero(dense), "mixed_len": length}
     for kind, got in exact.items():
         if kind in kinds:
             report.exact(f"bilevel {name}_{kind}", got, kinds[kind])
-    stream = mixed.assemble(memory, plan)
+    stream = cache_plan.assemble(memory, plan)
     keys, values = (np.asarray(part)[:, :, :length] for part in stream)
     cache = np.stack([turn_back(keys, runner.config), values], axis=1)
     check_cache(report, f"bilevel {name}", kinds, cache, case, "mixed_kv")
-    base = bases.mixed_base(memory, chunk_size, dense, runner.kernel)
+    base = views.mixed_view(memory, chunk_size, dense, runner.kernel)
     steps = max((len(kinds[kind]) for kind in kinds if kind.startswith("greedy")), default=1)
     answer = jax.block_until_ready(runner.ask(case, base, steps))
     if "suffix_logits" in kinds:

@@ -12,13 +12,14 @@ import numpy as np
 from pallas_kernels.attention import REFERENCE, Kernel
 from parity.golden import Archive, GoldenError, layout_of
 from parity.vision import encode_frames, pad_video, rebuild
-from vxl2_jax import bases, decode, memory, prefill
+from vxl2_jax import decode, memory, prefill
+from vxl2_jax.cache import views
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
-from vxl2_jax.prefill import Streams
+from vxl2_jax.prefill import DenseCache
 
 _extend = jax.jit(decode.extend, static_argnames=("config", "kernel"))
 
@@ -87,9 +88,9 @@ class Runner:
     dtype: Any = jnp.float32
 
     def __post_init__(self):
-        self._watched: dict[tuple[str, Rule], Streams] = {}
+        self._watched: dict[tuple[str, PrefillRule], DenseCache] = {}
 
-    def watch(self, case: Case, rule: Rule, keep_hidden: bool = False) -> tuple[Streams, np.ndarray | None]:
+    def watch(self, case: Case, rule: PrefillRule, keep_hidden: bool = False) -> tuple[DenseCache, np.ndarray | None]:
         """Pre-fill prefix and video. With `keep_hidden` also the residual stream [layout.length, E]."""
         if not keep_hidden and (case.name, rule) in self._watched:
             return self._watched[case.name, rule], None
@@ -97,20 +98,20 @@ class Runner:
         streams = prefill.empty(self.config, sizes, self.dtype)
         padded = np.pad(case.visual, ((0, -case.layout.groups % self.stride), (0, 0), (0, 0)))
         hidden = np.zeros((case.layout.length, self.config.language.width), np.float32)
-        for number, stride in enumerate(prefill.plan(case.layout, rule, case.global_ids, sizes)):
+        for number, stride in enumerate(prefill.plan_strides(case.layout, rule, case.global_ids, sizes)):
             tokens = jnp.asarray(padded[number * self.stride :][: self.stride])
             streams, x = prefill.run_stride(
                 self.params, self.config, streams, stride, tokens, keep_hidden=keep_hidden, kernel=self.kernel
             )
             if keep_hidden:
-                real = stride.stops.sum(axis=0) > 0
+                real = stride.k_end.sum(axis=0) > 0
                 hidden[stride.positions[real]] = np.asarray(x)[real]
         if keep_hidden:
             return streams, hidden
         self._watched[case.name, rule] = streams
         return streams, None
 
-    def remember(self, case: Case, rule: Rule, compression: int) -> VideoMemory:
+    def remember(self, case: Case, rule: PrefillRule, compression: int) -> VideoMemory:
         """The memory of a case's video, as `Model.watch` builds it."""
         streams, _ = self.watch(case, rule)
         theta = self.config.language.rope_theta
@@ -126,11 +127,11 @@ class Runner:
             rope_theta=theta,
         )
 
-    def base(self, case: Case, rule: Rule) -> decode.Base:
+    def base(self, case: Case, rule: PrefillRule) -> decode.KVCacheView:
         """The whole dense level, as a question reads it."""
-        return bases.dense_base(self.remember(case, rule, compression=1), self.kernel)
+        return views.dense_view(self.remember(case, rule, compression=1), self.kernel)
 
-    def ask(self, case: Case, base: decode.Base, steps: int) -> decode.Generated:
+    def ask(self, case: Case, base: decode.KVCacheView, steps: int) -> decode.Generated:
         """Run the case's question over a base and decode greedily, keeping all logits; without the batch's axis."""
         return jax.tree.map(
             lambda of_batch: of_batch[0],
@@ -152,7 +153,7 @@ class Runner:
         """Residual stream [N, E] → logits [N, vocabulary]."""
         return np.asarray(qwen2.logits(self.params["language"], self.config.language, hidden))
 
-    def natural_cache(self, case: Case, streams: Streams, base: decode.Base, rotated: bool) -> np.ndarray:
+    def natural_cache(self, case: Case, streams: DenseCache, base: decode.KVCacheView, rotated: bool) -> np.ndarray:
         """[layers, 2, K, L, D]: keys and values of the whole prompt in natural order.
 
         The question's rows come from its pass over the base. Without `rotated`, keys are turned back.

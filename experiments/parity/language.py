@@ -11,10 +11,10 @@ from parity.golden import Archive, GoldenError, layout_of
 from parity.report import FEATURES, LOGITS, Report
 from vxl2_jax import decode
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.layout import Layout, Rule, attention_pairs, natural_mask
+from vxl2_jax.layout import Layout, PrefillRule, attention_pairs, natural_mask
 from vxl2_jax.models import qwen2
 
-DENSE = Rule(prev_blocks=None)
+DENSE = PrefillRule(prev_blocks=None)
 _RUN_KINDS = r"logits|kv|kv_last_layer|greedy_tokens|greedy_logits|greedy_margin"
 
 DENSE_KINDS = {
@@ -47,8 +47,8 @@ def check_geometry(report: Report, dense: Archive, case: Case, runner: Runner, s
     layout, name = case.layout, f"dense {case.name}"
     per_group = runner.config.frames_per_group
     report.exact(f"{name}_groups", layout.groups, -(-case.frames // per_group))
-    first = layout.stamp_stops - np.asarray(layout.stamps)
-    ends = {"start": layout.global_positions()[first], "end": layout.global_positions()[layout.stamp_stops - 1] + 1}
+    first = layout.timestamp_ends - np.asarray(layout.stamps)
+    ends = {"start": layout.global_positions()[first], "end": layout.global_positions()[layout.timestamp_ends - 1] + 1}
     for end, got in ends.items():
         if (key := f"{case.name}_time_token_{end}_indices") in dense:
             report.exact(f"dense {key}", got, dense[key])
@@ -70,7 +70,14 @@ def check_geometry(report: Report, dense: Archive, case: Case, runner: Runner, s
 
 
 def check_run(
-    report: Report, archive: Archive, dense: Archive, name: str, prefix: str, case: Case, rule: Rule, runner: Runner
+    report: Report,
+    archive: Archive,
+    dense: Archive,
+    name: str,
+    prefix: str,
+    case: Case,
+    rule: PrefillRule,
+    runner: Runner,
 ) -> None:
     """The quantities `{prefix}_…` of one run: logits, cache, greedy tokens with their logits."""
     streams, _ = runner.watch(case, rule)
@@ -125,12 +132,17 @@ def sure_steps(report: Report, kinds: dict[str, np.ndarray]) -> int | None:
 
 
 def check_chunked(
-    report: Report, chunked: Archive, dense: Archive, cases: dict[str, Case], runner: Runner, unnamed: dict[str, Rule]
+    report: Report,
+    chunked: Archive,
+    dense: Archive,
+    cases: dict[str, Case],
+    runner: Runner,
+    unnamed: dict[str, PrefillRule],
 ) -> None:
     """The "w_chunk" variant. `unnamed`: the rule of cases whose keys do not name their setting."""
     report.expect_kinds(chunked.name, chunked, CHUNKED_KINDS)
     for found in chunked.matching(r"(.+)_(mask|ratio)_b(\d+)_p(\d+)"):
-        case, rule = cases.get(found[1]), Rule(int(found[3]), int(found[4]))
+        case, rule = cases.get(found[1]), PrefillRule(int(found[3]), int(found[4]))
         if case is not None:
             check_mask(report, chunked, found, case.layout, rule, len(case.question))
     check_other_layouts(report, chunked, runner.config)
@@ -141,14 +153,23 @@ def check_chunked(
         if name in cases:
             prefix = f"{name}_b{block_size}_p{prev_blocks}"
             check_run(
-                report, chunked, dense, f"chunked {prefix}", prefix, cases[name], Rule(block_size, prev_blocks), runner
+                report,
+                chunked,
+                dense,
+                f"chunked {prefix}",
+                prefix,
+                cases[name],
+                PrefillRule(block_size, prev_blocks),
+                runner,
             )
     for name, case in cases.items():
         if any(f"{name}_{kind}" in chunked for kind in _RUN_KINDS.split("|")):
-            check_run(report, chunked, dense, f"chunked {name}", name, case, unnamed.get(name, Rule(1, 1)), runner)
+            check_run(
+                report, chunked, dense, f"chunked {name}", name, case, unnamed.get(name, PrefillRule(1, 1)), runner
+            )
 
 
-def check_mask(report: Report, chunked: Archive, found, layout: Layout, rule: Rule, question: int) -> None:
+def check_mask(report: Report, chunked: Archive, found, layout: Layout, rule: PrefillRule, question: int) -> None:
     """`found` is the key's match: a mask (bits packed along rows) or [allowed pairs, length]."""
     if found[2] == "mask":
         got = np.packbits(natural_mask(layout, rule, question), axis=1)
@@ -160,7 +181,7 @@ def check_mask(report: Report, chunked: Archive, found, layout: Layout, rule: Ru
 def check_other_layouts(report: Report, chunked: Archive, config: ModelConfig) -> None:
     """Masks of other frame counts; the layout comes from the ids in `_time_embedding`."""
     for found in chunked.matching(r"((.+)_b(\d+)_p(\d+))_meta"):
-        name, rule = found[1], Rule(int(found[3]), int(found[4]))
+        name, rule = found[1], PrefillRule(int(found[3]), int(found[4]))
         if len(meta := chunked[found[0]]) != 4:
             raise GoldenError(f"{chunked.name}: {found[0]} must hold prefix, suffix, length, allowed pairs")
         prefix, question = int(meta[0]), int(meta[1])

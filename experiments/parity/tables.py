@@ -9,7 +9,7 @@ import numpy as np
 
 from parity.golden import GoldenError
 from parity.report import Report
-from vxl2_jax.layout import Layout, Rule, attention_pairs
+from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 from vxl2_jax.text import prompt
 from vxl2_jax.text.tokenizer import Tokenizer
 from vxl2_jax.video.sampling import frame_seconds, sample_indices
@@ -32,7 +32,7 @@ def check_flops(report: Report, table: dict, frames_per_group: int) -> None:
         layout = Layout(
             row["prefix_tokens"], tuple(len(stamp_ids(t, 0)) for t in texts), table["visual_tokens_per_group"]
         )
-        kept, causal = attention_pairs(layout, Rule(row["block_size"], row["prev_blocks"]), row["suffix_tokens"])
+        kept, causal = attention_pairs(layout, PrefillRule(row["block_size"], row["prev_blocks"]), row["suffix_tokens"])
         derived = {
             "groups": layout.groups,
             "num_blocks": layout.chunks(row["block_size"]),

@@ -12,7 +12,7 @@ from pathlib import Path
 from studies import contents, drawing, tally
 from studies.study import DENSE, Setting, Study
 from vxl2_jax import plot
-from vxl2_jax.layout import Rule
+from vxl2_jax.layout import PrefillRule
 
 PREVIOUS = {1: (0, 3, 15), 2: (1, 7), 4: (0, 1, 3, 7), 8: (0, 1, 3)}
 """Block size → blocks before it."""
@@ -69,7 +69,11 @@ STUDY = Study(
     name="block_size",
     title="Block size and blocks seen in pre-filling (clips of 192 s)",
     settings={"dense": DENSE}
-    | {_name(block, before): Setting(Rule(block, before)) for block, befores in PREVIOUS.items() for before in befores},
+    | {
+        _name(block, before): Setting(PrefillRule(block, before))
+        for block, befores in PREVIOUS.items()
+        for before in befores
+    },
     contents={"as trained": contents.as_trained()},
     clips=8,
     draw=draw,

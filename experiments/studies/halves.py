@@ -10,7 +10,7 @@ from pathlib import Path
 
 from studies import contents, drawing, tally
 from studies.study import CHUNKED, DENSE, Setting, Study
-from vxl2_jax.layout import Rule
+from vxl2_jax.layout import PrefillRule
 
 
 def draw(path: Path, report: dict) -> None:
@@ -24,8 +24,8 @@ STUDY = Study(
     settings={
         "dense": DENSE,
         "chunked": CHUNKED,
-        "bi-level, 62 %": Setting(Rule(4, None), share=62),
-        "bi-level, 35 %": Setting(Rule(4, None), share=35),
+        "bi-level, 62 %": Setting(PrefillRule(4, None), share=62),
+        "bi-level, 35 %": Setting(PrefillRule(4, None), share=35),
         "both, 62 %": Setting(share=62),
         "both, 35 %": Setting(share=35),
         "both, 35 %, by lot": Setting(share=35, relevance="lot"),

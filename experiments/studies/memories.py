@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from nano.clips import Clip, render_frame
 
-from vxl2_jax import Model, VideoMemory, machine, prefill, watching
-from vxl2_jax.layout import Rule
+from vxl2_jax import Model, VideoMemory, hardware, ingest, prefill
+from vxl2_jax.layout import PrefillRule
 from vxl2_jax.memory import sparse_level
 from vxl2_jax.video.preprocess import resize_frame
 
@@ -27,23 +27,23 @@ def frames_of(clip: Clip, size: int) -> np.ndarray:
 
 def visual_tokens(model: Model, frames: np.ndarray) -> list[jax.Array]:
     """Visual tokens of every stride, [stride, V, E] each."""
-    machine.spare_programs()
+    hardware.clear_jit_caches()
     step = model.sizes.stride * model.config.frames_per_group
     with model._precision():
-        return [watching.visual_tokens(model, frames[first : first + step]) for first in range(0, len(frames), step)]
+        return [ingest.visual_tokens(model, frames[first : first + step]) for first in range(0, len(frames), step)]
 
 
 def remember(
-    model: Model, tokens: Sequence[jax.Array], seconds: np.ndarray, rule: Rule, compression: int
+    model: Model, tokens: Sequence[jax.Array], seconds: np.ndarray, rule: PrefillRule, compression: int
 ) -> VideoMemory:
     """The memory that `Model.watch` would make of the frames at `seconds` [F], from their visual tokens."""
     config = model.config
     starts = tuple(float(second) for second in seconds[:: config.frames_per_group])
-    layout, ids = watching.layout_of(model, starts)
+    layout, ids = ingest.layout_of(model, starts)
     sizes = prefill.capacity(layout, model.sizes.stride)
     streams = prefill.empty(config, sizes, model.dtype)
     with model._precision():
-        for stride, part in zip(prefill.plan(layout, rule, ids, sizes), tokens, strict=True):
+        for stride, part in zip(prefill.plan_strides(layout, rule, ids, sizes), tokens, strict=True):
             streams, _ = prefill.run_stride(model.params, config, streams, stride, part, kernel=model.kernel)
         sparse = sparse_level(streams, layout, compression, config.language.rope_theta)
     jax.block_until_ready((streams, sparse))

@@ -18,9 +18,9 @@ from nano import questions, recall
 from studies import memories
 from studies.study import Asked, Setting, Study
 from vxl2_jax import Answer, Model, RequestError, VideoMemory
-from vxl2_jax.layout import Rule, attention_pairs
-from vxl2_jax.storage import lines
-from vxl2_jax.storage.exclusive import opened
+from vxl2_jax.layout import PrefillRule, attention_pairs
+from vxl2_jax.storage import jsonl
+from vxl2_jax.storage.locking import opened
 from vxl2_jax.text import prompt
 
 MOST_TOKENS = 20  # of an answer; the longest that is right has 15
@@ -65,7 +65,7 @@ def run(
             progress(done, len(wanted))
             if (content, number) not in known:
                 row = {"content": content, "clip": number, **_row(study, model, content, (seed, number), footage)}
-                lines.append(file, row)
+                jsonl.append(file, row)
                 rows.append(row)
     progress(len(wanted), len(wanted))
     return [row for row in rows if row["clip"] < clips]
@@ -77,15 +77,15 @@ def resume(file: IO[str], path: Path, about: dict[str, Any]) -> list[dict[str, A
     Raises RequestError for a file of other settings, or of something else; it is left as it is.
     """
     try:
-        whole, torn = lines.whole_lines(file)
+        whole, torn = jsonl.whole_lines(file)
         found = [json.loads(line) for line in whole]
     except ValueError as error:
         raise RequestError(f"{path}: is no file of a study's rows; choose another --rows") from error
     if found and found[0] != about or not found and not json.dumps(about).startswith(torn):
         raise RequestError(f"{path}: rows of another model or of other settings; remove it or choose another --rows")
-    lines.cut_back(file, whole)
+    jsonl.cut_back(file, whole)
     if not found:
-        lines.append(file, about)
+        jsonl.append(file, about)
     return found[1:]
 
 
@@ -95,7 +95,7 @@ def _row(study: Study, model: Model, content: str, stream: tuple[int, int], foot
     clip, asked = study.contents[content](rng, footage)
     frames = memories.frames_of(clip, model.config.vision.image_size)
     tokens, seconds = memories.visual_tokens(model, frames), np.arange(len(frames), dtype=float)
-    watched: dict[Rule, VideoMemory] = {}
+    watched: dict[PrefillRule, VideoMemory] = {}
     found: dict[str, dict[str, Any]] = {}
     for name, setting in study.settings.items():
         if setting.rule not in watched:

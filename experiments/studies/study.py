@@ -11,7 +11,7 @@ import numpy as np
 from nano.clips import Clip
 from nano.questions import Question
 
-from vxl2_jax.layout import Rule
+from vxl2_jax.layout import PrefillRule
 
 
 @dataclass(frozen=True)
@@ -27,14 +27,14 @@ class Setting:
       chunk_size: groups per bi-level chunk; compression: visual tokens pooled into one in the others.
     """
 
-    rule: Rule = Rule(4, 3)
+    rule: PrefillRule = PrefillRule(4, 3)
     share: int | None = None
     relevance: str = "attention"
     chunk_size: int = 1
     compression: int = 8
 
 
-DENSE, CHUNKED = Setting(Rule(4, None)), Setting()
+DENSE, CHUNKED = Setting(PrefillRule(4, None)), Setting()
 
 
 class Asked(NamedTuple):

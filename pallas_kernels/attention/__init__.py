@@ -4,31 +4,31 @@ from pallas_kernels.attention.dispatch import (
     CPU_KEYS,
     NAMES,
     REFERENCE,
-    Choice,
+    AttentionPlan,
     Kernel,
-    Reads,
+    KernelChoice,
     attend,
-    attend_fully,
-    choose,
-    prepare,
+    choose_kernel,
+    full_attention,
+    plan_attention,
 )
-from pallas_kernels.attention.reference import Stream, key_mass
-from pallas_kernels.attention.trial import trial
-from pallas_kernels.attention.tried import choose_tried
+from pallas_kernels.attention.reference import KVCache, key_mass
+from pallas_kernels.attention.select import select_kernel
+from pallas_kernels.attention.self_test import self_test
 
 __all__ = [
     "CPU_KEYS",
     "NAMES",
     "REFERENCE",
-    "Choice",
+    "KernelChoice",
     "Kernel",
-    "Reads",
-    "Stream",
+    "AttentionPlan",
+    "KVCache",
     "attend",
-    "attend_fully",
-    "choose",
-    "choose_tried",
+    "full_attention",
+    "choose_kernel",
+    "select_kernel",
     "key_mass",
-    "prepare",
-    "trial",
+    "plan_attention",
+    "self_test",
 ]

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 
-from pallas_kernels.attention.reference import Stream
-from pallas_kernels.attention.tiles import Tiles
-from pallas_kernels.attention.work import Work
+from pallas_kernels.attention.reference import KVCache
+from pallas_kernels.attention.tile_schedule import TileSchedule
+from pallas_kernels.attention.tile_sizes import TileSizes
 
 try:  # Deprecated since jax 0.11. All that is Triton's own is reached by this name.
     from jax.experimental.pallas import triton
@@ -97,35 +97,35 @@ def _update(carry, queries, k, v, see, scale, interpret):
 
 
 def _kernel(
-    layer, query, first, stop, clear_first, clear_stop, row_starts, row_stops, q, *refs, numbers, scale, tiles, interpret
+    layer, q_tile, item_start, item_end, full_start, full_end, row_start, row_end, q, *refs, numbers, scale, tiles, interpret
 ):  # fmt: skip
     caches, (out, lse) = refs[:-2], refs[-2:]
     item, head = pl.program_id(0), pl.program_id(1)
-    layer, query, keys = layer[0], query[item], tiles.keys
+    layer, q_tile, keys = layer[0], q_tile[item], tiles.keys
     rows, width = q.shape[2:]
     parts = _parts(width, rows, tiles.warps)
 
     queries, done = [], 0
     for offset, size in parts:
-        part = triton.load(q.at[head, query, :, pl.ds(offset, size)])
+        part = triton.load(q.at[head, q_tile, :, pl.ds(offset, size)])
         if offset < done:  # these columns count in the part before
             part = jnp.where(lax.broadcasted_iota(jnp.int32, part.shape, 1) < done - offset, 0, part)
         queries.append(part)
         done = offset + size
 
-    def load(cache, start, stop=None):
-        """Parts of the tile of keys from `start` on; with a `stop`, zeros from there on."""
+    def load(cache, start, item_end=None):
+        """Parts of the tile of keys from `start` on; with a `item_end`, zeros from there on."""
         tile = []
         for offset, size in parts:
             where = cache.at[layer, head, pl.ds(start, keys), pl.ds(offset, size)]
-            inside = None if stop is None else start + lax.broadcasted_iota(jnp.int32, (keys, size), 0) < stop
-            tile.append(triton.load(where, mask=inside, other=None if stop is None else 0))
+            inside = None if item_end is None else start + lax.broadcasted_iota(jnp.int32, (keys, size), 0) < item_end
+            tile.append(triton.load(where, mask=inside, other=None if item_end is None else 0))
         return tile
 
     def attend_stream(number, k, v, carry):
-        begin, end = first[number, item], stop[number, item]
-        left = pl.cdiv(clear_first[number, item] - begin, keys)
-        clear = jnp.maximum((clear_stop[number, item] - begin) // keys - left, 0)
+        begin, end = item_start[number, item], item_end[number, item]
+        left = pl.cdiv(full_start[number, item] - begin, keys)
+        clear = jnp.maximum((full_end[number, item] - begin) // keys - left, 0)
 
         def clear_tile(tile, carry):
             start = begin + tile * keys
@@ -136,12 +136,12 @@ def _kernel(
 
             def see(logits):
                 key = start + lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-                return jnp.where((key >= row_start[:, None]) & (key < row_stop[:, None]), logits, _UNSEEN)
+                return jnp.where((key >= low[:, None]) & (key < high[:, None]), logits, _UNSEEN)
 
             return _update(carry, queries, load(k, start, end), load(v, start, end), see, scale, interpret)
 
         carry = lax.fori_loop(left, left + clear, clear_tile, carry)
-        row_start, row_stop = row_starts[number, query, :], jnp.minimum(row_stops[number, query, :], end)
+        low, high = row_start[number, q_tile, :], jnp.minimum(row_end[number, q_tile, :], end)
         return lax.fori_loop(0, pl.cdiv(end - begin, keys) - clear, edge_tile, carry)
 
     def zeros(*shape):
@@ -160,12 +160,12 @@ def _kernel(
 
 def attend_tiles(
     q: jax.Array,
-    streams: Sequence[Stream],
+    streams: Sequence[KVCache],
     layer: jax.Array | int,
-    work: Work,
+    work: TileSchedule,
     *,
     scale: float,
-    tiles: Tiles,
+    tiles: TileSizes,
     out_dtype: jnp.dtype,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
@@ -184,7 +184,7 @@ def attend_tiles(
         raise ValueError(why)
     if rows != tiles.rows or scale <= 0:
         raise ValueError(f"needs tiles of {tiles.rows} rows, not {rows}, and a scale above 0, not {scale}")
-    items = work.query.shape[0]
+    items = work.q_tile.shape[0]
     numbers = tuple(number for number, stream in enumerate(streams) if stream.k.shape[2])
     kernel = functools.partial(
         _kernel, numbers=numbers, scale=scale * math.log2(math.e), tiles=tiles, interpret=interpret
@@ -204,6 +204,6 @@ def attend_tiles(
         interpret=interpret,
         name="range_attention_ampere",
     )(
-        jnp.asarray(layer, jnp.int32).reshape(1), work.query, work.first, work.stop, work.clear_first,
-        work.clear_stop, work.row_starts, work.row_stops, q, *(part for number in numbers for part in streams[number]),
+        jnp.asarray(layer, jnp.int32).reshape(1), work.q_tile, work.item_start, work.item_end, work.full_start,
+        work.full_end, work.row_start, work.row_end, q, *(part for number in numbers for part in streams[number]),
     )  # fmt: skip

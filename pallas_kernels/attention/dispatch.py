@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.attention import ampere, hopper, reference, tiles, tpu, work
-from pallas_kernels.attention.reference import Stream
-from pallas_kernels.attention.tiles import Tiles
-from pallas_kernels.attention.work import Work
+from pallas_kernels.attention import ampere, hopper, reference, tile_schedule, tile_sizes, tpu
+from pallas_kernels.attention.reference import KVCache
+from pallas_kernels.attention.tile_schedule import TileSchedule
+from pallas_kernels.attention.tile_sizes import TileSizes
 
 BACKENDS: dict[str, ModuleType] = {"tpu": tpu, "hopper": hopper, "ampere": ampere}
 NAMES = ("auto", *BACKENDS, "reference")
@@ -32,8 +32,8 @@ class Kernel:
 
     name: str = "reference"
     cores: int = 1
-    by_rows: tuple[Tiles, ...] = ()
-    full: Tiles | None = None
+    by_rows: tuple[TileSizes, ...] = ()
+    full: TileSizes | None = None
     full_width: int = 0
     interpret: bool = False
 
@@ -42,7 +42,7 @@ class Kernel:
         """The module with `attend_tiles` and `refusal`; the reference has none."""
         return BACKENDS[self.name]
 
-    def tiles_for(self, rows: int) -> Tiles:
+    def tiles_for(self, rows: int) -> TileSizes:
         """The smallest tiles that hold `rows` packed rows of a key head, else the largest."""
         return next((t for t in self.by_rows if t.rows >= rows), self.by_rows[-1])
 
@@ -50,7 +50,7 @@ class Kernel:
 REFERENCE = Kernel()
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
     """A kernel and one line that says why it was taken."""
 
     kernel: Kernel
@@ -67,9 +67,9 @@ def _candidates(device: Any) -> list[str]:
     return []
 
 
-def choose(
+def choose_kernel(
     name: str = "auto", *, dtype: Any, width: int, device: Any = None, failed: Mapping[str, str] = MappingProxyType({})
-) -> Choice:
+) -> KernelChoice:
     """Choose the kernel for caches of `dtype` and head width `width` on `device` (default: the first).
 
     `name` "auto" takes the best kernel that can run and falls back to the reference, saying why. A kernel
@@ -83,7 +83,7 @@ def choose(
     device = device or jax.devices()[0]
     kind = getattr(device, "device_kind", device.platform)
     if name == "reference":
-        return Choice(REFERENCE, "reference, as asked")
+        return KernelChoice(REFERENCE, "reference, as asked")
     able = _candidates(device)
     if name != "auto":
         if name not in able and device.platform != "cpu":
@@ -93,20 +93,20 @@ def choose(
         if why := _refusal(kernel, dtype, width):
             raise ValueError(why)
         how = ", interpreted: slow, for checking only" if kernel.interpret else ""
-        return Choice(kernel, f"{name}, as asked{how}")
+        return KernelChoice(kernel, f"{name}, as asked{how}")
     if not able:
-        return Choice(REFERENCE, f"reference, in {jnp.dtype(dtype)}: no kernel is written for {kind}")
+        return KernelChoice(REFERENCE, f"reference, in {jnp.dtype(dtype)}: no kernel is written for {kind}")
     refused = []
     for candidate in able:
         kernel = _kernel(candidate, kind)
         if not (why := failed.get(candidate) or _refusal(kernel, dtype, width)):
-            return Choice(kernel, "; ".join([f"{candidate}: written for {kind}", *refused]))
+            return KernelChoice(kernel, "; ".join([f"{candidate}: written for {kind}", *refused]))
         refused.append(f"not {candidate} ({why})")
-    return Choice(REFERENCE, f"reference, in {jnp.dtype(dtype)}: " + "; ".join(refused))
+    return KernelChoice(REFERENCE, f"reference, in {jnp.dtype(dtype)}: " + "; ".join(refused))
 
 
 def _kernel(name: str, device_kind: str, interpret: bool = False) -> Kernel:
-    found = tiles.lookup(name, device_kind)
+    found = tile_sizes.lookup(name, device_kind)
     # An interpreter is one core: work cut up for many would only be more steps.
     return Kernel(name, 1 if interpret else found.cores, found.by_rows, found.full, found.full_width, interpret)
 
@@ -119,7 +119,7 @@ def _refusal(kernel: Kernel, dtype: Any, width: int) -> str | None:
     return next((why for t in kernel.by_rows if (why := _refuses(kernel, dtype, width, t))), None)
 
 
-def _refuses(kernel: Kernel, dtype: Any, width: int, sizes: Tiles) -> str | None:
+def _refuses(kernel: Kernel, dtype: Any, width: int, sizes: TileSizes) -> str | None:
     return kernel.backend.refusal(dtype=jnp.dtype(dtype), width=_padded(width), rows=sizes.rows)
 
 
@@ -128,59 +128,63 @@ def _padded(width: int) -> int:
     return -(-width // 16) * 16
 
 
-def _widened(stream: Stream, layer: jax.Array, width: int) -> Stream:
+def _widened(stream: KVCache, layer: jax.Array, width: int) -> KVCache:
     """One layer of a stream with heads padded to `width`: a copy, which only odd head widths (no real model) pay."""
 
     def one(a):
         return jax.lax.dynamic_index_in_dim(a, layer, keepdims=True)
 
-    return Stream(*(jnp.pad(one(a), ((0, 0), (0, 0), (0, 0), (0, width - a.shape[-1]))) for a in stream))
+    return KVCache(*(jnp.pad(one(a), ((0, 0), (0, 0), (0, 0), (0, width - a.shape[-1]))) for a in stream))
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("starts", "stops", "work"),
+    data_fields=("k_start", "k_end", "work"),
     meta_fields=("kernel", "repeats", "tiles", "pieces"),
 )
 @dataclass(frozen=True)
-class Reads:
+class AttentionPlan:
     """What queries read, made ready for a kernel once and used in every layer: a pytree.
 
     starts, stops int32 [S, N]: the key ranges; work: its tables (None for the reference); repeats: query
     heads per key head; pieces: items that each tile of rows was cut into.
     """
 
-    starts: jax.Array
-    stops: jax.Array
-    work: Work | None
+    k_start: jax.Array
+    k_end: jax.Array
+    work: TileSchedule | None
     kernel: Kernel
     repeats: int
-    tiles: Tiles | None
+    tiles: TileSizes | None
     pieces: int
 
 
-def prepare(kernel: Kernel, starts: jax.Array, stops: jax.Array, *, heads: int, streams: Sequence[Stream]) -> Reads:
+def plan_attention(
+    kernel: Kernel, k_start: jax.Array, k_end: jax.Array, *, heads: int, streams: Sequence[KVCache]
+) -> AttentionPlan:
     """Tables for queries that see the keys starts[s, n] ≤ index < stops[s, n] of every stream s.
 
     Shapes: starts, stops int32 [S, N]; streams of [L, K, *, D], of which only shapes are looked at. Where the tiles
     of rows are too few to fill the device, each is cut into pieces. Raises ValueError for shapes that do not fit.
     """
-    starts, stops = jnp.asarray(starts, jnp.int32), jnp.asarray(stops, jnp.int32)
+    k_start, k_end = jnp.asarray(k_start, jnp.int32), jnp.asarray(k_end, jnp.int32)
     kv_heads, capacity = streams[0].k.shape[1], sum(s.k.shape[2] for s in streams)
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key heads evenly")
-    if starts.ndim != 2 or starts.shape != stops.shape or len(starts) != len(streams):
-        raise ValueError(f"starts and stops must be [{len(streams)}, queries], not {starts.shape} and {stops.shape}")
+    if k_start.ndim != 2 or k_start.shape != k_end.shape or len(k_start) != len(streams):
+        raise ValueError(f"starts and stops must be [{len(streams)}, queries], not {k_start.shape} and {k_end.shape}")
     repeats = heads // kv_heads
     if kernel.name == "reference":
-        return Reads(starts, stops, None, kernel, repeats, None, 1)
-    sizes = kernel.tiles_for(starts.shape[1] * repeats)
-    table = work.plan(starts, stops, repeats, sizes.rows)
-    count = pieces(table.query.shape[0] * kv_heads, kernel.cores, capacity // (4 * sizes.keys))
-    return Reads(starts, stops, work.split(table, count, sizes.keys), kernel, repeats, sizes, count)
+        return AttentionPlan(k_start, k_end, None, kernel, repeats, None, 1)
+    sizes = kernel.tiles_for(k_start.shape[1] * repeats)
+    table = tile_schedule.schedule_tiles(k_start, k_end, repeats, sizes.rows)
+    count = pieces_per_tile(table.q_tile.shape[0] * kv_heads, kernel.cores, capacity // (4 * sizes.keys))
+    return AttentionPlan(
+        k_start, k_end, tile_schedule.split_items(table, count, sizes.keys), kernel, repeats, sizes, count
+    )
 
 
-def pieces(tiles_of_rows: int, cores: int, most: int, waves: int = 4) -> int:
+def pieces_per_tile(tiles_of_rows: int, cores: int, most: int, waves: int = 4) -> int:
     """How many items to cut each tile of rows into, so that `cores` working side by side end together.
 
     A device works in waves of `cores` items, and the last wave is seldom full; with `waves` waves or more
@@ -190,11 +194,16 @@ def pieces(tiles_of_rows: int, cores: int, most: int, waves: int = 4) -> int:
 
 
 def attend(
-    q: jax.Array, streams: Sequence[Stream], reads: Reads, *, layer: jax.Array | int = 0, scale: float | None = None
+    q: jax.Array,
+    streams: Sequence[KVCache],
+    reads: AttentionPlan,
+    *,
+    layer: jax.Array | int = 0,
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Softmax attention of each query over its key ranges in one layer of the streams.
 
-    Shapes: q [N, H, D] (rotated); streams of [L, K, S, D], K dividing H; `reads` from `prepare`. Returns out
+    Shapes: q [N, H, D] (rotated); streams of [L, K, S, D], K dividing H; `reads` from `plan_attention`. Returns out
     [N, H, D] in q's dtype and the natural log-sum-exp fp32 [N, H], by which partial results merge. A query
     that sees no key gets zeros and −inf. Queries are read in the streams' dtype; sums are fp32.
 
@@ -206,9 +215,9 @@ def attend(
     scale = width**-0.5 if scale is None else scale
     if reads.work is None:
         return reference.attend(
-            q, streams, reads.starts, reads.stops, layer=layer, scale=scale, **_reference_tiles(count, len(streams))
+            q, streams, reads.k_start, reads.k_end, layer=layer, scale=scale, **_reference_tiles(count, len(streams))
         )
-    packed = work.pack(q.astype(streams[0].k.dtype), heads // reads.repeats, reads.tiles.rows)
+    packed = tile_schedule.pack_rows(q.astype(streams[0].k.dtype), heads // reads.repeats, reads.tiles.rows)
     out, lse = run_items(
         reads.kernel,
         packed,
@@ -224,10 +233,10 @@ def attend(
         def by_piece(a):
             return a.reshape(a.shape[0], -1, reads.pieces, *a.shape[2:])
 
-        out, lse = work.merge(by_piece(out), by_piece(lse), axis=2)
-    out, lse = (work.unpack(a, count, reads.repeats) for a in (out, lse))
+        out, lse = tile_schedule.merge_partials(by_piece(out), by_piece(lse), axis=2)
+    out, lse = (tile_schedule.unpack_rows(a, count, reads.repeats) for a in (out, lse))
     # Kernels do not mask for rows of padding, which see nothing at all.
-    seen = (reads.stops > reads.starts).any(axis=0)[:, None]
+    seen = (reads.k_end > reads.k_start).any(axis=0)[:, None]
     return jnp.where(seen[..., None], out, 0).astype(q.dtype), jnp.where(seen, lse, -jnp.inf)
 
 
@@ -235,15 +244,15 @@ def _reference_tiles(count: int, streams: int) -> dict[str, Any]:
     """Tiles of `reference.attend` that suit the machine."""
     if jax.default_backend() != "cpu":
         return {"query_tile": _TILE, "key_tile": _TILE}
-    first, other = CPU_KEYS if count <= _CPU_QUERIES else _CPU_KEYS
-    return {"query_tile": _CPU_QUERIES, "key_tile": (first, *[other] * (streams - 1)), "abreast": _CPU_ABREAST}
+    item_start, other = CPU_KEYS if count <= _CPU_QUERIES else _CPU_KEYS
+    return {"query_tile": _CPU_QUERIES, "key_tile": (item_start, *[other] * (streams - 1)), "abreast": _CPU_ABREAST}
 
 
-def _check(q: jax.Array, streams: Sequence[Stream], reads: Reads) -> None:
+def _check(q: jax.Array, streams: Sequence[KVCache], reads: AttentionPlan) -> None:
     """Raise ValueError unless queries and streams are of the shapes that `reads` was prepared for."""
-    count, kv_heads = reads.starts.shape[1], streams[0].k.shape[1]
-    if len(streams) != len(reads.starts):
-        raise ValueError(f"ranges of {len(reads.starts)} streams were prepared, not of {len(streams)}")
+    count, kv_heads = reads.k_start.shape[1], streams[0].k.shape[1]
+    if len(streams) != len(reads.k_start):
+        raise ValueError(f"ranges of {len(reads.k_start)} streams were prepared, not of {len(streams)}")
     if q.ndim != 3 or q.shape[:2] != (count, kv_heads * reads.repeats):
         raise ValueError(f"q must be [{count}, {kv_heads * reads.repeats}, width] as was prepared, not {list(q.shape)}")
     for stream in streams:
@@ -257,12 +266,12 @@ def _check(q: jax.Array, streams: Sequence[Stream], reads: Reads) -> None:
 def run_items(
     kernel: Kernel,
     q: jax.Array,
-    streams: Sequence[Stream],
+    streams: Sequence[KVCache],
     layer: jax.Array | int,
-    table: Work,
+    table: TileSchedule,
     *,
     scale: float,
-    sizes: Tiles,
+    sizes: TileSizes,
     out_dtype: Any,
 ) -> tuple[jax.Array, jax.Array]:
     """`attend_tiles` of a kernel's backend (see `reference.attend_tiles`) for any head width.
@@ -287,7 +296,9 @@ def _jitted(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return jax.jit(BACKENDS[name].attend_tiles, static_argnames=("scale", "tiles", "out_dtype", "interpret"))
 
 
-def attend_fully(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float | None = None) -> jax.Array:
+def full_attention(
+    kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, *, scale: float | None = None
+) -> jax.Array:
     """Full attention within many short sequences, such as the patches of a batch of frames.
 
     Shapes: q, k, v [F, N, H, D] → [F, N, H, D]. Heads are padded to a width the kernel likes; frames and
@@ -308,12 +319,12 @@ def attend_fully(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, *, sc
             ((0, 0), (0, length - count), (0, wide - width)),
         )
 
-    stream = Stream(*(fill(a, room)[None] for a in (k, v)))
+    stream = KVCache(*(fill(a, room)[None] for a in (k, v)))
     tiles_of_rows = -(-count // sizes.rows)
     bounds = jnp.full((1, tiles_of_rows), count, jnp.int32)
     rows = jnp.full((1, tiles_of_rows, sizes.rows), count, jnp.int32)
     nothing = jnp.zeros_like
-    table = Work(
+    table = TileSchedule(
         jnp.arange(tiles_of_rows, dtype=jnp.int32),
         nothing(bounds),
         bounds,

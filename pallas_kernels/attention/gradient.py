@@ -15,29 +15,29 @@ import numpy as np
 from einops import rearrange, repeat
 
 from pallas_kernels.attention import dispatch
-from pallas_kernels.attention.dispatch import Reads
-from pallas_kernels.attention.reference import Stream
+from pallas_kernels.attention.dispatch import AttentionPlan
+from pallas_kernels.attention.reference import KVCache
 
 QUERY_TILE = KEY_TILE = 512
 _Sums = list[tuple[jax.Array, jax.Array]]  # gradients of keys and values [K, S, D] fp32, per stream
 
 
 @jax.custom_vjp
-def attend(q: jax.Array, streams: tuple[Stream, ...], reads: Reads) -> jax.Array:
+def attend(q: jax.Array, streams: tuple[KVCache, ...], reads: AttentionPlan) -> jax.Array:
     """Softmax attention of each query over its key ranges in streams of one layer, as `dispatch.attend` computes it.
 
-    Shapes: q [N, H, D] (rotated); streams of [1, K, S, D], K dividing H; `reads` from `dispatch.prepare`. Returns
+    Shapes: q [N, H, D] (rotated); streams of [1, K, S, D], K dividing H; `reads` from `dispatch.plan_attention`. Returns
     [N, H, D] in q's dtype. Queries, keys and values have gradients, in their dtypes; sums are fp32.
     """
     return dispatch.attend(q, streams, reads)[0]
 
 
-def _forward(q: jax.Array, streams: tuple[Stream, ...], reads: Reads) -> tuple[jax.Array, Any]:
+def _forward(q: jax.Array, streams: tuple[KVCache, ...], reads: AttentionPlan) -> tuple[jax.Array, Any]:
     out, lse = dispatch.attend(q, streams, reads)
     return out, (q, streams, reads, out, lse)
 
 
-def _backward(saved: Any, towards: jax.Array) -> tuple[jax.Array, tuple[Stream, ...], Reads]:
+def _backward(saved: Any, towards: jax.Array) -> tuple[jax.Array, tuple[KVCache, ...], AttentionPlan]:
     q, streams, reads, out, lse = saved
     count, heads, width = q.shape
     kv_heads = streams[0].k.shape[1]
@@ -56,7 +56,7 @@ def _backward(saved: Any, towards: jax.Array) -> tuple[jax.Array, tuple[Stream, 
         return repeat(jnp.pad(a, ((0, 0), (0, padding))), "s (t n) -> t s (n r)", n=tile, r=repeats)
 
     blind = jnp.where(jnp.isfinite(lse), lse, jnp.inf)  # rows that see nothing weigh nothing
-    tiles = (rows(q), rows(towards), rows(blind, jnp.inf), rows(mean), ranges(reads.starts), ranges(reads.stops))
+    tiles = (rows(q), rows(towards), rows(blind, jnp.inf), rows(mean), ranges(reads.k_start), ranges(reads.k_end))
 
     def one_tile(sums: _Sums, tile_of: tuple) -> tuple[_Sums, jax.Array]:
         dq, sums = jnp.zeros(tile_of[0].shape, jnp.float32), list(sums)
@@ -68,7 +68,7 @@ def _backward(saved: Any, towards: jax.Array) -> tuple[jax.Array, tuple[Stream, 
     sums, dq = jax.lax.scan(one_tile, zeros, tiles)
     dq = rearrange(dq, "t k (n r) d -> (t n) (k r) d", r=repeats)[:count].astype(q.dtype)
     given = tuple(
-        Stream(*(s[None].astype(a.dtype) for s, a in zip(pair, stream, strict=True)))
+        KVCache(*(s[None].astype(a.dtype) for s, a in zip(pair, stream, strict=True)))
         for pair, stream in zip(sums, streams, strict=True)
     )
     nothing = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), reads)
@@ -76,16 +76,16 @@ def _backward(saved: Any, towards: jax.Array) -> tuple[jax.Array, tuple[Stream, 
 
 
 def _through_keys(
-    tile_of: tuple, number: int, stream: Stream, scale: float, dq: jax.Array, sums: tuple[jax.Array, jax.Array]
+    tile_of: tuple, number: int, stream: KVCache, scale: float, dq: jax.Array, sums: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     """Add what one tile of queries [K, rows, D] owes to one stream, and it to them."""
-    q, towards, lse, mean, starts, stops = tile_of
-    low, high = starts[number], stops[number]
+    q, towards, lse, mean, k_start, k_end = tile_of
+    low, high = k_start[number], k_end[number]
     capacity = stream.k.shape[2]
     size = min(KEY_TILE, capacity)
     if size == 0:
         return dq, sums
-    first = jnp.min(jnp.where(high > low, low, capacity))
+    item_start = jnp.min(jnp.where(high > low, low, capacity))
 
     def product(spec, a, b):
         return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
@@ -93,7 +93,7 @@ def _through_keys(
     def body(step: jax.Array, carry: tuple) -> tuple:
         dq, dk, dv = carry
         # The last tile is shifted back to stay inside; keys of the tile before it are left out.
-        wanted = first + step * size
+        wanted = item_start + step * size
         begin = jnp.minimum(wanted, capacity - size)
         index = begin + jnp.arange(size)
         seen = (index >= jnp.maximum(low, wanted)[:, None]) & (index < high[:, None])
@@ -115,7 +115,7 @@ def _through_keys(
             add(dv, product("kns,knd->ksd", narrow, towards)),
         )
 
-    steps = -(-(jnp.max(high) - first) // size)
+    steps = -(-(jnp.max(high) - item_start) // size)
     dq, dk, dv = jax.lax.fori_loop(0, steps, body, (dq, *sums))
     return dq, (dk, dv)
 

@@ -18,9 +18,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.attention.reference import Stream
-from pallas_kernels.attention.tiles import Tiles
-from pallas_kernels.attention.work import Work
+from pallas_kernels.attention.reference import KVCache
+from pallas_kernels.attention.tile_schedule import TileSchedule
+from pallas_kernels.attention.tile_sizes import TileSizes
 
 _MASKED = -1e30  # a logit that is not seen; so far below _FLOOR that its weight is exactly 0
 _FLOOR = -1e15  # where the running maximum starts: a row that saw nothing has a total of exactly 0
@@ -54,12 +54,12 @@ def _columns(width: int) -> int:
 
 def attend_tiles(
     q: jax.Array,
-    streams: Sequence[Stream],
+    streams: Sequence[KVCache],
     layer: jax.Array | int,
-    work: Work,
+    work: TileSchedule,
     *,
     scale: float,
-    tiles: Tiles,
+    tiles: TileSizes,
     out_dtype: jnp.dtype,
     interpret: bool | object = False,
 ) -> tuple[jax.Array, jax.Array]:
@@ -74,11 +74,11 @@ def attend_tiles(
     kv_heads, _, rows, width = q.shape
     if reason := refusal(dtype=q.dtype, width=width, rows=rows, keys=tiles.keys):
         raise ValueError(reason)
-    consumers, items, columns = rows // 64, work.query.shape[0], _columns(width)
+    consumers, items, columns = rows // 64, work.q_tile.shape[0], _columns(width)
     held = [number for number, stream in enumerate(streams) if stream.k.shape[2]]
     if len(held) < len(streams):  # the copy engine knows no empty arrays
         streams = [streams[number] for number in held]
-        work = Work(work.query, *(table[jnp.asarray(held)] for table in work[1:]))
+        work = TileSchedule(work.q_tile, *(table[jnp.asarray(held)] for table in work[1:]))
 
     # Short units share a program, which hides how each starts and ends; long ones the GPU places as it comes free.
     def short(cache):
@@ -87,7 +87,7 @@ def attend_tiles(
     def whole(cache):
         return jnp.pad(cache, ((0, 0), (0, 0), (0, short(cache)), (0, 0))) if short(cache) else cache
 
-    streams = [Stream(*map(whole, stream)) for stream in streams]
+    streams = [KVCache(*map(whole, stream)) for stream in streams]
     longest = sum(-(-stream.k.shape[2] // tiles.keys) for stream in streams)
     share = max(1, min(_SHORT // longest, items * kv_heads // _PROGRAMS))
     operands, structure = jax.tree.flatten((q, streams, jnp.reshape(layer, 1).astype(jnp.int32), work))
@@ -155,7 +155,7 @@ def _program(
     A unit without steps touches no barrier but q_ready.
     """
     consumers, width, keys, stages = q.shape[2] // 64, q.shape[3], tiles.keys, tiles.stages
-    heads, items, group = q.shape[0], work.query.shape[0], math.gcd(q.shape[0], 8)
+    heads, items, group = q.shape[0], work.q_tile.shape[0], math.gcd(q.shape[0], 8)
     warpgroup, program = lax.axis_index("warpgroup"), lax.axis_index("program")
     count = jnp.minimum(share, heads * items - program * share)
 
@@ -166,12 +166,12 @@ def _program(
         return lax.div(unit, items * group) * group + lax.rem(unit, group), lax.rem(lax.div(unit, group), items)
 
     def steps_of(stream, item):
-        stop = work.stop[stream, item]
-        return jnp.where(stop > work.first[stream, item], pl.cdiv(stop - begin_of(stream, item), keys), 0)
+        item_end = work.item_end[stream, item]
+        return jnp.where(item_end > work.item_start[stream, item], pl.cdiv(item_end - begin_of(stream, item), keys), 0)
 
     def begin_of(stream, item):
         """Copies start at whole blocks; keys before the item's first are masked."""
-        return lax.div(work.first[stream, item], _ALIGNED) * _ALIGNED
+        return lax.div(work.item_start[stream, item], _ALIGNED) * _ALIGNED
 
     @pl.when(warpgroup == consumers)
     def produce():
@@ -223,7 +223,7 @@ def _program(
 
         def fetch_queries(index):
             head, item = locate(index)
-            rows = q.at[head, work.query[item], own]
+            rows = q.at[head, work.q_tile[item], own]
             plgpu.copy_gmem_to_smem(rows, q_tiles.at[warpgroup], q_ready.at[warpgroup])
 
         def take_turn(between=lambda: None):
@@ -249,7 +249,7 @@ def _program(
         def score(accumulator, slot):
             plgpu.wgmma(accumulator, q_tiles.at[warpgroup], k_tiles.at[slot].transpose((1, 0)))
 
-        def attend_tile(step, last, begin, clear_first, clear_stop, low, high, carry):
+        def attend_tile(step, last, begin, full_start, full_end, low, high, carry):
             """The softmax of a step's logits, its values, and the logits of the next step."""
             mixed, peak, total, logits = carry
 
@@ -258,7 +258,7 @@ def _program(
                 seen = (key >= across(low, keys)) & (key < across(high, keys))
                 return jnp.where(seen, logits, _MASKED)
 
-            clear = (begin >= clear_first) & (begin + keys <= clear_stop)
+            clear = (begin >= full_start) & (begin + keys <= full_end)
             logits = lax.cond(clear, lambda logits: logits, mask, logits)
             new_peak = jnp.maximum(peak, logits.max(axis=1) * (scale * _LOG2_E))
             shrink = jnp.exp2(peak - new_peak)
@@ -300,13 +300,13 @@ def _program(
             slot = lax.rem(done, stages)
 
             def attend_stream(number, carry):
-                first, stop = work.first[number, item], work.stop[number, item]
-                clear = work.clear_first[number, item], work.clear_stop[number, item]
+                item_start, item_end = work.item_start[number, item], work.item_end[number, item]
+                clear = work.full_start[number, item], work.full_end[number, item]
 
                 def bound(ref):
-                    return plgpu.load(ref.at[number, work.query[item], own], layout=per_row, optimized=False)
+                    return plgpu.load(ref.at[number, work.q_tile[item], own], layout=per_row, optimized=False)
 
-                low, high = jnp.maximum(bound(work.row_starts), first), jnp.minimum(bound(work.row_stops), stop)
+                low, high = jnp.maximum(bound(work.row_start), item_start), jnp.minimum(bound(work.row_end), item_end)
                 begin, (step, carry) = begin_of(number, item), carry
 
                 def body(index, carry):

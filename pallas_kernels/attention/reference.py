@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
-from pallas_kernels.attention.work import Work
+from pallas_kernels.attention.tile_schedule import TileSchedule
 
 _FLOOR = -1e30  # stands for "no key seen yet" where −inf would make NaN
 
 
-class Stream(NamedTuple):
+class KVCache(NamedTuple):
     """Keys (rotated) and values of all layers: [L, K, S, D] each."""
 
     k: jax.Array
     v: jax.Array
 
-    def write(self, k: jax.Array, v: jax.Array, layer: jax.Array, offset: jax.Array) -> Stream:
+    def write(self, k: jax.Array, v: jax.Array, layer: jax.Array, offset: jax.Array) -> KVCache:
         """The stream with rows k, v [N, K, D] put at `offset` of one layer."""
 
         def put(cache, rows):
@@ -32,7 +32,7 @@ class Stream(NamedTuple):
                 cache, jnp.swapaxes(rows, 0, 1)[None].astype(cache.dtype), (layer, 0, offset, 0)
             )
 
-        return Stream(put(self.k, k), put(self.v, v))
+        return KVCache(put(self.k, k), put(self.v, v))
 
 
 def _tile(array: jax.Array, layer: jax.Array, start: jax.Array, size: int) -> jax.Array:
@@ -45,15 +45,15 @@ def _logits(q: jax.Array, k: jax.Array) -> jax.Array:
     return jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)
 
 
-def _attend_tiles(q, starts, stops, streams, layer, key_tiles):
+def _attend_tiles(q, k_start, k_end, streams, layer, key_tiles):
     """Tiles of packed rows, abreast: q [A·K, N, D] scaled; starts, stops [streams, A, N] → out [A·K, N, D], lse [A·K, N]."""
-    (batch, rows, width), abreast = q.shape, starts.shape[1]
+    (batch, rows, width), abreast = q.shape, k_start.shape[1]
     carry = (
         jnp.full((batch, rows), _FLOOR, jnp.float32),
         jnp.zeros((batch, rows), jnp.float32),
         jnp.zeros((batch, rows, width), jnp.float32),
     )
-    for stream, low, high, key_tile in zip(streams, starts, stops, key_tiles, strict=True):
+    for stream, low, high, key_tile in zip(streams, k_start, k_end, key_tiles, strict=True):
         size = min(key_tile, stream.k.shape[2])
         if size == 0:
             continue
@@ -61,15 +61,15 @@ def _attend_tiles(q, starts, stops, streams, layer, key_tiles):
         # Tiles are counted back from the last key that any row sees, so that they lie within the stream, and are the same
         # whatever room it has behind that key.
         end = jnp.max(jnp.where(high > low, high, 0), axis=1)
-        first = jnp.min(jnp.where(high > low, low, end[:, None]), axis=1)
-        tiles = jnp.max(-(-(end - first) // size))
+        item_start = jnp.min(jnp.where(high > low, low, end[:, None]), axis=1)
+        tiles = jnp.max(-(-(end - item_start) // size))
 
         def body(tile, carry, stream=stream, low=low, high=high, size=size, end=end):
             peak, total, out = carry
-            stop = end - tile * size
-            begin = jnp.maximum(stop - size, 0)
+            item_end = end - tile * size
+            begin = jnp.maximum(item_end - size, 0)
             index = begin[:, None, None] + jnp.arange(size)
-            seen = (index >= low[..., None]) & (index < jnp.minimum(high, stop[:, None])[..., None])
+            seen = (index >= low[..., None]) & (index < jnp.minimum(high, item_end[:, None])[..., None])
 
             def cut(part):
                 return jnp.concatenate([_tile(part, layer, begin[n], size) for n in range(abreast)])
@@ -99,9 +99,9 @@ def _pack(q: jax.Array, kv_heads: int, scale: float) -> jax.Array:
 
 def attend(
     q: jax.Array,
-    streams: Sequence[Stream],
-    starts: jax.Array,
-    stops: jax.Array,
+    streams: Sequence[KVCache],
+    k_start: jax.Array,
+    k_end: jax.Array,
     *,
     layer: jax.Array | int = 0,
     scale: float | None = None,
@@ -124,8 +124,8 @@ def attend(
     kv_heads = streams[0].k.shape[1]
     if heads % kv_heads:
         raise ValueError(f"{heads} query heads cannot share {kv_heads} key heads evenly")
-    if starts.shape != (len(streams), count) or stops.shape != starts.shape:
-        raise ValueError(f"starts and stops must be [{len(streams)}, {count}], not {starts.shape} and {stops.shape}")
+    if k_start.shape != (len(streams), count) or k_end.shape != k_start.shape:
+        raise ValueError(f"starts and stops must be [{len(streams)}, {count}], not {k_start.shape} and {k_end.shape}")
     repeats = heads // kv_heads
     # Turns of equal size, of tiles of equal size, so that the last is not mostly padding.
     turns = -(-count // (query_tile * abreast))
@@ -143,15 +143,15 @@ def attend(
     def work(args):
         return _attend_tiles(*args, streams, layer, key_tiles)
 
-    out, lse = jax.lax.map(work, (q_tiles, per_tile(starts), per_tile(stops)))
+    out, lse = jax.lax.map(work, (q_tiles, per_tile(k_start), per_tile(k_end)))
     out = rearrange(out, "t (a k) (n r) d -> (t a n) (k r) d", a=abreast, r=repeats)[:count]
     return out.astype(q.dtype), rearrange(lse, "t (a k) (n r) -> (t a n) (k r)", a=abreast, r=repeats)[:count]
 
 
 def key_mass(
     q: jax.Array,
-    stream: Stream,
-    stops: jax.Array,
+    stream: KVCache,
+    k_end: jax.Array,
     lse: jax.Array,
     weights: jax.Array,
     *,
@@ -171,7 +171,7 @@ def key_mass(
     def as_rows(a):
         return rearrange(a, "n (k r) -> k (n r)", k=kv_heads)
 
-    row_lse, row_weight, row_stop = as_rows(lse), as_rows(weights), repeat(stops, "n -> (n r)", r=repeats)
+    row_lse, row_weight, row_stop = as_rows(lse), as_rows(weights), repeat(k_end, "n -> (n r)", r=repeats)
     capacity = stream.k.shape[2]
     size = min(key_tile, capacity)
 
@@ -183,25 +183,31 @@ def key_mass(
         received = jnp.einsum("kns,kn->s", share, row_weight)
         return jax.lax.dynamic_update_slice(mass, jax.lax.dynamic_slice(mass, (begin,), (size,)) + received, (begin,))
 
-    return jax.lax.fori_loop(0, -(-jnp.max(stops) // size), body, jnp.zeros(capacity, jnp.float32))
+    return jax.lax.fori_loop(0, -(-jnp.max(k_end) // size), body, jnp.zeros(capacity, jnp.float32))
 
 
 def attend_tiles(
-    q: jax.Array, streams: Sequence[Stream], layer: jax.Array | int, work: Work, *, scale: float, out_dtype: jnp.dtype
+    q: jax.Array,
+    streams: Sequence[KVCache],
+    layer: jax.Array | int,
+    work: TileSchedule,
+    *,
+    scale: float,
+    out_dtype: jnp.dtype,
 ) -> tuple[jax.Array, jax.Array]:
     """What every kernel computes, in the plainest terms (all keys of all streams, masked): for tests.
 
-    Shapes: q [K, Q, rows, D] (rotated, unscaled); streams of [L, K, S, D]; `work` as in `work.Work`, of T
+    Shapes: q [K, Q, rows, D] (rotated, unscaled); streams of [L, K, S, D]; `work` as in `work.TileSchedule`, of T
     items. Returns out [K, T, rows, D] in `out_dtype` and the natural log-sum-exp fp32 [K, T, rows]: zeros
     and −inf where a row sees no key of its item.
     """
 
     def item(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        rows, seen, keys, values = q[:, work.query[index]], [], [], []
+        rows, seen, keys, values = q[:, work.q_tile[index]], [], [], []
         for number, stream in enumerate(streams):
             key = jnp.arange(stream.k.shape[2])
-            within = (key >= work.first[number, index]) & (key < work.stop[number, index])
-            low, high = (bound[number, work.query[index]][:, None] for bound in (work.row_starts, work.row_stops))
+            within = (key >= work.item_start[number, index]) & (key < work.item_end[number, index])
+            low, high = (bound[number, work.q_tile[index]][:, None] for bound in (work.row_start, work.row_end))
             seen.append(within & (key >= low) & (key < high))
             keys.append(stream.k[layer])
             values.append(stream.v[layer])
@@ -211,5 +217,5 @@ def attend_tiles(
         weights = jnp.where(mask, jnp.exp(logits - jnp.where(jnp.isfinite(lse), lse, 0.0)[..., None]), 0.0)
         return jnp.einsum("kns,ksd->knd", weights, v.astype(jnp.float32)).astype(out_dtype), lse
 
-    out, lse = jax.lax.map(item, jnp.arange(work.query.shape[0]))
+    out, lse = jax.lax.map(item, jnp.arange(work.q_tile.shape[0]))
     return jnp.swapaxes(out, 0, 1), jnp.swapaxes(lse, 0, 1)

@@ -19,9 +19,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.attention.reference import Stream
-from pallas_kernels.attention.tiles import Tiles
-from pallas_kernels.attention.work import Work
+from pallas_kernels.attention.reference import KVCache
+from pallas_kernels.attention.tile_schedule import TileSchedule
+from pallas_kernels.attention.tile_sizes import TileSizes
 
 LANES = 128
 _HIDDEN = -1e30  # the logit of a key that a row does not see
@@ -46,7 +46,9 @@ def refusal(*, dtype: jnp.dtype, width: int, rows: int) -> str | None:
     return None
 
 
-def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *refs, streams, heads, items, keys, scale):
+def _kernel(
+    item_start, item_end, full_start, full_end, _query, layer, q, bounds, *refs, streams, heads, items, keys, scale
+):
     """One item of one head. A run is one range of one item; tables of runs lie in scalar memory, an item's streams
     side by side. `bounds`: starts and stops of the rows in every stream [1, 2 · streams, rows]."""
     caches, (out, lse), scratch = refs[: 2 * streams], refs[2 * streams : 2 * streams + 2], refs[2 * streams + 2 :]
@@ -60,7 +62,7 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
     edge = keys if keys <= 6 * LANES else math.gcd(keys, 4 * LANES)
 
     def begin_of(run):
-        return first[run] & -align
+        return item_start[run] & -align
 
     def copies(s, head, begin, slot):
         source = (layer[0], core * heads + head, pl.ds(pl.multiple_of(begin, align), sizes[s]))
@@ -76,7 +78,7 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
             return jnp.where(wraps, head + 1, head), jnp.where(wraps, 0, run + 1)
 
         head, run = lax.while_loop(
-            lambda at: (at[0] < heads) & (stop[at[1]] <= first[at[1]]),
+            lambda at: (at[0] < heads) & (item_end[at[1]] <= item_start[at[1]]),
             lambda at: after(*at),
             (cursor[_HEAD], cursor[_RUN]),
         )
@@ -96,7 +98,7 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
                     for copy in copies(s, head, begin, slot):
                         copy.start()
 
-            ends = low + keys >= stop[run]
+            ends = low + keys >= item_end[run]
             next_head, next_run = after(head, run)
             cursor[_HEAD], cursor[_RUN] = jnp.where(ends, next_head, head), jnp.where(ends, next_run, run)
             cursor[_STEP] = jnp.where(ends, 0, cursor[_STEP] + 1)
@@ -147,7 +149,7 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
                 for copy in copies(s, head, 0, slot):
                     copy.wait()
 
-        clear = (clear_first[run] <= low) & (begin == low) & (low + keys <= clear_stop[run])
+        clear = (full_start[run] <= low) & (begin == low) & (low + keys <= full_end[run])
 
         @pl.when(clear)
         def _():
@@ -156,7 +158,7 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
         @pl.when(jnp.logical_not(clear))
         def _():
             start, end = (bounds[0, pl.ds(2 * stream + field, 1)] for field in range(2))
-            lowest, highest = jnp.maximum(first[run], low), jnp.minimum(stop[run], begin + keys)
+            lowest, highest = jnp.maximum(item_start[run], low), jnp.minimum(item_end[run], begin + keys)
             start = jnp.maximum(start, lowest) - begin
             length = jnp.maximum(jnp.minimum(end, highest) - begin - start, 0)
             # A row's bounds lie in all lanes: broadcasting them in every part costs more than the comparison.
@@ -178,7 +180,7 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
         return carry
 
     def tiles_of(run):
-        return jnp.where(stop[run] > first[run], pl.cdiv(stop[run] - begin_of(run), keys), 0)
+        return jnp.where(item_end[run] > item_start[run], pl.cdiv(item_end[run] - begin_of(run), keys), 0)
 
     lax.fori_loop(0, sum(tiles_of(item * streams + s) for s in range(streams)), step, None)
 
@@ -193,12 +195,12 @@ def _kernel(first, stop, clear_first, clear_stop, _query, layer, q, bounds, *ref
 @functools.partial(jax.jit, static_argnames=("scale", "tiles", "out_dtype", "interpret"))
 def attend_tiles(
     q: jax.Array,
-    streams: Sequence[Stream],
+    streams: Sequence[KVCache],
     layer: jax.Array | int,
-    work: Work,
+    work: TileSchedule,
     *,
     scale: float,
-    tiles: Tiles,
+    tiles: TileSizes,
     out_dtype: jnp.dtype,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
@@ -216,14 +218,14 @@ def attend_tiles(
     kv_heads, _, rows, width = q.shape
     if reason := refusal(dtype=q.dtype, width=width, rows=rows):
         raise ValueError(reason)
-    count, items, keys = len(streams), work.query.shape[0], -(-tiles.keys // LANES) * LANES
+    count, items, keys = len(streams), work.q_tile.shape[0], -(-tiles.keys // LANES) * LANES
 
     def short(cache):
         return -cache.shape[2] % sublanes(q.dtype)
 
     caches = [jnp.pad(c, ((0, 0), (0, 0), (0, short(c)), (0, 0))) if short(c) else c for s in streams for c in s]
-    bounds = jnp.stack([work.row_starts, work.row_stops], axis=1).reshape(2 * count, -1, rows).swapaxes(0, 1)
-    tables = [table.T.reshape(-1) for table in (work.first, work.stop, work.clear_first, work.clear_stop)]
+    bounds = jnp.stack([work.row_start, work.row_end], axis=1).reshape(2 * count, -1, rows).swapaxes(0, 1)
+    tables = [table.T.reshape(-1) for table in (work.item_start, work.item_end, work.full_start, work.full_end)]
     cores = 2 if kv_heads % 2 == 0 else 1  # chips with two cores in one device split this dimension of the grid
     heads = kv_heads // cores
 
@@ -264,5 +266,5 @@ def attend_tiles(
             disable_bounds_checks=True,  # copies are kept inside the streams; checks cost as much as starting them
         ),
         interpret=interpret,
-    )(*tables, work.query, jnp.asarray(layer, jnp.int32).reshape(1), q, bounds, *caches)
+    )(*tables, work.q_tile, jnp.asarray(layer, jnp.int32).reshape(1), q, bounds, *caches)
     return out, lse[:, :, 0]

@@ -1,6 +1,15 @@
 """Decoding over a bi-level memory without moving it. The assembled cache is the reference."""
 
-from pallas_kernels.decode.in_place import Reads, attend, items_of, prepare
-from pallas_kernels.decode.runs import Items, Runs, cut, united
+from pallas_kernels.decode.in_place import SegmentPlan, attend, item_count, plan_segments
+from pallas_kernels.decode.segments import Segments, WorkItems, merge_segments, split_segments
 
-__all__ = ["Items", "Reads", "Runs", "attend", "cut", "items_of", "prepare", "united"]
+__all__ = [
+    "WorkItems",
+    "SegmentPlan",
+    "Segments",
+    "attend",
+    "split_segments",
+    "item_count",
+    "plan_segments",
+    "merge_segments",
+]

@@ -16,15 +16,15 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange, repeat
 
-from pallas_kernels.attention import work
+from pallas_kernels.attention import tile_schedule
 from pallas_kernels.attention.dispatch import Kernel, run_items
-from pallas_kernels.attention.reference import Stream
-from pallas_kernels.attention.tiles import Tiles
-from pallas_kernels.attention.work import EVERYTHING, Work
-from pallas_kernels.decode.runs import Items
+from pallas_kernels.attention.reference import KVCache
+from pallas_kernels.attention.tile_schedule import EVERYTHING, TileSchedule
+from pallas_kernels.attention.tile_sizes import TileSizes
+from pallas_kernels.decode.segments import WorkItems
 
 
-def items_of(kernel: Kernel, kv_heads: int, room: int, rows: int = 1, waves: int = 4) -> int:
+def item_count(kernel: Kernel, kv_heads: int, room: int, rows: int = 1, waves: int = 4) -> int:
     """Into how many items to cut a cache of up to `room` runs, so that `rows` packed rows fill the machine.
 
     Every item of every tile of rows leaves a partial result behind: no more of them than are of use.
@@ -39,23 +39,25 @@ def items_of(kernel: Kernel, kv_heads: int, room: int, rows: int = 1, waves: int
     meta_fields=("kernel", "repeats", "tiles", "tiles_of_rows"),
 )
 @dataclass(frozen=True)
-class Reads:
+class SegmentPlan:
     """What queries read, made ready once and used in every layer: a pytree.
 
     shift int32 [R, N], or [R, 1] where it is the same for all queries: of the runs; asked bool [I + 1, tiles, rows]:
     the rows that each item, and last the tail, is for; None: all.
     """
 
-    work: Work
+    work: TileSchedule
     shift: jax.Array
     asked: jax.Array | None
     kernel: Kernel
     repeats: int
-    tiles: Tiles
+    tiles: TileSizes
     tiles_of_rows: int
 
 
-def prepare(kernel: Kernel, items: Items, tail_starts: jax.Array, tail_stops: jax.Array, *, repeats: int) -> Reads:
+def plan_segments(
+    kernel: Kernel, items: WorkItems, tail_starts: jax.Array, tail_stops: jax.Array, *, repeats: int
+) -> SegmentPlan:
     """Tables for N queries that see all items (or those that are asked of them, `items.asked` [R, N]), and
     tail_starts[n] ≤ index < tail_stops[n] of a tail.
 
@@ -64,23 +66,25 @@ def prepare(kernel: Kernel, items: Items, tail_starts: jax.Array, tail_stops: ja
     repeats: query heads per key head.
     """
     sizes = kernel.tiles_for(len(tail_stops) * repeats)
-    tail = work.plan(tail_starts[None], tail_stops[None], repeats, sizes.rows)
-    tiles_of_rows = tail.query.shape[0]
+    tail = tile_schedule.schedule_tiles(tail_starts[None], tail_stops[None], repeats, sizes.rows)
+    tiles_of_rows = tail.q_tile.shape[0]
     table = _with_tail(items, tail, tiles_of_rows)
     shift = jnp.asarray(items.shift)
     asked = None
     if items.asked is not None:
-        asked = work.tiled_rows(jnp.asarray(items.asked), repeats, sizes.rows)[jnp.asarray(items.run)]
+        asked = tile_schedule.tiled_rows(jnp.asarray(items.asked), repeats, sizes.rows)[jnp.asarray(items.run)]
         asked = jnp.concatenate([asked, jnp.ones_like(asked[:1])])
-    return Reads(table, shift if shift.ndim == 2 else shift[:, None], asked, kernel, repeats, sizes, tiles_of_rows)
+    return SegmentPlan(
+        table, shift if shift.ndim == 2 else shift[:, None], asked, kernel, repeats, sizes, tiles_of_rows
+    )
 
 
 def attend(
     q_by_run: jax.Array,
     q: jax.Array,
-    streams: Sequence[Stream],
-    tail: Stream,
-    reads: Reads,
+    streams: Sequence[KVCache],
+    tail: KVCache,
+    reads: SegmentPlan,
     *,
     layer: jax.Array | int = 0,
     scale: float | None = None,
@@ -94,7 +98,9 @@ def attend(
     count, heads, width = q.shape
     kv_heads, rows = heads // reads.repeats, reads.tiles.rows
     dtype = tail.k.dtype
-    by_run = jax.vmap(lambda one: work.pack(one, kv_heads, rows))(jnp.concatenate([q_by_run, q[None]]).astype(dtype))
+    by_run = jax.vmap(lambda one: tile_schedule.pack_rows(one, kv_heads, rows))(
+        jnp.concatenate([q_by_run, q[None]]).astype(dtype)
+    )
     out, lse = run_items(
         reads.kernel,
         rearrange(by_run, "a k t r d -> k (a t) r d"),
@@ -112,16 +118,16 @@ def attend(
     out, lse = by_item(out), by_item(lse)
     if reads.asked is not None:
         lse = jnp.where(reads.asked, lse, -jnp.inf)
-    out, lse = work.merge(out, lse, axis=1)
-    out, lse = (work.unpack(a, count, reads.repeats) for a in (out, lse))
+    out, lse = tile_schedule.merge_partials(out, lse, axis=1)
+    out, lse = (tile_schedule.unpack_rows(a, count, reads.repeats) for a in (out, lse))
     return out.astype(q.dtype), lse
 
 
-def _with_tail(items: Items, tail: Work, tiles_of_rows: int) -> Work:
+def _with_tail(items: WorkItems, tail: TileSchedule, tiles_of_rows: int) -> TileSchedule:
     """Every tile of rows takes every item, and then its part of the tail. Tiles of q: run by run, the tail's last."""
-    runs, streams = len(items.shift), len(items.first)
-    rows, own = tail.row_starts.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
-    here = jnp.tile((tail.row_stops > tail.row_starts).any(axis=(0, 2)), items.first.shape[1])
+    runs, streams = len(items.shift), len(items.item_start)
+    rows, own = tail.row_start.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
+    here = jnp.tile((tail.row_end > tail.row_start).any(axis=(0, 2)), items.item_start.shape[1])
 
     def bounds(of_items: jax.Array, of_tail: jax.Array) -> jax.Array:
         """Of items [S, I] and of the tail [1, tiles] → [S + 1, (I + 1) · tiles]."""
@@ -133,13 +139,13 @@ def _with_tail(items: Items, tail: Work, tiles_of_rows: int) -> Work:
         anywhere = jnp.full((streams, (runs + 1) * tiles_of_rows, rows), everywhere, jnp.int32)
         return jnp.concatenate([anywhere, jnp.pad(of_tail, ((0, 0), (runs * tiles_of_rows, 0), (0, 0)))])
 
-    query = rearrange(jnp.asarray(items.run)[:, None] * tiles_of_rows + own, "i t -> (i t)")
-    return Work(
-        query=jnp.concatenate([query, runs * tiles_of_rows + own]).astype(jnp.int32),
-        first=bounds(items.first, tail.first),
-        stop=bounds(items.stop, tail.stop),
-        clear_first=bounds(items.first, tail.clear_first),
-        clear_stop=bounds(items.stop, tail.clear_stop),
-        row_starts=row_bounds(0, tail.row_starts),
-        row_stops=row_bounds(EVERYTHING, tail.row_stops),
+    q_tile = rearrange(jnp.asarray(items.run)[:, None] * tiles_of_rows + own, "i t -> (i t)")
+    return TileSchedule(
+        q_tile=jnp.concatenate([q_tile, runs * tiles_of_rows + own]).astype(jnp.int32),
+        item_start=bounds(items.item_start, tail.item_start),
+        item_end=bounds(items.item_end, tail.item_end),
+        full_start=bounds(items.item_start, tail.full_start),
+        full_end=bounds(items.item_end, tail.full_end),
+        row_start=row_bounds(0, tail.row_start),
+        row_end=row_bounds(EVERYTHING, tail.row_end),
     )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import vxl2_jax as vxl2
-from vxl2_jax import asking, decode, mixed, prefill, relevance, watching
+from vxl2_jax import decode, generate, ingest, prefill, relevance
+from vxl2_jax.cache import plan as cache_plan
 
 from .conftest import noise
 from .test_questions import assert_alike
@@ -17,29 +18,29 @@ def leaves_equal(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-TRIED = "pallas_kernels.attention.tried"
+SELECT = "pallas_kernels.attention.select"
 
 
 def test_kernels_that_fail_their_trial_are_passed_over_and_the_reason_told(model_dir, monkeypatch):
     from pallas_kernels import attention
 
-    choose = attention.choose
+    choose = attention.choose_kernel
     card = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", compute_capability="9.0")
-    monkeypatch.setattr(f"{TRIED}.choose", lambda name, **given: choose(name, **{**given, "device": card}))
+    monkeypatch.setattr(f"{SELECT}.choose_kernel", lambda name, **given: choose(name, **{**given, "device": card}))
 
     def load():
         return vxl2.load(model_dir, "bfloat16")
 
-    monkeypatch.setattr(f"{TRIED}.trial", lambda *_, **__: None)
+    monkeypatch.setattr(f"{SELECT}.self_test", lambda *_, **__: None)
     first = load()
-    monkeypatch.setattr(f"{TRIED}.trial", lambda kernel, **_: f"{kernel.name} is off")
+    monkeypatch.setattr(f"{SELECT}.self_test", lambda kernel, **_: f"{kernel.name} is off")
     second = load()
     assert first.kernel != attention.REFERENCE and "NVIDIA H200" in first.attention
     assert second.kernel == attention.REFERENCE
     assert "not ampere (it failed its trial on this machine: ampere is off)" in second.attention
     if first.kernel.name == "hopper":
         assert "not hopper (it failed its trial on this machine: hopper is off)" in second.attention
-        monkeypatch.setattr(f"{TRIED}.trial", lambda kernel, **_: "off" if kernel.name == "hopper" else None)
+        monkeypatch.setattr(f"{SELECT}.self_test", lambda kernel, **_: "off" if kernel.name == "hopper" else None)
         assert load().kernel.name == "ampere"
 
 
@@ -69,7 +70,7 @@ def test_questions_in_a_list_are_answered_as_one_by_one(model):
 
 
 def test_another_question_or_video_of_like_length_compiles_nothing(model):
-    compiled = (watching._encode, prefill.run_stride, mixed._gather, decode.generate, relevance.chunk_attention)
+    compiled = (ingest._encode, prefill.run_stride, cache_plan._gather, decode.generate, relevance.chunk_attention)
     options = {"top_k": 1, "chunk_size": 2, "max_new_tokens": 5}
     model.ask(model.watch(noise(40, seed=1)), "what is there at 7?", **options)
     sizes = [function._cache_size() for function in compiled]
@@ -121,7 +122,7 @@ def test_history_is_part_of_the_question(model):
     memory = model.watch(noise(20))
     first = model.ask(memory, "is there 7?", max_new_tokens=4)
     assert model.ask(memory, "what?", history=[first], max_new_tokens=4).tokens != ()
-    text = asking.prompt.suffix_text("what?", [("is there 7?", "8 9")])
+    text = generate.prompt.suffix_text("what?", [("is there 7?", "8 9")])
     assert text.index("is there 7?") < text.index("8 9") < text.index("what?")
 
 

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from pallas_kernels import attention
-from vxl2_jax import cli, machine
+from vxl2_jax import cli, hardware
 
 
 @pytest.fixture(autouse=True)
@@ -142,7 +142,7 @@ def test_programs_are_kept_apart_by_the_cores_they_were_made_for(monkeypatch, tm
     before = jax.config.jax_compilation_cache_dir
     try:
         for cores in (1, 3):
-            monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
+            monkeypatch.setattr(hardware, "cpu_cores", lambda cores=cores: cores)
             jax.config.update("jax_compilation_cache_dir", None)
             cli._keep_compiled_programs()
             assert jax.config.jax_compilation_cache_dir == str(tmp_path / "vxl2_jax" / "xla" / f"{cores}-cores")

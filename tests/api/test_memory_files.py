@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from pallas_kernels import attention
-from vxl2_jax import bases, select
+from vxl2_jax.cache import views
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.relevance import selection
 from vxl2_jax.storage import memory_file
 
 from .conftest import noise
@@ -50,9 +51,9 @@ def test_only_the_chunks_loaded_dense_are_read(model, memory):
 
 @pytest.mark.parametrize("chosen", [([3],), ([3], [3, 9]), ([], [5], [16])], ids=["one", "two", "three"])
 def test_kernels_read_the_same_keys_of_what_was_fetched(memory, chosen):
-    kernel = attention.choose("tpu", dtype="float32", width=8).kernel
-    dense = np.stack([select.dense_chunks(17, np.asarray(one, int)) for one in chosen])
-    whole, part = (bases.mixed_base(one, 2, dense, kernel) for one in memory)
+    kernel = attention.choose_kernel("tpu", dtype="float32", width=8).kernel
+    dense = np.stack([selection.dense_chunks(17, np.asarray(one, int)) for one in chosen])
+    whole, part = (views.mixed_view(one, 2, dense, kernel) for one in memory)
     assert part.streams[0].k.shape[2] < whole.streams[0].k.shape[2]
     for base in (whole, part):
         assert base.items[0].first.shape == whole.items[0].first.shape

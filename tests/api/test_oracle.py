@@ -1,21 +1,22 @@
 """Replayed selections differ in how many chunks they load; what is compiled for one of a category serves all of them."""
 
-from vxl2_jax import asking, decode, mixed
-from vxl2_jax.relevance.oracle import Choice, Oracle
+from vxl2_jax import decode, generate
+from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.relevance.oracle import Oracle, OracleSelection
 
 from .conftest import noise
 
 QUESTION = "is there 7?"
 
 
-def replayed(units, most) -> asking.Options:
+def replayed(units, most) -> generate.AskOptions:
     """Options that replay one choice, of a category that chooses `most` chunks elsewhere."""
-    choice = Choice("a", units, 2, 2)
-    return asking.Options(relevance=Oracle("", {f"_{QUESTION}": choice}, most={"a": most}), max_new_tokens=2)
+    choice = OracleSelection("a", units, 2, 2)
+    return generate.AskOptions(relevance=Oracle("", {f"_{QUESTION}": choice}, most={"a": most}), max_new_tokens=2)
 
 
 def asked(model, memory, units, most):
-    (answer,) = asking.ask_many(model, memory, [QUESTION], replayed(units, most), ())
+    (answer,) = generate.ask_many(model, memory, [QUESTION], replayed(units, most), ())
     return answer
 
 
@@ -24,7 +25,7 @@ MANY, FEW = tuple(range(1, 13)), ((1,), (2, 3, 5), (99,))
 
 def test_selections_of_a_category_share_executables(model):
     memory = model.watch(noise(120))  # thirty groups: fifteen chunks, of which at most twelve are chosen
-    compiled = (mixed._gather, decode.generate)
+    compiled = (cache_plan._gather, decode.generate)
     asked(model, memory, MANY, len(MANY))
     sizes = [function._cache_size() for function in compiled]
     for units in FEW:

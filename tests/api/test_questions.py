@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 import vxl2_jax as vxl2
-from vxl2_jax import asking, decode, machine, mixed, relevance
+from vxl2_jax import decode, generate, hardware, relevance
+from vxl2_jax.cache import plan as cache_plan
 
 from .conftest import noise
 
 QUESTIONS = ["is there 7?", "what?", "what is there at 12 13 14 15?", "is it 3 or 4 at 5?", "is there a user?"]
-OPTIONS = asking.Options(top_k=1, chunk_size=2, max_new_tokens=6)
+OPTIONS = generate.AskOptions(top_k=1, chunk_size=2, max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,7 @@ def memory(model):
 
 
 def one_by_one(model, memory, questions, options=OPTIONS, history=()):
-    return [asking.ask(model, memory, question, options, history) for question in questions]
+    return [generate.ask(model, memory, question, options, history) for question in questions]
 
 
 def assert_alike(found, wanted):
@@ -47,8 +48,8 @@ def assert_alike(found, wanted):
 def test_a_batch_is_answered_as_one_by_one(model, memory, monkeypatch, count, filled, sizes):
     """In full batches, as on a CPU, and in one that is filled up, as elsewhere."""
     if filled:
-        monkeypatch.setattr(asking.jax, "default_backend", lambda: "gpu")
-    found = asking.ask_many(model, memory, QUESTIONS[:count], OPTIONS, ())
+        monkeypatch.setattr(generate.jax, "default_backend", lambda: "gpu")
+    found = generate.ask_many(model, memory, QUESTIONS[:count], OPTIONS, ())
     assert_alike(found, one_by_one(model, memory, QUESTIONS[:count]))
     assert [answer.batch for answer in found] == sizes
 
@@ -64,7 +65,7 @@ def test_a_batch_is_answered_as_one_by_one(model, memory, monkeypatch, count, fi
 def test_all_options_hold_for_each_question_of_a_batch(model, memory, change):
     options = dataclasses.replace(OPTIONS, **change)
     wanted = one_by_one(model, memory, QUESTIONS[:4], options)
-    assert_alike(asking.ask_many(model, memory, QUESTIONS[:4], options, ()), wanted)
+    assert_alike(generate.ask_many(model, memory, QUESTIONS[:4], options, ()), wanted)
 
 
 def test_a_batch_goes_on_until_its_last_question_stops(model, memory):
@@ -79,13 +80,13 @@ def test_a_batch_goes_on_until_its_last_question_stops(model, memory):
     stopping = dataclasses.replace(model, config=dataclasses.replace(model.config, stop_tokens=(stop,)))
     wanted = one_by_one(stopping, memory, QUESTIONS[:4], options)
     assert len({len(answer.tokens) for answer in wanted}) > 1 and any(answer.stopped for answer in wanted)
-    assert_alike(asking.ask_many(stopping, memory, QUESTIONS[:4], options, ()), wanted)
+    assert_alike(generate.ask_many(stopping, memory, QUESTIONS[:4], options, ()), wanted)
 
 
 def test_history_comes_before_every_question(model, memory):
     (first,) = one_by_one(model, memory, QUESTIONS[:1])
     wanted = one_by_one(model, memory, QUESTIONS[1:3], history=[first])
-    assert_alike(asking.ask_many(model, memory, QUESTIONS[1:3], OPTIONS, [first]), wanted)
+    assert_alike(generate.ask_many(model, memory, QUESTIONS[1:3], OPTIONS, [first]), wanted)
     fresh = one_by_one(model, memory, QUESTIONS[1:3])
     assert [answer.tokens for answer in wanted] != [answer.tokens for answer in fresh]
 
@@ -101,49 +102,52 @@ def test_an_oracle_may_set_chunks_and_compression_for_each_question(model, clip,
         "a": category(2, 2, {"what?": [2, 99], "is it?": []}), "b": category(3, None, {"is there 7?": [1], "7?": [2]})
     }  # fmt: skip
     (tmp_path / "oracle.json").write_text(json.dumps(oracle))
-    options, memory = asking.Options(relevance=f"oracle:{tmp_path}/oracle.json", max_new_tokens=3), model.watch(clip)
+    options, memory = (
+        generate.AskOptions(relevance=f"oracle:{tmp_path}/oracle.json", max_new_tokens=3),
+        model.watch(clip),
+    )
     questions = ["what?", "is there 7?", "is it?", "7?"]
-    found = asking.ask_many(model, memory, questions, options, ())
+    found = generate.ask_many(model, memory, questions, options, ())
     assert_alike(found, one_by_one(model, memory, questions, options))
     assert [answer.batch for answer in found] == [1, 2, 1, 2] and found[2].cache_ratio == 1
 
 
 def test_other_questions_of_a_batch_compile_nothing(model):
-    compiled = (mixed._gather, decode.generate, relevance.chunk_attention)
+    compiled = (cache_plan._gather, decode.generate, relevance.chunk_attention)
     sets = [QUESTIONS[:4], QUESTIONS[1:], QUESTIONS[::-1][:4], ["what?"] * 4, [f"is it {n}?" for n in range(4)]]
     sizes = []
     for seed, questions in enumerate(sets):
-        asking.ask_many(model, model.watch(noise(40 - seed, seed=seed)), questions, OPTIONS, ())
+        generate.ask_many(model, model.watch(noise(40 - seed, seed=seed)), questions, OPTIONS, ())
         sizes.append([function._cache_size() for function in compiled])
     assert all(size == sizes[0] for size in sizes)
 
 
 def test_questions_that_do_not_fit_together_are_asked_in_parts(model, memory, monkeypatch):
-    from vxl2_jax import bases
+    from vxl2_jax.cache import views
 
     read = one_by_one(model, memory, QUESTIONS[:1])[0].cache_tokens
     of_one = read * sum(part.nbytes // part.shape[2] for part in memory.sparse)
-    monkeypatch.setattr(bases, "_ASSEMBLED", 4 * of_one - 1)  # two, and not four
-    found = asking.ask_many(model, memory, QUESTIONS[:4], OPTIONS, ())
+    monkeypatch.setattr(views, "MAX_ASSEMBLED_BYTES", 4 * of_one - 1)  # two, and not four
+    found = generate.ask_many(model, memory, QUESTIONS[:4], OPTIONS, ())
     assert [answer.batch for answer in found] == [2] * 4
     assert_alike(found, one_by_one(model, memory, QUESTIONS[:4]))
 
 
 def test_watching_and_asking_spare_programs(model, memory, monkeypatch):
     spared = []
-    monkeypatch.setattr(machine, "spare_programs", lambda: spared.append(True))
+    monkeypatch.setattr(hardware, "clear_jit_caches", lambda: spared.append(True))
     model.watch(noise(8))
     assert len(spared) == 1
-    asking.ask_many(model, memory, QUESTIONS[:1], OPTIONS, ())
+    generate.ask_many(model, memory, QUESTIONS[:1], OPTIONS, ())
     assert len(spared) == 2
 
 
 def test_more_questions_than_a_batch_holds_and_none_at_all(model, memory):
     many = [f"is there {n}?" for n in range(17)]
-    found = asking.ask_many(model, memory, many, dataclasses.replace(OPTIONS, max_new_tokens=2), ())
+    found = generate.ask_many(model, memory, many, dataclasses.replace(OPTIONS, max_new_tokens=2), ())
     assert [answer.question for answer in found] == many
     assert [answer.batch for answer in found] == [16] * 16 + [1]
-    assert asking.ask_many(model, memory, [], OPTIONS, ()) == []
+    assert generate.ask_many(model, memory, [], OPTIONS, ()) == []
 
 
 def test_one_empty_question_is_refused_before_any_is_asked(model, memory):
@@ -151,4 +155,4 @@ def test_one_empty_question_is_refused_before_any_is_asked(model, memory):
         raise AssertionError("asked")
 
     with pytest.raises(vxl2.RequestError, match="empty"):
-        asking.ask_many(model, memory, ["what?", " "], dataclasses.replace(OPTIONS, relevance=scorer), ())
+        generate.ask_many(model, memory, ["what?", " "], dataclasses.replace(OPTIONS, relevance=scorer), ())

@@ -15,12 +15,12 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from vxl2_jax import evaluation
-from vxl2_jax.asking import Answer
+from vxl2_jax.batch import JobResult
 from vxl2_jax.errors import VideoError
 from vxl2_jax.evaluation import data, runner
 from vxl2_jax.evaluation.settings import released
-from vxl2_jax.jobs import Done
-from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.generate import Answer
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
 
 
@@ -36,7 +36,7 @@ class StandIn:
         for job in jobs:
             path = Path(job.video)
             if path.read_bytes() == b"broken":
-                yield Done(job, error=VideoError(f"{path.name}: cannot be read"))
+                yield JobResult(job, error=VideoError(f"{path.name}: cannot be read"))
                 continue
             self.watched.append(path.name)
             self.prompts += job.questions
@@ -46,27 +46,29 @@ class StandIn:
                 None,
                 None,
                 layout,
-                Rule(watch["block_size"], watch["prev_blocks"]),
+                PrefillRule(watch["block_size"], watch["prev_blocks"]),
                 compression=4,
                 seconds=(),
                 end_s=float(frames),
                 frames=frames,
                 rope_theta=1e6,
             )
-            yield Done(job, tuple(self._answer(text, layout.length) for text in job.questions), memory, {"read": 0.5})
+            yield JobResult(
+                job, tuple(self._answer(text, layout.length) for text in job.questions), memory, {"read": 0.5}
+            )
 
     def _answer(self, text, length):
         letter = "ABCD"[hashlib.sha256(text.encode()).digest()[0] % 4]
         return Answer(text, f"{letter})", (1,), True, (), length // 2, length, {"decode": 1.0}, batch=2)
 
 
-def prepared(folder: Path, mode: str = "chunked", **changed) -> runner.Run:
+def prepared(folder: Path, mode: str = "chunked", **changed) -> runner.BenchmarkRun:
     """What is run about an MLVU folder."""
     benchmark = evaluation.named("mlvu")
     watch, ask = released("mlvu", mode)
     watch |= {key: value for key, value in changed.items() if key in watch}
     ask |= {key: value for key, value in changed.items() if key in ask}
-    return runner.Run(benchmark, data.read(benchmark, folder), mode, watch, ask)
+    return runner.BenchmarkRun(benchmark, data.read(benchmark, folder), mode, watch, ask)
 
 
 if __name__ == "__main__":

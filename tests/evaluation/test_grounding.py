@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from vxl2_jax.asking import Answer, Chunk
+from vxl2_jax.batch import JobResult
 from vxl2_jax.errors import RequestError, VideoError
-from vxl2_jax.evaluation import grounding, grounding_report, grounding_run, moments
-from vxl2_jax.jobs import Done
+from vxl2_jax.evaluation import grounding, grounding_data, grounding_report, grounding_run
+from vxl2_jax.generate import Answer, Chunk
 
 
 @pytest.mark.parametrize(
@@ -101,22 +101,22 @@ def test_questions_hold_the_sentence_or_what_it_is_about():
 def test_charades_sta_is_read_as_published(tmp_path):
     file = tmp_path / "charades_sta_test.txt"
     file.write_text("AB12C 24.3 30.4##a person waves.\nXY9 0.0 6##someone # sits\nAB12C 5.0 5.0##nothing happens.\n\n")
-    found, left_out = moments.read_moments("charades_sta", file)
+    found, left_out = grounding_data.read_moments("charades_sta", file)
     assert [(m.video, m.query, m.windows) for m in found] == [
         ("AB12C", "a person waves.", ((24.3, 30.4),)),
         ("XY9", "someone # sits", ((0.0, 6.0),)),
     ]
-    assert left_out == 1 and moments.mean_length(found) == pytest.approx(6.05)
+    assert left_out == 1 and grounding_data.mean_length(found) == pytest.approx(6.05)
 
 
 def test_without_a_training_split_the_usual_length_is_that_of_what_is_asked(tmp_path):
     lines = ["A 0.0 4.0##it starts.", "B 0.0 10.0##it goes on.", "A 4.0 10.0##it ends."]
     file = tmp_path / "sta.txt"
     file.write_text("\n".join(lines))
-    items = moments.read_items(moments.read_moments("charades_sta", file)[0], tmp_path, limit=1)
-    seconds, whose = moments.usual_length("charades_sta", items, None)
+    items = grounding_data.read_items(grounding_data.read_moments("charades_sta", file)[0], tmp_path, limit=1)
+    seconds, whose = grounding_data.usual_length("charades_sta", items, None)
     assert seconds == pytest.approx(5.0) and "this run" in whose
-    seconds, whose = moments.usual_length("charades_sta", items, file)
+    seconds, whose = grounding_data.usual_length("charades_sta", items, file)
     assert seconds == pytest.approx(20 / 3) and "training" in whose
 
 
@@ -137,8 +137,8 @@ def test_qvhighlights_is_read_as_published_and_its_videos_are_found(tmp_path):
     file.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "x_60.0_210.0.mp4").write_bytes(b"video")
-    found, _ = moments.read_moments("qvhighlights", file)
-    here, gone = moments.read_items(found, tmp_path)
+    found, _ = grounding_data.read_moments("qvhighlights", file)
+    here, gone = grounding_data.read_items(found, tmp_path)
     assert here.path.name == "x_60.0_210.0.mp4" and here.moments[0].windows == ((0.0, 4.0), (10.0, 12.0))
     assert gone.path is None and "gone_0.0_150.0" in gone.problem
 
@@ -162,7 +162,7 @@ def test_qvhighlights_is_read_as_published_and_its_videos_are_found(tmp_path):
 def test_other_files_are_refused_in_one_line(tmp_path, form, text, words):
     (tmp_path / "file").write_text(text)
     with pytest.raises(RequestError, match=words) as error:
-        moments.read_moments(form, tmp_path / "file")
+        grounding_data.read_moments(form, tmp_path / "file")
     assert "\n" not in str(error.value)
 
 
@@ -210,12 +210,12 @@ class StandIn:
         chunks = tuple(Chunk(4.0 * i, 4.0 * i + 4, float(i == 1), True) for i in range(5))
         for job in jobs:
             if job.video.read_bytes() == b"broken":
-                yield Done(job, error=VideoError(f"{job.video.name}: cannot be read"))
+                yield JobResult(job, error=VideoError(f"{job.video.name}: cannot be read"))
                 continue
             self.asked += job.questions
             memory = SimpleNamespace(frames=20, end_s=20.0, layout=SimpleNamespace(length=99))
             answers = [Answer(text, "from 4 to 8 seconds", (1,), True, chunks, 1, 1, {}) for text in job.questions]
-            yield Done(job, tuple(answers), memory, {})
+            yield JobResult(job, tuple(answers), memory, {})
 
 
 def test_a_run_goes_on_where_it_was_and_counts_what_cannot_be_watched(tmp_path):
@@ -231,13 +231,13 @@ def test_a_run_goes_on_where_it_was_and_counts_what_cannot_be_watched(tmp_path):
     (tmp_path / "sta.txt").write_text("\n".join(lines))
     for name in "ABC":
         (videos / f"{name}.mp4").write_bytes(b"broken" if name == "C" else b"video")
-    found, left_out = moments.read_moments("charades_sta", tmp_path / "sta.txt")
+    found, left_out = grounding_data.read_moments("charades_sta", tmp_path / "sta.txt")
 
     def go(compression=4, **changed):
         ask = {"relevance": "attention", "top_k": None} | changed
-        run = grounding_run.Run(
+        run = grounding_run.GroundingRun(
             "charades_sta",
-            moments.read_items(found, videos),
+            grounding_data.read_items(found, videos),
             "dense",
             grounding.TEMPLATE,
             {"fps": 1.0, "compression": compression},

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vxl2_jax.asking import Answer, Options
 from vxl2_jax.cli.options import ASKING, WATCHING
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, released
+from vxl2_jax.generate import Answer, AskOptions
 from vxl2_jax.lmms_plugin import requests, settings
 
 from .standin import StandIn
@@ -171,7 +171,7 @@ def test_anything_but_one_video_is_refused_in_one_line_that_names_the_document(v
 )
 def test_generation_kwargs_become_options_of_asking(given, ask, until):
     assert requests.generation(given, "a task") == (ask, until)
-    Options(**ask).check()
+    AskOptions(**ask).check()
 
 
 def test_beam_search_is_refused_and_what_is_not_followed_is_named():
@@ -193,7 +193,7 @@ def asked(model, wanted, **options):
 def test_a_video_is_watched_once_for_all_its_questions_and_answers_keep_their_order(videos):
     model, told = Model(), []
     order = [(0, "a"), (0, "b"), (2, "c"), (1, "d"), (0, "e")]
-    texts = asked(model, [requests.Request(videos[video], text, {}) for video, text in order], advance=told.append)
+    texts = asked(model, [requests.EvalRequest(videos[video], text, {}) for video, text in order], advance=told.append)
     assert model.batches == [("0.mp4", ["a", "b", "e"], 64), ("2.mp4", ["c"], 64), ("1.mp4", ["d"], 64)]
     assert texts == [f"{text}, says I.\n\nMore" for text in "abcde"] and told == [3, 1, 1]
 
@@ -202,19 +202,22 @@ def test_questions_of_another_task_are_asked_in_its_way(videos):
     model = Model()
     asked(
         model,
-        [requests.Request(videos[0], text, ask) for text, ask in (("a", {}), ("b", {"max_new_tokens": 4}), ("c", {}))],
+        [
+            requests.EvalRequest(videos[0], text, ask)
+            for text, ask in (("a", {}), ("b", {"max_new_tokens": 4}), ("c", {}))
+        ],
     )
     assert model.batches == [("0.mp4", ["a", "c"], 64), ("0.mp4", ["b"], 4)]
 
 
 def test_an_answer_ends_before_the_first_text_that_ends_it(videos):
-    wanted = [requests.Request(videos[0], "a", {}, until) for until in ((), ("\n\n",), ("\n\n", " I"), ("?",))]
+    wanted = [requests.EvalRequest(videos[0], "a", {}, until) for until in ((), ("\n\n",), ("\n\n", " I"), ("?",))]
     assert asked(Model(), wanted) == ["a, says I.\n\nMore", "a, says I.", "a, says", "a, says I.\n\nMore"]
 
 
 def test_a_broken_video_leaves_its_answers_empty_is_logged_and_stops_nothing(videos, caplog):
     Path(videos[1]).write_bytes(b"broken")
-    wanted = [requests.Request(videos[video], str(video), {}) for video in (0, 1, 2, 1)]
+    wanted = [requests.EvalRequest(videos[video], str(video), {}) for video in (0, 1, 2, 1)]
     assert [bool(text) for text in asked(Model(), wanted)] == [True, False, True, False]
     assert "1.mp4: cannot be read" in caplog.text and "2 of 4 answers are empty" in caplog.text
 
@@ -231,7 +234,7 @@ def test_no_memory_is_kept_while_the_next_video_is_watched(videos, monkeypatch):
             assert seen[-1]() is None
 
     monkeypatch.setattr(StandIn, "answer_all", answer_all)
-    asked(Model(), [requests.Request(video, "a", {}) for video in videos])
+    asked(Model(), [requests.EvalRequest(video, "a", {}) for video in videos])
     assert len(seen) == len(videos)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from vxl2_jax import evaluation
-from vxl2_jax.asking import Options
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import folder, replay, report, runner
-from vxl2_jax.evaluation.data import Item
+from vxl2_jax.evaluation.data import BenchmarkVideo
+from vxl2_jax.generate import AskOptions
 from vxl2_jax.relevance import oracle
 
 from .standin import StandIn, prepared
@@ -26,7 +26,7 @@ class Watcher(StandIn):
         self.seen = []
 
     def answer_all(self, jobs, *, watch, ask):
-        Options(**ask).check()
+        AskOptions(**ask).check()
 
         def noted():
             for job in jobs:
@@ -70,7 +70,7 @@ def files(tmp_path):
     return path
 
 
-def run_of(benchmark, path, mode="bilevel") -> runner.Run:
+def run_of(benchmark, path, mode="bilevel") -> runner.BenchmarkRun:
     run = prepared(benchmark, mode, block_size=1, prev_blocks=1)
     return replace(run, ask=run.ask | {"relevance": f"oracle:{path}"})
 
@@ -150,8 +150,8 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_loaded(benchmark,
 def test_each_benchmark_is_looked_up_by_its_own_keys(docs, name, key):
     benchmark = evaluation.named(name)
     row = benchmark.row(docs[name])
-    item = Item(0, row.video, (row,), Path("videos") / row.files[0])
-    found = replay.Replay(oracle.Oracle("", {key: oracle.Choice("a", (1,))}))
+    item = BenchmarkVideo(0, row.video, (row,), Path("videos") / row.files[0])
+    found = replay.Replay(oracle.Oracle("", {key: oracle.OracleSelection("a", (1,))}))
     assert found.told(item, row) == {
         "said": "chosen",
         "category": "a",
@@ -160,6 +160,6 @@ def test_each_benchmark_is_looked_up_by_its_own_keys(docs, name, key):
         "compression": None,
     }
     other = replay.Replay(
-        oracle.Oracle("", {key + "?": oracle.Choice("a", (1,))}, frozenset(row.groups[benchmark.GROUPS[-1]]))
+        oracle.Oracle("", {key + "?": oracle.OracleSelection("a", (1,))}, frozenset(row.groups[benchmark.GROUPS[-1]]))
     )
     assert other.told(item, row) == {"said": "null category"} and not other.chooses(item, row)

@@ -19,10 +19,10 @@ from bench.report import BASELINE, Report, Row
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pallas_kernels.attention import Stream
-from pallas_kernels.attention.tiles import Tiles
+from pallas_kernels.attention import KVCache
+from pallas_kernels.attention.tile_sizes import TileSizes
 from vxl2_jax import config, prefill
-from vxl2_jax.layout import Layout, Rule, attention_pairs, natural_mask
+from vxl2_jax.layout import Layout, PrefillRule, attention_pairs, natural_mask
 from vxl2_jax.models import dts, video_xl_2
 
 TOP = ceilings.Ceilings(flops=1e12, bytes=1e11, product="a product", copy="a copy")
@@ -74,7 +74,7 @@ def test_attention_from_end_to_end(tmp_path):
     assert run(bench_attention, *tiny) == 0
     rows = {row["name"]: row for row in results(tmp_path, "attention")["rows"]}
     layout = layouts.video(32, 8)
-    kept, causal = attention_pairs(layout, Rule(2, 1))
+    kept, causal = attention_pairs(layout, PrefillRule(2, 1))
     assert kept < causal
     for name in ("ampere 32,32,2,4", "reference"):
         assert rows[name]["flops"] == 4 * 128 * 2 * kept and rows[name]["error"] < 1e-2
@@ -136,7 +136,7 @@ def test_flags_that_make_no_sense_end_with_one_line(arguments, tmp_path, capsys)
 def videos(draw):
     visual, groups = draw(st.integers(1, 5)), draw(st.integers(1, 12))
     stamps = tuple(draw(st.lists(st.integers(1, 4), min_size=groups, max_size=groups)))
-    rule = Rule(draw(st.integers(1, 4)), draw(st.sampled_from([None, 0, 1, 3])))
+    rule = PrefillRule(draw(st.integers(1, 4)), draw(st.sampled_from([None, 0, 1, 3])))
     return Layout(draw(st.integers(0, 5)), stamps, visual), rule
 
 
@@ -158,7 +158,7 @@ def test_the_mask_of_two_tokens_is_the_rule(video):
 def test_operations_and_bytes_are_those_of_the_mask(video, stride):
     layout, rule = video
     sizes = prefill.capacity(layout, stride)
-    planned = prefill.plan(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
+    planned = prefill.plan_strides(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
 
     def cut(bounds):
         return (bounds[:, : stride * layout.visual], bounds[:, stride * layout.visual :])
@@ -178,7 +178,7 @@ def test_operations_and_bytes_are_those_of_the_mask(video, stride):
     )
     mask = natural_mask(layout, rule)
     flops = nbytes = 0
-    bounds = np.concatenate([[0], layout.stamp_stops[stride - 1 :: stride], [layout.global_length]])
+    bounds = np.concatenate([[0], layout.timestamp_ends[stride - 1 :: stride], [layout.global_length]])
     for number in range(len(planned)):
         visual = layout.visual_positions()[number * stride * layout.visual : (number + 1) * stride * layout.visual]
         global_ = layout.global_positions()[bounds[number] : bounds[number + 1]]
@@ -281,7 +281,7 @@ def test_strides_are_chosen_evenly():
 def test_the_truth_is_plain_attention(rng=np.random.default_rng(0)):
     q, k, v = (rng.normal(size=shape) for shape in ((3, 4, 8), (2, 6, 8), (2, 6, 8)))
     starts, stops = np.asarray([[0, 1, 2]]), np.asarray([[1, 4, 6]])
-    got = exact.attend(q, (Stream(k[None], v[None]),), starts, stops)
+    got = exact.attend(q, (KVCache(k[None], v[None]),), starts, stops)
     for n in range(3):
         for h in range(4):
             weights = np.exp(k[h // 2, starts[0, n] : stops[0, n]] @ q[n, h] / math.sqrt(8))
@@ -327,4 +327,4 @@ def test_without_torch_there_is_a_reason():
 def test_tiles_are_read_from_a_flag():
     with flagsaver.flagsaver(), flagsaver.as_parsed(tiles="64,128;128,144,3,8"):
         flags.FLAGS.mark_as_parsed()
-        assert options.tile_candidates() == [Tiles(64, 128), Tiles(128, 144, 3, 8)]
+        assert options.tile_candidates() == [TileSizes(64, 128), TileSizes(128, 144, 3, 8)]

@@ -15,8 +15,8 @@ from bench.growth import exponent
 
 from vxl2_jax import planning
 from vxl2_jax.config import video_xl_2
-from vxl2_jax.layout import Rule
-from vxl2_jax.watching import layout_of
+from vxl2_jax.ingest import layout_of
+from vxl2_jax.layout import PrefillRule
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "experiments" / "bench_watch.py"
@@ -193,7 +193,7 @@ def test_watching_from_end_to_end(tmp_path):
     for row, frames in zip(document["rows"], (8, 24), strict=True):
         layout = planning.layout_for(config, tokenizer, frames, 1.0)
         assert row["frames"] == frames and row["tokens"] == layout.length
-        assert row["flops"] == planning.plan(config, layout, Rule(), question_tokens=0).flops
+        assert row["flops"] == planning.plan(config, layout, PrefillRule(), question_tokens=0).flops
         assert len(row["runs"]) == 2 and row["runs"][0]["total_s"] > row["total_s"] > 0
         assert sum(row["stages"].values()) == pytest.approx(row["total_s"]) and min(row["stages"].values()) >= 0
         assert row["peak_bytes"] > row["loaded_bytes"] > 2**20 and row["watching_bytes"] > 0

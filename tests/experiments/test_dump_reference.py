@@ -13,18 +13,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import check_parity  # noqa: E402
-import dump_reference as dump  # noqa: E402
-from einops import rearrange  # noqa: E402
-from parity.cases import Case, Runner, turn_back  # noqa: E402
-from parity.golden import layout_of  # noqa: E402
-from parity.language import DENSE  # noqa: E402
-from parity.vision import encode_frames, frame_features, pad_video  # noqa: E402
+import check_parity
+import dump_reference as dump
+from einops import rearrange
+from parity.cases import Case, Runner, turn_back
+from parity.golden import layout_of
+from parity.language import DENSE
+from parity.vision import encode_frames, frame_features, pad_video
 
-from vxl2_jax import bases, mixed, select  # noqa: E402
-from vxl2_jax.checkpoints import huggingface  # noqa: E402
-from vxl2_jax.layout import Rule, natural_mask  # noqa: E402
-from vxl2_jax.models import dts, qwen2, video_xl_2  # noqa: E402
+from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.cache import views
+from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.layout import PrefillRule, natural_mask
+from vxl2_jax.models import dts, qwen2, video_xl_2
+from vxl2_jax.relevance import selection
 
 
 def tensor(array):
@@ -109,7 +111,7 @@ class StandIn(torch.nn.Module):
         case = Case("e2e", layout_of(video, place, config.visual_placeholder), whole, visual, len(frames), True)
         embeds = np.array(qwen2.embed(params["language"], whole))
         embeds[case.layout.visual_positions()] = rearrange(visual, "g v e -> (g v) e")
-        rule = DENSE if block_size_chosed is None else Rule(block_size_chosed, prev_blocks_num)
+        rule = DENSE if block_size_chosed is None else PrefillRule(block_size_chosed, prev_blocks_num)
         return self._said(
             Runner(config, params),
             case,
@@ -138,12 +140,14 @@ class StandIn(torch.nn.Module):
         if units is not None:
             memory = runner.remember(case, rule, selected["compression"])
             chunks = case.layout.chunks(selected["selected_chunk_size"])
-            dense = select.dense_chunks(chunks, select.chunks_of_units(units, chunks, selected["selected_chunk_size"]))
-            plan = mixed.plan_mixed(case.layout, selected["compression"], selected["selected_chunk_size"], dense)
-            keys, values = (np.asarray(part)[:, :, : len(plan.store)] for part in mixed.assemble(memory, plan))
+            dense = selection.dense_chunks(
+                chunks, selection.chunks_of_units(units, chunks, selected["selected_chunk_size"])
+            )
+            plan = cache_plan.plan_mixed(case.layout, selected["compression"], selected["selected_chunk_size"], dense)
+            keys, values = (np.asarray(part)[:, :, : len(plan.store)] for part in cache_plan.assemble(memory, plan))
             past = legacy(np.stack([turn_back(keys, runner.config), values], axis=1))
             answer = runner.ask(
-                case, bases.mixed_base(memory, selected["selected_chunk_size"], dense, runner.kernel), steps
+                case, views.mixed_view(memory, selected["selected_chunk_size"], dense, runner.kernel), steps
             )
             calls.append({"inputs_embeds": embeds[:, -len(case.question) :], "past_key_values": past, "gives": past})
             first = np.asarray(answer.question_logits)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from nano import clips, questions
 
-from vxl2_jax.evaluation import moments
+from vxl2_jax.evaluation import grounding_data
 
 SMALL = ["--clips", "2", "--seconds", "40", "60", "--size", "16", "--rate", "1", "--footage", ""]
 
@@ -16,8 +16,8 @@ SMALL = ["--clips", "2", "--seconds", "40", "60", "--size", "16", "--rate", "1",
 def test_both_forms_are_read_back_with_their_videos(form, tmp_path):
     out = tmp_path / "made"
     assert make_grounding.main(["--form", form, "--out", str(out), *SMALL]) == 0
-    test, train = (moments.read_moments(form, out / file)[0] for file in make_grounding._FILES[form])
-    items = moments.read_items(test, out / "videos")
+    test, train = (grounding_data.read_moments(form, out / file)[0] for file in make_grounding._FILES[form])
+    items = grounding_data.read_items(test, out / "videos")
     assert len(items) == 2 and all(item.path and item.moments for item in items)
     assert len({moment.video for moment in train}) == 8 and not {m.video for m in train} & {m.video for m in test}
     # Each clip is drawn anew, to see what it shows.

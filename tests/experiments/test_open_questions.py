@@ -19,10 +19,10 @@ from studies.catalogue import STUDIES
 from studies.study import CHUNKED, DENSE, Asked, Setting, Study, labelled
 
 import vxl2_jax as vxl2
-from vxl2_jax import footprint
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
-from vxl2_jax.layout import Layout, Rule
-from vxl2_jax.storage import exclusive
+from vxl2_jax.layout import Layout, PrefillRule
+from vxl2_jax.planning import memory_model
+from vxl2_jax.storage import locking
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
@@ -124,7 +124,7 @@ def test_pictures_return_near_and_far():
 def test_a_clip_pre_filled_from_its_visual_tokens_is_a_clip_watched(model):
     frames = np.random.default_rng(0).integers(256, size=(70, 28, 28, 3), dtype=np.uint8)
     seconds = np.arange(70.0)
-    made = memories.remember(model, memories.visual_tokens(model, frames), seconds, Rule(2, 1), 2)
+    made = memories.remember(model, memories.visual_tokens(model, frames), seconds, PrefillRule(2, 1), 2)
     watched = model.watch((frames, seconds), block_size=2, prev_blocks=1, compression=2)
     assert made.identity() == watched.identity()
     jax.tree.map(np.testing.assert_array_equal, (made.dense, made.sparse), (watched.dense, watched.sparse))
@@ -146,7 +146,7 @@ def test_a_share_is_used_up_and_not_exceeded(groups, visual, chunk, compression,
     chosen = memories.interior(memory, share, chunk)
 
     def loaded(top_k):
-        return footprint.cached_tokens(layout, footprint.Settings(compression, chunk, top_k))[0]
+        return memory_model.cached_tokens(layout, memory_model.Workload(compression, chunk, top_k))[0]
 
     if chosen:
         assert loaded(chosen) <= share / 100 * layout.length
@@ -232,19 +232,19 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(model, tmp_path):
 
 def test_rows_have_one_writer_and_what_is_no_file_of_rows_stays(tmp_path):
     path, about = tmp_path / "rows.jsonl", {"study": "mini"}
-    with exclusive.opened(path) as file:
+    with locking.opened(path) as file:
         assert running.resume(file, path, about) == []
-        with pytest.raises(vxl2.RequestError, match="another process"), exclusive.opened(path):
+        with pytest.raises(vxl2.RequestError, match="another process"), locking.opened(path):
             pass
     assert path.read_text() == '{"study": "mini"}\n'
     for text in ('{"stu', ""):
         path.write_text(text)
-        with exclusive.opened(path) as file:
+        with locking.opened(path) as file:
             assert running.resume(file, path, about) == []
         assert path.read_text() == '{"study": "mini"}\n', "a first line that was cut off is written again"
     for text in ("a diary", "a\ndiary\n"):
         path.write_text(text)
-        with exclusive.opened(path) as file, pytest.raises(vxl2.RequestError, match="choose another --rows"):
+        with locking.opened(path) as file, pytest.raises(vxl2.RequestError, match="choose another --rows"):
             running.resume(file, path, about)
         assert path.read_text() == text
 

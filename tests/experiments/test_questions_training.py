@@ -17,11 +17,12 @@ from nano import (
 from nano.training_aims import question_row
 from nano.training_compose import LONGEST, fit
 
-from vxl2_jax import config, decode, mixed
-from vxl2_jax.layout import Rule
+from vxl2_jax import config, decode
+from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.layout import PrefillRule
 
 GROUPS = 10
-RULE = Rule(2, 2)
+RULE = PrefillRule(2, 2)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def batch_of(clip, asked, visual) -> dict:
     }
 
 
-def by_inference(nano, base: decode.Base, ids: np.ndarray) -> np.ndarray:
+def by_inference(nano, base: decode.KVCacheView, ids: np.ndarray) -> np.ndarray:
     """Logits [N, vocabulary] of one question's tokens over a base."""
     shape, params = nano[:2]
     found = decode.generate(
@@ -79,7 +80,7 @@ def test_dense(nano):
     batch = batch_of(clip, asked, visual)
     lengths, memory = batch.pop("lengths"), remembered(nano, 8)
     layout = memory.layout
-    base = decode.Base(
+    base = decode.KVCacheView(
         tuple(memory.dense), np.asarray([layout.visual_length, layout.global_length], np.int32), np.int32(layout.length)
     )
     mask = training_language.video_mask(GROUPS, RULE)
@@ -104,9 +105,11 @@ def test_mixed(nano, compression, monkeypatch):
         index = drawn["index"][i][drawn["real"][i]]
         # A group is dense where its own visual tokens follow its timestamp.
         dense = np.concatenate([[True], np.isin(stamps + 1, index)])
-        plan = mixed.plan_mixed(memory.layout, compression, 1, dense)
+        plan = cache_plan.plan_mixed(memory.layout, compression, 1, dense)
         assert len(plan.store) == len(index)
-        base = decode.Base((mixed.assemble(memory, plan),), np.int32(len(index))[None], np.int32(len(index)))
+        base = decode.KVCacheView(
+            (cache_plan.assemble(memory, plan),), np.int32(len(index))[None], np.int32(len(index))
+        )
         wanted = by_inference(nano, base, batch["asked"][i, : lengths[i]].astype(np.int32))
         np.testing.assert_allclose(np.asarray(logits[i, : lengths[i]]), wanted, atol=1e-4)
 

@@ -11,7 +11,7 @@ from nano import questions
 from nano import recall as compare
 from nano.recall import Judged
 
-from vxl2_jax import select
+from vxl2_jax.relevance import selection
 
 
 @pytest.mark.parametrize("span, size, chunks, wanted", [
@@ -33,7 +33,7 @@ def test_events_that_touch_an_end_need_not_be_found():
 def test_ranks_are_those_that_are_chosen(scores, top_k):
     placed = compare.ranks(np.asarray(scores, float))
     chosen = [chunk for chunk, rank in enumerate(placed, 1) if 0 < rank <= top_k]
-    assert chosen == select.top_chunks(np.asarray(scores, float), top_k).tolist()
+    assert chosen == selection.top_chunks(np.asarray(scores, float), top_k).tolist()
 
 
 def test_who_knows_the_evidence_takes_the_best_chunk_of_every_event_first():

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pallas_kernels.attention import Stream, hopper
-from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, key_ranges
+from pallas_kernels.attention import KVCache, hopper
+from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, key_ranges
 
 
 def problem(seed, count, lengths, kv_heads=2, repeats=2, width=8, layers=2, dtype=jnp.float32):
     """Queries, streams and random ranges, some of them empty."""
     rng = np.random.default_rng(seed)
     bounds = np.asarray([rng.integers(0, length + 1, (2, count)) for length in lengths], np.int32)
-    starts, stops = bounds.min(axis=1), bounds.max(axis=1)
-    stops = np.where(rng.random(stops.shape) < 0.2, starts, stops).astype(np.int32)
+    k_start, k_end = bounds.min(axis=1), bounds.max(axis=1)
+    k_end = np.where(rng.random(k_end.shape) < 0.2, k_start, k_end).astype(np.int32)
     q, streams = arrays(rng, count, lengths, kv_heads, repeats, width, layers, dtype)
-    return q, streams, starts, stops
+    return q, streams, k_start, k_end
 
 
 def arrays(rng, count, lengths, kv_heads, repeats, width, layers, dtype):
@@ -27,7 +27,7 @@ def arrays(rng, count, lengths, kv_heads, repeats, width, layers, dtype):
     def normal(*shape):
         return jnp.asarray(rng.normal(size=shape), dtype)
 
-    streams = tuple(Stream(*(normal(layers, kv_heads, length, width) for _ in "kv")) for length in lengths)
+    streams = tuple(KVCache(*(normal(layers, kv_heads, length, width) for _ in "kv")) for length in lengths)
     return normal(count, kv_heads * repeats, width), streams
 
 
@@ -39,12 +39,12 @@ def strides(draw):
     groups = draw(st.integers(1, 9 if visual == 144 else 30))
     stamps = tuple(draw(st.lists(st.integers(1, 9), min_size=groups, max_size=groups)))
     layout = Layout(draw(st.integers(0, 20)), stamps, visual)
-    rule = Rule(draw(st.integers(1, 5)), draw(st.sampled_from([None, 0, 1, 3])))
+    rule = PrefillRule(draw(st.integers(1, 5)), draw(st.sampled_from([None, 0, 1, 3])))
     lengths = (layout.visual_length + draw(st.integers(0, 40)), layout.global_length + 1 + draw(st.integers(0, 40)))
     if draw(st.booleans()):
         count = draw(st.integers(1, 40))
-        stops = np.asarray([[layout.visual_length] * count, [layout.global_length] * count], np.int32)
-        return lengths, np.zeros_like(stops), stops
+        k_end = np.asarray([[layout.visual_length] * count, [layout.global_length] * count], np.int32)
+        return lengths, np.zeros_like(k_end), k_end
     first = draw(st.integers(0, groups - 1)) * visual
     ranges = [key_ranges(layout, rule, VISUAL, first, first + draw(st.integers(1, 4)) * visual)]
     ranges.append(key_ranges(layout, rule, GLOBAL, 0, layout.global_length + draw(st.integers(0, 9))))

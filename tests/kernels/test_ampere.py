@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import arrays, problem, strides
 
-from pallas_kernels.attention import Stream, ampere, reference, work
-from pallas_kernels.attention.tiles import Tiles
+from pallas_kernels.attention import KVCache, ampere, reference, tile_schedule
+from pallas_kernels.attention.tile_sizes import TileSizes
 
 pytestmark = pytest.mark.skipif(ampere.triton is None, reason="this jax has no Pallas Triton")
 
@@ -30,21 +30,26 @@ def compare(q, streams, table, tiles, layer=1, scale=0.3, tolerance=3e-6, out_dt
     want, want_lse = plainly(q, streams, layer, table, scale=scale, out_dtype=jnp.float32)
     assert out.shape == (*want.shape,) and out.dtype == out_dtype and lse.dtype == jnp.float32
     assert np.isfinite(out.astype(jnp.float32)).all()
-    asked = np.asarray((table.row_stops > table.row_starts).any(axis=0))[np.asarray(table.query)]
+    asked = np.asarray((table.row_end > table.row_start).any(axis=0))[np.asarray(table.query)]
     out, want = (np.asarray(a, np.float32)[:, asked] for a in (out, want))
     lse, want_lse = (np.asarray(a)[:, asked] for a in (lse, want_lse))
     np.testing.assert_allclose(out, want, atol=tolerance * max(1, np.abs(want).max(initial=0)), rtol=0)
     np.testing.assert_allclose(lse, want_lse, atol=1e-5, rtol=1e-6)
 
 
-@given(strides(), st.integers(1, 3), st.sampled_from([Tiles(16, 16), Tiles(32, 64), Tiles(64, 32)]), st.integers(0, 9))
+@given(
+    strides(),
+    st.integers(1, 3),
+    st.sampled_from([TileSizes(16, 16), TileSizes(32, 64), TileSizes(64, 32)]),
+    st.integers(0, 9),
+)
 @settings(max_examples=5, deadline=None)
 def test_the_strides_of_a_video(stride, pieces, tiles, seed):
-    lengths, starts, stops = stride
-    starts, stops = starts[:, -90:], stops[:, -90:]
-    q, streams = arrays(np.random.default_rng(seed), starts.shape[1], lengths, 1, 3, 16, 2, jnp.float32)
-    table = work.split(work.plan(starts, stops, 3, tiles.rows), pieces, tiles.keys)
-    compare(work.pack(q, 1, tiles.rows), streams, table, tiles)
+    lengths, k_start, k_end = stride
+    k_start, k_end = k_start[:, -90:], k_end[:, -90:]
+    q, streams = arrays(np.random.default_rng(seed), k_start.shape[1], lengths, 1, 3, 16, 2, jnp.float32)
+    table = tile_schedule.split_items(tile_schedule.schedule_tiles(k_start, k_end, 3, tiles.rows), pieces, tiles.keys)
+    compare(tile_schedule.pack_rows(q, 1, tiles.rows), streams, table, tiles)
 
 
 @given(
@@ -54,22 +59,28 @@ def test_the_strides_of_a_video(stride, pieces, tiles, seed):
 )  # fmt: skip
 @settings(max_examples=6, deadline=None)
 def test_any_ranges_in_any_number_of_streams(seed, count, pieces, lengths, width, layer):
-    q, streams, starts, stops = problem(seed, count, lengths, width=width)
-    tiles = Tiles(16, 32)
-    table = work.split(work.plan(starts, stops, 2, tiles.rows), pieces, 16)
-    compare(work.pack(q, 2, tiles.rows), streams, table, tiles, layer)
+    q, streams, k_start, k_end = problem(seed, count, lengths, width=width)
+    tiles = TileSizes(16, 32)
+    table = tile_schedule.split_items(tile_schedule.schedule_tiles(k_start, k_end, 2, tiles.rows), pieces, 16)
+    compare(tile_schedule.pack_rows(q, 2, tiles.rows), streams, table, tiles, layer)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.bfloat16, 0.01), (jnp.float16, 2e-3)])
 def test_half_precision_is_close_and_sums_in_float32(dtype, tolerance):
-    q, streams, starts, stops = problem(3, 16, [700, 50], 1, 1, 64, dtype=dtype)
-    starts[:], stops[:] = 0, [[700], [50]]
-    compare(work.pack(q, 1, 16), streams, work.plan(starts, stops, 1, 16), Tiles(16, 64), tolerance=tolerance)
+    q, streams, k_start, k_end = problem(3, 16, [700, 50], 1, 1, 64, dtype=dtype)
+    k_start[:], k_end[:] = 0, [[700], [50]]
     compare(
-        work.pack(q, 1, 16),
+        tile_schedule.pack_rows(q, 1, 16),
         streams,
-        work.plan(starts, stops, 1, 16),
-        Tiles(16, 64),
+        tile_schedule.schedule_tiles(k_start, k_end, 1, 16),
+        TileSizes(16, 64),
+        tolerance=tolerance,
+    )
+    compare(
+        tile_schedule.pack_rows(q, 1, 16),
+        streams,
+        tile_schedule.schedule_tiles(k_start, k_end, 1, 16),
+        TileSizes(16, 64),
         tolerance=tolerance,
         out_dtype=dtype,
     )
@@ -84,36 +95,51 @@ def test_items_that_share_a_tile_of_rows():
     for item, (stream, low, high) in enumerate(runs):
         first[stream, item], stop[stream, item] = low, high
     everywhere = np.zeros((4, 1, 16), np.int32)
-    everywhere_stop = np.full_like(everywhere, work.EVERYTHING)
-    table = work.Work(np.zeros(len(runs), np.int32), first, stop, first, stop, everywhere, everywhere_stop)
-    tiles = Tiles(16, 32)
-    compare(work.pack(q, 2, 16), streams, jax.tree.map(jnp.asarray, table), tiles)
-    _, lse = kernel(work.pack(q, 2, 16), streams, 0, jax.tree.map(jnp.asarray, table), tiles, 0.3)
+    everywhere_stop = np.full_like(everywhere, tile_schedule.EVERYTHING)
+    table = tile_schedule.TileSchedule(
+        np.zeros(len(runs), np.int32), first, stop, first, stop, everywhere, everywhere_stop
+    )
+    tiles = TileSizes(16, 32)
+    compare(tile_schedule.pack_rows(q, 2, 16), streams, jax.tree.map(jnp.asarray, table), tiles)
+    _, lse = kernel(tile_schedule.pack_rows(q, 2, 16), streams, 0, jax.tree.map(jnp.asarray, table), tiles, 0.3)
     assert np.isneginf(lse[:, 4]).all(), "the item of an empty run saw something"
 
 
 def test_keys_outside_the_ranges_do_not_matter():
     q, streams, _, _ = problem(1, 5, [83], 1, 2, 16)
-    starts, stops = np.asarray([[7, 9, 7, 20, 8]], np.int32), np.asarray([[60, 71, 69, 71, 55]], np.int32)
-    table = work.plan(starts, stops, 2, 16)
+    k_start, k_end = np.asarray([[7, 9, 7, 20, 8]], np.int32), np.asarray([[60, 71, 69, 71, 55]], np.int32)
+    table = tile_schedule.schedule_tiles(k_start, k_end, 2, 16)
 
     def poison(a):
         return a.at[:, :, :7].set(1e30).at[:, :, 71:].set(-1e30)
 
-    spoiled = (Stream(*(poison(part) for part in streams[0])),)
-    want, got = (kernel(work.pack(q, 1, 16), s, 1, table, Tiles(16, 16), 0.3)[0][:, 0, :10] for s in (streams, spoiled))
+    spoiled = (KVCache(*(poison(part) for part in streams[0])),)
+    want, got = (
+        kernel(tile_schedule.pack_rows(q, 1, 16), s, 1, table, TileSizes(16, 16), 0.3)[0][:, 0, :10]
+        for s in (streams, spoiled)
+    )
     np.testing.assert_array_equal(got, want)
 
 
 def test_large_logits_do_not_overflow():
-    q, streams, starts, stops = problem(2, 5, [70], 1, 2, 16)
-    starts[:], stops[:] = 0, [[70, 64, 30, 1, 33]]
-    compare(work.pack(q * 1e4, 1, 16), streams, work.plan(starts, stops, 2, 16), Tiles(16, 16), tolerance=1e-3)
+    q, streams, k_start, k_end = problem(2, 5, [70], 1, 2, 16)
+    k_start[:], k_end[:] = 0, [[70, 64, 30, 1, 33]]
+    compare(
+        tile_schedule.pack_rows(q * 1e4, 1, 16),
+        streams,
+        tile_schedule.schedule_tiles(k_start, k_end, 2, 16),
+        TileSizes(16, 16),
+        tolerance=1e-3,
+    )
 
 
 def test_layers_may_be_scanned():
-    q, streams, starts, stops = problem(5, 8, [40, 21], 1, 2, 16)
-    table, tiles, packed = work.plan(starts, stops, 2, 16), Tiles(16, 16), work.pack(q, 1, 16)
+    q, streams, k_start, k_end = problem(5, 8, [40, 21], 1, 2, 16)
+    table, tiles, packed = (
+        tile_schedule.schedule_tiles(k_start, k_end, 2, 16),
+        TileSizes(16, 16),
+        tile_schedule.pack_rows(q, 1, 16),
+    )
 
     def step(carry, layer):
         return (carry, kernel(packed, streams, layer, table, tiles, 0.3)[0])
@@ -149,6 +175,13 @@ def test_what_cannot_run_is_refused_with_the_reason(change, reason):
 
 @pytest.mark.parametrize(("rows", "keys", "scale"), [(16, 24, 0.3), (32, 16, 0.3), (16, 16, -0.3)])
 def test_tiles_and_scales_that_do_not_fit_are_errors(rows, keys, scale):
-    q, streams, starts, stops = problem(0, 4, [9], width=16)
+    q, streams, k_start, k_end = problem(0, 4, [9], width=16)
     with pytest.raises(ValueError):
-        kernel(work.pack(q, 2, 16), streams, 0, work.plan(starts, stops, 2, 16), Tiles(rows, keys), scale)
+        kernel(
+            tile_schedule.pack_rows(q, 2, 16),
+            streams,
+            0,
+            tile_schedule.schedule_tiles(k_start, k_end, 2, 16),
+            TileSizes(rows, keys),
+            scale,
+        )

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import problem
 
-from pallas_kernels.attention import Stream, reference
+from pallas_kernels.attention import KVCache, reference
 
 attend = jax.jit(reference.attend, static_argnames=("query_tile", "key_tile", "abreast"))
 key_mass = jax.jit(reference.key_mass, static_argnames="key_tile")
 
 
-def plainly(q, streams, starts, stops, layer=0, scale=None):
+def plainly(q, streams, k_start, k_end, layer=0, scale=None):
     """float64 softmax over the ranges: out [N, H, D], lse [N, H], weights of every stream [N, H, S]."""
     q = np.asarray(q, np.float64)
     heads, kv_heads = q.shape[1], streams[0].k.shape[1]
@@ -26,7 +26,7 @@ def plainly(q, streams, starts, stops, layer=0, scale=None):
     seen = np.concatenate(
         [
             (np.arange(s.k.shape[2]) >= low[:, None]) & (np.arange(s.k.shape[2]) < high[:, None])
-            for s, low, high in zip(streams, starts, stops, strict=True)
+            for s, low, high in zip(streams, k_start, k_end, strict=True)
         ],
         axis=1,
     )[:, None]
@@ -52,72 +52,72 @@ def plainly(q, streams, starts, stops, layer=0, scale=None):
 )
 @settings(max_examples=25)
 def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles, layer, abreast):
-    q, streams, starts, stops = problem(seed, count, lengths, *heads)
-    got, lse = attend(q, streams, starts, stops, layer=layer, query_tile=tiles[0], key_tile=tiles[1], abreast=abreast)
-    want, want_lse, _ = plainly(q, streams, starts, stops, layer)
+    q, streams, k_start, k_end = problem(seed, count, lengths, *heads)
+    got, lse = attend(q, streams, k_start, k_end, layer=layer, query_tile=tiles[0], key_tile=tiles[1], abreast=abreast)
+    want, want_lse, _ = plainly(q, streams, k_start, k_end, layer)
     np.testing.assert_allclose(got, want, atol=3e-6)
     np.testing.assert_allclose(lse, want_lse, atol=3e-6)
 
 
 def test_every_stream_may_have_tiles_of_its_own():
-    q, streams, starts, stops = problem(5, 21, [37, 30])
-    want, _, _ = plainly(q, streams, starts, stops)
+    q, streams, k_start, k_end = problem(5, 21, [37, 30])
+    want, _, _ = plainly(q, streams, k_start, k_end)
     for keys, abreast in (((4, 16), 1), ((16, 4), 3)):
-        got, _ = attend(q, streams, starts, stops, query_tile=4, key_tile=keys, abreast=abreast)
+        got, _ = attend(q, streams, k_start, k_end, query_tile=4, key_tile=keys, abreast=abreast)
         np.testing.assert_allclose(got, want, atol=3e-6)
 
 
 def test_room_behind_the_last_key_changes_no_bit():
-    q, streams, starts, stops = problem(3, 21, [37, 30])
+    q, streams, k_start, k_end = problem(3, 21, [37, 30])
     roomy = [
-        Stream(*(jnp.pad(part, ((0, 0), (0, 0), (0, 11), (0, 0)), constant_values=9.0) for part in s)) for s in streams
+        KVCache(*(jnp.pad(part, ((0, 0), (0, 0), (0, 11), (0, 0)), constant_values=9.0) for part in s)) for s in streams
     ]
     for tile, abreast in ((4, 1), (16, 1), (16, 2)):
         want, got = (
-            attend(q, s, starts, stops, query_tile=8, key_tile=tile, abreast=abreast) for s in (streams, roomy)
+            attend(q, s, k_start, k_end, query_tile=8, key_tile=tile, abreast=abreast) for s in (streams, roomy)
         )
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_keys_beyond_a_stream_are_none():
-    q, streams, starts, stops = problem(0, 6, [37])
-    want, got = (attend(q, streams, starts, jnp.full_like(stops, stop), key_tile=16)[0] for stop in (37, 45))
+    q, streams, k_start, k_end = problem(0, 6, [37])
+    want, got = (attend(q, streams, k_start, jnp.full_like(k_end, stop), key_tile=16)[0] for stop in (37, 45))
     np.testing.assert_array_equal(got, want)
 
 
 def test_a_query_that_sees_nothing_gets_zeros():
-    q, streams, starts, stops = problem(0, 6, [9, 4])
-    stops[:, 2:4] = starts[:, 2:4]
-    out, lse = attend(q, streams, starts, stops, query_tile=2)
+    q, streams, k_start, k_end = problem(0, 6, [9, 4])
+    k_end[:, 2:4] = k_start[:, 2:4]
+    out, lse = attend(q, streams, k_start, k_end, query_tile=2)
     assert not np.asarray(out)[2:4].any() and np.isneginf(np.asarray(lse)[2:4]).all()
     assert np.isfinite(out).all()
 
 
 def test_keys_outside_the_ranges_do_not_matter():
     q, streams, _, _ = problem(1, 5, [30])
-    starts, stops = np.full((1, 5), 7, np.int32), np.full((1, 5), 19, np.int32)
+    k_start, k_end = np.full((1, 5), 7, np.int32), np.full((1, 5), 19, np.int32)
 
     def poison(a):
         return a.at[:, :, :7].set(1e30).at[:, :, 19:].set(-1e30)
 
-    spoiled = (Stream(*(poison(part) for part in streams[0])),)
+    spoiled = (KVCache(*(poison(part) for part in streams[0])),)
     for tile in (4, 16):
-        want, got = (attend(q, s, starts, stops, key_tile=tile)[0] for s in (streams, spoiled))
+        want, got = (attend(q, s, k_start, k_end, key_tile=tile)[0] for s in (streams, spoiled))
         np.testing.assert_array_equal(want, got)
 
 
 def test_large_logits_do_not_overflow():
-    q, streams, starts, stops = problem(2, 5, [30])
-    starts[:], stops[:] = 0, 30
-    out, lse = attend(q * 1e4, streams, starts, stops, key_tile=8)
+    q, streams, k_start, k_end = problem(2, 5, [30])
+    k_start[:], k_end[:] = 0, 30
+    out, lse = attend(q * 1e4, streams, k_start, k_end, key_tile=8)
     assert np.isfinite(out).all() and np.isfinite(lse).all()
 
 
 def test_bfloat16_is_close_and_accumulates_in_fp32():
-    q, streams, starts, stops = problem(3, 40, [2000], dtype=jnp.bfloat16, width=16)
-    starts[:], stops[:] = 0, 2000
-    got, lse = attend(q, streams, starts, stops)
-    want, want_lse, _ = plainly(q, streams, starts, stops)
+    q, streams, k_start, k_end = problem(3, 40, [2000], dtype=jnp.bfloat16, width=16)
+    k_start[:], k_end[:] = 0, 2000
+    got, lse = attend(q, streams, k_start, k_end)
+    want, want_lse, _ = plainly(q, streams, k_start, k_end)
     assert got.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
     np.testing.assert_allclose(np.asarray(got, np.float32), want, atol=0.01 * np.abs(want).max())
     np.testing.assert_allclose(lse, want_lse, atol=0.02)
@@ -126,9 +126,9 @@ def test_bfloat16_is_close_and_accumulates_in_fp32():
 @given(st.integers(0, 99))
 @settings(max_examples=10)
 def test_parts_merge_by_log_sum_exp(seed):
-    q, streams, starts, stops = problem(seed, 7, [13, 22])
-    whole, whole_lse = attend(q, streams, starts, stops)
-    parts = [attend(q, (s,), starts[i : i + 1], stops[i : i + 1]) for i, s in enumerate(streams)]
+    q, streams, k_start, k_end = problem(seed, 7, [13, 22])
+    whole, whole_lse = attend(q, streams, k_start, k_end)
+    parts = [attend(q, (s,), k_start[i : i + 1], k_end[i : i + 1]) for i, s in enumerate(streams)]
     outs, lses = (np.stack([np.asarray(p[i]) for p in parts]) for i in (0, 1))
     merged_lse = np.logaddexp(*lses)
     shares = np.exp(lses - np.where(np.isinf(merged_lse), 0, merged_lse))
@@ -140,22 +140,22 @@ def test_parts_merge_by_log_sum_exp(seed):
 @given(st.integers(0, 99))
 @settings(max_examples=10)
 def test_key_mass_is_the_attention_on_the_stream(key_tile, seed):
-    q, streams, starts, stops = problem(seed, 6, [19, 8])
-    starts[:] = 0
-    _, _, weights = plainly(q, streams, starts, stops, layer=1)
-    _, lse = attend(q, streams, starts, stops, layer=1)
+    q, streams, k_start, k_end = problem(seed, 6, [19, 8])
+    k_start[:] = 0
+    _, _, weights = plainly(q, streams, k_start, k_end, layer=1)
+    _, lse = attend(q, streams, k_start, k_end, layer=1)
     counts = np.random.default_rng(seed).random(np.shape(lse)).astype(np.float32)
     lse = np.where(np.isinf(lse), 0, lse)  # rows that see nothing have no share to give
-    got = key_mass(q, streams[0], stops[0], lse, counts, layer=1, key_tile=key_tile)
+    got = key_mass(q, streams[0], k_end[0], lse, counts, layer=1, key_tile=key_tile)
     np.testing.assert_allclose(got, np.einsum("nhs,nh->s", weights[0], counts), atol=3e-6)
 
 
 def test_shapes_that_do_not_fit_are_refused():
-    q, streams, starts, stops = problem(0, 4, [9])
+    q, streams, k_start, k_end = problem(0, 4, [9])
     with pytest.raises(ValueError, match="cannot share"):
-        attend(q[:, :3], streams, starts, stops)
+        attend(q[:, :3], streams, k_start, k_end)
     with pytest.raises(ValueError, match="must be"):
-        attend(q, streams, starts[:, :2], stops[:, :2])
+        attend(q, streams, k_start[:, :2], k_end[:, :2])
 
 
 def test_a_stream_writes_rows_of_one_layer_only():

@@ -9,7 +9,7 @@ import pytest
 from problems import backends, problem
 
 from pallas_kernels import attention
-from pallas_kernels.attention import dispatch, reference, tiles
+from pallas_kernels.attention import dispatch, reference, tile_sizes
 
 NEW_JAX = jax.__version_info__ >= (0, 11)
 
@@ -39,7 +39,7 @@ CPU = SimpleNamespace(platform="cpu", device_kind="cpu")
     ],
 )
 def test_the_best_kernel_that_can_run_is_taken_and_the_reason_told(device, dtype, kernel, said):
-    choice = attention.choose(dtype=dtype, width=128, device=device)
+    choice = attention.choose_kernel(dtype=dtype, width=128, device=device)
     assert choice.kernel.name == kernel and not choice.kernel.interpret
     assert said in choice.reason and "\n" not in choice.reason
 
@@ -63,12 +63,12 @@ def test_the_best_kernel_that_can_run_is_taken_and_the_reason_told(device, dtype
 )
 def test_what_cannot_run_is_refused_with_limit_and_alternative(name, device, dtype, width, said):
     with pytest.raises(ValueError) as refused:
-        attention.choose(name, dtype=dtype, width=width, device=device)
+        attention.choose_kernel(name, dtype=dtype, width=width, device=device)
     assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_kernels_asked_for_on_a_cpu_are_interpreted():
-    choice = attention.choose("tpu", dtype="bfloat16", width=128, device=CPU)
+    choice = attention.choose_kernel("tpu", dtype="bfloat16", width=128, device=CPU)
     assert choice.kernel.interpret and "interpreted" in choice.reason
 
 
@@ -81,11 +81,11 @@ def test_kernels_asked_for_on_a_cpu_are_interpreted():
     ],
 )
 def test_every_device_finds_tiles(kernel, kind):
-    found = tiles.lookup(kernel, kind)
+    found = tile_sizes.lookup(kernel, kind)
     assert list(found.by_rows) == sorted(found.by_rows, key=lambda t: t.rows) and found.cores >= 1
 
 
-@pytest.mark.parametrize("row", tiles._table(), ids=lambda row: f"{row['kernel']} {row['device'] or 'else'}")
+@pytest.mark.parametrize("row", tile_sizes._table(), ids=lambda row: f"{row['kernel']} {row['device'] or 'else'}")
 def test_every_row_of_the_table_is_taken_by_its_kernel(row):
     if row["kernel"] == "hopper" and not NEW_JAX:
         pytest.skip("the Hopper kernel needs jax 0.11")
@@ -96,22 +96,22 @@ def test_every_row_of_the_table_is_taken_by_its_kernel(row):
 
 
 def test_pieces_fill_the_machine_but_stay_long():
-    assert dispatch.pieces(2000, cores=132, most=100) == 1
-    assert dispatch.pieces(4, cores=132, most=100) == 100
-    assert dispatch.pieces(112, cores=132, most=100) * 112 >= 4 * 132
-    assert dispatch.pieces(1, cores=1, most=0) == 1
+    assert dispatch.pieces_per_tile(2000, cores=132, most=100) == 1
+    assert dispatch.pieces_per_tile(4, cores=132, most=100) == 100
+    assert dispatch.pieces_per_tile(112, cores=132, most=100) * 112 >= 4 * 132
+    assert dispatch.pieces_per_tile(1, cores=1, most=0) == 1
 
 
 @pytest.mark.parametrize(("name", "dtype", "tolerance"), backends(1e-5, 3e-2))
 @pytest.mark.parametrize("width", [16, 20])
 def test_every_backend_agrees_with_the_reference(name, dtype, tolerance, width):
     """Odd widths are padded, tiles cut into pieces and merged, rows that see nothing blanked."""
-    kernel = attention.choose(name, dtype=dtype, width=width, device=CPU).kernel
-    q, streams, starts, stops = problem(3, 21, (320, 47), kv_heads=1, repeats=3, width=width, dtype=jnp.dtype(dtype))
-    stops[:, -4:] = starts[:, -4:]
-    reads = attention.prepare(kernel, starts, stops, heads=3, streams=streams)
+    kernel = attention.choose_kernel(name, dtype=dtype, width=width, device=CPU).kernel
+    q, streams, k_start, k_end = problem(3, 21, (320, 47), kv_heads=1, repeats=3, width=width, dtype=jnp.dtype(dtype))
+    k_end[:, -4:] = k_start[:, -4:]
+    reads = attention.plan_attention(kernel, k_start, k_end, heads=3, streams=streams)
     got, lse = jax.jit(attention.attend)(q, streams, reads, layer=1)
-    want, want_lse = reference.attend(q, streams, jnp.asarray(starts), jnp.asarray(stops), layer=1)
+    want, want_lse = reference.attend(q, streams, jnp.asarray(k_start), jnp.asarray(k_end), layer=1)
     assert got.dtype == want.dtype and lse.dtype == jnp.float32
     np.testing.assert_allclose(got.astype("float32"), want.astype("float32"), atol=tolerance)
     np.testing.assert_allclose(lse, want_lse, atol=tolerance)
@@ -123,9 +123,9 @@ def test_full_attention_of_short_sequences(name, dtype, tolerance):
     """The vision tower's: 9 × 9 patches of width 72, as odd as the real 27 × 27."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 81, 2, 72)), dtype) for _ in "qkv")
-    kernel = attention.choose(name, dtype=dtype, width=72, device=CPU).kernel
-    got = attention.attend_fully(kernel, q, k, v)
-    want = attention.attend_fully(attention.REFERENCE, *(a.astype(jnp.float32) for a in (q, k, v)))
+    kernel = attention.choose_kernel(name, dtype=dtype, width=72, device=CPU).kernel
+    got = attention.full_attention(kernel, q, k, v)
+    want = attention.full_attention(attention.REFERENCE, *(a.astype(jnp.float32) for a in (q, k, v)))
     np.testing.assert_allclose(got.astype("float32"), want, atol=tolerance)
 
 
@@ -140,8 +140,8 @@ def test_full_attention_of_short_sequences(name, dtype, tolerance):
     ids=["queries", "heads", "width", "streams"],
 )
 def test_other_shapes_than_prepared_are_refused(change, said):
-    q, streams, starts, stops = problem(0, 4, (8, 8))
-    reads = attention.prepare(attention.REFERENCE, starts, stops, heads=4, streams=streams)
+    q, streams, k_start, k_end = problem(0, 4, (8, 8))
+    reads = attention.plan_attention(attention.REFERENCE, k_start, k_end, heads=4, streams=streams)
     with pytest.raises(ValueError, match=said):
         attention.attend(*change(q, streams), reads)
 
@@ -154,7 +154,9 @@ def test_other_shapes_than_prepared_are_refused(change, said):
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(changes, said):
-    q, streams, starts, stops = problem(0, 4, (8, 8))
-    given = {"starts": starts, "stops": stops, "heads": 4, **changes}
+    q, streams, k_start, k_end = problem(0, 4, (8, 8))
+    given = {"starts": k_start, "stops": k_end, "heads": 4, **changes}
     with pytest.raises(ValueError, match=said):
-        attention.prepare(attention.REFERENCE, given["starts"], given["stops"], heads=given["heads"], streams=streams)
+        attention.plan_attention(
+            attention.REFERENCE, given["starts"], given["stops"], heads=given["heads"], streams=streams
+        )

@@ -12,7 +12,7 @@ from pallas_kernels import attention
 from pallas_kernels.attention import gradient
 
 
-def plainly(q, streams, starts, stops):
+def plainly(q, streams, k_start, k_end):
     """Masked softmax over all keys of all streams, in fp32."""
     heads, (_, kv_heads, _, width) = q.shape[1], streams[0].k.shape
 
@@ -22,7 +22,7 @@ def plainly(q, streams, starts, stops):
     k, v = (jnp.concatenate([spread(s[i]) for s in streams], axis=1) for i in range(2))
     index = [np.arange(s.k.shape[2]) for s in streams]
     seen = np.concatenate(
-        [(i >= a[:, None]) & (i < b[:, None]) for i, a, b in zip(index, starts, stops, strict=False)], axis=1
+        [(i >= a[:, None]) & (i < b[:, None]) for i, a, b in zip(index, k_start, k_end, strict=False)], axis=1
     )
     logits = jnp.where(seen, jnp.einsum("nhd,hsd->hns", q.astype(jnp.float32), k) * width**-0.5, -1e30)
     weights = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0)
@@ -40,10 +40,10 @@ def assert_alike(found, wanted, tolerance):
         np.testing.assert_allclose(np.asarray(a, np.float32) / scale, np.asarray(b, np.float32) / scale, atol=tolerance)
 
 
-def compare(q, streams, starts, stops, kernel=attention.REFERENCE, tolerance=2e-5):
-    reads = attention.prepare(kernel, starts, stops, heads=q.shape[1], streams=streams)
+def compare(q, streams, k_start, k_end, kernel=attention.REFERENCE, tolerance=2e-5):
+    reads = attention.plan_attention(kernel, k_start, k_end, heads=q.shape[1], streams=streams)
     ours = jax.jit(lambda q, s: gradients(lambda q, s: gradient.attend(q, s, reads), q, s))(q, streams)
-    assert_alike(ours, gradients(lambda q, s: plainly(q, s, starts, stops), q, streams), tolerance)
+    assert_alike(ours, gradients(lambda q, s: plainly(q, s, k_start, k_end), q, streams), tolerance)
 
 
 @pytest.mark.parametrize("lengths", [(70, 41), (1100, 3), (5, 0)])
@@ -54,25 +54,25 @@ def test_random_ranges_of_several_tiles(lengths):
 @settings(max_examples=4, deadline=None)
 @given(strides(), st.integers(0, 99))
 def test_strides_of_videos(stride, seed):
-    lengths, starts, stops = stride
-    q, streams = arrays(np.random.default_rng(seed), starts.shape[1], lengths, 2, 2, 16, 1, jnp.float32)
-    compare(q, streams, starts, stops)
+    lengths, k_start, k_end = stride
+    q, streams = arrays(np.random.default_rng(seed), k_start.shape[1], lengths, 2, 2, 16, 1, jnp.float32)
+    compare(q, streams, k_start, k_end)
 
 
 def test_a_kernels_forward_pass_serves_the_same_backward_pass():
-    q, streams, starts, stops = problem(4, 60, (130, 40), width=16, layers=1)
-    kernel = attention.choose("tpu", dtype=jnp.float32, width=16).kernel
-    compare(q, streams, starts, stops, kernel)
+    q, streams, k_start, k_end = problem(4, 60, (130, 40), width=16, layers=1)
+    kernel = attention.choose_kernel("tpu", dtype=jnp.float32, width=16).kernel
+    compare(q, streams, k_start, k_end, kernel)
 
 
 def test_bfloat16_stays_near_float32():
-    q, streams, starts, stops = problem(6, 90, (130, 40), width=16, layers=1, dtype=jnp.bfloat16)
-    compare(q, streams, starts, stops, tolerance=0.02)
+    q, streams, k_start, k_end = problem(6, 90, (130, 40), width=16, layers=1, dtype=jnp.bfloat16)
+    compare(q, streams, k_start, k_end, tolerance=0.02)
 
 
 def test_examples_may_be_mapped_over():
-    q, streams, starts, stops = problem(8, 40, (60, 20), layers=1)
-    reads = attention.prepare(attention.REFERENCE, starts, stops, heads=q.shape[1], streams=streams)
+    q, streams, k_start, k_end = problem(8, 40, (60, 20), layers=1)
+    reads = attention.plan_attention(attention.REFERENCE, k_start, k_end, heads=q.shape[1], streams=streams)
 
     def one(q):
         return gradients(lambda q, s: gradient.attend(q, s, reads), q, streams)

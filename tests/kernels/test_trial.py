@@ -6,7 +6,7 @@ import pytest
 
 from pallas_kernels import attention
 from pallas_kernels.attention import dispatch
-from pallas_kernels.attention.trial import trial
+from pallas_kernels.attention.self_test import self_test
 
 
 class Tampered:
@@ -25,11 +25,11 @@ def broken(out, lse):
 
 @pytest.fixture
 def kernel():
-    return attention.choose("tpu", dtype="float32", width=16).kernel
+    return attention.choose_kernel("tpu", dtype="float32", width=16).kernel
 
 
 def test_a_right_kernel_passes(kernel):
-    assert trial(kernel, dtype="float32", width=16) is None
+    assert self_test(kernel, dtype="float32", width=16) is None
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_a_wrong_kernel_is_told(kernel, monkeypatch, tamper, said):
 
     clear()
     try:
-        told = trial(kernel, dtype="float32", width=16)
+        told = self_test(kernel, dtype="float32", width=16)
     finally:
         clear()
     assert said in told and "\n" not in told

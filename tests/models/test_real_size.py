@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import KVCache
 from vxl2_jax import decode, prefill
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import video_xl_2
-from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models.video_xl_2 import encode_frames
 
 CONFIG = video_xl_2()
@@ -29,7 +29,7 @@ def test_it_has_the_parameters_of_the_released_model(params):
 def test_a_pre_fill_stride_of_2048_frames_compiles_and_updates_its_cache_in_place(params):
     layout = Layout(14, (8,) * 512, CONFIG.visual_tokens)
     sizes = prefill.capacity(layout, 16)
-    stride = prefill.plan(layout, Rule(4, 3), np.zeros(layout.global_length, np.int32), sizes)[0]
+    stride = prefill.plan_strides(layout, PrefillRule(4, 3), np.zeros(layout.global_length, np.int32), sizes)[0]
     streams = jax.eval_shape(lambda: prefill.empty(CONFIG, sizes, jnp.float32))
     tokens = jax.ShapeDtypeStruct((16, CONFIG.visual_tokens, CONFIG.language.width), jnp.float32)
     compiled = prefill.run_stride.lower(params, CONFIG, streams, stride, tokens).compile()
@@ -41,7 +41,7 @@ def test_a_pre_fill_stride_of_2048_frames_compiles_and_updates_its_cache_in_plac
 def test_a_question_over_20000_tokens_compiles(params):
     lm = CONFIG.language
     store = jax.ShapeDtypeStruct((lm.layers, lm.kv_heads, 20480, lm.head_width), jnp.float32)
-    base = decode.Base((Stream(store, store),), np.zeros(1, np.int32), np.int32(0))
+    base = decode.KVCacheView((KVCache(store, store),), np.zeros(1, np.int32), np.int32(0))
     ids = np.zeros((1, 64), np.int32)
     decode.generate.lower(
         params, CONFIG, base, ids, np.full(1, 9, np.int32), decode.Sampling(), jax.random.key(0), max_new=16

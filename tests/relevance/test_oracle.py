@@ -6,7 +6,7 @@ import pytest
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.relevance import oracle
-from vxl2_jax.relevance.oracle import Choice
+from vxl2_jax.relevance.oracle import OracleSelection
 
 GOOD = {
     "plotQA": {
@@ -30,8 +30,8 @@ def write(path, content):
 def test_files_of_the_original_are_read(tmp_path):
     found = oracle.read(write(tmp_path / "mlvu.json", GOOD))
     assert found.choices == {
-        "a.mp4_What?": Choice("plotQA", (3, 1), 6, 4), "b.mp4_Who?": Choice("plotQA", (), 6, 4),
-        "c.mp4_Why?": Choice("plotQA", None, 6, 4),
+        "a.mp4_What?": OracleSelection("plotQA", (3, 1), 6, 4), "b.mp4_Who?": OracleSelection("plotQA", (), 6, 4),
+        "c.mp4_Why?": OracleSelection("plotQA", None, 6, 4),
     }  # fmt: skip
     assert found.plain == {"count"} and found.source == str(tmp_path / "mlvu.json")
     assert found.find(["a_What?", "b.mp4_Who?"]).units == () and found.find(["a_What?"]) is None
@@ -40,7 +40,9 @@ def test_files_of_the_original_are_read(tmp_path):
 def test_of_a_question_in_several_categories_the_last_one_counts(tmp_path):
     both = {name: {"config": {"selected_chunk_size": size}, "selected_unit_indices": {"a_What?": [size]}}
             for name, size in (("events", 16), ("entities", 4))}  # fmt: skip
-    assert oracle.read(write(tmp_path / "lvbench.json", both)).choices == {"a_What?": Choice("entities", (4,), 4, None)}
+    assert oracle.read(write(tmp_path / "lvbench.json", both)).choices == {
+        "a_What?": OracleSelection("entities", (4,), 4, None)
+    }
 
 
 def test_a_folder_stands_for_all_its_files(tmp_path):

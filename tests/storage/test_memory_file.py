@@ -10,8 +10,8 @@ import pytest
 import toys
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.layout import Rule
-from vxl2_jax.memory import Open, VideoMemory
+from vxl2_jax.layout import PrefillRule
+from vxl2_jax.memory import ResumeState, VideoMemory
 from vxl2_jax.storage import memory_file, recording, records
 
 
@@ -23,8 +23,10 @@ def small_records(monkeypatch):
 
 @pytest.fixture
 def memory(toy):
-    remembered = toys.remembered(toy, toys.video(4), Rule(2, None), compression=3)
-    opened = Open(np.arange(24, dtype=np.float32).reshape(2, 4, 3), np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3))
+    remembered = toys.remembered(toy, toys.video(4), PrefillRule(2, None), compression=3)
+    opened = ResumeState(
+        np.arange(24, dtype=np.float32).reshape(2, 4, 3), np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    )
     return remembered.replace(open=opened, video="a film.mkv", video_hash="ab12", last_s=27.0)
 
 
@@ -84,7 +86,7 @@ def test_gather_reads_the_prefix_and_the_groups_asked_for(memory, path, groups):
     layout, found = memory.layout, VideoMemory.load(path, verify=False)
     got = found.dense.gather(np.asarray(list(groups), int))
     visual = [g * layout.visual + i for g in groups for i in range(layout.visual)]
-    stamps = [i for g in groups for i in range(layout.stamp_stops[g] - layout.stamps[g], layout.stamp_stops[g])]
+    stamps = [i for g in groups for i in range(layout.timestamp_ends[g] - layout.stamps[g], layout.timestamp_ends[g])]
     for part, dense, index in zip(got, memory.dense, (visual, [*range(layout.prefix), *stamps]), strict=True):
         jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a, np.asarray(b)[:, :, i]), part, dense)
 

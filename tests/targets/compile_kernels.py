@@ -28,12 +28,12 @@ _DUMP = tempfile.mkdtemp(prefix="vxl2-ptx-")
 os.environ["XLA_FLAGS"] = f"--xla_dump_to={_DUMP} --xla_dump_emitter_re=ptx"
 os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from machines import GPUS, machine, topology  # noqa: E402  first: it sets what JAX reads when it is imported
+import jax
+import jax.numpy as jnp
+from machines import GPUS, machine, topology
 
-from pallas_kernels.attention import Stream, dispatch, tiles  # noqa: E402
-from pallas_kernels.attention.work import Work  # noqa: E402
+from pallas_kernels.attention import KVCache, dispatch, tile_sizes
+from pallas_kernels.attention.tile_schedule import TileSchedule
 
 LAYERS, KV_HEADS, WIDTH = 28, 4, 128
 VISUAL, GLOBAL, SPARSE, TAIL = 400_000, 25_008, 125_008, 144
@@ -41,7 +41,7 @@ VMEM_MIB = (4, 6, 8, 12, 16)
 """Limits tried on a TPU; 16 is what a kernel gets by default."""
 
 
-def problems(kernel: str, device: tiles.Device):
+def problems(kernel: str, device: tile_sizes.DeviceTiles):
     """(name, tiles, heads, width, layers, stream lengths, items, tiles of rows, output dtype)."""
     largest, layers = device.by_rows[-1], 2 if kernel == "tpu" else LAYERS
     yield "pre-fill", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 512, 512, jnp.bfloat16
@@ -55,7 +55,16 @@ def problems(kernel: str, device: tiles.Device):
 
 
 def lowered(
-    kernel: str, abstract: Callable, entry: tiles.Tiles, heads, width, layers, lengths, items, row_tiles, out_dtype
+    kernel: str,
+    abstract: Callable,
+    entry: tile_sizes.TileSizes,
+    heads,
+    width,
+    layers,
+    lengths,
+    items,
+    row_tiles,
+    out_dtype,
 ) -> Any:
     """`attend_tiles` of one problem, lowered."""
 
@@ -63,8 +72,8 @@ def lowered(
         return abstract(shape, jnp.int32)
 
     streams, bf16 = len(lengths), jnp.bfloat16
-    work = Work(ints(items), *[ints(streams, items)] * 4, *[ints(streams, row_tiles, entry.rows)] * 2)
-    caches = tuple(Stream(*[abstract((layers, heads, length, width), bf16)] * 2) for length in lengths)
+    work = TileSchedule(ints(items), *[ints(streams, items)] * 4, *[ints(streams, row_tiles, entry.rows)] * 2)
+    caches = tuple(KVCache(*[abstract((layers, heads, length, width), bf16)] * 2) for length in lengths)
 
     def run(q, caches, layer, work):
         return dispatch.BACKENDS[kernel].attend_tiles(
@@ -134,7 +143,7 @@ def main(name: str) -> None:
     device = topology(name).devices[0]
     with machine(name) as abstract:
         for kernel in dispatch._candidates(device):
-            for problem, entry, *sizes in problems(kernel, tiles.lookup(kernel, device.device_kind)):
+            for problem, entry, *sizes in problems(kernel, tile_sizes.lookup(kernel, device.device_kind)):
                 start = time.monotonic()
                 program = lowered(kernel, abstract, entry, *sizes)
                 in_ring = (entry.rows + 2 * entry.stages * entry.keys) * sizes[1] * 2

@@ -24,16 +24,20 @@ import numpy as np
 from machines import MEMORY_GB, machine, topology  # first: it sets what JAX reads when it is imported
 
 from pallas_kernels import attention
-from vxl2_jax import bases, decode, footprint, memory, mixed, prefill, relevance, select
-from vxl2_jax import machine as suits
+from vxl2_jax import decode, memory, prefill, relevance
+from vxl2_jax import hardware as suits
+from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.cache import views
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig, video_xl_2
-from vxl2_jax.footprint import Settings
-from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory, sparse_level
 from vxl2_jax.models.video_xl_2 import encode_frames
+from vxl2_jax.planning import memory_model
+from vxl2_jax.planning.memory_model import Workload
+from vxl2_jax.relevance import selection
 
-CONFIG, RULE = video_xl_2(), Rule()
+CONFIG, RULE = video_xl_2(), PrefillRule()
 FRAMES, COMPRESSION, CHUNK_SIZE, TOP_K = 2048, 4, 4, 4
 QUESTION, ANSWER = 80, 16
 
@@ -46,11 +50,11 @@ class Program(NamedTuple):
     predicted: int
 
 
-def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Settings]:
+def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Workload]:
     """The model with a language model of so many layers, and how the device runs it."""
     config = dataclasses.replace(CONFIG, language=dataclasses.replace(CONFIG.language, layers=layers))
-    kernel = attention.choose(dtype=jnp.bfloat16, width=config.language.head_width, device=device).kernel
-    settings = Settings(
+    kernel = attention.choose_kernel(dtype=jnp.bfloat16, width=config.language.head_width, device=device).kernel
+    settings = Workload(
         compression=COMPRESSION,
         chunk_size=CHUNK_SIZE,
         top_k=TOP_K,
@@ -63,7 +67,7 @@ def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Settings]:
 
 
 def programs(
-    abstract: Callable, config: ModelConfig, layout: Layout, settings: Settings, dtype: Any = jnp.bfloat16
+    abstract: Callable, config: ModelConfig, layout: Layout, settings: Workload, dtype: Any = jnp.bfloat16
 ) -> Iterator[Program]:
     """The programs of watching and asking. `abstract` makes a ShapeDtypeStruct placed on the device."""
 
@@ -72,7 +76,7 @@ def programs(
 
     params = jax.tree.map(lambda a: abstract(a.shape, dtype), huggingface.abstract_params(config))
     lm, sizes, kernel = config.language, settings.sizes, settings.kernel
-    made, cache = footprint.programs(config, layout, settings), footprint.caches(config, layout, settings)
+    made, cache = memory_model.programs(config, layout, settings), memory_model.caches(config, layout, settings)
     # Of its arguments, a program keeps those that it reads.
     language = size_of({name: part for name, part in params["language"].items() if name != "head"})
     head = size_of(params["language"].get("head", ()))
@@ -80,7 +84,7 @@ def programs(
 
     room = prefill.capacity(layout, sizes.stride)
     streams = placed(jax.eval_shape(lambda: prefill.empty(config, room, dtype)))
-    stride = placed(prefill.plan(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
+    stride = placed(prefill.plan_strides(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
     tokens = abstract((sizes.stride, config.visual_tokens, lm.width), dtype)
     yield Program(
         "pre-fill stride",
@@ -107,31 +111,31 @@ def programs(
         rope_theta=lm.rope_theta,
     )
     ids, count = abstract((1, settings.question_rows), jnp.int32), abstract((1,), jnp.int32)
-    view = bases.prefix_base(remembered, kernel)
-    starts, stops, width = relevance.chunk_slots(remembered, settings.chunk_size)
+    view = views.prefix_view(remembered, kernel)
+    k_start, k_end, width = relevance.chunk_slots(remembered, settings.chunk_size)
     yield Program(
         "relevance pass",
         lambda: relevance.chunk_attention.lower(
-            params, config, view, starts, stops, ids, count, width=width, kernel=kernel
+            params, config, view, k_start, k_end, ids, count, width=width, kernel=kernel
         ),
         language - unread + cache["sparse"] + made["relevance"],
     )
 
     chunks = layout.chunks(settings.chunk_size)
     interior = np.arange(2, chunks, max(chunks // settings.top_k, 1))[: settings.top_k]
-    dense = select.dense_chunks(chunks, interior)
+    dense = selection.dense_chunks(chunks, interior)
     read = cache["dense"] + cache["sparse"]
     if settings.assembles:
 
         def make(m):
-            return bases.mixed_base(m, settings.chunk_size, dense, kernel).streams
+            return views.mixed_view(m, settings.chunk_size, dense, kernel).streams
 
-        streams_read, gather = traced(make, "_gather", mixed, remembered)
+        streams_read, gather = traced(make, "_gather", cache_plan, remembered)
         yield Program("assembling", lambda: gather(placed), read + cache["mixed"] + made["assembling"])
-        mixture = decode.Base(placed(streams_read), np.zeros(1, np.int32), np.int32(0))
+        mixture = decode.KVCacheView(placed(streams_read), np.zeros(1, np.int32), np.int32(0))
         read = cache["mixed"]
     else:
-        mixture = bases.mixed_base(remembered, settings.chunk_size, dense, kernel)
+        mixture = views.mixed_view(remembered, settings.chunk_size, dense, kernel)
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
     yield Program(
         "question and answer",

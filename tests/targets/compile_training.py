@@ -24,26 +24,30 @@ from vxl2_jax import parallel
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import video_xl_2
 from vxl2_jax.training import step
-from vxl2_jax.training.arrange import Batch
-from vxl2_jax.training.settings import MODULES, Data, Lora, Settings, Stage
+from vxl2_jax.training.collate import Batch
+from vxl2_jax.training.settings import MODULES, Data, Lora, Stage, TrainingSettings
 
 CONFIG = video_xl_2()
 GROUPS, ROWS = 64, 768  # 256 frames; their timestamps, a question and its answer
 
 
-def programs() -> dict[str, Settings]:
+def programs() -> dict[str, TrainingSettings]:
     """By name, what is to learn."""
     common = {"out": "", "data": Data(("x",)), "compute_dtype": "bfloat16"}
     return {
-        "low-rank updates": Settings(stages=(Stage("language", ("language",), 1e-4),), lora=Lora(rank=16), **common),
-        "everything": Settings(stages=(Stage("all", MODULES, 1e-5),), **common),
+        "low-rank updates": TrainingSettings(
+            stages=(Stage("language", ("language",), 1e-4),), lora=Lora(rank=16), **common
+        ),
+        "everything": TrainingSettings(stages=(Stage("all", MODULES, 1e-5),), **common),
     }
 
 
-def lowered(settings: Settings, mesh: Any) -> Any:
+def lowered(settings: TrainingSettings, mesh: Any) -> Any:
     """The step, lowered for a mesh whose data axis holds one example each."""
     stage, count = settings.stages[0], mesh.shape[parallel.DATA]
-    kernel = attention.choose(dtype=jnp.bfloat16, width=CONFIG.language.head_width, device=mesh.devices.flat[0]).kernel
+    kernel = attention.choose_kernel(
+        dtype=jnp.bfloat16, width=CONFIG.language.head_width, device=mesh.devices.flat[0]
+    ).kernel
     params = huggingface.abstract_params(CONFIG)
     whole = jax.eval_shape(lambda p: step.attach(p, settings), params)
     state, frozen = jax.eval_shape(lambda p: step.prepare(CONFIG, p, settings, stage, 100)[:2], whole)
@@ -59,8 +63,8 @@ def lowered(settings: Settings, mesh: Any) -> Any:
         ids=(ROWS,),
         targets=(ROWS,),
         positions=(rows,),
-        starts=(2, rows),
-        stops=(2, rows),
+        k_start=(2, rows),
+        k_end=(2, rows),
     )
     dtype = {"frames": jnp.uint8}
     batch = Batch(

@@ -8,11 +8,11 @@ import numpy as np
 import optax
 import toys
 
-from vxl2_jax.layout import Layout, Rule
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models import qwen2, video_xl_2
-from vxl2_jax.training import arrange
+from vxl2_jax.training import collate
 
-RULE = Rule(block_size=1, prev_blocks=1)
+RULE = PrefillRule(block_size=1, prev_blocks=1)
 LAYOUTS = (Layout(5, (3, 2, 4, 3, 2), 4), Layout(5, (2, 2, 3), 4))
 
 
@@ -27,12 +27,12 @@ def drawn(number: int, config=toys.CONFIG, layout: Layout | None = None):
     return frames, layout, rng.integers(0, words, layout.global_length).astype(np.int32), conversation, targets
 
 
-def batch(count: int = 2, groups: int = 6, rows: int = 32, config=toys.CONFIG) -> arrange.Batch:
+def batch(count: int = 2, groups: int = 6, rows: int = 32, config=toys.CONFIG) -> collate.Batch:
     made = []
     for number in range(count):
         frames, layout, *ids = drawn(number, config)
-        made.append(arrange.example(config, frames, layout, RULE, *ids, groups=groups, rows=rows))
-    return arrange.stack(made)
+        made.append(collate.example(config, frames, layout, RULE, *ids, groups=groups, rows=rows))
+    return collate.collate(made)
 
 
 def plain_loss(params, count: int = 2, config=toys.CONFIG) -> jax.Array:

@@ -10,13 +10,13 @@ import toys
 
 from vxl2_jax import parallel
 from vxl2_jax.training import step
-from vxl2_jax.training.settings import MODULES, Data, Settings, Stage
+from vxl2_jax.training.settings import MODULES, Data, Stage, TrainingSettings
 
 STAGE = Stage("all", MODULES, rate=1e-2)
 
 
 def losses(mesh):
-    toy, settings = toys.model(), Settings("", Data(("x",)), (STAGE,))
+    toy, settings = toys.model(), TrainingSettings("", Data(("x",)), (STAGE,))
     state, frozen, update = step.prepare(toy.config, toy.params, settings, STAGE, 2, mesh=mesh)
     found = []
     for _ in range(2):

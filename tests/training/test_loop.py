@@ -16,9 +16,9 @@ from tiny_data import write_clip
 
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.errors import RequestError
-from vxl2_jax.storage import exclusive
+from vxl2_jax.storage import locking
 from vxl2_jax.training import loop, settings
-from vxl2_jax.training.loop import Report, train
+from vxl2_jax.training.loop import TrainingLog, train
 from vxl2_jax.training.step import TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -194,7 +194,7 @@ def _leaf(tree, path):
 def test_a_complete_run_stays_and_another_is_refused(folder, straight):
     said = []
     run = settings.read(folder / "straight.toml")
-    assert train(run, Report(say=said.append)) == straight / "model"
+    assert train(run, TrainingLog(say=said.append)) == straight / "model"
     assert said == [
         "attention: reference, in float32: no kernel is written for cpu",
         f"{straight / 'model'} is complete",
@@ -264,7 +264,7 @@ def test_examples_without_a_video_are_named_and_counted(config, tmp_path, data, 
     said, told, steps = [], [], []
     train(
         settings.read(path),
-        Report(warn=said.append, line=told.append, step=lambda done, total: steps.append((done, total))),
+        TrainingLog(warn=said.append, line=told.append, step=lambda done, total: steps.append((done, total))),
     )
     assert [text.split(": ")[0] for text in said] == ["left out"] * 2 and "0.mp4: no such file" in said[0]
     assert [line["unread"] for line in told] == [2] * 6 and told == lines(tmp_path, "run")
@@ -281,7 +281,7 @@ def test_epochs_are_counted_in_steps(config, tmp_path, monkeypatch):
 def test_two_processes_do_not_write_one_run(config, tmp_path):
     (tmp_path / "run").mkdir()
     with (
-        exclusive.opened(tmp_path / "run" / "metrics.jsonl"),
+        locking.opened(tmp_path / "run" / "metrics.jsonl"),
         pytest.raises(RequestError, match="another process is writing"),
     ):
         train(settings.read(config()))

@@ -9,7 +9,7 @@ import toys
 
 from vxl2_jax import parallel
 from vxl2_jax.errors import RequestError
-from vxl2_jax.training import arrange
+from vxl2_jax.training import collate
 from vxl2_jax.training.loss import loss
 
 
@@ -48,7 +48,7 @@ def test_padding_and_buckets_change_nothing(toy, plain):
 
 def test_the_rule_matters(toy, plain, monkeypatch):
     """Had the chunked rule been ignored, the loss would be another."""
-    monkeypatch.setattr(examples, "RULE", examples.Rule(1, None))
+    monkeypatch.setattr(examples, "RULE", examples.PrefillRule(1, None))
     dense = loss(toy.params, toy.config, examples.batch())[0]
     assert abs(float(dense) - float(plain[0])) > 2e-4
 
@@ -56,7 +56,7 @@ def test_the_rule_matters(toy, plain, monkeypatch):
 def test_an_example_too_large_for_its_bucket_is_refused(toy):
     frames, layout, *ids = examples.drawn(0)
     with pytest.raises(RequestError, match="do not fit a bucket of 4"):
-        arrange.example(toy.config, frames, layout, examples.RULE, *ids, groups=4, rows=32)
+        collate.example(toy.config, frames, layout, examples.RULE, *ids, groups=4, rows=32)
 
 
 def test_a_mesh_of_one_changes_nothing(toy, plain):

@@ -21,7 +21,7 @@ def run(config):
 
 @pytest.fixture
 def corpus(tiny, run):
-    return pipeline.survey(tiny, conversations.read(run.data.files), run)
+    return pipeline.scan_dataset(tiny, conversations.read(run.data.files), run)
 
 
 def taken(iterator, count):
@@ -31,9 +31,9 @@ def taken(iterator, count):
 def names(tiny, loaded):
     """What each example of a batch is about: its answer's tokens and how many real tokens it has."""
     return [
-        (tuple(ids[ids > 0].tolist()), int((stops > 0).any(axis=0).sum()))
-        for ids, stops in zip(loaded.batch.ids, loaded.batch.stops, strict=True)
-        if stops.any()
+        (tuple(ids[ids > 0].tolist()), int((k_end > 0).any(axis=0).sum()))
+        for ids, k_end in zip(loaded.batch.ids, loaded.batch.k_end, strict=True)
+        if k_end.any()
     ]
 
 
@@ -106,20 +106,20 @@ def with_broken(folder, data, run):
 def test_a_video_that_cannot_be_read_is_named_and_left_out(tiny, run, data, tmp_path):
     broken = with_broken(tmp_path / "broken", data, run)
     rows = conversations.read(broken.data.files)
-    corpus = pipeline.survey(tiny, rows, broken)
+    corpus = pipeline.scan_dataset(tiny, rows, broken)
     assert len(corpus.rows) == 5 and len(corpus.unread) == 2 and "1.mp4: not a video" in corpus.unread[0]
     strict = dataclasses.replace(broken, data=dataclasses.replace(broken.data, strict=True))
     with pytest.raises(VideoError, match="1.mp4"):
-        pipeline.survey(tiny, rows, strict)
+        pipeline.scan_dataset(tiny, rows, strict)
     with pytest.raises(VideoError, match="1.mp4"):
-        pipeline.survey(tiny, [row for row in rows if row.name == "1.mp4"], broken)
+        pipeline.scan_dataset(tiny, [row for row in rows if row.name == "1.mp4"], broken)
 
 
 def test_a_video_that_is_lost_later_weighs_nothing(tiny, run, data, tmp_path):
     folder = tmp_path / "lost"
     shutil.copytree(data, folder)
     moved = dataclasses.replace(run, data=dataclasses.replace(run.data, files=(str(folder / "train.jsonl"),)))
-    corpus = pipeline.survey(tiny, conversations.read(moved.data.files), moved)
+    corpus = pipeline.scan_dataset(tiny, conversations.read(moved.data.files), moved)
     (folder / "4.mp4").unlink()  # of one example
     loaded = taken(pipeline.batches(tiny, corpus, moved), 4)
     assert sum(part.unread for part in loaded) == 1
@@ -131,9 +131,9 @@ def test_a_video_that_is_lost_later_weighs_nothing(tiny, run, data, tmp_path):
 
 def test_the_digest_tells_other_data(tiny, run, corpus):
     rows = conversations.read(run.data.files)
-    assert pipeline.survey(tiny, rows, run).digest == corpus.digest
+    assert pipeline.scan_dataset(tiny, rows, run).digest == corpus.digest
     changed = [dataclasses.replace(rows[0], turns=(("is there a dog?", "no"),)), *rows[1:]]
-    assert pipeline.survey(tiny, changed, run).digest != corpus.digest
+    assert pipeline.scan_dataset(tiny, changed, run).digest != corpus.digest
 
 
 def test_frames_are_kept_up_to_a_bound(tmp_path):

@@ -4,7 +4,7 @@ import pytest
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.training import settings
-from vxl2_jax.training.settings import Lora, Settings, Stage
+from vxl2_jax.training.settings import Lora, Stage, TrainingSettings
 
 SHORT = (
     'out = "o"\n{top}\n[data]\nfiles = ["a"]\n[[stages]]\nname = "s"\ntrain = ["language"]\nrate = 1\n{stage}\n{rest}'
@@ -17,7 +17,7 @@ def short(top="", stage="steps = 2", rest=""):
 
 def test_what_is_left_out_is_as_the_example_says():
     written, left_out = settings.parse(settings.EXAMPLE), settings.parse(short())
-    for name in set(Settings.__dataclass_fields__) - {"out", "data", "stages", "lora"}:
+    for name in set(TrainingSettings.__dataclass_fields__) - {"out", "data", "stages", "lora"}:
         assert getattr(written, name) == getattr(left_out, name), name
     assert (written.lora, left_out.lora) == (Lora(), None)
     assert (written.data.strict, written.data.cache_gb) == (left_out.data.strict, left_out.data.cache_gb)
@@ -25,7 +25,9 @@ def test_what_is_left_out_is_as_the_example_says():
 
 def test_the_example_names_every_key():
     fields = {
-        name for kind in (Settings, Stage, Lora, settings.Data, settings.Video) for name in kind.__dataclass_fields__
+        name
+        for kind in (TrainingSettings, Stage, Lora, settings.Data, settings.Video)
+        for name in kind.__dataclass_fields__
     }
     missing = [name for name in fields - {"steps"} if name not in settings.EXAMPLE]
     assert not missing

@@ -10,13 +10,13 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from vxl2_jax.training import lora, step
 from vxl2_jax.training.loss import loss
-from vxl2_jax.training.settings import Data, Lora, Settings, Stage
+from vxl2_jax.training.settings import Data, Lora, Stage, TrainingSettings
 
 STAGE = Stage("all", ("vision", "dts", "projector", "language"), rate=1e-3)
 
 
 def settings_of(stage=STAGE, **more):
-    return Settings(out="", data=Data(("x",)), stages=(stage,), **more)
+    return TrainingSettings(out="", data=Data(("x",)), stages=(stage,), **more)
 
 
 @pytest.fixture(scope="module")

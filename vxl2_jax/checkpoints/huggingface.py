@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,9 @@ class Shards:
                     f"{file}: not a readable safetensors file ({error}); download it again"
                 ) from error
             self._home.update(dict.fromkeys(handle.keys(), handle))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
 
     def keys(self) -> set[str]:
         return set(self._home)
@@ -185,7 +188,7 @@ def load(
         leaf = params
         for part in rule.path[:-1]:
             leaf = leaf.setdefault(part, {})
-        leaf[rule.path[-1]] = assemble(rule, shards.get, dtype)
+        leaf[rule.path[-1]] = assemble_state_dict(rule, shards.get, dtype)
         if progress:
             progress(done + 1, len(table))
     return config, params
@@ -196,7 +199,7 @@ def _write_layer(stack: jax.Array, layer: jax.Array, index: jax.Array) -> jax.Ar
     return stack.at[index].set(layer.astype(stack.dtype))
 
 
-def assemble(rule: names.Rule, get: Callable[[str], jax.Array], dtype: Any) -> jax.Array:
+def assemble_state_dict(rule: names.KeyMapping, get: Callable[[str], jax.Array], dtype: Any) -> jax.Array:
     """One leaf of our tree from the original's tensors, stacked over layers where the rule says so."""
     if rule.layers is None:
         return jnp.asarray(rule.layout.to_ours(jnp.asarray(get(rule.source)))).astype(dtype)

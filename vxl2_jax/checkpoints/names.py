@@ -16,21 +16,21 @@ from vxl2_jax.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Layout:
+class WeightTransform:
     """How a tensor's axes change from the original to ours, and back."""
 
     to_ours: Callable
     to_original: Callable
 
 
-def _einops(original: str, ours: str, **sizes: int) -> Layout:
-    return Layout(
+def _einops(original: str, ours: str, **sizes: int) -> WeightTransform:
+    return WeightTransform(
         lambda a: rearrange(a, f"{original} -> {ours}", **sizes),
         lambda a: rearrange(a, f"{ours} -> {original}", **sizes),
     )
 
 
-SAME = Layout(lambda a: a, lambda a: a)
+SAME = WeightTransform(lambda a: a, lambda a: a)
 LINEAR = _einops("o i", "i o")
 POINT_1D = _einops("o i 1", "i o")
 POINT_3D = _einops("o i 1 1 1", "i o")
@@ -38,12 +38,12 @@ VOLUME = _einops("o i t h w", "t h w i o")
 
 
 @dataclass(frozen=True)
-class Rule:
+class KeyMapping:
     """`path` in our tree ← `source` in the original; stacked over `layers` when that is not None."""
 
     path: tuple[str, ...]
     source: str
-    layout: Layout = SAME
+    layout: WeightTransform = SAME
     layers: int | None = None
 
     def sources(self) -> list[str]:
@@ -55,25 +55,25 @@ IGNORED = ("model.text_mlp.", ".vision_model.post_layernorm.", ".vision_model.he
 """Parts of a key that mark tensors the computation never uses; they may be present or absent."""
 
 
-def _affine(path: tuple[str, ...], source: str, layout: Layout, layers: int | None = None) -> list[Rule]:
+def _affine(path: tuple[str, ...], source: str, layout: WeightTransform, layers: int | None = None) -> list[KeyMapping]:
     return [
-        Rule((*path, "kernel"), f"{source}.weight", layout, layers),
-        Rule((*path, "bias"), f"{source}.bias", SAME, layers),
+        KeyMapping((*path, "kernel"), f"{source}.weight", layout, layers),
+        KeyMapping((*path, "bias"), f"{source}.bias", SAME, layers),
     ]
 
 
-def _norm(path: tuple[str, ...], source: str, layers: int | None = None) -> list[Rule]:
+def _norm(path: tuple[str, ...], source: str, layers: int | None = None) -> list[KeyMapping]:
     return [
-        Rule((*path, "scale"), f"{source}.weight", SAME, layers),
-        Rule((*path, "bias"), f"{source}.bias", SAME, layers),
+        KeyMapping((*path, "scale"), f"{source}.weight", SAME, layers),
+        KeyMapping((*path, "bias"), f"{source}.bias", SAME, layers),
     ]
 
 
-def vision_rules(config: ModelConfig) -> list[Rule]:
+def vision_rules(config: ModelConfig) -> list[KeyMapping]:
     root, n, patch = "model.vision_tower.vision_tower.vision_model", config.vision.layers, config.vision.patch_size
     flat = _einops("o c h w", "(h w c) o", h=patch, w=patch)
     rules = _affine(("vision", "patch"), f"{root}.embeddings.patch_embedding", flat)
-    rules += [Rule(("vision", "position"), f"{root}.embeddings.position_embedding.weight")]
+    rules += [KeyMapping(("vision", "position"), f"{root}.embeddings.position_embedding.weight")]
     layer = f"{root}.encoder.layers.{{}}"
     for i in (1, 2):
         rules += _norm(("vision", "layers", f"norm_{i}"), f"{layer}.layer_norm{i}", n)
@@ -84,9 +84,9 @@ def vision_rules(config: ModelConfig) -> list[Rule]:
     return rules
 
 
-def dts_rules() -> list[Rule]:
+def dts_rules() -> list[KeyMapping]:
     root = "model.sae"
-    rules = [Rule(("dts", "temporal_encoding"), f"{root}.temporal_encoding")]
+    rules = [KeyMapping(("dts", "temporal_encoding"), f"{root}.temporal_encoding")]
     for half in range(2):
         spatial, temporal, conv = (f"{root}.encoder.{3 * half + i}" for i in range(3))
         ours = ("dts", f"spatial_{half}")
@@ -98,28 +98,28 @@ def dts_rules() -> list[Rule]:
         for name, key in (("qkv", "qkv"), ("out", "proj_out")):
             rules += _affine((*ours, name), f"{temporal}.{key}", POINT_1D)
         for name, key in (("relative_key", "relative_position_k"), ("relative_value", "relative_position_v")):
-            rules += [Rule((*ours, name), f"{temporal}.{key}.embeddings_table")]
+            rules += [KeyMapping((*ours, name), f"{temporal}.{key}.embeddings_table")]
         rules += _affine(("dts", f"halve_{half}"), f"{conv}.conv", VOLUME)
     return rules
 
 
-def language_rules(config: ModelConfig) -> list[Rule]:
+def language_rules(config: ModelConfig) -> list[KeyMapping]:
     n, layer, ours = config.language.layers, "model.layers.{}", ("language", "layers")
-    rules = [Rule(("language", "embed"), "model.embed_tokens.weight")]
+    rules = [KeyMapping(("language", "embed"), "model.embed_tokens.weight")]
     for name, key in (("norm_attention", "input_layernorm"), ("norm_mlp", "post_attention_layernorm")):
-        rules += [Rule((*ours, name, "scale"), f"{layer}.{key}.weight", SAME, n)]
+        rules += [KeyMapping((*ours, name, "scale"), f"{layer}.{key}.weight", SAME, n)]
     for name, key in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")):
         rules += _affine((*ours, name), f"{layer}.self_attn.{key}", LINEAR, n)
-    rules += [Rule((*ours, "out", "kernel"), f"{layer}.self_attn.o_proj.weight", LINEAR, n)]
+    rules += [KeyMapping((*ours, "out", "kernel"), f"{layer}.self_attn.o_proj.weight", LINEAR, n)]
     for name, key in (("gate", "gate_proj"), ("up", "up_proj"), ("down", "down_proj")):
-        rules += [Rule((*ours, name, "kernel"), f"{layer}.mlp.{key}.weight", LINEAR, n)]
-    rules += [Rule(("language", "norm", "scale"), "model.norm.weight")]
+        rules += [KeyMapping((*ours, name, "kernel"), f"{layer}.mlp.{key}.weight", LINEAR, n)]
+    rules += [KeyMapping(("language", "norm", "scale"), "model.norm.weight")]
     if not config.language.tied:
-        rules += [Rule(("language", "head"), "lm_head.weight", LINEAR)]
+        rules += [KeyMapping(("language", "head"), "lm_head.weight", LINEAR)]
     return rules
 
 
-def rules(config: ModelConfig) -> list[Rule]:
+def rules(config: ModelConfig) -> list[KeyMapping]:
     """Every leaf of the model's parameter tree, once."""
     projector = _affine(("projector", "linear_in"), "model.mm_projector.0", LINEAR)
     projector += _affine(("projector", "linear_out"), "model.mm_projector.2", LINEAR)

@@ -29,12 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
 def _keep_compiled_programs() -> None:
     import jax
 
-    from vxl2_jax import machine
+    from vxl2_jax import hardware
 
     if not jax.config.jax_compilation_cache_dir:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # XLA cuts a CPU's programs up for the cores it finds, and JAX does not ask how many when it looks for one.
-        kept = root / "vxl2_jax" / "xla" / f"{machine.cores()}-cores"
+        kept = root / "vxl2_jax" / "xla" / f"{hardware.cpu_cores()}-cores"
         jax.config.update("jax_compilation_cache_dir", str(kept))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -56,11 +56,12 @@ def run(args: argparse.Namespace) -> None:
     """`vxl2 ask`."""
     from rich.console import Console
 
-    from vxl2_jax import asking, plot, report
+    from vxl2_jax import generate, plot
+    from vxl2_jax.cli import render
     from vxl2_jax.memory import VideoMemory
 
     video, questions = _inputs(args)
-    asking.Options(**given(args, ASKING)).check()
+    generate.AskOptions(**given(args, ASKING)).check()
     if args.plot:
         plot.check_path(args.plot)
     timings: dict[str, float] = {}
@@ -86,11 +87,11 @@ def run(args: argparse.Namespace) -> None:
         document = {
             "model": model.name,
             "attention_kernel": model.attention,
-            **report.as_data(memory, answers, timings),
+            **render.as_data(memory, answers, timings),
         }
         print(json.dumps(document, ensure_ascii=False, indent=1))
     else:
-        Console(highlight=False).print(report.as_text(memory, answers, timings), soft_wrap=True)
+        Console(highlight=False).print(render.as_text(memory, answers, timings), soft_wrap=True)
 
 
 def _inputs(args: argparse.Namespace) -> tuple[str | None, list[str]]:

@@ -42,13 +42,14 @@ def add(commands) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """`vxl2 batch`."""
-    from vxl2_jax import asking, report
-    from vxl2_jax.jobs import Job
-    from vxl2_jax.storage.exclusive import opened
-    from vxl2_jax.storage.lines import append
+    from vxl2_jax import generate
+    from vxl2_jax.batch import Job
+    from vxl2_jax.cli import render
+    from vxl2_jax.storage.jsonl import append
+    from vxl2_jax.storage.locking import opened
 
     rows = list(_rows(args.jobs))
-    asking.Options(**given(args, ASKING)).check()
+    generate.AskOptions(**given(args, ASKING)).check()
     with opened(args.out) as file:
         answered = {_key(line) for line in _answers(file, args.out, rows)}
         left = [row for row in rows if _key(row) not in answered]
@@ -63,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
                         failed += 1
                         found: dict[str, Any] = {"error": str(done.error)}
                     else:
-                        found = {"model": model.name, **report.as_data(done.memory, done.answers, dict(done.timings))}
+                        found = {"model": model.name, **render.as_data(done.memory, done.answers, dict(done.timings))}
                         found["watched"] = found.pop("video")
                     append(file, row | found)
                     advance(len(rows) - len(left) + number, len(rows))
@@ -110,7 +111,7 @@ def _answers(file: IO[str], path: Path, rows: list[dict]) -> list[dict]:
 
     Raises RequestError for a file that holds anything else, and leaves it alone.
     """
-    from vxl2_jax.storage.lines import cut_back, whole_lines
+    from vxl2_jax.storage.jsonl import cut_back, whole_lines
 
     foreign = RequestError(f"{path}: is no file of answers; choose another name")
     begins = [json.dumps(row)[:-1] for row in rows]

@@ -168,7 +168,7 @@ def run(args: argparse.Namespace) -> None:
         limit=args.limit,
     )
     watch, ask = released(args.benchmark, args.mode)
-    wanted = runner.Run(
+    wanted = runner.BenchmarkRun(
         benchmark,
         items,
         args.mode,

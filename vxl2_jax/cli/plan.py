@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> None:
     """`vxl2 plan`."""
     from rich.console import Console
 
-    from vxl2_jax import planning, report
-    from vxl2_jax.layout import Rule
+    from vxl2_jax import planning
+    from vxl2_jax.cli import render
+    from vxl2_jax.layout import PrefillRule
 
     numbers = {"frames": 1, "block_size": 1, "prev_blocks": 0, "question_tokens": 0, "chunk_size": 1, "top_k": 0}
     for name, least in numbers.items():
@@ -79,14 +80,14 @@ def run(args: argparse.Namespace) -> None:
     plan = planning.plan(
         config,
         planning.layout_for(config, tokenizer, args.frames, args.fps),
-        Rule(args.block_size, args.prev_blocks),
+        PrefillRule(args.block_size, args.prev_blocks),
         **asked,
         **device.settings(config, itemsize),
     )
     fits = plan.fits(device)
     told = "" if fits else planning.advice(config, tokenizer, args.fps, device, itemsize=itemsize, **asked)
-    document = report.plan_data(plan, args.device, device, fits, told)
+    document = render.plan_data(plan, args.device, device, fits, told)
     if args.json:
         print(json.dumps(document, indent=1))
     else:
-        Console(highlight=False).print(report.plan_text(document), soft_wrap=True)
+        Console(highlight=False).print(render.plan_text(document), soft_wrap=True)

@@ -60,7 +60,7 @@ def _report(quiet: bool) -> Iterator:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from vxl2_jax.training.loop import Report
+    from vxl2_jax.training.loop import TrainingLog
 
     console = Console(stderr=True, highlight=False)
 
@@ -87,7 +87,7 @@ def _report(quiet: bool) -> Iterator:
             if not console.is_terminal:
                 tell(f"step {told['step']} · {told['stage']} · {figures}")
 
-        yield Report(
+        yield TrainingLog(
             say=tell,
             warn=say,
             line=line,

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     """`vxl2 watch`."""
     from rich.console import Console
 
-    from vxl2_jax import report
+    from vxl2_jax.cli import render
 
     options.check_video(args.video)
     if args.out.is_dir() or not args.out.absolute().parent.is_dir():
@@ -56,11 +56,11 @@ def run(args: argparse.Namespace) -> None:
     size = args.out.stat().st_size
     if args.json:
         told = {"path": str(args.out), "bytes": size, "was_there": there}
-        document = {"model": model.name, "memory": told, **report.as_data(memory, [], timings)}
+        document = {"model": model.name, "memory": told, **render.as_data(memory, [], timings)}
         print(json.dumps(document, ensure_ascii=False, indent=1))
     else:
         console = Console(highlight=False)
-        console.print(report.as_text(memory, [], timings), soft_wrap=True)
+        console.print(render.as_text(memory, [], timings), soft_wrap=True)
         console.print(
             f"{args.out}: {'was there already' if there else 'written'}, {size / 1e6:,.1f} MB", soft_wrap=True
         )

@@ -27,7 +27,7 @@ from vxl2_jax.evaluation.files import read_rows
 from vxl2_jax.evaluation.responses import read_responses
 from vxl2_jax.evaluation.rows import Row, in_row
 from vxl2_jax.evaluation.scores import Score, Verdict, grouped, judge, total
-from vxl2_jax.evaluation.settings import MAX_NEW_TOKENS, RELEASED, Setting
+from vxl2_jax.evaluation.settings import MAX_NEW_TOKENS, RELEASED, PublishedSetting
 
 BENCHMARKS: dict[str, ModuleType] = {module.NAME: module for module in (mlvu, video_mme, longvideobench, lvbench)}
 
@@ -37,7 +37,7 @@ __all__ = [
     "RELEASED",
     "Row",
     "Score",
-    "Setting",
+    "PublishedSetting",
     "Verdict",
     "grouped",
     "judge",

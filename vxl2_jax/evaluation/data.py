@@ -1,4 +1,4 @@
-"""A benchmark's folder: annotation files as they are published, videos by name, subtitles. One `Item` a video."""
+"""A benchmark's folder: annotation files as they are published, videos by name, subtitles. One `BenchmarkVideo` a video."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LIKELY = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz", "*.parquet", "*/*.par
 
 
 @dataclass(frozen=True)
-class Item:
+class BenchmarkVideo:
     """A video, and what is asked about it.
 
     index: its place in the benchmark; path: of its file, or None and `problem` says why; srt: the text of its subtitle
@@ -50,7 +50,7 @@ def read(
     videos: Path | None = None,
     subtitle_folder: Path | None = None,
     limit: int | None = None,
-) -> list[Item]:
+) -> list[BenchmarkVideo]:
     """The benchmark's videos in the order of its annotations, each with all its questions.
 
     Args:
@@ -70,7 +70,7 @@ def read(
             rows.setdefault(row.video, []).append(row)
     files = Files(videos or folder)
     return [
-        Item(index, video, tuple(rows[video]), *files.find(rows[video][0]), srt=_srt(subtitle_folder, video))
+        BenchmarkVideo(index, video, tuple(rows[video]), *files.find(rows[video][0]), srt=_srt(subtitle_folder, video))
         for index, video in enumerate(list(rows)[:limit])
     ]
 
@@ -140,13 +140,13 @@ def _srt(folder: Path | None, video: str) -> str | None:
     return text
 
 
-def digest(benchmark: ModuleType, items: Sequence[Item]) -> str:
+def digest(benchmark: ModuleType, items: Sequence[BenchmarkVideo]) -> str:
     """SHA-256 of all that is asked, and of what is right: equal where the annotations are, whatever file they came from."""
     told = [[item.video, [[benchmark.prompt(row), row.answer] for row in item.rows]] for item in items]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def keys(item: Item) -> list[str]:
+def keys(item: BenchmarkVideo) -> list[str]:
     """A name for each question of a video by what it asks, so that runs can be paired: the same in all of them."""
     found: list[str] = []
     for row in item.rows:

@@ -16,8 +16,8 @@ from typing import IO, Any
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.scores import Verdict
-from vxl2_jax.storage import lines
-from vxl2_jax.storage.exclusive import opened
+from vxl2_jax.storage import jsonl
+from vxl2_jax.storage.locking import opened
 
 RUN = "run.json"
 LENGTHS = ((2, "up to 2 min"), (10, "2 to 10 min"), (30, "10 to 30 min"), (60, "30 to 60 min"))
@@ -93,13 +93,13 @@ def adding(folder: Path, process: int, processes: int) -> Iterator[IO[str]]:
         raise RequestError(f"{folder}: cannot be made ({error.strerror}); choose another --out") from error
     with opened(path) as file:
         try:
-            whole, torn = lines.whole_lines(file)
+            whole, torn = jsonl.whole_lines(file)
         except UnicodeDecodeError as error:
             raise _foreign(path, 1) from error
         _parsed(path, whole)
         if not torn.startswith("{"[: len(torn)]):
             raise _foreign(path, len(whole) + 1)
-        lines.cut_back(file, whole)
+        jsonl.cut_back(file, whole)
         yield file
 
 
@@ -117,7 +117,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """All whole lines of a file of rows. Raises RequestError for anything else."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return _parsed(path, lines.whole_lines(file)[0])
+            return _parsed(path, jsonl.whole_lines(file)[0])
     except UnicodeDecodeError as error:
         raise _foreign(path, 1) from error
     except OSError as error:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vxl2_jax.errors import RequestError
+from vxl2_jax.evaluation.grounding_data import Window
 from vxl2_jax.evaluation.intervals import wilson
-from vxl2_jax.evaluation.moments import Window
 
 THRESHOLDS = (0.3, 0.5, 0.7)
 TEMPLATE = 'When does this happen in the video: "{query}"? Answer in one form only: from X to Y seconds.'

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from vxl2_jax.api import Model
-from vxl2_jax.asking import Options
-from vxl2_jax.evaluation import folder, grounding, moments
-from vxl2_jax.evaluation.moments import Item
-from vxl2_jax.jobs import Done, Job
+from vxl2_jax.batch import Job, JobResult
+from vxl2_jax.evaluation import folder, grounding, grounding_data
+from vxl2_jax.evaluation.grounding_data import GroundingVideo
+from vxl2_jax.generate import AskOptions
 from vxl2_jax.memory import check_compression
-from vxl2_jax.storage.lines import append
+from vxl2_jax.storage.jsonl import append
 
 
 @dataclass(frozen=True)
-class Run:
+class GroundingRun:
     """What is asked of which videos: form of the annotations, a name of the settings, the question's template, options of
     `Model.watch` and of `Model.ask`; left_out: sentences of the file without a window."""
 
     form: str
-    items: Sequence[Item]
+    items: Sequence[GroundingVideo]
     mode: str
     template: str
     watch: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Run:
             "videos": len(self.items),
             "left_out": self.left_out,
             "moments": sum(len(item.moments) for item in self.items),
-            "annotations": moments.digest(self.items),
+            "annotations": grounding_data.digest(self.items),
             "template": self.template,
             "watch": dict(self.watch),
             "ask": dict(self.ask),
@@ -50,7 +50,7 @@ class Run:
 
 
 def evaluate(
-    run: Run, load: Callable[[], Model], out: Path, *, progress: Callable[[int, int], None] | None = None
+    run: GroundingRun, load: Callable[[], Model], out: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> None:
     """Answer what is missing in the folder `out`.
 
@@ -61,7 +61,7 @@ def evaluate(
     Raises RequestError for options or a template that make no sense, for a folder with a run of other settings, or one
     that another process is writing. A video that cannot be read or would not fit gives a row with its error.
     """
-    Options(**run.ask).check()
+    AskOptions(**run.ask).check()
     grounding.question(run.template, "")
     folder.check(out, run.settings)
     tell = progress or (lambda done, total: None)
@@ -87,7 +87,7 @@ def evaluate(
                 tell(number, len(run.items))
 
 
-def _rows(model: Model, run: Run, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+def _rows(model: Model, run: GroundingRun, items: Sequence[GroundingVideo]) -> Iterator[dict[str, Any]]:
     """A row per video, in order; the next one is read meanwhile."""
     queue = (
         Job(item.path, [grounding.question(run.template, moment.query) for moment in item.moments]) for item in items
@@ -99,7 +99,7 @@ def _rows(model: Model, run: Run, items: Sequence[Item]) -> Iterator[dict[str, A
         yield row | {"wall_s": round(time.perf_counter() - begun, 3)}
 
 
-def _found(item: Item, done: Done) -> dict[str, Any]:
+def _found(item: GroundingVideo, done: JobResult) -> dict[str, Any]:
     if done.error:
         return {"error": str(done.error)}
     answers = [

@@ -22,28 +22,28 @@ import grain
 import jax
 
 from vxl2_jax.api import Model
-from vxl2_jax.asking import Answer, Options
+from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import RequestError, VideoError
 from vxl2_jax.evaluation import data, folder, replay, subtitles
-from vxl2_jax.evaluation.data import Item
-from vxl2_jax.evaluation.replay import Part, Replay
+from vxl2_jax.evaluation.data import BenchmarkVideo
+from vxl2_jax.evaluation.replay import Replay, ReplayPass
 from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.scores import judge
-from vxl2_jax.jobs import Done, Job
+from vxl2_jax.generate import Answer, AskOptions
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.relevance import oracle
-from vxl2_jax.storage.lines import append
+from vxl2_jax.storage.jsonl import append
 from vxl2_jax.video.reader import open_video
 
 _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclass(frozen=True)
-class Run:
+class BenchmarkRun:
     """What is evaluated: a benchmark's videos, and options of `Model.watch` and of `Model.ask`; `mode` only names them."""
 
     benchmark: ModuleType
-    items: Sequence[Item]
+    items: Sequence[BenchmarkVideo]
     mode: str
     watch: Mapping[str, Any]
     ask: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Run:
 
 
 def evaluate(
-    run: Run,
+    run: BenchmarkRun,
     load: Callable[[], Model],
     out: Path,
     *,
@@ -98,7 +98,7 @@ def evaluate(
         process, processes = jax.process_index(), jax.process_count()
     if not 0 <= process < processes:
         raise RequestError(f"process {process} of {processes}: processes count from 0")
-    Options(**run.ask).check()
+    AskOptions(**run.ask).check()
     replayed = None
     if run.oracle is not None:
         if run.mode != "bilevel":
@@ -129,9 +129,11 @@ def evaluate(
             tell(done, len(share))
 
 
-def _records(model: Model, run: Run, items: Sequence[Item], replayed: Replay | None) -> Iterator[dict[str, Any]]:
+def _records(
+    model: Model, run: BenchmarkRun, items: Sequence[BenchmarkVideo], replayed: Replay | None
+) -> Iterator[dict[str, Any]]:
     """A row per video, in order."""
-    parts = replayed.parts(run.watch, run.ask) if replayed else [Part(run.watch, run.ask)]
+    parts = replayed.parts(run.watch, run.ask) if replayed else [ReplayPass(run.watch, run.ask)]
     queues = [(part, model.answer_all(_jobs(run, items, part), watch=part.watch, ask=part.ask)) for part in parts]
     with _executables() as executables:
         for item in items:
@@ -152,7 +154,7 @@ def _records(model: Model, run: Run, items: Sequence[Item], replayed: Replay | N
             }
 
 
-def _jobs(run: Run, items: Sequence[Item], part: Part) -> Iterator[Job]:
+def _jobs(run: BenchmarkRun, items: Sequence[BenchmarkVideo], part: ReplayPass) -> Iterator[Job]:
     """The videos of which a part asks something, with its prompts."""
     for item in items:
         if places := _places(item, part):
@@ -163,13 +165,13 @@ def _jobs(run: Run, items: Sequence[Item], part: Part) -> Iterator[Job]:
             yield Job(item.path, prompts)
 
 
-def _places(item: Item, part: Part) -> list[int]:
+def _places(item: BenchmarkVideo, part: ReplayPass) -> list[int]:
     """Which of an item's rows a part asks."""
     return [place for place, row in enumerate(item.rows) if part.holds(item, row)]
 
 
 def _found(
-    benchmark: ModuleType, item: Item, places: Sequence[int], done: Done, replayed: Replay | None
+    benchmark: ModuleType, item: BenchmarkVideo, places: Sequence[int], done: JobResult, replayed: Replay | None
 ) -> dict[str, Any]:
     """What a row says of the questions at `places` of an item; its answers by place."""
     if done.error:
@@ -191,7 +193,7 @@ def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: round(sum(part.get(name, 0) for part in parts), 4) for name in names}
 
 
-def _told(item: Item, wanted: bool) -> Sequence[Row]:
+def _told(item: BenchmarkVideo, wanted: bool) -> Sequence[Row]:
     """The item's rows, with the subtitles that belong into their prompts where they are wanted."""
     if not wanted:
         return item.rows
@@ -205,7 +207,7 @@ def _told(item: Item, wanted: bool) -> Sequence[Row]:
     return [replace(row, subtitles=said) for row in item.rows]
 
 
-def _watched(done: Done) -> dict[str, Any]:
+def _watched(done: JobResult) -> dict[str, Any]:
     """What a row says of a video that was watched, and of the time that it and its questions took, in seconds by stage."""
     memory = done.memory
     kept, causal = attention_pairs(memory.layout, memory.rule)
@@ -224,7 +226,11 @@ def _watched(done: Done) -> dict[str, Any]:
 
 
 def _judged(
-    benchmark: ModuleType, item: Item, places: Sequence[int], answers: Sequence[Answer], replayed: Replay | None
+    benchmark: ModuleType,
+    item: BenchmarkVideo,
+    places: Sequence[int],
+    answers: Sequence[Answer],
+    replayed: Replay | None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     keys = data.keys(item)
     for place, answer in zip(places, answers, strict=True):

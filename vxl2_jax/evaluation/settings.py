@@ -11,7 +11,7 @@ MAX_NEW_TOKENS = {"mlvu": 16, "video_mme": 16, "longvideobench": 32, "lvbench": 
 
 
 @dataclass(frozen=True)
-class Setting:
+class PublishedSetting:
     """Frame limit, groups per pre-fill block, earlier blocks seen (both None: plain dense), published accuracy."""
 
     max_frames: int
@@ -20,26 +20,26 @@ class Setting:
     accuracy: float
 
 
-RELEASED: dict[str, dict[str, Setting]] = {
+RELEASED: dict[str, dict[str, PublishedSetting]] = {
     "mlvu": {  # dev
-        "pure": Setting(256, None, None, 73.87),
-        "chunked": Setting(256, 4, 3, 73.28),
-        "chunked_bilevel": Setting(256, 4, 3, 74.79),
+        "pure": PublishedSetting(256, None, None, 73.87),
+        "chunked": PublishedSetting(256, 4, 3, 73.28),
+        "chunked_bilevel": PublishedSetting(256, 4, 3, 74.79),
     },
     "video_mme": {  # without subtitles
-        "pure": Setting(400, None, None, 66.37),
-        "chunked": Setting(300, 4, 3, 66.04),
-        "chunked_bilevel": Setting(400, 4, 3, 66.63),
+        "pure": PublishedSetting(400, None, None, 66.37),
+        "chunked": PublishedSetting(300, 4, 3, 66.04),
+        "chunked_bilevel": PublishedSetting(400, 4, 3, 66.63),
     },
     "longvideobench": {  # val
-        "pure": Setting(400, None, None, 60.21),
-        "chunked": Setting(400, 6, 5, 59.69),
-        "chunked_bilevel": Setting(400, 4, 3, 60.96),
+        "pure": PublishedSetting(400, None, None, 60.21),
+        "chunked": PublishedSetting(400, 6, 5, 59.69),
+        "chunked_bilevel": PublishedSetting(400, 4, 3, 60.96),
     },
     "lvbench": {  # the chunked run used an older checkpoint
-        "pure": Setting(600, None, None, 47.64),
-        "chunked": Setting(600, 4, 11, 46.61),
-        "chunked_bilevel": Setting(600, 4, 11, 48.61),
+        "pure": PublishedSetting(600, None, None, 47.64),
+        "chunked": PublishedSetting(600, 4, 11, 46.61),
+        "chunked_bilevel": PublishedSetting(600, 4, 11, 48.61),
     },
 }
 """By benchmark and mode. The bi-level runs took top-k and chunk size per question category, from the original's

@@ -40,7 +40,7 @@ class Vxl2Jax(lmms):
         with tqdm(total=len(asked), desc="Model Responding") as bar:
             return requests.answer_all(self._model, asked, self._watch, self._ask, bar.update)
 
-    def _request(self, instance: Instance) -> requests.Request:
+    def _request(self, instance: Instance) -> requests.EvalRequest:
         question, given, doc_to_visual, document, task, split = instance.args
         visuals = doc_to_visual(self.task_dict[task][split][document])
         return requests.request(visuals, question, given, f"{task}, document {document}")

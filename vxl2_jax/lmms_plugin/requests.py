@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
+from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import RequestError
-from vxl2_jax.jobs import Done, Job
 
 if TYPE_CHECKING:
     from vxl2_jax.api import Model
@@ -23,7 +23,7 @@ _log = logging.getLogger("vxl2_jax")
 
 
 @dataclass(frozen=True)
-class Request:
+class EvalRequest:
     """A question about a video. ask: options of `Model.ask` of its own; until: texts that end an answer."""
 
     video: str
@@ -32,13 +32,13 @@ class Request:
     until: tuple[str, ...] = ()
 
 
-def request(visuals: Any, question: str, given: Mapping[str, Any], where: str) -> Request:
+def request(visuals: Any, question: str, given: Mapping[str, Any], where: str) -> EvalRequest:
     """A request of what a task says of a document: its visuals, its prompt, its generation_kwargs; `where` names it.
 
     Raises RequestError where visuals are not one video, and for generation_kwargs that cannot be followed.
     """
     ask, until = generation(given, where)
-    return Request(video_of(visuals, where), question, ask, until)
+    return EvalRequest(video_of(visuals, where), question, ask, until)
 
 
 def video_of(visuals: Any, where: str) -> str:
@@ -84,7 +84,7 @@ def not_followed(given: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def answer_all(
     model: Model,
-    requests: Sequence[Request],
+    requests: Sequence[EvalRequest],
     watch: Mapping[str, Any],
     ask: Mapping[str, Any],
     advance: Callable[[int], Any] = lambda count: None,
@@ -114,8 +114,8 @@ def answer_all(
 
 
 def _done(
-    model: Model, requests: Sequence[Request], watch: Mapping[str, Any], ask: Mapping[str, Any]
-) -> Iterator[tuple[list[int], Done]]:
+    model: Model, requests: Sequence[EvalRequest], watch: Mapping[str, Any], ask: Mapping[str, Any]
+) -> Iterator[tuple[list[int], JobResult]]:
     """(numbers of requests, what they got), video by video."""
     ways: dict[tuple, dict[str, list[int]]] = {}
     for number, request in enumerate(requests):

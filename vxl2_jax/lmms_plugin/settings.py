@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
-from vxl2_jax.asking import Options
 from vxl2_jax.cli.options import WATCHING, or_none
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
+from vxl2_jax.generate import AskOptions
 
 _NUMBERS: dict[str, Callable[[str], Any]] = {
     "fps": float,
@@ -42,7 +42,7 @@ OF_TASKS = ("max_new_tokens", "temperature", "top_p")
 
 
 @dataclass(frozen=True)
-class Settings:
+class PluginOptions:
     """Arguments of `vxl2_jax.load`, and options of `Model.watch` and of `Model.ask` that hold for every task."""
 
     model: Mapping[str, Any]
@@ -50,7 +50,7 @@ class Settings:
     ask: Mapping[str, Any]
 
 
-def read(given: Mapping[str, Any]) -> Settings:
+def read(given: Mapping[str, Any]) -> PluginOptions:
     """The settings that --model_args stand for.
 
     Args:
@@ -72,9 +72,9 @@ def read(given: Mapping[str, Any]) -> Settings:
     changed = {name: value for name, value in values.items() if name in _NUMBERS or name == "relevance"}
     watch |= {name: value for name, value in changed.items() if name in WATCHING}
     ask |= {name: value for name, value in changed.items() if name not in WATCHING}
-    Options(**ask).check()
+    AskOptions(**ask).check()
     loading = {name: values[name] for name in ("dtype", "attention") if name in values}
-    return Settings({"name": values.get("pretrained", "nano"), **loading}, watch, ask)
+    return PluginOptions({"name": values.get("pretrained", "nano"), **loading}, watch, ask)
 
 
 def _value(name: str, text: str) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
 
-from pallas_kernels.attention import REFERENCE, Kernel, attend_fully
+from pallas_kernels.attention import REFERENCE, Kernel, full_attention
 from vxl2_jax.config import VisionConfig
 
 
@@ -29,7 +29,7 @@ class SelfAttention(nn.Module):
             rearrange(nn.Dense(width, name=name)(x), "f n (h d) -> f n h d", h=self.heads)
             for name in ("query", "key", "value")
         )
-        mixed = attend_fully(self.kernel, q, k, v)
+        mixed = full_attention(self.kernel, q, k, v)
         return nn.Dense(width, name="out")(rearrange(mixed, "f n h d -> f n (h d)"))
 
 

@@ -4,18 +4,18 @@ A scorer is any callable (Request) → scores [B, chunks]: higher is more releva
 the model; the others know nothing of the question and are what they are measured against.
 """
 
+from vxl2_jax.relevance.attention_mass import attention_mass_scores, mass_per_key
 from vxl2_jax.relevance.baselines import random, recent, uniform
-from vxl2_jax.relevance.looking import by_attention, chunk_attention, chunk_slots
-from vxl2_jax.relevance.mass import attention_mass, by_mass
-from vxl2_jax.relevance.request import Request, Scorer
+from vxl2_jax.relevance.repositioned import chunk_attention, chunk_slots, repositioned_attention
+from vxl2_jax.relevance.request import Scorer, ScorerInputs
 
 __all__ = [
     "SCORERS",
-    "Request",
+    "ScorerInputs",
     "Scorer",
-    "attention_mass",
-    "by_attention",
-    "by_mass",
+    "mass_per_key",
+    "repositioned_attention",
+    "attention_mass_scores",
     "chunk_attention",
     "chunk_slots",
     "random",
@@ -24,8 +24,8 @@ __all__ = [
 ]
 
 SCORERS: dict[str, Scorer] = {
-    "attention": by_attention,
-    "mass": by_mass,
+    "attention": repositioned_attention,
+    "mass": attention_mass_scores,
     "uniform": uniform,
     "random": random,
     "recent": recent,

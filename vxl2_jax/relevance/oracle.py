@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.select import chunk_of_unit
+from vxl2_jax.relevance.selection import chunk_of_unit
 
 PREFIX = "oracle:"
 """Of a `relevance` that names such a file."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class OracleSelection:
     """What the files say of one question. `units` None: plain dense pre-fill, another memory. None elsewhere: not said."""
 
     category: str
@@ -39,11 +39,11 @@ class Oracle:
     """
 
     source: str
-    choices: Mapping[str, Choice]
+    choices: Mapping[str, OracleSelection]
     plain: frozenset[str] = frozenset()
     most: Mapping[str, int] = field(default_factory=dict)
 
-    def find(self, keys: Iterable[str]) -> Choice | None:
+    def find(self, keys: Iterable[str]) -> OracleSelection | None:
         """What is said of the first of the keys that is listed; None if none is."""
         return next((self.choices[key] for key in keys if key in self.choices), None)
 
@@ -55,7 +55,7 @@ def read(path: str | Path) -> Oracle:
     Raises RequestError for what is missing or not of the form, naming the place.
     """
     path = Path(path)
-    choices: dict[str, Choice] = {}
+    choices: dict[str, OracleSelection] = {}
     plain: set[str] = set()
     for file in files(path):
         for category, content in _object(file, _loaded(file)).items():
@@ -91,7 +91,7 @@ def _loaded(file: Path) -> Any:
         raise RequestError(f"{file}: not an oracle file of the original: no JSON ({error})") from error
 
 
-def _choices(where: str, category: str, content: Any) -> dict[str, Choice]:
+def _choices(where: str, category: str, content: Any) -> dict[str, OracleSelection]:
     """All choices of a category; `where` names it in errors."""
     content = _object(where, content)
     if "selected_unit_indices" not in content:
@@ -100,7 +100,7 @@ def _choices(where: str, category: str, content: Any) -> dict[str, Choice]:
     chunk_size, compression = (_size(where, config, name) for name in ("selected_chunk_size", "compression"))
     listed = _object(f"{where}, 'selected_unit_indices'", content["selected_unit_indices"])
     return {
-        key: Choice(category, _units(f"{where}, {key!r:.60}", units), chunk_size, compression)
+        key: OracleSelection(category, _units(f"{where}, {key!r:.60}", units), chunk_size, compression)
         for key, units in listed.items()
     }
 

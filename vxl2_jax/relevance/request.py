@@ -14,7 +14,7 @@ from vxl2_jax.memory import VideoMemory
 
 
 @dataclass(frozen=True)
-class Request:
+class ScorerInputs:
     """What a scorer gets: the model, the memory, the questions' padded ids int32 [B, N] and how many of each are real
     [B], the chunk size, the seed of a lot, the attention kernel."""
 
@@ -36,4 +36,4 @@ class Request:
         return np.tile(np.asarray(scores, np.float32), (len(self.ids), 1))
 
 
-Scorer = Callable[[Request], np.ndarray]
+Scorer = Callable[[ScorerInputs], np.ndarray]

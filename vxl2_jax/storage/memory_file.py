@@ -20,10 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import KVCache
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
-from vxl2_jax.prefill import Streams
+from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import records
 from vxl2_jax.storage.records import Entry
 
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
     dtype: str
 
     @classmethod
-    def of(cls, stream: Stream) -> Shape:
+    def of(cls, stream: KVCache) -> Shape:
         layers, kv_heads, _, width = stream.k.shape
         return cls(layers, kv_heads, width, jnp.dtype(stream.k.dtype).name)
 
@@ -51,10 +51,10 @@ class Shape(NamedTuple):
         """Of keys and values of so many rows."""
         return 2 * self.layers * self.kv_heads * rows * self.width * jnp.dtype(self.dtype).itemsize
 
-    def view(self, data: np.ndarray, rows: int) -> Stream:
+    def view(self, data: np.ndarray, rows: int) -> KVCache:
         """Keys and values in uint8 [bytes(rows)]."""
         whole = data.view(jnp.dtype(self.dtype)).reshape(2, self.layers, self.kv_heads, rows, self.width)
-        return Stream(whole[0], whole[1])
+        return KVCache(whole[0], whole[1])
 
 
 class Rows(NamedTuple):
@@ -89,7 +89,7 @@ class StoredLevel:
     data: np.ndarray = field(repr=False)
     _intact: set[int] = field(default_factory=set, repr=False)
 
-    def record(self, number: int) -> Streams:
+    def record(self, number: int) -> DenseCache:
         """The streams' rows of one record, mapped: arrays [L, K, rows, D].
 
         Raises RequestError for a damaged record.
@@ -105,9 +105,9 @@ class StoredLevel:
             raise damaged(self.path)
         data = records.payload(self.data, entry)
         split = self.shape.bytes(visual)
-        return Streams(self.shape.view(data[:split], visual), self.shape.view(data[split:], global_))
+        return DenseCache(self.shape.view(data[:split], visual), self.shape.view(data[split:], global_))
 
-    def gather(self, groups: np.ndarray) -> Streams:
+    def gather(self, groups: np.ndarray) -> DenseCache:
         """Rows of the prefix and of some groups (ascending): NumPy arrays [L, K, n·V, D], [L, K, prefix + stamps, D]."""
         layout, parts = self.layout, []
         for number in sorted({0, *(np.asarray(groups, int) // GROUPS_A_RECORD).tolist()}):
@@ -117,10 +117,10 @@ class StoredLevel:
             global_ = layout.global_rows(wanted)[layout.prefix if number else 0 :]
 
             def pick(stream, index):
-                return Stream(*(a[:, :, index] for a in stream))
+                return KVCache(*(a[:, :, index] for a in stream))
 
             parts.append(
-                Streams(
+                DenseCache(
                     pick(rows.visual, layout.visual_rows(wanted) - origin.visual[0]),
                     pick(rows.global_, global_ - origin.global_[0]),
                 )
@@ -138,7 +138,7 @@ class Opened(NamedTuple):
 
     identity: dict[str, Any]
     dense: StoredLevel
-    sparse: Stream
+    sparse: KVCache
     open: dict[str, np.ndarray]
 
 

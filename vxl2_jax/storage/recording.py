@@ -20,11 +20,11 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from pallas_kernels.attention import Stream
+from pallas_kernels.attention import KVCache
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
-from vxl2_jax.prefill import Streams
-from vxl2_jax.storage import exclusive, memory_file, records
+from vxl2_jax.prefill import DenseCache
+from vxl2_jax.storage import locking, memory_file, records
 from vxl2_jax.storage.memory_file import Shape, StoredLevel, rows_of, spans
 
 
@@ -57,7 +57,7 @@ class Recording:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
-            exclusive.lock(self._file, self.path)
+            locking.lock(self._file, self.path)
             self._kept = self._whole_records(told, stride) if resume else []
             self._check_space(fresh=not self._kept)
             if self._kept:
@@ -83,7 +83,7 @@ class Recording:
         """What a cut-off recording held; to be read before anything is added."""
         return StoredLevel(self.partial, self.layout, self.shape, tuple(self._kept[1:]), records.mapped(self.partial))
 
-    def put(self, streams: Streams, first: int, last: int) -> None:
+    def put(self, streams: DenseCache, first: int, last: int) -> None:
         """Add the groups `first` … `last` − 1 of the streams, which may be given up as soon as this returns.
 
         `first` is where the recording ends. Raises RequestError if the file cannot be written.
@@ -92,7 +92,7 @@ class Recording:
             if first <= begin < last:
                 self._hand_over(partial(_rows, *taken(streams, self.layout, begin, end), self.layout, begin, end))
 
-    def finish(self, sparse: Stream, length: int, beside: dict[str, np.ndarray]) -> None:
+    def finish(self, sparse: KVCache, length: int, beside: dict[str, np.ndarray]) -> None:
         """Add the sparse level, of which `length` slots are filled, and what extending needs; name the file.
 
         Raises RequestError if the file cannot be written.
@@ -185,7 +185,7 @@ def partial_path(path: str | Path) -> Path:
     return Path(path).with_name(f".{Path(path).name}.part")
 
 
-def taken(streams: Streams, layout: Layout, first: int, last: int) -> tuple[Streams, tuple[int, int]]:
+def taken(streams: DenseCache, layout: Layout, first: int, last: int) -> tuple[DenseCache, tuple[int, int]]:
     """Rows of some groups of both streams, cut with static shapes, and how many rows before them were cut too."""
     cut, before = [], []
     for stream, width, (start, _) in zip(streams, _widths(layout), rows_of(layout, first, last), strict=True):
@@ -194,19 +194,19 @@ def taken(streams: Streams, layout: Layout, first: int, last: int) -> tuple[Stre
         at = min(start, room - size)
         cut.append(_cut(stream, np.int32(at), size=size))
         before.append(start - at)
-    return Streams(*cut), (before[0], before[1])
+    return DenseCache(*cut), (before[0], before[1])
 
 
-def restored(streams: Streams, level: StoredLevel) -> Streams:
+def restored(streams: DenseCache, level: StoredLevel) -> DenseCache:
     """The streams (given up) with all that is stored written where it belongs, a record at a time."""
     widths = _widths(level.layout)
     for number, span in zip(range(len(level.entries)), spans(level.layout), strict=False):
         padded = [
-            Stream(*(np.pad(a, ((0, 0), (0, 0), (0, width - a.shape[2]), (0, 0))) for a in stream))
+            KVCache(*(np.pad(a, ((0, 0), (0, 0), (0, width - a.shape[2]), (0, 0))) for a in stream))
             for stream, width in zip(level.record(number), widths, strict=True)
         ]
         starts = [np.int32(start) for start, _ in rows_of(level.layout, *span)]
-        streams = _write(streams, Streams(*padded), starts)
+        streams = _write(streams, DenseCache(*padded), starts)
     return streams
 
 
@@ -216,7 +216,9 @@ def _widths(layout: Layout) -> tuple[int, int]:
     return max(visual for visual, _ in sizes), max(global_ for _, global_ in sizes)
 
 
-def _rows(cut: Streams, before: tuple[int, int], layout: Layout, first: int, last: int) -> tuple[str, list[np.ndarray]]:
+def _rows(
+    cut: DenseCache, before: tuple[int, int], layout: Layout, first: int, last: int
+) -> tuple[str, list[np.ndarray]]:
     """A GROUPS record of what was taken, copied from the device."""
     parts = []
     for stream, skipped, (start, stop) in zip(cut, before, rows_of(layout, first, last), strict=True):
@@ -225,18 +227,18 @@ def _rows(cut: Streams, before: tuple[int, int], layout: Layout, first: int, las
 
 
 @partial(jax.jit, static_argnames="size")
-def _cut(stream: Stream, at: np.int32, *, size: int) -> Stream:
-    return Stream(*(jax.lax.dynamic_slice_in_dim(a, at, size, axis=2) for a in stream))
+def _cut(stream: KVCache, at: np.int32, *, size: int) -> KVCache:
+    return KVCache(*(jax.lax.dynamic_slice_in_dim(a, at, size, axis=2) for a in stream))
 
 
 @partial(jax.jit, donate_argnames="streams")
-def _write(streams: Streams, rows: Streams, starts: list[np.int32]) -> Streams:
+def _write(streams: DenseCache, rows: DenseCache, starts: list[np.int32]) -> DenseCache:
     def put(a, new, at):
         return jax.lax.dynamic_update_slice_in_dim(a, new.astype(a.dtype), at, axis=2)
 
-    return Streams(
+    return DenseCache(
         *(
-            Stream(*(put(a, new, at) for a, new in zip(stream, part, strict=True)))
+            KVCache(*(put(a, new, at) for a, new in zip(stream, part, strict=True)))
             for stream, part, at in zip(streams, rows, starts, strict=True)
         )
     )

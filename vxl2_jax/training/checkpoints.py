@@ -21,13 +21,13 @@ import jax
 import orbax.checkpoint as ocp
 
 from vxl2_jax.errors import CheckpointError, RequestError, first_line
-from vxl2_jax.training.settings import Settings
+from vxl2_jax.training.settings import TrainingSettings
 
 _ELSEWHERE = ("out", "data", "mesh", "remat", "checkpoint", "log_every")
 """Settings that do not change what is computed, save for rounding; of the data its content counts."""
 
 
-def identity(settings: Settings, data: str, model: str) -> dict[str, Any]:
+def identity(settings: TrainingSettings, data: str, model: str) -> dict[str, Any]:
     """What decides the curve of a run, flat: the settings that do, and fingerprints of the data and of the model."""
     told = {key: value for key, value in dataclasses.asdict(settings).items() if key not in _ELSEWHERE}
     return _flat({**told, "fingerprint of the data": data, "fingerprint of the model": model}, "")

@@ -30,20 +30,20 @@ from vxl2_jax import parallel
 from vxl2_jax.api import Model, load
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.errors import RequestError
-from vxl2_jax.storage import exclusive
+from vxl2_jax.storage import locking
 from vxl2_jax.training import checkpoints, conversations, lora, metrics, pipeline, step
-from vxl2_jax.training.arrange import Batch
 from vxl2_jax.training.checkpoints import Checkpoints
+from vxl2_jax.training.collate import Batch
 from vxl2_jax.training.conversations import Conversation
 from vxl2_jax.training.metrics import Tally
 from vxl2_jax.training.pipeline import Loaded
-from vxl2_jax.training.settings import Settings, Stage
+from vxl2_jax.training.settings import Stage, TrainingSettings
 
 Params = Any
 
 
 @dataclass(frozen=True)
-class Report:
+class TrainingLog:
     """Who is told what. say: a sentence now and then; warn: one for every example that is left out; looked: videos
     looked at, of how many, before the first step; step: steps done, in all; line: a line of metrics."""
 
@@ -64,12 +64,12 @@ class _Part:
     end: int
 
 
-def train(settings: Settings, report: Report | None = None) -> Path:
+def train(settings: TrainingSettings, report: TrainingLog | None = None) -> Path:
     """Train as the settings say and write the model; returns its directory. A run that OUT holds goes on.
 
     SIGINT and SIGTERM save a checkpoint after the step in hand and then raise KeyboardInterrupt; a second one does not
     wait. Raises RequestError for settings, data or an OUT that cannot be used, VideoError for videos (see
-    `pipeline.survey`), CheckpointError for a model or checkpoint that is damaged.
+    `pipeline.scan_dataset`), CheckpointError for a model or checkpoint that is damaged.
     """
     out = Path(settings.out)
     rows = conversations.read(settings.data.files, settings.data.videos)
@@ -77,8 +77,8 @@ def train(settings: Settings, report: Report | None = None) -> Path:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{out}: cannot be made ({error.strerror}); choose another place") from error
-    report, path = report or Report(), out / f"metrics{_suffix()}.jsonl"
-    with exclusive.opened(path) as file:
+    report, path = report or TrainingLog(), out / f"metrics{_suffix()}.jsonl"
+    with locking.opened(path) as file:
         model, mesh = _load(settings)
         # fp32 means fp32: without it GPUs and TPUs multiply in tf32 or bf16.
         precision = "highest" if settings.compute_dtype == "float32" else "default"
@@ -91,8 +91,8 @@ class _Run:
 
     def __init__(
         self,
-        settings: Settings,
-        report: Report,
+        settings: TrainingSettings,
+        report: TrainingLog,
         model: Model,
         mesh: Mesh | None,
         rows: list[Conversation],
@@ -101,7 +101,7 @@ class _Run:
     ):
         self.settings, self.report, self.mesh, self.file, self.path = settings, report, mesh, file, path
         self.out = Path(settings.out)
-        corpus = pipeline.survey(model, rows, settings, report.looked)
+        corpus = pipeline.scan_dataset(model, rows, settings, report.looked)
         report.say(f"attention: {model.attention}")
         for reason in corpus.unread:
             report.warn(f"left out: {reason}")
@@ -221,7 +221,7 @@ class _Run:
         return Batch(*(jax.make_array_from_process_local_data(where, part) for part in batch))
 
 
-def _parts(settings: Settings, epoch: int) -> list[_Part]:
+def _parts(settings: TrainingSettings, epoch: int) -> list[_Part]:
     """The stages, with epochs of `epoch` steps counted out."""
     parts: list[_Part] = []
     for number, stage in enumerate(settings.stages):
@@ -231,7 +231,7 @@ def _parts(settings: Settings, epoch: int) -> list[_Part]:
     return parts
 
 
-def _load(settings: Settings) -> tuple[Model, Mesh | None]:
+def _load(settings: TrainingSettings) -> tuple[Model, Mesh | None]:
     """The model to begin with, and the mesh (None for one device)."""
     # What learns begins as exact as the checkpoint is; what does not is wanted in the dtype that it computes in.
     whole = settings.lora is None or any(set(stage.train) - {"language"} for stage in settings.stages)
@@ -241,7 +241,7 @@ def _load(settings: Settings) -> tuple[Model, Mesh | None]:
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if many else nullcontext():
         model = load(settings.model, dtype, attention="reference")
     # The kernel suits what the run computes in, which need not be what the parameters are kept in.
-    kernel, reason = kernels.choose_tried(dtype=settings.compute_dtype, width=model.config.language.head_width)
+    kernel, reason = kernels.select_kernel(dtype=settings.compute_dtype, width=model.config.language.head_width)
     model = dataclasses.replace(model, kernel=kernel, attention=reason)
     if not many:
         return model, None
@@ -252,7 +252,7 @@ def _load(settings: Settings) -> tuple[Model, Mesh | None]:
     return model, mesh
 
 
-def _learning(params: Params, settings: Settings, stage: Stage) -> Params:
+def _learning(params: Params, settings: TrainingSettings, stage: Stage) -> Params:
     """What a stage learns, as shapes."""
     shapes = jax.eval_shape(lambda tree: tree, step.divide(params, settings, stage)[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(settings.params_dtype)), shapes)
@@ -276,7 +276,7 @@ def _stoppable() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _export(target: Path, model: Model, params: Params, settings: Settings) -> None:
+def _export(target: Path, model: Model, params: Params, settings: TrainingSettings) -> None:
     """Write the model as a checkpoint directory of the original's layout, all or nothing."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)

@@ -17,12 +17,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import attention
-from pallas_kernels.attention import REFERENCE, Kernel, Stream, gradient
+from pallas_kernels.attention import REFERENCE, Kernel, KVCache, gradient
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import qwen2, video_xl_2
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.parallel import DATA, MODEL
-from vxl2_jax.training.arrange import Batch
+from vxl2_jax.training.collate import Batch
 
 Params = Any
 LOGIT_ROWS = 256  # rows of logits that stand in memory at once: a vocabulary of 152,064 is wide
@@ -99,7 +99,7 @@ def hidden(
     look = _spread(partial(_attend, kernel, visual.shape[1]), mesh)
 
     def attend(q, k, v, state, layer):
-        return at_hand(look(rotate(q, cos, sin), rotate(k, cos, sin), v, batch.starts, batch.stops)), state
+        return at_hand(look(rotate(q, cos, sin), rotate(k, cos, sin), v, batch.k_start, batch.k_end)), state
 
     return qwen2.run_layers(language, lm, x, attend, remat=remat)[0]
 
@@ -137,19 +137,19 @@ def visual_tokens(
 
 
 def _attend(
-    kernel: Kernel, visual: int, q: jax.Array, k: jax.Array, v: jax.Array, starts: jax.Array, stops: jax.Array
+    kernel: Kernel, visual: int, q: jax.Array, k: jax.Array, v: jax.Array, k_start: jax.Array, k_end: jax.Array
 ) -> jax.Array:
     """Attention of a batch, example after example. q [B, N, H, D]; k, v [B, N, K, D] → [B, N, H, D]."""
     halves = (slice(None, visual), slice(visual, None))  # as in pre-filling, visual and global rows go apart
 
     def one(of: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v, starts, stops = of
-        streams = tuple(Stream(*(jnp.swapaxes(a[half], 0, 1)[None] for a in (k, v))) for half in halves)
-        ready = partial(attention.prepare, kernel, heads=q.shape[1], streams=streams)
-        out = [gradient.attend(q[half], streams, ready(starts[:, half], stops[:, half])) for half in halves]
+        q, k, v, k_start, k_end = of
+        streams = tuple(KVCache(*(jnp.swapaxes(a[half], 0, 1)[None] for a in (k, v))) for half in halves)
+        ready = partial(attention.plan_attention, kernel, heads=q.shape[1], streams=streams)
+        out = [gradient.attend(q[half], streams, ready(k_start[:, half], k_end[:, half])) for half in halves]
         return jnp.concatenate(out)
 
-    return jax.lax.map(one, (q, k, v, starts, stops))
+    return jax.lax.map(one, (q, k, v, k_start, k_end))
 
 
 def _spread(look: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:

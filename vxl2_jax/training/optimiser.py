@@ -8,7 +8,7 @@ import jax
 import optax
 
 from vxl2_jax.models.linear import UP
-from vxl2_jax.training.settings import Settings, Stage
+from vxl2_jax.training.settings import Stage, TrainingSettings
 
 _DECAYED = ("kernel",)
 """Names of the parameters that decay: matrices, but neither embeddings nor norms, biases and low-rank updates."""
@@ -21,7 +21,7 @@ def schedule(stage: Stage, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(begin, stage.rate, warmup, steps, stage.rate * stage.end)
 
 
-def build(settings: Settings, stage: Stage, steps: int) -> optax.GradientTransformation:
+def build(settings: TrainingSettings, stage: Stage, steps: int) -> optax.GradientTransformation:
     """The optimiser of a stage for a tree of the parameters that learn there, {module: …}.
 
     Modules with a rate of their own keep the stage's schedule, scaled. The factors up of low-rank updates learn

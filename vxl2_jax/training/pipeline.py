@@ -19,17 +19,17 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from vxl2_jax import machine
+from vxl2_jax import hardware
 from vxl2_jax.api import Model
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError, VideoError
-from vxl2_jax.layout import Rule
-from vxl2_jax.training import arrange, sequences
-from vxl2_jax.training.arrange import Batch
+from vxl2_jax.ingest import layout_of
+from vxl2_jax.layout import PrefillRule
+from vxl2_jax.training import collate, sequences
+from vxl2_jax.training.collate import Batch
 from vxl2_jax.training.conversations import Conversation
-from vxl2_jax.training.settings import Settings, Video
+from vxl2_jax.training.settings import TrainingSettings, Video
 from vxl2_jax.video.reader import VideoSource, open_video
-from vxl2_jax.watching import layout_of
 
 _AHEAD_BYTES = 4e9
 """Examples that wait for their step take about so much memory at most (but one of them always may)."""
@@ -59,8 +59,11 @@ class Loaded(NamedTuple):
     unread: int
 
 
-def survey(
-    model: Model, rows: Sequence[Conversation], settings: Settings, progress: Callable[[int, int], None] | None = None
+def scan_dataset(
+    model: Model,
+    rows: Sequence[Conversation],
+    settings: TrainingSettings,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Corpus:
     """Look at all videos and sort out those that cannot be read. `model` lends its tokenizer and geometry.
 
@@ -92,13 +95,13 @@ def survey(
     return Corpus(used, sequences.sizes(groups, count), tuple(map(str, broken)), digest.hexdigest()[:16])
 
 
-def batches_per_epoch(corpus: Corpus, settings: Settings) -> int:
+def batches_per_epoch(corpus: Corpus, settings: TrainingSettings) -> int:
     """Steps in which every example is seen once."""
     return -(-len(corpus.rows) // settings.batch)
 
 
 def batches(
-    model: Model, corpus: Corpus, settings: Settings, process: int = 0, processes: int = 1
+    model: Model, corpus: Corpus, settings: TrainingSettings, process: int = 0, processes: int = 1
 ) -> grain.DatasetIterator[Loaded]:
     """An endless iterator over this process's share of each batch, with get_state and set_state.
 
@@ -185,7 +188,7 @@ class _Places(grain.MapDataset):
 class _Loader:
     """Reads and arranges single examples; called from several threads."""
 
-    def __init__(self, model: Model, corpus: Corpus, settings: Settings):
+    def __init__(self, model: Model, corpus: Corpus, settings: TrainingSettings):
         self._model, self._corpus, self._settings = model, corpus, settings
         self._cache = FrameCache(settings.data.cache_gb * 1e9)
 
@@ -205,11 +208,11 @@ class _Loader:
         layout, global_ids = layout_of(model, starts)
         asked, targets = sequences.tokens(model.tokenizer, model.config.stop_tokens, row.turns)
         try:
-            batch = arrange.example(
+            batch = collate.example(
                 model.config,
                 frames,
                 layout,
-                Rule(settings.block_size, settings.prev_blocks),
+                PrefillRule(settings.block_size, settings.prev_blocks),
                 global_ids,
                 asked,
                 targets,
@@ -248,7 +251,7 @@ class FrameCache:
 
 def _stacked(parts: Sequence[Loaded]) -> Loaded:
     return Loaded(
-        arrange.stack([part.batch for part in parts]),
+        collate.collate([part.batch for part in parts]),
         sum(part.tokens for part in parts),
         sum(part.unread for part in parts),
     )
@@ -284,4 +287,4 @@ def _frames(config: ModelConfig, path: Path, video: Video) -> tuple[np.ndarray, 
 
 
 def _threads() -> int:
-    return min(16, machine.cores())
+    return min(16, hardware.cpu_cores())

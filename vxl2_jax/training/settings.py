@@ -90,7 +90,7 @@ class Mesh:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """A whole run. `batch`: examples of a step, over all devices; clip: greatest norm of a gradient.
 
     params_dtype: of the parameters that learn and of the optimiser's state; compute_dtype: of those that do not, of
@@ -177,7 +177,7 @@ model = 1                      # heads and MLP
 _WORDS_FOR_NONE = {"max_frames": "none", "prev_blocks": "none", "data": "all"}
 
 
-def read(path: str | Path) -> Settings:
+def read(path: str | Path) -> TrainingSettings:
     """Settings from a TOML file; data's paths are made to count from the file's folder.
 
     Raises RequestError with one line that names the file, the key and what is allowed there.
@@ -204,13 +204,13 @@ def read(path: str | Path) -> Settings:
     )
 
 
-def parse(text: str) -> Settings:
+def parse(text: str) -> TrainingSettings:
     """Settings from TOML, with paths as they are written. Raises RequestError as `read`, without the file's name."""
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RequestError(f"not TOML: {error}") from error
-    settings = _dataclass(Settings, table, "")
+    settings = _dataclass(TrainingSettings, table, "")
     _check(settings)
     return settings
 
@@ -266,7 +266,7 @@ def _value(kind: Any, value: Any, at: str, else_: str = "") -> Any:
     return value
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: TrainingSettings) -> None:
     """Raise RequestError for values that no run could use."""
     data, video, mesh, lora = settings.data, settings.video, settings.mesh, settings.lora
     checkpoint = settings.checkpoint

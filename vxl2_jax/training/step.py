@@ -15,9 +15,9 @@ from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax import parallel
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.training import lora, optimiser
-from vxl2_jax.training.arrange import Batch
+from vxl2_jax.training.collate import Batch
 from vxl2_jax.training.loss import loss
-from vxl2_jax.training.settings import Settings, Stage
+from vxl2_jax.training.settings import Stage, TrainingSettings
 
 Params = Any
 Update = Callable[["TrainState", Params, Batch], tuple["TrainState", dict[str, jax.Array]]]
@@ -31,7 +31,7 @@ class TrainState(NamedTuple):
     optimiser: Any
 
 
-def divide(params: Params, settings: Settings, stage: Stage) -> tuple[Params, Params]:
+def divide(params: Params, settings: TrainingSettings, stage: Stage) -> tuple[Params, Params]:
     """(parameters that learn in a stage, all others); of the language half only its low-rank updates, if it has any."""
     flat = flatten_dict(params)
 
@@ -47,7 +47,7 @@ def join(learning: Params, frozen: Params) -> Params:
     return unflatten_dict({**flatten_dict(frozen), **flatten_dict(learning)})
 
 
-def attach(params: Params, settings: Settings) -> Params:
+def attach(params: Params, settings: TrainingSettings) -> Params:
     """Parameters as a run begins: with low-rank updates of the language half, if the settings want them."""
     if settings.lora is None:
         return params
@@ -57,7 +57,7 @@ def attach(params: Params, settings: Settings) -> Params:
 def prepare(
     config: ModelConfig,
     params: Params,
-    settings: Settings,
+    settings: TrainingSettings,
     stage: Stage,
     steps: int,
     *,
@@ -80,7 +80,7 @@ def prepare(
 
 def make_update(
     config: ModelConfig,
-    settings: Settings,
+    settings: TrainingSettings,
     stage: Stage,
     steps: int,
     *,

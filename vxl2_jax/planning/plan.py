@@ -14,19 +14,20 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from pallas_kernels import attention
-from vxl2_jax import footprint, machine
+from vxl2_jax import hardware
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.config import ModelConfig, nano, video_xl_2
 from vxl2_jax.errors import RequestError, TooLongError
-from vxl2_jax.footprint import Settings
-from vxl2_jax.layout import Layout, Rule, attention_pairs
-from vxl2_jax.machine import Sizes
+from vxl2_jax.hardware import BatchSizes
+from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 from vxl2_jax.memory import check_compression
+from vxl2_jax.planning import memory_model
+from vxl2_jax.planning.memory_model import Workload
 from vxl2_jax.text import prompt
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
-class Device(NamedTuple):
+class DeviceSpec(NamedTuple):
     """Memory (GB), rate of 16-bit matrix products (TFLOP/s), and what JAX says of such a device, by which dtype,
     kernel and sizes are chosen as on the machine itself."""
 
@@ -40,9 +41,9 @@ class Device(NamedTuple):
         return "gpu" if self.compute_capability else "tpu"
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> BatchSizes:
         """How much it does at a time."""
-        return machine.sizes_for(self)
+        return hardware.sizes_for(self)
 
     @property
     def usable_bytes(self) -> float:
@@ -50,23 +51,23 @@ class Device(NamedTuple):
         return USABLE * self.memory_gb * 1e9
 
     def settings(self, config: ModelConfig, itemsize: int = 2) -> dict[str, Any]:
-        """The fields of `footprint.Settings` that follow from the device."""
-        dtype = jnp.float32 if itemsize == 4 else jnp.dtype(machine.default_dtype(self))
-        kernel = attention.choose(dtype=dtype, width=config.language.head_width, device=self).kernel
+        """The fields of `footprint.Workload` that follow from the device."""
+        dtype = jnp.float32 if itemsize == 4 else jnp.dtype(hardware.default_dtype(self))
+        kernel = attention.choose_kernel(dtype=dtype, width=config.language.head_width, device=self).kernel
         return {"itemsize": itemsize, "sizes": self.sizes, "kernel": kernel}
 
 
 DEVICES = {
-    "t4": Device(16, 65, "Tesla T4", "7.5"),
-    "l4": Device(24, 121, "NVIDIA L4", "8.9"),
-    "a100-40": Device(40, 312, "NVIDIA A100-SXM4-40GB", "8.0"),
-    "a100-80": Device(80, 312, "NVIDIA A100-SXM4-80GB", "8.0"),
-    "h100": Device(80, 989, "NVIDIA H100 80GB HBM3", "9.0"),
-    "h200": Device(141, 790, "NVIDIA H200", "9.0"),
-    "v4": Device(32, 275, "TPU v4"),
-    "v5e": Device(16, 197, "TPU v5 lite"),
-    "v5p": Device(95, 459, "TPU v5"),
-    "v6e": Device(32, 918, "TPU v6 lite"),
+    "t4": DeviceSpec(16, 65, "Tesla T4", "7.5"),
+    "l4": DeviceSpec(24, 121, "NVIDIA L4", "8.9"),
+    "a100-40": DeviceSpec(40, 312, "NVIDIA A100-SXM4-40GB", "8.0"),
+    "a100-80": DeviceSpec(80, 312, "NVIDIA A100-SXM4-80GB", "8.0"),
+    "h100": DeviceSpec(80, 989, "NVIDIA H100 80GB HBM3", "9.0"),
+    "h200": DeviceSpec(141, 790, "NVIDIA H200", "9.0"),
+    "v4": DeviceSpec(32, 275, "TPU v4"),
+    "v5e": DeviceSpec(16, 197, "TPU v5 lite"),
+    "v5p": DeviceSpec(95, 459, "TPU v5"),
+    "v6e": DeviceSpec(32, 918, "TPU v6 lite"),
 }
 """Makers' data sheets; the H200's rate is one measured on random bf16 matrices."""
 
@@ -109,11 +110,11 @@ class Plan:
     def total_flops(self) -> int:
         return sum(self.flops.values())
 
-    def seconds(self, device: Device) -> float:
+    def seconds(self, device: DeviceSpec) -> float:
         """Floor of watching and reading the question."""
         return self.total_flops / (device.tflops * 1e12)
 
-    def fits(self, device: Device) -> bool:
+    def fits(self, device: DeviceSpec) -> bool:
         return self.peak_bytes <= device.usable_bytes
 
 
@@ -147,23 +148,23 @@ def layout_for(config: ModelConfig, tokenizer: Tokenizer | None, frames: int, fp
     return Layout(count(prompt.prefix_text()), tuple(map(count, texts)), config.visual_tokens)
 
 
-def plan(config: ModelConfig, layout: Layout, rule: Rule, **settings: Any) -> Plan:
-    """Count what a layout takes. settings: fields of `footprint.Settings`; see `Device.settings`.
+def plan(config: ModelConfig, layout: Layout, rule: PrefillRule, **settings: Any) -> Plan:
+    """Count what a layout takes. settings: fields of `footprint.Workload`; see `DeviceSpec.settings`.
 
     Raises RequestError for a compression that the model does not allow.
     """
-    how = Settings(**settings)
+    how = Workload(**settings)
     check_compression(how.compression, config.visual_tokens)
     kept, causal = attention_pairs(layout, rule, how.question_tokens)
-    slot = footprint.token_bytes(config, how.itemsize)
-    mixed, dense = footprint.cached_tokens(layout, how)
+    slot = memory_model.token_bytes(config, how.itemsize)
+    mixed, dense = memory_model.cached_tokens(layout, how)
     return Plan(
         layout,
         how.question_tokens,
         kept,
         causal,
         _flops(config, layout, kept, how.question_tokens),
-        footprint.phases(config, layout, how),
+        memory_model.phases(config, layout, how),
         (slot * mixed, slot * dense),
     )
 
@@ -196,7 +197,13 @@ def _flops(config: ModelConfig, layout: Layout, pairs: int, question: int) -> di
 
 
 def advice(
-    config: ModelConfig, tokenizer: Tokenizer | None, fps: float, device: Device, *, itemsize: int = 2, **settings: Any
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    fps: float,
+    device: DeviceSpec,
+    *,
+    itemsize: int = 2,
+    **settings: Any,
 ) -> str:
     """One line: what would fit a device where a plan does not. settings: as of `plan`, but for those of the device."""
     most = most_frames(config, tokenizer, fps, device, itemsize=itemsize, **settings)
@@ -211,16 +218,22 @@ def advice(
 
 
 def most_frames(
-    config: ModelConfig, tokenizer: Tokenizer | None, fps: float, device: Device, *, itemsize: int = 2, **settings: Any
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    fps: float,
+    device: DeviceSpec,
+    *,
+    itemsize: int = 2,
+    **settings: Any,
 ) -> int:
     """The most frames that fit a device, in whole strides; 0 if not even one stride does."""
     step = device.sizes.stride * config.frames_per_group
-    how = Settings(**device.settings(config, itemsize), **settings)
+    how = Workload(**device.settings(config, itemsize), **settings)
     layout = layout_for(config, tokenizer, _MOST_STRIDES * step, fps)
 
     def fits(strides: int) -> bool:
         part = Layout(layout.prefix, layout.stamps[: strides * device.sizes.stride], layout.visual)
-        return _peak(footprint.phases(config, part, how)) <= device.usable_bytes
+        return _peak(memory_model.phases(config, part, how)) <= device.usable_bytes
 
     return step * _most(fits, _MOST_STRIDES)
 
@@ -238,13 +251,13 @@ def check_memory(
     """Raise TooLongError if watching `frames` frames, or asking one question about them, would run out of memory.
 
     weights_bytes: of the model; used_bytes: all that is taken before watching, weights included; limit_bytes: all
-    there is (None: unknown, and nothing is refused); settings: fields of `footprint.Settings`.
+    there is (None: unknown, and nothing is refused); settings: fields of `footprint.Workload`.
     """
-    how = Settings(**settings)
+    how = Workload(**settings)
     beside = used_bytes - weights_bytes
 
     def needed(part):
-        return beside + _peak(footprint.phases(config, part, how, weights_bytes))
+        return beside + _peak(memory_model.phases(config, part, how, weights_bytes))
 
     if limit_bytes is None or needed(layout) <= limit_bytes:
         return

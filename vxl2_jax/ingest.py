@@ -14,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import Stream
-from vxl2_jax import machine, planning, prefill
+from pallas_kernels.attention import KVCache
+from vxl2_jax import hardware, planning, prefill
 from vxl2_jax import memory as memories
 from vxl2_jax.errors import RequestError
-from vxl2_jax.layout import Layout, Rule
-from vxl2_jax.memory import Open, VideoMemory, check_compression, sparse_level
+from vxl2_jax.layout import Layout, PrefillRule
+from vxl2_jax.memory import ResumeState, VideoMemory, check_compression, sparse_level
 from vxl2_jax.models import video_xl_2
-from vxl2_jax.prefill import Capacity, Streams
+from vxl2_jax.prefill import CacheCapacity, DenseCache
 from vxl2_jax.storage.memory_file import Shape
 from vxl2_jax.storage.recording import Recording, restored
 from vxl2_jax.text import prompt
@@ -37,7 +37,7 @@ SAMPLING = ("fps", "max_frames", "max_fps")
 _encode = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once", "kernel"))
 
 
-class Source(NamedTuple):
+class FrameSource(NamedTuple):
     """Frames to be watched. seconds [F]: of each; batches: (how many at a time, first frame) → arrays of them;
     end_s: the second at which the last one ends; name, hash: of the file, empty where there is none."""
 
@@ -49,7 +49,7 @@ class Source(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class Callbacks:
     """Who is told what: progress (frames done, frames in all), and seconds per stage."""
 
     progress: Callable[[int, int], None] | None = None
@@ -58,13 +58,13 @@ class Report:
 
 def watch(
     model: Model,
-    video: str | Path | Frames | Source,
+    video: str | Path | Frames | FrameSource,
     *,
     sampling: Mapping[str, float | int | None],
-    rule: Rule,
+    rule: PrefillRule,
     compression: int,
     out: str | Path | None,
-    report: Report,
+    report: Callbacks,
 ) -> VideoMemory:
     """See `api.Model.watch`."""
     if rule.block_size < 1 or (rule.prev_blocks is not None and rule.prev_blocks < 0):
@@ -75,7 +75,7 @@ def watch(
     config = model.config
     check_compression(compression, config.visual_tokens)
     with timed(report.timings, "read"):
-        source = video if isinstance(video, Source) else open_source(video, config.vision.image_size, sampling)
+        source = video if isinstance(video, FrameSource) else open_source(video, config.vision.image_size, sampling)
     seconds = tuple(float(s) for s in source.seconds[:: config.frames_per_group])
     layout, ids = layout_of(model, seconds)
     known = {
@@ -102,7 +102,7 @@ def watch(
         if recording and recording.groups:
             with timed(report.timings, "read"):
                 streams, first = restored(streams, recording.stored()), recording.groups
-        strides = prefill.plan(layout, rule, ids, sizes, first)
+        strides = prefill.plan_strides(layout, rule, ids, sizes, first)
         first_frame = first * config.frames_per_group
         batches = source.batches(model.sizes.stride * config.frames_per_group, first_frame)
         streams, opened = _watch_strides(
@@ -121,12 +121,12 @@ def watch(
         memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, open=opened, **known)
         if recording:
             with timed(report.timings, "write"):
-                recording.finish(sparse, memory.sparse_length, memories.beside(opened))
+                recording.finish(sparse, memory.sparse_length, memories.resume_arrays(opened))
     return memory
 
 
 def watch_more(
-    model: Model, memory: VideoMemory, frames: np.ndarray, seconds: Sequence[float], report: Report
+    model: Model, memory: VideoMemory, frames: np.ndarray, seconds: Sequence[float], report: Callbacks
 ) -> VideoMemory:
     """See `api.Model.watch_more`."""
     config, per_group = model.config, model.config.frames_per_group
@@ -140,7 +140,7 @@ def watch_more(
             f"frames to watch more must come after the memory's last one at {memory.last_s} s, not at {seconds[0]} s"
         )
     memory = memory.resident()
-    opened = memory.open or Open(jnp.zeros((0, config.visual_tokens, config.language.width)), frames[:0])
+    opened = memory.open or ResumeState(jnp.zeros((0, config.visual_tokens, config.language.width)), frames[:0])
     whole, started = memory.frames // per_group, len(opened.frames)
     first = whole - len(opened.tokens)
     starts = memory.seconds + tuple(float(s) for s in seconds[-started % per_group :: per_group])
@@ -152,7 +152,7 @@ def watch_more(
     batches = (shown[begin:end] for begin, end in pairwise(cuts))
     _check_fits(model, layout, memory.frames + len(frames), memory.compression)
     sizes = prefill.capacity(layout, model.sizes.stride, first)
-    strides = prefill.plan(layout, memory.rule, ids, sizes, first)
+    strides = prefill.plan_strides(layout, memory.rule, ids, sizes, first)
     streams, opened = _watch_strides(
         model,
         _with_room(memory.dense, sizes),
@@ -181,23 +181,23 @@ def watch_more(
 
 def _watch_strides(
     model: Model,
-    streams: Streams,
+    streams: DenseCache,
     strides: Sequence[prefill.Stride],
     batches: Iterator[np.ndarray],
     layout: Layout,
-    report: Report,
+    report: Callbacks,
     *,
     frames: int,
     done: int = 0,
     known: jax.Array | None = None,
     recording: Recording | None = None,
-) -> tuple[Streams, Open | None]:
+) -> tuple[DenseCache, ResumeState | None]:
     """The streams (given up) with all strides pre-filled, and what extending them needs.
 
     batches: the frames of each stride, of which the first already knows the tokens of its first groups (`known`);
     frames: how many there are in all, of which `done` were watched before.
     """
-    machine.spare_programs()  # videos of many lengths, in one process, are many programs
+    hardware.clear_jit_caches()  # videos of many lengths, in one process, are many programs
     config, per_group = model.config, model.config.frames_per_group
     timings, opened = report.timings, None
     with closing(prefetch(batches)) as ahead:
@@ -218,7 +218,11 @@ def _watch_strides(
                 report.progress(done, frames)
             # Whole groups keep their tokens, a group that lacks frames keeps those it has.
             whole, lacking = frames // per_group - begin, frames % per_group
-            opened = Open(tokens[:whole], shown[len(shown) - lacking :].copy()) if whole < model.sizes.stride else None
+            opened = (
+                ResumeState(tokens[:whole], shown[len(shown) - lacking :].copy())
+                if whole < model.sizes.stride
+                else None
+            )
             known = None
     return streams, opened
 
@@ -231,8 +235,8 @@ def _check_fits(model: Model, layout: Layout, frames: int, compression: int) -> 
         layout,
         frames=frames,
         weights_bytes=weights,
-        used_bytes=machine.used_bytes(device) or weights,
-        limit_bytes=machine.memory_bytes(device),
+        used_bytes=hardware.used_bytes(device) or weights,
+        limit_bytes=hardware.memory_bytes(device),
         compression=compression,
         itemsize=model.dtype.itemsize,
         sizes=model.sizes,
@@ -251,32 +255,32 @@ def _same_memory(path: str | Path, identity: dict) -> VideoMemory:
     return found
 
 
-def _with_room(streams: Streams, sizes: Capacity) -> Streams:
+def _with_room(streams: DenseCache, sizes: CacheCapacity) -> DenseCache:
     """A copy of the streams with the capacity `sizes`; the old ones belong to a memory, which never changes."""
 
-    def fitted(stream: Stream, room: int) -> Stream:
+    def fitted(stream: KVCache, room: int) -> KVCache:
         kept = min(stream.k.shape[2], room)
 
         def copied(a):
             return jnp.zeros((*a.shape[:2], room, a.shape[3]), a.dtype).at[:, :, :kept].set(a[:, :, :kept])
 
-        return Stream(*map(copied, stream))
+        return KVCache(*map(copied, stream))
 
-    return Streams(fitted(streams.visual, sizes.visual), fitted(streams.global_, sizes.global_))
+    return DenseCache(fitted(streams.visual, sizes.visual), fitted(streams.global_, sizes.global_))
 
 
-def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, float | int | None]) -> Source:
+def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, float | int | None]) -> FrameSource:
     """The frames to be watched, `size` pixels square. Raises VideoError or RequestError as `watch` does."""
     if isinstance(video, (str, Path)):
         source = open_video(video, size=size, **sampling)
         end_s = float(max(source.duration_s, source.seconds[-1]))
-        return Source(np.asarray(source.seconds), source.batches, end_s, source.path.name, content_hash(video))
+        return FrameSource(np.asarray(source.seconds), source.batches, end_s, source.path.name, content_hash(video))
     frames, seconds = _checked(*video, size)
 
     def parts(count, first):
         return (frames[i : i + count] for i in range(first, len(frames), count))
 
-    return Source(seconds, parts, _end_of(seconds))
+    return FrameSource(seconds, parts, _end_of(seconds))
 
 
 def _checked(frames: np.ndarray, seconds: Sequence[float], size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,30 +15,30 @@ import numpy as np
 from einops import rearrange
 
 from pallas_kernels.attention import REFERENCE, Kernel
-from vxl2_jax import bases
 from vxl2_jax.buckets import bucket
+from vxl2_jax.cache import views
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.decode import Base, empty_tail, end_together, extend
+from vxl2_jax.decode import KVCacheView, empty_tail, extend, left_pad
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.rope import rotate, rotation
-from vxl2_jax.relevance.request import Request
+from vxl2_jax.relevance.request import ScorerInputs
 
 
-def by_attention(request: Request) -> np.ndarray:
+def repositioned_attention(request: ScorerInputs) -> np.ndarray:
     """How much more a question's words look at each chunk than its average token does, summing to 1 over the chunks.
 
     The question is read by itself; then it looks at every chunk of the sparse level, timestamps included, as though
     that chunk lay right before it. So a chunk's score does not depend on how far from the end of the video it is:
     rotary positions beyond those a model has seen would weaken and distort what its heads find. See `chunk_attention`.
     """
-    base = bases.prefix_base(request.memory, request.kernel, len(request.ids))
-    starts, stops, width = chunk_slots(request.memory, request.chunk_size)
+    base = views.prefix_view(request.memory, request.kernel, len(request.ids))
+    k_start, k_end, width = chunk_slots(request.memory, request.chunk_size)
     scores = chunk_attention(
         request.params,
         request.config,
         base,
-        starts,
-        stops,
+        k_start,
+        k_end,
         request.ids,
         np.asarray(request.count, np.int32),
         width=width,
@@ -54,13 +54,13 @@ def chunk_slots(memory: VideoMemory, chunk_size: int) -> tuple[np.ndarray, np.nd
     slots of one, rounded up."""
     layout = memory.layout
     first = np.arange(0, layout.groups, chunk_size)
-    starts = layout.stamp_starts[first] + first * (layout.visual // memory.compression)
-    stops = np.append(starts[1:], memory.sparse_length)
+    k_start = layout.timestamp_starts[first] + first * (layout.visual // memory.compression)
+    k_end = np.append(k_start[1:], memory.sparse_length)
 
     def pad(bounds):
         return np.pad(bounds, (0, bucket(len(first)) - len(first))).astype(np.int32)
 
-    return pad(starts), pad(stops), min(bucket(int((stops - starts).max())), memory.sparse.k.shape[2])
+    return pad(k_start), pad(k_end), min(bucket(int((k_end - k_start).max())), memory.sparse.k.shape[2])
 
 
 def chunks_at_once(kernel: Kernel) -> int | None:
@@ -75,9 +75,9 @@ def chunks_at_once(kernel: Kernel) -> int | None:
 def chunk_attention(
     params: Any,
     config: ModelConfig,
-    base: Base,
-    starts: jax.Array,
-    stops: jax.Array,
+    base: KVCacheView,
+    k_start: jax.Array,
+    k_end: jax.Array,
     ids: jax.Array,
     count: jax.Array,
     *,
@@ -95,7 +95,7 @@ def chunk_attention(
     """
     lm, rows = config.language, ids.shape[1]
     (stream,) = base.streams
-    ids, begin = end_together(ids, count)
+    ids, begin = left_pad(ids, count)
     room, share_of_layer = stream.k.shape[2], 1 / (lm.heads * lm.layers)
 
     def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
@@ -110,7 +110,7 @@ def chunk_attention(
             logits = jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)
             return jax.nn.logsumexp(jnp.where((slots >= start) & (slots < stop), logits, -jnp.inf), axis=-1)
 
-        share = jax.nn.softmax(jax.lax.map(look, (starts, stops), batch_size=chunks_at_once(kernel)), axis=0)
+        share = jax.nn.softmax(jax.lax.map(look, (k_start, k_end), batch_size=chunks_at_once(kernel)), axis=0)
         share = rearrange(share, "c k (n r) -> c n (k r)", n=rows)
         real = (jnp.arange(rows) >= begin)[:, None]
         mean = jnp.where(real, share, 0).sum(axis=1) / jnp.maximum(rows - begin, 1)
@@ -120,6 +120,6 @@ def chunk_attention(
         # Question by question: logits of all at once would be large.
         return scores + jax.lax.map(lambda args: score(*args, layer), (q, begin))
 
-    nothing = jnp.zeros((len(ids), len(starts)), jnp.float32)
+    nothing = jnp.zeros((len(ids), len(k_start)), jnp.float32)
     tail = empty_tail(config, base, len(ids), rows)
     return extend(params, config, base, tail, begin, jnp.int32(0), ids, observe=observe, seen=nothing, kernel=kernel)[2]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 
 
-class Sizes(NamedTuple):
+class BatchSizes(NamedTuple):
     """stride: groups fed through the language model at a time; vision_groups: groups whose frames go through
     the vision tower at a time, which divides `stride`."""
 
@@ -18,10 +18,10 @@ class Sizes(NamedTuple):
     vision_groups: int
 
 
-SMALL = Sizes(stride=40, vision_groups=4)
+SMALL = BatchSizes(stride=40, vision_groups=4)
 """What a stride costs however many groups it has is, for nano on two CPU cores, as much as 6 groups; and the last one is
 half empty on average. For videos of some minutes this is about the best between the two."""
-LARGE = Sizes(stride=64, vision_groups=16)
+LARGE = BatchSizes(stride=64, vision_groups=16)
 """Timestamps look back over the whole video, and there are few of them: large strides make their tiles many."""
 
 
@@ -37,12 +37,12 @@ def default_dtype(device: Any) -> str:
     return "float16" if 0 < capability(device) < 8 else "bfloat16"
 
 
-def sizes_for(device: Any) -> Sizes:
+def sizes_for(device: Any) -> BatchSizes:
     """Large strides on accelerators with the memory for them; small ones on a CPU and on older cards."""
     return SMALL if device.platform == "cpu" or 0 < capability(device) < 8 else LARGE
 
 
-def cores() -> int:
+def cpu_cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -73,7 +73,7 @@ def used_bytes(device: Any, proc: Path = _PROC) -> int | None:
     return None if held is None else 1024 * held
 
 
-def spare_programs(share: float = 0.5, proc: Path = _PROC) -> bool:
+def clear_jit_caches(share: float = 0.5, proc: Path = _PROC) -> bool:
     """Let compiled programs go if this process has used up a share of the memory maps that Linux allows it; whether so.
 
     Each of XLA's CPU programs keeps ten maps and more, of 65,530 as a rule, and the program that is refused one ends the

@@ -9,12 +9,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vxl2_jax import watching
-from vxl2_jax.asking import Answer
+from vxl2_jax import ingest
 from vxl2_jax.errors import TooLongError, VideoError
+from vxl2_jax.generate import Answer
+from vxl2_jax.ingest import Frames, FrameSource
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.video.reader import prefetch
-from vxl2_jax.watching import Frames, Source
 
 if TYPE_CHECKING:
     from vxl2_jax.api import Model
@@ -29,7 +29,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Done:
+class JobResult:
     """A job's answers, the memory they come from, seconds per stage of watching; or why it could not be watched."""
 
     job: Job
@@ -39,9 +39,9 @@ class Done:
     error: VideoError | TooLongError | None = None
 
 
-def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mapping[str, Any]) -> Iterator[Done]:
+def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mapping[str, Any]) -> Iterator[JobResult]:
     """See `api.Model.answer_all`."""
-    sampling = {name: watch[name] for name in watching.SAMPLING if name in watch}
+    sampling = {name: watch[name] for name in ingest.SAMPLING if name in watch}
     jobs = iter(jobs)
     with ThreadPoolExecutor(1, "vxl2-next-video") as background:
 
@@ -57,18 +57,18 @@ def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mappin
             try:
                 memory = model.watch(source.result(), **watch, timings=timings)
             except (VideoError, TooLongError) as error:
-                yield Done(job, error=error)
+                yield JobResult(job, error=error)
                 continue
             questions = [job.questions] if isinstance(job.questions, str) else list(job.questions)
-            done = Done(job, tuple(model.ask(memory, questions, **ask)), memory, timings)
+            done = JobResult(job, tuple(model.ask(memory, questions, **ask)), memory, timings)
             del memory, source  # the caller has them: two memories need not stand on the device at once
             yield done
             del done
 
 
-def _opened(model: Model, video: str | Path | Frames, sampling: Mapping[str, Any]) -> Source:
+def _opened(model: Model, video: str | Path | Frames, sampling: Mapping[str, Any]) -> FrameSource:
     """A source whose first strides are being read already."""
-    source = watching.open_source(video, model.config.vision.image_size, sampling)
+    source = ingest.open_source(video, model.config.vision.image_size, sampling)
     count = model.sizes.stride * model.config.frames_per_group
     ahead = prefetch(source.batches(count, 0))
     first = next(ahead)

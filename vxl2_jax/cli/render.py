@@ -9,10 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vxl2_jax.asking import Answer
+from vxl2_jax.generate import Answer
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.memory import VideoMemory
-from vxl2_jax.planning import Device, Plan
+from vxl2_jax.planning import DeviceSpec, Plan
 
 
 def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float]) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _timeline(answer: Answer, most: int = 24) -> RenderableType:
     return table
 
 
-def plan_data(plan: Plan, name: str, device: Device, fits: bool, advice: str) -> dict[str, Any]:
+def plan_data(plan: Plan, name: str, device: DeviceSpec, fits: bool, advice: str) -> dict[str, Any]:
     """One JSON-ready document of a plan for a device."""
     kept, causal = plan.attention_pairs_kept, plan.attention_pairs_causal
     mixed, dense = plan.cache_bytes

@@ -11,13 +11,13 @@ import numpy as np
 
 from pallas_kernels.attention import dispatch, reference
 from pallas_kernels.attention.dispatch import Kernel
-from pallas_kernels.attention.reference import Stream
+from pallas_kernels.attention.reference import KVCache
 
 TOLERANCE = {2: 3e-2, 4: 1e-3}
 """Relative difference allowed in the output of any one head of a query, by the bytes of the dtype."""
 
 
-def trial(kernel: Kernel, *, dtype: Any, width: int) -> str | None:
+def self_test(kernel: Kernel, *, dtype: Any, width: int) -> str | None:
     """Run a kernel on the present device with many queries, with one, and on whole frames.
 
     The ranges begin and end anywhere and are cut into pieces as on long videos; `width` is the head width.
@@ -40,13 +40,13 @@ def _ranges(kernel: Kernel, count: int, dtype: Any, width: int) -> float:
         return jnp.asarray(rng.normal(size=shape), dtype)
 
     kv_heads, repeats, lengths = 2, 7, (4096, 304)
-    streams = tuple(Stream(*(normal(2, kv_heads, length, width) for _ in "kv")) for length in lengths)
+    streams = tuple(KVCache(*(normal(2, kv_heads, length, width) for _ in "kv")) for length in lengths)
     q = normal(count, kv_heads * repeats, width)
     bounds = np.sort(np.stack([rng.integers(0, length + 1, (2, count)) for length in lengths]), axis=1)
-    starts, stops = jnp.asarray(bounds[:, 0], jnp.int32), jnp.asarray(bounds[:, 1], jnp.int32)
-    reads = dispatch.prepare(kernel, starts, stops, heads=q.shape[1], streams=streams)
+    k_start, k_end = jnp.asarray(bounds[:, 0], jnp.int32), jnp.asarray(bounds[:, 1], jnp.int32)
+    reads = dispatch.plan_attention(kernel, k_start, k_end, heads=q.shape[1], streams=streams)
     got, _ = jax.jit(dispatch.attend)(q, streams, reads, layer=1)
-    want, _ = jax.jit(partial(reference.attend, layer=1))(q, streams, starts, stops)
+    want, _ = jax.jit(partial(reference.attend, layer=1))(q, streams, k_start, k_end)
     return _difference(got, want)
 
 
@@ -54,7 +54,7 @@ def _frames(kernel: Kernel, dtype: Any) -> float:
     """Full attention within two frames of SigLIP's shape: the worst relative difference."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 729, 2, 72)), dtype) for _ in "qkv")
-    run = jax.jit(dispatch.attend_fully, static_argnums=0)
+    run = jax.jit(dispatch.full_attention, static_argnums=0)
     got, want = run(kernel, q, k, v), run(dispatch.REFERENCE, q, k, v)
     return _difference(got, want)
 

@@ -1,4 +1,4 @@
-"""Sentences and when they happen, as Charades-STA and QVHighlights publish them. One `Item` a video.
+"""Sentences and when they happen, as Charades-STA and QVHighlights publish them. One `GroundingVideo` a video.
 
 Charades-STA (arXiv 1705.02101) is text, a line per sentence, times in seconds:
 
@@ -40,7 +40,7 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Item:
+class GroundingVideo:
     """A video and its sentences; path: of its file, or None and `problem` says why."""
 
     index: int
@@ -64,7 +64,7 @@ def read_moments(form: str, path: str | Path) -> tuple[list[Moment], int]:
     return kept, len(found) - len(kept)
 
 
-def read_items(moments: Sequence[Moment], videos: Path, limit: int | None = None) -> list[Item]:
+def read_items(moments: Sequence[Moment], videos: Path, limit: int | None = None) -> list[GroundingVideo]:
     """The sentences by video, in order, with the files below the folder `videos` that are named after them.
 
     limit: take only so many videos. Raises RequestError for a folder that is not there.
@@ -77,7 +77,7 @@ def read_items(moments: Sequence[Moment], videos: Path, limit: int | None = None
     files, found = Files(videos), []
     for index, video in enumerate(list(by_video)[:limit]):
         row = Row(answer="", groups={}, video=video, files=(f"{video}.mp4",))
-        found.append(Item(index, video, tuple(by_video[video]), *files.find(row)))
+        found.append(GroundingVideo(index, video, tuple(by_video[video]), *files.find(row)))
     return found
 
 
@@ -87,7 +87,7 @@ def mean_length(moments: Sequence[Moment]) -> float:
     return sum(lengths) / len(lengths)
 
 
-def usual_length(form: str, items: Sequence[Item], train: str | Path | None) -> tuple[float, str]:
+def usual_length(form: str, items: Sequence[GroundingVideo], train: str | Path | None) -> tuple[float, str]:
     """(seconds that a window has on average, whose mean that is): of the annotations `train`, or, without them, of `items`.
 
     Raises RequestError as `read_moments` does.
@@ -98,7 +98,7 @@ def usual_length(form: str, items: Sequence[Item], train: str | Path | None) -> 
     return mean_length(asked), "the mean of the sentences of this run: no training split was given"
 
 
-def digest(items: Sequence[Item]) -> str:
+def digest(items: Sequence[GroundingVideo]) -> str:
     """SHA-256 of what is asked and of what is right."""
     told = [[item.video, [[m.id, m.query, m.windows] for m in item.moments]] for item in items]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from vxl2_jax import Job, TooLongError, VideoError, cli, watching
+from vxl2_jax import Job, TooLongError, VideoError, cli, ingest
 from vxl2_jax.errors import RequestError
 
 from .conftest import noise
@@ -79,7 +79,7 @@ def test_batch_goes_on_with_what_is_missing(capsys, model_dir, jobs, tmp_path):
 
 
 def test_a_video_too_long_for_the_memory_does_not_stop_the_queue(model, clip, monkeypatch):
-    monkeypatch.setattr(watching.machine, "memory_bytes", lambda device: 1)
+    monkeypatch.setattr(ingest.hardware, "memory_bytes", lambda device: 1)
     (done,) = model.answer_all([Job(clip, "what?")])
     assert isinstance(done.error, TooLongError) and "40 frames need" in str(done.error)
 

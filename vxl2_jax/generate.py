@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from vxl2_jax import bases, decode, machine, mixed, relevance, select
+from vxl2_jax import decode, hardware, relevance
 from vxl2_jax.buckets import bucket
+from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.memory import VideoMemory
-from vxl2_jax.relevance import oracle
+from vxl2_jax.relevance import oracle, selection
 from vxl2_jax.text import prompt
 from vxl2_jax.timing import timed
 
@@ -63,7 +65,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Options:
+class AskOptions:
     """How to ask; see `api.Model.ask`."""
 
     relevance: str | Scores | oracle.Oracle = "attention"
@@ -90,13 +92,13 @@ class Options:
             )
 
 
-def ask(model: Model, memory: VideoMemory, question: str, options: Options, history: Sequence[Answer]) -> Answer:
+def ask(model: Model, memory: VideoMemory, question: str, options: AskOptions, history: Sequence[Answer]) -> Answer:
     """One question. Nothing of the memory changes, and nothing of an earlier question is felt save `history`."""
     return ask_many(model, memory, [question], options, history)[0]
 
 
 def ask_many(
-    model: Model, memory: VideoMemory, questions: Sequence[str], options: Options, history: Sequence[Answer]
+    model: Model, memory: VideoMemory, questions: Sequence[str], options: AskOptions, history: Sequence[Answer]
 ) -> list[Answer]:
     """Many questions, all after the same `history`, in batches; each is answered as if it were asked alone.
 
@@ -110,14 +112,14 @@ def ask_many(
         made = memory.sparse.k.dtype
         mend = "watch the video again with it" if made == model.dtype else f"load the model that made it, in {made}"
         raise RequestError(f"this memory was made by another model than {model.name} in {model.dtype}; {mend}")
-    machine.spare_programs()
+    hardware.clear_jit_caches()
     said = [(answer.question, answer.text) for answer in history]
     asked = [
         _Question(number, text, model.tokenizer.encode(prompt.suffix_text(text, said)))
         for number, text in enumerate(questions)
     ]
     answers: dict[int, Answer] = {}
-    for batch in _batches(asked, bases.MOST):
+    for batch in _batches(asked, views.MAX_BATCH):
         timings: dict[str, float] = {}
         with timed(timings, "relevance"):
             choices = _choose(model, memory, batch, options)
@@ -129,7 +131,7 @@ def ask_many(
         for group in alike.values():
             one = chosen[group[0].number]
             slots = max(chosen[question.number].slots for question in group)
-            most = bases.MOST if one.all_dense else bases.at_once(one.memory, model.kernel, slots)
+            most = views.MAX_BATCH if one.all_dense else views.max_batch(one.memory, model.kernel, slots)
             for part in _batches(group, most):
                 own = {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
                 answers |= _answer(model, part, [chosen[question.number] for question in part], options, own)
@@ -160,7 +162,7 @@ class _Choice:
     @cached_property
     def dense(self) -> np.ndarray:
         """bool [chunks + 1], the prefix first."""
-        return select.dense_chunks(len(self.scores), self.chosen)
+        return selection.dense_chunks(len(self.scores), self.chosen)
 
     @property
     def all_dense(self) -> bool:
@@ -170,7 +172,7 @@ class _Choice:
     def slots(self) -> int:
         """Tokens of the mixture, or of the largest one of its category."""
         interior = max(self.most, int(self.dense[2:-1].sum()))
-        return mixed.mixed_length(self.memory.layout, self.memory.compression, self.chunk_size, interior)
+        return cache_plan.mixed_length(self.memory.layout, self.memory.compression, self.chunk_size, interior)
 
 
 def _batches(questions: list[_Question], most: int) -> Iterator[list[_Question]]:
@@ -198,19 +200,19 @@ def _stacked(questions: list[_Question]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _answer(
-    model: Model, questions: list[_Question], choices: list[_Choice], options: Options, timings: dict[str, float]
+    model: Model, questions: list[_Question], choices: list[_Choice], options: AskOptions, timings: dict[str, float]
 ) -> dict[int, Answer]:
     """Answers by number: questions over one memory, chunks of one size, all of them wholly dense or none."""
     memory, chunk_size = choices[0].memory, choices[0].chunk_size
     ids, count = _stacked(questions)
     with timed(timings, "load"):
         if choices[0].all_dense:
-            base = bases.dense_base(memory, model.kernel, len(ids))
+            base = views.dense_view(memory, model.kernel, len(ids))
         else:
             dense = np.zeros((len(ids), len(choices[0].dense)), bool)
             dense[: len(choices)] = [choice.dense for choice in choices]
             most = max(choice.most for choice in choices)
-            base = bases.mixed_base(memory, chunk_size, dense, model.kernel, most)
+            base = views.mixed_view(memory, chunk_size, dense, model.kernel, most)
         jax.block_until_ready(base.streams)
     with timed(timings, "decode"):
         sampling = decode.Sampling(np.float32(options.temperature), np.float32(options.top_p))
@@ -250,7 +252,7 @@ def _answer(
     return {question.number: answer(row) for row, question in enumerate(questions)}
 
 
-def _choose(model: Model, memory: VideoMemory, questions: list[_Question], options: Options) -> list[_Choice]:
+def _choose(model: Model, memory: VideoMemory, questions: list[_Question], options: AskOptions) -> list[_Choice]:
     """What each question reads."""
     if isinstance(options.relevance, oracle.Oracle):
         return _consult(options.relevance, memory, questions, options)
@@ -261,13 +263,13 @@ def _choose(model: Model, memory: VideoMemory, questions: list[_Question], optio
         # One after the other, each with its real tokens.
         scores = [_scored(options.relevance, memory, question, chunks) for question in questions]
     else:
-        request = relevance.Request(
+        request = relevance.ScorerInputs(
             model.params, model.config, memory, *_stacked(questions), options.chunk_size, options.seed, model.kernel
         )
         scores = relevance.SCORERS[options.relevance](request)[: len(questions)]
 
     def pick(one):
-        return None if options.top_k is None else select.top_chunks(one, options.top_k)
+        return None if options.top_k is None else selection.top_chunks(one, options.top_k)
 
     return [_Choice(memory, options.chunk_size, one, pick(one)) for one in scores]
 
@@ -280,7 +282,7 @@ def _scored(scorer: Scores, memory: VideoMemory, question: _Question, chunks: in
 
 
 def _consult(
-    replayed: oracle.Oracle, memory: VideoMemory, questions: list[_Question], options: Options
+    replayed: oracle.Oracle, memory: VideoMemory, questions: list[_Question], options: AskOptions
 ) -> list[_Choice]:
     """Replay oracle files of the original for questions about the memory's video."""
     pooled = {memory.compression: memory}
@@ -301,7 +303,7 @@ def _consult(
                 pooled[compression] = memory.with_compression(compression)
             view = pooled[compression]
             chunks = memory.layout.chunks(chunk_size)
-            chosen = select.chunks_of_units(list(found.units), chunks, chunk_size)
+            chosen = selection.chunks_of_units(list(found.units), chunks, chunk_size)
             most = min(replayed.most.get(found.category, 0), max(chunks - 2, 0))
         scores = np.zeros(memory.layout.chunks(chunk_size), np.float32)
         scores[... if chosen is None else chosen - 1] = 1.0

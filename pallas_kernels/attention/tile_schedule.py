@@ -19,7 +19,7 @@ EVERYTHING = 2**30
 """A row's stop where only its item bounds what it sees."""
 
 
-class Work(NamedTuple):
+class TileSchedule(NamedTuple):
     """Tables of T items over S streams and Q tiles of rows; int32.
 
     query [T]: the tile of rows an item takes.
@@ -29,13 +29,13 @@ class Work(NamedTuple):
     row_starts, row_stops [S, Q, rows]: what each row sees.
     """
 
-    query: jax.Array
-    first: jax.Array
-    stop: jax.Array
-    clear_first: jax.Array
-    clear_stop: jax.Array
-    row_starts: jax.Array
-    row_stops: jax.Array
+    q_tile: jax.Array
+    item_start: jax.Array
+    item_end: jax.Array
+    full_start: jax.Array
+    full_end: jax.Array
+    row_start: jax.Array
+    row_end: jax.Array
 
 
 def tiled_rows(per_query: jax.Array, repeats: int, rows: int) -> jax.Array:
@@ -45,28 +45,28 @@ def tiled_rows(per_query: jax.Array, repeats: int, rows: int) -> jax.Array:
     return rearrange(per_row, "s (q r) -> s q r", r=rows)
 
 
-def plan(starts: jax.Array, stops: jax.Array, repeats: int, rows: int) -> Work:
+def schedule_tiles(k_start: jax.Array, k_end: jax.Array, repeats: int, rows: int) -> TileSchedule:
     """One item per tile, from the key ranges [S, N] of queries. `repeats`: query heads per key head."""
-    row_starts, row_stops = (tiled_rows(a, repeats, rows) for a in (starts, stops))
-    here = row_stops > row_starts
-    first = jnp.min(jnp.where(here, row_starts, EVERYTHING), axis=-1)
-    stop = jnp.max(jnp.where(here, row_stops, 0), axis=-1)
-    first = jnp.minimum(first, stop)
+    row_start, row_end = (tiled_rows(a, repeats, rows) for a in (k_start, k_end))
+    here = row_end > row_start
+    item_start = jnp.min(jnp.where(here, row_start, EVERYTHING), axis=-1)
+    item_end = jnp.max(jnp.where(here, row_end, 0), axis=-1)
+    item_start = jnp.minimum(item_start, item_end)
     # A row that sees keys of another stream but none of this one forbids unmasked keys here.
     asked = here.any(axis=0)
-    clear_first = jnp.max(jnp.where(asked, jnp.where(here, row_starts, EVERYTHING), 0), axis=-1)
-    clear_stop = jnp.min(jnp.where(asked, row_stops, EVERYTHING), axis=-1)
-    clear_first, clear_stop = jnp.clip(clear_first, first, stop), jnp.clip(clear_stop, first, stop)
-    query = jnp.arange(row_starts.shape[1], dtype=jnp.int32)
-    return Work(query, first, stop, clear_first, jnp.maximum(clear_first, clear_stop), row_starts, row_stops)
+    full_start = jnp.max(jnp.where(asked, jnp.where(here, row_start, EVERYTHING), 0), axis=-1)
+    full_end = jnp.min(jnp.where(asked, row_end, EVERYTHING), axis=-1)
+    full_start, full_end = jnp.clip(full_start, item_start, item_end), jnp.clip(full_end, item_start, item_end)
+    q_tile = jnp.arange(row_start.shape[1], dtype=jnp.int32)
+    return TileSchedule(q_tile, item_start, item_end, full_start, jnp.maximum(full_start, full_end), row_start, row_end)
 
 
-def split(work: Work, pieces: int, multiple: int) -> Work:
+def split_items(work: TileSchedule, pieces: int, multiple: int) -> TileSchedule:
     """Cut every item into `pieces` of about equal key counts (multiples of `multiple`): items [T · pieces]."""
     if pieces == 1:
         return work
-    share = -(-(work.stop - work.first) // (pieces * multiple)) * multiple
-    low = work.first[..., None] + share[..., None] * jnp.arange(pieces)
+    share = -(-(work.item_end - work.item_start) // (pieces * multiple)) * multiple
+    low = work.item_start[..., None] + share[..., None] * jnp.arange(pieces)
 
     def whole(a):
         return a[..., None]
@@ -74,20 +74,20 @@ def split(work: Work, pieces: int, multiple: int) -> Work:
     def flat(a):
         return rearrange(a, "s t p -> s (t p)").astype(jnp.int32)
 
-    first = jnp.minimum(low, whole(work.stop))
-    stop = jnp.minimum(low + whole(share), whole(work.stop))
-    clear_first = jnp.clip(whole(work.clear_first), first, stop)
-    clear_stop = jnp.maximum(jnp.clip(whole(work.clear_stop), first, stop), clear_first)
+    item_start = jnp.minimum(low, whole(work.item_end))
+    item_end = jnp.minimum(low + whole(share), whole(work.item_end))
+    full_start = jnp.clip(whole(work.full_start), item_start, item_end)
+    full_end = jnp.maximum(jnp.clip(whole(work.full_end), item_start, item_end), full_start)
     return work._replace(
-        query=jnp.repeat(work.query, pieces),
-        first=flat(first),
-        stop=flat(stop),
-        clear_first=flat(clear_first),
-        clear_stop=flat(clear_stop),
+        q_tile=jnp.repeat(work.q_tile, pieces),
+        item_start=flat(item_start),
+        item_end=flat(item_end),
+        full_start=flat(full_start),
+        full_end=flat(full_end),
     )
 
 
-def merge(out: jax.Array, lse: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+def merge_partials(out: jax.Array, lse: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
     """Merge partial results over `axis` of lse; out has one more axis (the width) at the end.
 
     Attention over a union of disjoint key sets from attention over each: exact up to rounding. A part
@@ -102,14 +102,14 @@ def merge(out: jax.Array, lse: jax.Array, axis: int) -> tuple[jax.Array, jax.Arr
     return mixed / safe[..., None], jnp.where(seen, jnp.log(safe) + jnp.squeeze(peak, axis), -jnp.inf)
 
 
-def pack(q: jax.Array, kv_heads: int, rows: int) -> jax.Array:
+def pack_rows(q: jax.Array, kv_heads: int, rows: int) -> jax.Array:
     """Queries [N, H, D] → tiles of rows [K, Q, rows, D], the last one padded with zeros."""
     packed = rearrange(q, "n (k r) d -> k (n r) d", k=kv_heads)
     packed = jnp.pad(packed, ((0, 0), (0, -packed.shape[1] % rows), (0, 0)))
     return rearrange(packed, "k (q r) d -> k q r d", r=rows)
 
 
-def unpack(tiles: jax.Array, count: int, repeats: int) -> jax.Array:
+def unpack_rows(tiles: jax.Array, count: int, repeats: int) -> jax.Array:
     """Tiles [K, Q, rows, …] → [count, K · repeats, …]."""
     flat = tiles.reshape(tiles.shape[0], -1, *tiles.shape[3:])[:, : count * repeats]
     return rearrange(flat, "k (n r) ... -> n (k r) ...", r=repeats)

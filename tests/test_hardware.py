@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from vxl2_jax import machine
+from vxl2_jax import hardware
 from vxl2_jax.storage import memory_file
 
 CPU = SimpleNamespace(platform="cpu")
@@ -21,18 +21,18 @@ def gpu(capability: str):
 @pytest.mark.parametrize(
     ("device", "dtype", "sizes"),
     [
-        (CPU, "float32", machine.SMALL),
-        (gpu("7.5"), "float16", machine.SMALL),
-        (gpu("8.0"), "bfloat16", machine.LARGE),
-        (gpu("9.0"), "bfloat16", machine.LARGE),
-        (SimpleNamespace(platform="tpu"), "bfloat16", machine.LARGE),
+        (CPU, "float32", hardware.SMALL),
+        (gpu("7.5"), "float16", hardware.SMALL),
+        (gpu("8.0"), "bfloat16", hardware.LARGE),
+        (gpu("9.0"), "bfloat16", hardware.LARGE),
+        (SimpleNamespace(platform="tpu"), "bfloat16", hardware.LARGE),
     ],
 )
 def test_dtype_and_sizes(device, dtype, sizes):
-    assert machine.default_dtype(device) == dtype and machine.sizes_for(device) == sizes
+    assert hardware.default_dtype(device) == dtype and hardware.sizes_for(device) == sizes
 
 
-@pytest.mark.parametrize("sizes", [machine.SMALL, machine.LARGE])
+@pytest.mark.parametrize("sizes", [hardware.SMALL, hardware.LARGE])
 def test_a_stride_is_whole_vision_batches_and_whole_records(sizes):
     assert sizes.stride % sizes.vision_groups == 0 and sizes.stride % memory_file.GROUPS_A_RECORD == 0
 
@@ -43,7 +43,7 @@ def accelerator(memory_stats):
 
 def test_memory_of_an_accelerator_is_its_allocators():
     device = accelerator(lambda: {"bytes_limit": 15 * GIB, "bytes_in_use": 3 * GIB})
-    assert (machine.memory_bytes(device), machine.used_bytes(device)) == (15 * GIB, 3 * GIB)
+    assert (hardware.memory_bytes(device), hardware.used_bytes(device)) == (15 * GIB, 3 * GIB)
 
 
 def test_memory_of_an_accelerator_that_keeps_no_count_is_unknown():
@@ -51,7 +51,7 @@ def test_memory_of_an_accelerator_that_keeps_no_count_is_unknown():
         raise NotImplementedError
 
     for silent in (accelerator(lambda: None), accelerator(refuse)):
-        assert machine.memory_bytes(silent) is None and machine.used_bytes(silent) is None
+        assert hardware.memory_bytes(silent) is None and hardware.used_bytes(silent) is None
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def linux(tmp_path):
             file.write_text(text)
 
         def limit(self):
-            return machine.memory_bytes(CPU, tmp_path / "proc", tmp_path / "groups")
+            return hardware.memory_bytes(CPU, tmp_path / "proc", tmp_path / "groups")
 
     made = Linux()
     made.write(
@@ -77,7 +77,7 @@ def linux(tmp_path):
 
 def test_memory_of_a_cpu_is_what_is_free_and_what_is_held(linux, tmp_path):
     assert linux.limit() == 8 * GIB
-    assert machine.used_bytes(CPU, tmp_path / "proc") == 2 * GIB
+    assert hardware.used_bytes(CPU, tmp_path / "proc") == 2 * GIB
 
 
 @pytest.mark.parametrize(
@@ -111,15 +111,15 @@ def test_a_control_group_without_a_smaller_limit_changes_nothing(linux, limit):
 
 
 def test_memory_of_a_cpu_that_says_nothing_is_unknown(tmp_path):
-    assert machine.memory_bytes(CPU, tmp_path, tmp_path) is None and machine.used_bytes(CPU, tmp_path) is None
+    assert hardware.memory_bytes(CPU, tmp_path, tmp_path) is None and hardware.used_bytes(CPU, tmp_path) is None
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="tells of Linux only")
 def test_this_machine_holds_what_is_allocated_here():
-    device, before = jax.devices("cpu")[0], machine.used_bytes(jax.devices("cpu")[0])
+    device, before = jax.devices("cpu")[0], hardware.used_bytes(jax.devices("cpu")[0])
     block = np.ones(200 * 2**20, np.uint8)
-    assert machine.used_bytes(device) - before > 0.9 * block.nbytes
-    assert machine.memory_bytes(device) > machine.used_bytes(device)
+    assert hardware.used_bytes(device) - before > 0.9 * block.nbytes
+    assert hardware.memory_bytes(device) > hardware.used_bytes(device)
 
 
 @pytest.mark.parametrize(("maps", "most", "spared"), [(51, "100\n", True), (50, "100\n", False), (51, "", False)])
@@ -128,12 +128,12 @@ def test_programs_are_let_go_when_maps_run_short(linux, tmp_path, monkeypatch, m
     monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
     linux.write("proc/self/maps", "7f00-7f01 r-xp 00000000 00:00 0\n" * maps)
     linux.write("proc/sys/vm/max_map_count", most)
-    assert machine.spare_programs(proc=tmp_path / "proc") == spared == bool(cleared)
+    assert hardware.clear_jit_caches(proc=tmp_path / "proc") == spared == bool(cleared)
 
 
 def test_letting_programs_go_frees_maps():
     def maps():
-        return machine._read(machine._PROC / "self" / "maps").count("\n")
+        return hardware._read(hardware._PROC / "self" / "maps").count("\n")
 
     if not maps():
         pytest.skip("this system does not tell of maps")
@@ -141,4 +141,4 @@ def test_letting_programs_go_frees_maps():
     for number, each in enumerate(compiled):
         each(np.zeros(number + 2, np.float32))
     before = maps()
-    assert machine.spare_programs(share=0.0) and maps() < before - 30
+    assert hardware.clear_jit_caches(share=0.0) and maps() < before - 30

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import Stream
-from pallas_kernels.decode import Runs
+from pallas_kernels.attention import KVCache
+from pallas_kernels.decode import Segments
 from vxl2_jax.buckets import bucket
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import VideoMemory
@@ -50,16 +50,16 @@ def plan_mixed(layout: Layout, compression: int, chunk_size: int, dense: np.ndar
     kept = layout.visual // compression
     dense_group = np.asarray(dense)[layout.chunk_of_group(chunk_size)]
     stamps = np.asarray(layout.stamps, np.int64)
-    stamp_starts = layout.stamp_starts.astype(np.int64)
-    sparse_starts = stamp_starts + np.arange(layout.groups) * kept
+    timestamp_starts = layout.timestamp_starts.astype(np.int64)
+    sparse_starts = timestamp_starts + np.arange(layout.groups) * kept
     # One row per run of consecutive slots: (store, first index, length, old position of the first).
     runs = [(_FROM_GLOBAL, 0, layout.prefix, 0)]
     for g in range(layout.groups):
         if dense_group[g]:
-            start = int(stamp_starts[g])
+            start = int(timestamp_starts[g])
             runs.append((_FROM_GLOBAL, start, int(stamps[g]), start + g * layout.visual))
             runs.append(
-                (_FROM_VISUAL, g * layout.visual, layout.visual, int(layout.stamp_stops[g]) + g * layout.visual)
+                (_FROM_VISUAL, g * layout.visual, layout.visual, int(layout.timestamp_ends[g]) + g * layout.visual)
             )
         else:
             start = int(sparse_starts[g])
@@ -78,14 +78,14 @@ def plan_mixed(layout: Layout, compression: int, chunk_size: int, dense: np.ndar
     )
 
 
-def plan_runs(layout: Layout, compression: int, chunk_size: int, dense: np.ndarray) -> Runs:
+def plan_runs(layout: Layout, compression: int, chunk_size: int, dense: np.ndarray) -> Segments:
     """The same cache as runs of the streams (visual, global, sparse): one for the prefix and the dense chunks behind
     it, then one for every stretch of equally loaded chunks."""
     kept = layout.visual // compression
     dense_group = np.asarray(dense)[layout.chunk_of_group(chunk_size)]
     first = np.flatnonzero(np.diff(dense_group, prepend=not dense_group[:1].all()))
     last = np.append(first[1:], layout.groups)
-    stamps = np.append(layout.prefix, layout.stamp_stops)
+    stamps = np.append(layout.prefix, layout.timestamp_ends)
     # What lies between `first` and `last` in each of the three streams, as if it were read there.
     bounds = np.stack([np.stack([g * layout.visual, stamps[g], stamps[g] + g * kept]) for g in (first, last)])
     loaded = dense_group[first]
@@ -97,10 +97,10 @@ def plan_runs(layout: Layout, compression: int, chunk_size: int, dense: np.ndarr
     shift = np.cumsum(length) - length - old
     if loaded[:1].all():
         start, stop, shift = np.delete(start, 1, axis=1), np.delete(stop, 0, axis=1), shift[1:]
-    return Runs(*(a.astype(np.int32) for a in (start, stop, shift)))
+    return Segments(*(a.astype(np.int32) for a in (start, stop, shift)))
 
 
-def compacted(plan: MixedPlan | Runs, layout: Layout, groups: np.ndarray) -> MixedPlan | Runs:
+def compacted(plan: MixedPlan | Segments, layout: Layout, groups: np.ndarray) -> MixedPlan | Segments:
     """The same cache, of dense streams that hold only the prefix and `groups` (ascending), behind each other."""
     visual, global_ = np.zeros(layout.visual_length, np.int32), np.zeros(layout.global_length, np.int32)
     for places, held in ((visual, layout.visual_rows(groups)), (global_, layout.global_rows(groups))):
@@ -118,12 +118,12 @@ def compacted(plan: MixedPlan | Runs, layout: Layout, groups: np.ndarray) -> Mix
     return plan._replace(start=start, stop=start + plan.stop - plan.start)
 
 
-def assemble(memory: VideoMemory, plan: MixedPlan) -> Stream:
+def assemble(memory: VideoMemory, plan: MixedPlan) -> KVCache:
     """Gather the mixed cache [L, K, S, D]; S is the mixed length rounded up to a bucket."""
     return gather((*memory.dense, memory.sparse), [plan], memory.rope_theta)
 
 
-def gather(stores: tuple[Stream, ...], plans: Sequence[MixedPlan], rope_theta: float, least: int = 0) -> Stream:
+def gather(stores: tuple[KVCache, ...], plans: Sequence[MixedPlan], rope_theta: float, least: int = 0) -> KVCache:
     """The caches that B plans say of stores (visual, global, sparse), [L · B, K, S, D]: that of plan b in layer l is at
     l · B + b. S is the longest, or `least`, rounded up to a bucket."""
     room = bucket(max(len(plan.store) for plan in plans), least=max(least, 128))
@@ -132,7 +132,7 @@ def gather(stores: tuple[Stream, ...], plans: Sequence[MixedPlan], rope_theta: f
 
 
 @partial(jax.jit, static_argnames=("rope_theta",))
-def _gather(stores: tuple[Stream, ...], plan: MixedPlan, *, rope_theta: float) -> Stream:
+def _gather(stores: tuple[KVCache, ...], plan: MixedPlan, *, rope_theta: float) -> KVCache:
     """Plans [B, S]."""
     turn = [table[:, None] for table in rotation(plan.shift, stores[0].k.shape[-1], rope_theta)]
 
@@ -144,8 +144,8 @@ def _gather(stores: tuple[Stream, ...], plan: MixedPlan, *, rope_theta: float) -
             rows = rows + jnp.where(here[:, None, :, None], picked, 0)
         return rows
 
-    def one_layer(layer: tuple[Stream, ...]) -> Stream:
-        return Stream(rotate(pick(tuple(s.k for s in layer)), *turn), pick(tuple(s.v for s in layer)))
+    def one_layer(layer: tuple[KVCache, ...]) -> KVCache:
+        return KVCache(rotate(pick(tuple(s.k for s in layer)), *turn), pick(tuple(s.v for s in layer)))
 
     caches = jax.lax.map(one_layer, stores)
     return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), caches)

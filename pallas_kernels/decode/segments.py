@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Runs(NamedTuple):
+class Segments(NamedTuple):
     """R runs of S streams: the keys start ≤ index < stop of each stream (often of one alone), read as if `shift`
     positions further on. int32 start, stop [S, R].
 
@@ -25,12 +25,12 @@ class Runs(NamedTuple):
     """
 
     start: np.ndarray
-    stop: np.ndarray
+    item_end: np.ndarray
     shift: np.ndarray
     asked: np.ndarray | None = None
 
 
-class Items(NamedTuple):
+class WorkItems(NamedTuple):
     """The runs cut into I items of like size, for kernels. int32.
 
     run [I]: which run; first, stop [S, I]: its keys; shift, asked: of the runs, unused ones too. Shapes depend on
@@ -38,20 +38,22 @@ class Items(NamedTuple):
     """
 
     run: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
+    item_start: np.ndarray
+    item_end: np.ndarray
     shift: np.ndarray
     asked: np.ndarray | None = None
 
 
-def united(each: Sequence[Runs]) -> Runs:
+def merge_segments(each: Sequence[Segments]) -> Segments:
     """The runs of B questions (shift [R'] each, of the same S streams), cut so that every key is in one run at most."""
     streams = len(each[0].start)
     ranges: dict[tuple, np.ndarray] = {}
     for stream in range(streams):
-        held = [(runs.start[stream], runs.stop[stream]) for runs in each]
-        borders = np.unique(np.concatenate([bound[start < stop] for start, stop in held for bound in (start, stop)]))
-        reading = np.asarray([_covering(start, stop, borders[:-1]) for start, stop in held]).T
+        held = [(runs.start[stream], runs.item_end[stream]) for runs in each]
+        borders = np.unique(
+            np.concatenate([bound[start < item_end] for start, item_end in held for bound in (start, item_end)])
+        )
+        reading = np.asarray([_covering(start, item_end, borders[:-1]) for start, item_end in held]).T
         seen: dict[tuple, int] = {}
         for place, key in enumerate(map(tuple, reading.tolist())):
             if max(key) >= 0:
@@ -62,23 +64,23 @@ def united(each: Sequence[Runs]) -> Runs:
     run = np.asarray([key for key, _ in ranges], int).reshape(-1, len(each))
     asked = run >= 0
     shift = [np.append(runs.shift, 0)[number] for runs, number in zip(each, run.T, strict=True)]
-    start, stop = np.asarray([*ranges.values()], np.int32).reshape(-1, 2, streams).transpose(1, 2, 0)
-    return Runs(start, stop, np.stack(shift, axis=1).astype(np.int32), asked)
+    start, item_end = np.asarray([*ranges.values()], np.int32).reshape(-1, 2, streams).transpose(1, 2, 0)
+    return Segments(start, item_end, np.stack(shift, axis=1).astype(np.int32), asked)
 
 
-def _covering(start: np.ndarray, stop: np.ndarray, at: np.ndarray) -> np.ndarray:
+def _covering(start: np.ndarray, item_end: np.ndarray, at: np.ndarray) -> np.ndarray:
     """For each index, the number of the range that holds it; −1 where none does."""
-    holds = (start[:, None] <= at) & (at < stop[:, None])
+    holds = (start[:, None] <= at) & (at < item_end[:, None])
     return np.max(np.where(holds, np.arange(len(start))[:, None], -1), axis=0, initial=-1)
 
 
-def cut(runs: Runs, *, items: int, room: int, multiple: int = 64) -> Items:
+def split_segments(runs: Segments, *, items: int, room: int, multiple: int = 64) -> WorkItems:
     """Cut runs into at most `items` items of like size (the last of a run may be shorter).
 
     `room`: how many runs there may be, so that caches with fewer share an executable. Items keep to
     multiples of `multiple` keys. Raises ValueError for more runs than `room`, or fewer items than that.
     """
-    each = runs.stop - runs.start
+    each = runs.item_end - runs.start
     length = each.sum(axis=0)
     if len(length) > room or room > items:
         raise ValueError(f"{len(length)} runs do not fit in a room of {room} and {items} items")
@@ -90,8 +92,8 @@ def cut(runs: Runs, *, items: int, room: int, multiple: int = 64) -> Items:
     piece = np.arange(len(run)) - np.repeat(np.cumsum(count) - count, count)
     # Each stream of a run is shared out among its items alike.
     share = -(-each // np.maximum(count * multiple, 1)) * multiple
-    first = np.minimum(runs.start[:, run] + piece * share[:, run], runs.stop[:, run])
-    stop = np.minimum(first + share[:, run], runs.stop[:, run])
+    item_start = np.minimum(runs.start[:, run] + piece * share[:, run], runs.item_end[:, run])
+    item_end = np.minimum(item_start + share[:, run], runs.item_end[:, run])
 
     def fill(a, length, axis=0):
         return np.pad(a, [(0, (n == axis) * (length - a.shape[axis])) for n in range(a.ndim)])
@@ -100,6 +102,10 @@ def cut(runs: Runs, *, items: int, room: int, multiple: int = 64) -> Items:
         return fill(a, items, axis=1).astype(np.int32)
 
     asked = None if runs.asked is None else fill(runs.asked, room)
-    return Items(
-        fill(run, items).astype(np.int32), table(first), table(stop), fill(runs.shift, room).astype(np.int32), asked
+    return WorkItems(
+        fill(run, items).astype(np.int32),
+        table(item_start),
+        table(item_end),
+        fill(runs.shift, room).astype(np.int32),
+        asked,
     )

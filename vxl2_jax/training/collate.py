@@ -8,7 +8,7 @@ import numpy as np
 
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
-from vxl2_jax.layout import GLOBAL, VISUAL, Layout, Rule, key_ranges, question_ranges
+from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, key_ranges, question_ranges
 
 
 class Batch(NamedTuple):
@@ -23,15 +23,15 @@ class Batch(NamedTuple):
     ids: np.ndarray
     targets: np.ndarray
     positions: np.ndarray
-    starts: np.ndarray
-    stops: np.ndarray
+    k_start: np.ndarray
+    k_end: np.ndarray
 
 
 def example(
     config: ModelConfig,
     frames: np.ndarray,
     layout: Layout,
-    rule: Rule,
+    rule: PrefillRule,
     global_ids: np.ndarray,
     conversation: np.ndarray,
     targets: np.ndarray,
@@ -74,6 +74,6 @@ def example(
     )
 
 
-def stack(examples: list[Batch]) -> Batch:
+def collate(examples: list[Batch]) -> Batch:
     """Examples of one bucket as a batch."""
     return Batch(*(np.stack(parts) for parts in zip(*examples, strict=True)))

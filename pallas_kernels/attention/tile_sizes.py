@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Tiles:
+class TileSizes:
     """rows: packed query rows of a tile; keys: keys per step; stages: key tiles in flight; warps: of a
     program, where the backend lets one choose."""
 
@@ -21,14 +21,14 @@ class Tiles:
 
 
 @dataclass(frozen=True)
-class Device:
+class DeviceTiles:
     """A row of devices.json: `cores` run items at the same time; `by_rows` from few rows to many; `full` is for
     full attention over short sequences, its heads padded to `full_width`."""
 
     kernel: str
     cores: int
-    by_rows: tuple[Tiles, ...]
-    full: Tiles
+    by_rows: tuple[TileSizes, ...]
+    full: TileSizes
     full_width: int
 
 
@@ -37,10 +37,10 @@ def _table() -> list[dict]:
     return json.loads(Path(__file__).with_name("devices.json").read_text())
 
 
-def lookup(kernel: str, device_kind: str) -> Device:
+def lookup(kernel: str, device_kind: str) -> DeviceTiles:
     """The row of a kernel for a device kind: the first whose pattern is found in it, else the kernel's last,
     which is the safe one."""
     rows = [row for row in _table() if row["kernel"] == kernel]
     row = next((row for row in rows if re.search(row["device"], device_kind, re.IGNORECASE)), rows[-1])
-    by_rows = tuple(Tiles(**tiles) for tiles in row["by_rows"])
-    return Device(kernel, row["cores"], by_rows, Tiles(**row["full"]), row["full_width"])
+    by_rows = tuple(TileSizes(**tiles) for tiles in row["by_rows"])
+    return DeviceTiles(kernel, row["cores"], by_rows, TileSizes(**row["full"]), row["full_width"])

@@ -15,22 +15,22 @@ import jax
 import numpy as np
 
 from pallas_kernels.attention import REFERENCE, Kernel
-from pallas_kernels.decode import items_of
+from pallas_kernels.decode import item_count
 from vxl2_jax import prefill
-from vxl2_jax.bases import QUESTION_ROWS
 from vxl2_jax.buckets import bucket, round_up
+from vxl2_jax.cache.plan import mixed_length
+from vxl2_jax.cache.views import QUESTION_ROWS
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
+from vxl2_jax.hardware import LARGE, BatchSizes
 from vxl2_jax.layout import Layout
-from vxl2_jax.machine import LARGE, Sizes
-from vxl2_jax.memory import sparse_room
-from vxl2_jax.mixed import mixed_length
-from vxl2_jax.relevance.looking import chunks_at_once
+from vxl2_jax.memory import sparse_capacity
+from vxl2_jax.relevance.repositioned import chunks_at_once
 
 _F32 = 4
 
 
-class Settings(NamedTuple):
+class Workload(NamedTuple):
     """How a video is watched and one question asked, as far as memory goes.
 
     question_tokens: of the question with what stands around it; itemsize: bytes of a weight, an activation and a
@@ -43,7 +43,7 @@ class Settings(NamedTuple):
     question_tokens: int = 68
     max_new_tokens: int = 64
     itemsize: int = 2
-    sizes: Sizes = LARGE
+    sizes: BatchSizes = LARGE
     kernel: Kernel = REFERENCE
 
     @property
@@ -69,26 +69,26 @@ def token_bytes(config: ModelConfig, itemsize: int) -> int:
     return 2 * lm.layers * lm.kv_heads * lm.head_width * itemsize
 
 
-def cached_tokens(layout: Layout, settings: Settings) -> tuple[int, int]:
+def cached_tokens(layout: Layout, settings: Workload) -> tuple[int, int]:
     """(tokens that a question loads, tokens of the dense level): first, last and `top_k` interior chunks are dense."""
     if settings.top_k is None:
         return layout.length, layout.length
     return mixed_length(layout, settings.compression, settings.chunk_size, settings.top_k), layout.length
 
 
-def caches(config: ModelConfig, layout: Layout, settings: Settings) -> dict[str, int]:
+def caches(config: ModelConfig, layout: Layout, settings: Workload) -> dict[str, int]:
     """Bytes of the dense level, the sparse level and an assembled mixed cache (0 where mixtures are read in place)."""
     room, slot = prefill.capacity(layout, settings.sizes.stride), token_bytes(config, settings.itemsize)
     mixed, dense = cached_tokens(layout, settings)
     assembled = bucket(mixed, least=128) if settings.assembles and mixed < dense else 0
     return {
         "dense": slot * (room.visual + room.global_),
-        "sparse": slot * sparse_room(layout, settings.compression),
+        "sparse": slot * sparse_capacity(layout, settings.compression),
         "mixed": slot * assembled,
     }
 
 
-def programs(config: ModelConfig, layout: Layout, settings: Settings) -> dict[str, int]:
+def programs(config: ModelConfig, layout: Layout, settings: Workload) -> dict[str, int]:
     """Bytes that each program holds beside weights and caches."""
     return {
         "vision": _vision(config, settings),
@@ -101,7 +101,7 @@ def programs(config: ModelConfig, layout: Layout, settings: Settings) -> dict[st
 
 
 def phases(
-    config: ModelConfig, layout: Layout, settings: Settings, weights: int | None = None
+    config: ModelConfig, layout: Layout, settings: Workload, weights: int | None = None
 ) -> dict[str, dict[str, int]]:
     """Bytes by phase and part (weights, dense, sparse, mixed, activations) that stand at the same time.
 
@@ -124,18 +124,18 @@ def phases(
     }
 
 
-def _stride_tokens(config: ModelConfig, settings: Settings) -> int:
+def _stride_tokens(config: ModelConfig, settings: Workload) -> int:
     return settings.sizes.stride * config.visual_tokens * config.language.width * settings.itemsize
 
 
-def _layer_weights(config: ModelConfig, settings: Settings) -> int:
+def _layer_weights(config: ModelConfig, settings: Workload) -> int:
     """One decoder layer, which CPUs and GPUs cut out of the stack of layers; TPUs read it in place."""
     lm = config.language
     projections = 2 * lm.width * lm.head_width * (lm.heads + lm.kv_heads)
     return 0 if settings.kernel.name == "tpu" else settings.itemsize * (projections + 3 * lm.width * lm.mlp)
 
 
-def _vision(config: ModelConfig, settings: Settings) -> int:
+def _vision(config: ModelConfig, settings: Workload) -> int:
     """A batch of frames in, visual tokens out; between them the wider of a block's two halves.
 
     MLP: its hidden layer and three residual streams. Attention: queries, keys, values and output, padded as the
@@ -160,7 +160,7 @@ def _vision(config: ModelConfig, settings: Settings) -> int:
     return pixels + tokens + max(mlp, attention) + kernels
 
 
-def _stride(config: ModelConfig, layout: Layout, settings: Settings) -> int:
+def _stride(config: ModelConfig, layout: Layout, settings: Workload) -> int:
     """Visual tokens in; a layer's weights, both halves of the gated MLP and two residual streams."""
     lm, stride = config.language, settings.sizes.stride
     rows = stride * layout.visual + prefill.capacity(layout, stride).global_rows
@@ -168,12 +168,12 @@ def _stride(config: ModelConfig, layout: Layout, settings: Settings) -> int:
     return _stride_tokens(config, settings) + own + _layer_weights(config, settings)
 
 
-def _tile(config: ModelConfig, rows: int, settings: Settings, keys: int = 512) -> int:
+def _tile(config: ModelConfig, rows: int, settings: Workload, keys: int = 512) -> int:
     """Logits and weights of one tile of the reference's attention; the tiles of kernels are on the chip."""
     return 2 * config.language.heads * min(rows, 256) * keys * _F32 if settings.assembles else 0
 
 
-def _pooling(config: ModelConfig, layout: Layout, settings: Settings) -> int:
+def _pooling(config: ModelConfig, layout: Layout, settings: Workload) -> int:
     """Tables of rotations, the pooled keys of a layer, and, but on GPUs, which fuse it: all keys of a layer turned
     back in fp32, with their halves, and the row of global and pooled keys that is gathered from."""
     lm, room = config.language, prefill.capacity(layout, settings.sizes.stride)
@@ -192,22 +192,22 @@ def _pooling(config: ModelConfig, layout: Layout, settings: Settings) -> int:
     return total
 
 
-def _tail(config: ModelConfig, settings: Settings, new_tokens: int) -> int:
+def _tail(config: ModelConfig, settings: Workload, new_tokens: int) -> int:
     return token_bytes(config, settings.itemsize) * round_up(settings.question_rows + new_tokens, 16)
 
 
-def _partial_results(config: ModelConfig, settings: Settings, interior: int) -> int:
+def _partial_results(config: ModelConfig, settings: Workload, interior: int) -> int:
     """What a question's items leave to be merged, `interior` chunks being dense between the first and the last."""
     lm, kernel = config.language, settings.kernel
     if settings.assembles:
         return _tile(config, settings.question_rows, settings)
     rows = settings.question_rows * (lm.heads // lm.kv_heads)
     tile = kernel.tiles_for(rows).rows
-    items = items_of(kernel, lm.kv_heads, bucket(2 * interior + 3), QUESTION_ROWS) + 1
+    items = item_count(kernel, lm.kv_heads, bucket(2 * interior + 3), QUESTION_ROWS) + 1
     return lm.kv_heads * items * -(-rows // tile) * tile * lm.head_width * _F32
 
 
-def _relevance(config: ModelConfig, layout: Layout, settings: Settings) -> int:
+def _relevance(config: ModelConfig, layout: Layout, settings: Workload) -> int:
     """A layer's weights, logits of a step of chunks twice, shares of all chunks three times, the question's own keys."""
     rows, size = config.language.heads * settings.question_rows, settings.chunk_size
     width = bucket(size * (layout.visual // settings.compression + max(layout.stamps, default=0)))
@@ -216,14 +216,14 @@ def _relevance(config: ModelConfig, layout: Layout, settings: Settings) -> int:
     return _layer_weights(config, settings) + steps + shares + _tail(config, settings, 0)
 
 
-def _assembling(config: ModelConfig, layout: Layout, settings: Settings) -> int:
+def _assembling(config: ModelConfig, layout: Layout, settings: Workload) -> int:
     """Of a layer's keys: what is picked from each of three stores and their sum; tables of rotations."""
     lm = config.language
     slots = caches(config, layout, settings)["mixed"] // token_bytes(config, settings.itemsize)
     return slots * (4 * lm.kv_heads * lm.head_width * settings.itemsize + lm.head_width * _F32)
 
 
-def _question(config: ModelConfig, settings: Settings) -> int:
+def _question(config: ModelConfig, settings: Workload) -> int:
     """A layer's weights, partial results, the question's and answer's own keys, and logits (four: drawing sorts)."""
     own = _partial_results(config, settings, settings.top_k or 0) + _tail(config, settings, settings.max_new_tokens)
     return _layer_weights(config, settings) + own + 4 * config.language.vocabulary * _F32
