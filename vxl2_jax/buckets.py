@@ -1,4 +1,4 @@
-"""Round lengths up to few distinct values, so that one executable serves many videos and questions."""
+"""Round lengths up to a few distinct values, so that one executable serves many videos and questions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
-def bucket(n: int, least: int = 1) -> int:
-    """The smallest number ≥ max(n, least) with four significant bits: at most an eighth is wasted."""
-    n = max(n, least)
-    step = 1 << max(n.bit_length() - 4, 0)
-    return round_up(n, step)
+def bucket(n: int, minimum: int = 1) -> int:
+    """The smallest number with four significant bits that is at least `n` and `minimum`; wastes at most one eighth."""
+    n = max(n, minimum)
+    return round_up(n, 1 << max(n.bit_length() - 4, 0))

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -21,11 +20,9 @@ from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.relevance import oracle, selection
+from vxl2_jax.runtime import Runtime
 from vxl2_jax.text import prompt
 from vxl2_jax.timing import timed
-
-if TYPE_CHECKING:
-    from vxl2_jax.api import Model
 
 Scores = Callable[[np.ndarray, VideoMemory], Sequence[float]]
 
@@ -92,13 +89,13 @@ class AskOptions:
             )
 
 
-def ask(model: Model, memory: VideoMemory, question: str, options: AskOptions, history: Sequence[Answer]) -> Answer:
+def ask(model: Runtime, memory: VideoMemory, question: str, options: AskOptions, history: Sequence[Answer]) -> Answer:
     """One question. Nothing of the memory changes, and nothing of an earlier question is felt save `history`."""
     return ask_many(model, memory, [question], options, history)[0]
 
 
 def ask_many(
-    model: Model, memory: VideoMemory, questions: Sequence[str], options: AskOptions, history: Sequence[Answer]
+    model: Runtime, memory: VideoMemory, questions: Sequence[str], options: AskOptions, history: Sequence[Answer]
 ) -> list[Answer]:
     """Many questions, all after the same `history`, in batches; each is answered as if it were asked alone.
 
@@ -191,7 +188,7 @@ def _batches(questions: list[_Question], most: int) -> Iterator[list[_Question]]
 def _stacked(questions: list[_Question]) -> tuple[np.ndarray, np.ndarray]:
     """(ids int32 [B, N], how many of each are real [B]). B is rounded up to a power of two; the rest are none."""
     size = 1 << (len(questions) - 1).bit_length()
-    ids = np.zeros((size, bucket(max(len(question.ids) for question in questions), least=64)), np.int32)
+    ids = np.zeros((size, bucket(max(len(question.ids) for question in questions), minimum=64)), np.int32)
     count = np.zeros(size, np.int32)
     for row, question in enumerate(questions):
         count[row] = len(question.ids)
@@ -200,7 +197,7 @@ def _stacked(questions: list[_Question]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _answer(
-    model: Model, questions: list[_Question], choices: list[_Choice], options: AskOptions, timings: dict[str, float]
+    model: Runtime, questions: list[_Question], choices: list[_Choice], options: AskOptions, timings: dict[str, float]
 ) -> dict[int, Answer]:
     """Answers by number: questions over one memory, chunks of one size, all of them wholly dense or none."""
     memory, chunk_size = choices[0].memory, choices[0].chunk_size
@@ -252,7 +249,7 @@ def _answer(
     return {question.number: answer(row) for row, question in enumerate(questions)}
 
 
-def _choose(model: Model, memory: VideoMemory, questions: list[_Question], options: AskOptions) -> list[_Choice]:
+def _choose(model: Runtime, memory: VideoMemory, questions: list[_Question], options: AskOptions) -> list[_Choice]:
     """What each question reads."""
     if isinstance(options.relevance, oracle.Oracle):
         return _consult(options.relevance, memory, questions, options)

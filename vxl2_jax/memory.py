@@ -8,7 +8,6 @@ sparse, so that a slot's index is its position and the level is a plain cache of
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,6 @@ from flax import struct
 from pallas_kernels.attention import KVCache
 from vxl2_jax import prefill
 from vxl2_jax.buckets import bucket
-from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models.rope import rotate, rotation
@@ -176,7 +174,7 @@ def _padded(array: np.ndarray, length: int) -> np.ndarray:
 
 def sparse_capacity(layout: Layout, compression: int) -> int:
     """Slots of a sparse level: its length rounded up, so that videos of like length share executables."""
-    return bucket(layout.global_length + layout.groups * (layout.visual // compression), least=128)
+    return bucket(layout.global_length + layout.groups * (layout.visual // compression), minimum=128)
 
 
 def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta: float) -> KVCache:
@@ -228,11 +226,3 @@ def _pool(dense, old_visual, new_visual, shift_global, source, *, visual, compre
         return KVCache(gather(rotate(layer.global_.k, *along), k), gather(layer.global_.v, v))
 
     return jax.lax.map(one_layer, dense)
-
-
-def fingerprint_of(config: ModelConfig, params: Any) -> str:
-    """A fingerprint of a model: geometry and a few weights, enough to refuse another model's memory."""
-    digest = hashlib.sha256(repr(config).encode())
-    for leaf in (params["language"]["norm"]["scale"], params["projector"]["linear_out"]["bias"]):
-        digest.update(np.asarray(leaf.astype(jnp.float32)).tobytes())
-    return digest.hexdigest()[:16]

@@ -42,7 +42,7 @@ class Asking:
         cls, config: ModelConfig, memory: VideoMemory, *, questions: int, count: int, seed: int, dtype: str, **more: int
     ) -> Asking:
         """Random weights and random questions."""
-        ids = np.zeros((questions, bucket(count, least=64)), np.int32)
+        ids = np.zeros((questions, bucket(count, minimum=64)), np.int32)
         ids[:, :count] = np.random.default_rng(seed).integers(0, config.language.vocabulary, (questions, count))
         return cls(config, weights.draw(config, ["language"], dtype, seed), memory, ids, count, **more)
 

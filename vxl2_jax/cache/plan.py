@@ -126,7 +126,7 @@ def assemble(memory: VideoMemory, plan: MixedPlan) -> KVCache:
 def gather(stores: tuple[KVCache, ...], plans: Sequence[MixedPlan], rope_theta: float, least: int = 0) -> KVCache:
     """The caches that B plans say of stores (visual, global, sparse), [L · B, K, S, D]: that of plan b in layer l is at
     l · B + b. S is the longest, or `least`, rounded up to a bucket."""
-    room = bucket(max(len(plan.store) for plan in plans), least=max(least, 128))
+    room = bucket(max(len(plan.store) for plan in plans), minimum=max(least, 128))
     stacked = MixedPlan(*(np.stack([np.pad(a, (0, room - len(a))) for a in part]) for part in zip(*plans, strict=True)))
     return _gather(stores, stacked, rope_theta=rope_theta)
 

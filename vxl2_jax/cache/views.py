@@ -40,7 +40,7 @@ def max_batch(memory: VideoMemory, kernel: Kernel, slots: int) -> int:
     """
     most = MAX_BATCH
     if kernel.name == "reference":
-        slots = bucket(slots, least=128)
+        slots = bucket(slots, minimum=128)
         a_slot = sum(part.nbytes // part.shape[2] for part in memory.sparse)
         while most > 1 and most * slots * a_slot > MAX_ASSEMBLED_BYTES:
             most //= 2
@@ -95,7 +95,7 @@ def fetched(level: StoredLevel, groups: np.ndarray) -> DenseCache:
     """The prefix and some groups of a level on disk, on the device: behind each other, in rooms that are rounded up."""
 
     def put(part: np.ndarray) -> jax.Array:
-        room = bucket(part.shape[2], least=128)
+        room = bucket(part.shape[2], minimum=128)
         return jnp.asarray(np.pad(part, ((0, 0), (0, 0), (0, room - part.shape[2]), (0, 0))))
 
     return jax.tree.map(put, level.gather(groups))

@@ -54,7 +54,7 @@ class Workload(NamedTuple):
     @property
     def question_rows(self) -> int:
         """Rows that a question is padded to."""
-        return bucket(self.question_tokens, least=64)
+        return bucket(self.question_tokens, minimum=64)
 
 
 @cache
@@ -80,7 +80,7 @@ def caches(config: ModelConfig, layout: Layout, settings: Workload) -> dict[str,
     """Bytes of the dense level, the sparse level and an assembled mixed cache (0 where mixtures are read in place)."""
     room, slot = prefill.capacity(layout, settings.sizes.stride), token_bytes(config, settings.itemsize)
     mixed, dense = cached_tokens(layout, settings)
-    assembled = bucket(mixed, least=128) if settings.assembles and mixed < dense else 0
+    assembled = bucket(mixed, minimum=128) if settings.assembles and mixed < dense else 0
     return {
         "dense": slot * (room.visual + room.global_),
         "sparse": slot * sparse_capacity(layout, settings.compression),

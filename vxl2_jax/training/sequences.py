@@ -52,6 +52,6 @@ def sizes(groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
     most = 0
     room = {}
     for size in np.unique(rounded):
-        most = max(most, bucket(int(rows[rounded == size].max()), least=64))
+        most = max(most, bucket(int(rows[rounded == size].max()), minimum=64))
         room[size] = most
     return np.stack([rounded, [room[size] for size in rounded]], axis=1)
