@@ -4,54 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention as kernels
-from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax import batch as queue
 from vxl2_jax import generate, hardware, ingest
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.checkpoints import fetch
-from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
 from vxl2_jax.generate import Answer
-from vxl2_jax.hardware import SMALL, BatchSizes
 from vxl2_jax.layout import PrefillRule
-from vxl2_jax.memory import VideoMemory, fingerprint_of
+from vxl2_jax.memory import VideoMemory
+from vxl2_jax.runtime import Runtime, fingerprint_of
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
-class Model:
-    """Parameters with what they need around them. Nothing in it changes after loading.
-
-    kernel: the attention kernel, and `attention` a line that says why it was taken; sizes: how much is done
-    at a time on this machine.
-    """
-
-    name: str
-    config: ModelConfig
-    params: Any = field(repr=False)
-    tokenizer: Tokenizer = field(repr=False)
-    fingerprint: str
-    kernel: Kernel = REFERENCE
-    attention: str = "reference"
-    sizes: BatchSizes = SMALL
-
-    @property
-    def dtype(self) -> jnp.dtype:
-        """The dtype of weights, activations and memories."""
-        return self.params["language"]["embed"].dtype
-
-    def _precision(self):
-        """fp32 means fp32: without it GPUs and TPUs multiply in tf32 or bf16."""
-        return jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default")
+class Model(Runtime):
+    """A loaded model: watch a video once, ask its memory many times. For the data it holds see `runtime.Runtime`."""
 
     def watch(
         self,
@@ -85,7 +58,7 @@ class Model:
         cannot be written or is another one; TooLongError, before watching, for a video whose memory would not fit.
         """
         sampling = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps}
-        with self._precision():
+        with self.precision():
             return ingest.watch(
                 self,
                 video,
@@ -118,7 +91,7 @@ class Model:
 
         Raises RequestError for another model's memory, frames of another shape, or seconds that do not follow.
         """
-        with self._precision():
+        with self.precision():
             return ingest.watch_more(self, memory, frames, seconds, ingest.Callbacks(progress, timings))
 
     def ask(
@@ -151,7 +124,7 @@ class Model:
         Raises RequestError for options out of range, an empty question, or another model's memory.
         """
         options = generate.AskOptions(relevance, top_k, chunk_size, max_new_tokens, temperature, top_p, seed)
-        with self._precision():
+        with self.precision():
             if isinstance(question, str):
                 return generate.ask(self, memory, question, options, history)
             return generate.ask_many(self, memory, question, options, history)

@@ -7,17 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vxl2_jax import ingest
 from vxl2_jax.errors import TooLongError, VideoError
 from vxl2_jax.generate import Answer
 from vxl2_jax.ingest import Frames, FrameSource
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.runtime import Runtime
 from vxl2_jax.video.reader import prefetch
-
-if TYPE_CHECKING:
-    from vxl2_jax.api import Model
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class JobResult:
     error: VideoError | TooLongError | None = None
 
 
-def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mapping[str, Any]) -> Iterator[JobResult]:
+def run(model: Any, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mapping[str, Any]) -> Iterator[JobResult]:
     """See `api.Model.answer_all`."""
     sampling = {name: watch[name] for name in ingest.SAMPLING if name in watch}
     jobs = iter(jobs)
@@ -66,7 +64,7 @@ def run(model: Model, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mappin
             del done
 
 
-def _opened(model: Model, video: str | Path | Frames, sampling: Mapping[str, Any]) -> FrameSource:
+def _opened(model: Runtime, video: str | Path | Frames, sampling: Mapping[str, Any]) -> FrameSource:
     """A source whose first strides are being read already."""
     source = ingest.open_source(video, model.config.vision.image_size, sampling)
     count = model.sizes.stride * model.config.frames_per_group

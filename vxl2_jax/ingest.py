@@ -8,7 +8,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +22,12 @@ from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import ResumeState, VideoMemory, check_compression, sparse_level
 from vxl2_jax.models import video_xl_2
 from vxl2_jax.prefill import CacheCapacity, DenseCache
-from vxl2_jax.storage.memory_file import Shape
-from vxl2_jax.storage.recording import Recording, restored
+from vxl2_jax.runtime import Runtime
+from vxl2_jax.storage.memory_file import CacheShape
+from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
 from vxl2_jax.text import prompt
 from vxl2_jax.timing import timed
 from vxl2_jax.video.reader import content_hash, open_video, prefetch
-
-if TYPE_CHECKING:
-    from vxl2_jax.api import Model
 
 Frames = tuple[np.ndarray, Sequence[float]]
 SAMPLING = ("fps", "max_frames", "max_fps")
@@ -57,7 +55,7 @@ class Callbacks:
 
 
 def watch(
-    model: Model,
+    model: Runtime,
     video: str | Path | Frames | FrameSource,
     *,
     sampling: Mapping[str, float | int | None],
@@ -88,20 +86,20 @@ def watch(
         "video": source.name,
         "video_hash": source.hash,
     }
-    shape = Shape(config.language.layers, config.language.kv_heads, config.language.head_width, model.dtype.name)
+    shape = CacheShape(config.language.layers, config.language.kv_heads, config.language.head_width, model.dtype.name)
     identity = memories.identity(shape, layout, rule, seconds, **known)
     if out is not None and Path(out).exists():
         return _same_memory(out, identity)
     _check_fits(model, layout, len(source.seconds), compression)
     with ExitStack() as stack:
-        recording = None
+        writer = None
         if out is not None:
-            recording = stack.enter_context(closing(Recording(out, identity, shape, stride=model.sizes.stride)))
+            writer = stack.enter_context(closing(MemoryFileWriter(out, identity, shape, stride=model.sizes.stride)))
         sizes = prefill.capacity(layout, model.sizes.stride)
         streams, first = prefill.empty(config, sizes, model.dtype), 0
-        if recording and recording.groups:
+        if writer and writer.groups:
             with timed(report.timings, "read"):
-                streams, first = restored(streams, recording.stored()), recording.groups
+                streams, first = restore_streams(streams, writer.stored_level()), writer.groups
         strides = prefill.plan_strides(layout, rule, ids, sizes, first)
         first_frame = first * config.frames_per_group
         batches = source.batches(model.sizes.stride * config.frames_per_group, first_frame)
@@ -114,19 +112,19 @@ def watch(
             report,
             frames=len(source.seconds),
             done=first_frame,
-            recording=recording,
+            writer=writer,
         )
         with timed(report.timings, "prefill"):
             sparse = jax.block_until_ready(sparse_level(streams, layout, compression, config.language.rope_theta))
         memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, open=opened, **known)
-        if recording:
+        if writer:
             with timed(report.timings, "write"):
-                recording.finish(sparse, memory.sparse_length, memories.resume_arrays(opened))
+                writer.finish(sparse, memory.sparse_length, memories.resume_arrays(opened))
     return memory
 
 
 def watch_more(
-    model: Model, memory: VideoMemory, frames: np.ndarray, seconds: Sequence[float], report: Callbacks
+    model: Runtime, memory: VideoMemory, frames: np.ndarray, seconds: Sequence[float], report: Callbacks
 ) -> VideoMemory:
     """See `api.Model.watch_more`."""
     config, per_group = model.config, model.config.frames_per_group
@@ -180,7 +178,7 @@ def watch_more(
 
 
 def _watch_strides(
-    model: Model,
+    model: Runtime,
     streams: DenseCache,
     strides: Sequence[prefill.Stride],
     batches: Iterator[np.ndarray],
@@ -190,7 +188,7 @@ def _watch_strides(
     frames: int,
     done: int = 0,
     known: jax.Array | None = None,
-    recording: Recording | None = None,
+    writer: MemoryFileWriter | None = None,
 ) -> tuple[DenseCache, ResumeState | None]:
     """The streams (given up) with all strides pre-filled, and what extending them needs.
 
@@ -210,9 +208,9 @@ def _watch_strides(
                 streams, _ = prefill.run_stride(model.params, config, streams, stride, tokens, kernel=model.kernel)
                 jax.block_until_ready(streams)
             begin = int(stride.visual_offset) // layout.visual
-            if recording:
+            if writer:
                 with timed(timings, "write"):
-                    recording.put(streams, begin, min(begin + model.sizes.stride, layout.groups))
+                    writer.append(streams, begin, min(begin + model.sizes.stride, layout.groups))
             done += len(shown)
             if report.progress:
                 report.progress(done, frames)
@@ -227,7 +225,7 @@ def _watch_strides(
     return streams, opened
 
 
-def _check_fits(model: Model, layout: Layout, frames: int, compression: int) -> None:
+def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int) -> None:
     """Raise RequestError if a memory of this layout, or a question about it, would not fit the device."""
     device, weights = jax.devices()[0], sum(leaf.nbytes for leaf in jax.tree.leaves(model.params))
     planning.check_memory(
@@ -304,7 +302,7 @@ def _end_of(seconds: np.ndarray, before: float | None = None) -> float:
     return float(seen[-1] + (seen[-1] - seen[-2] if len(seen) > 1 else 0.0))
 
 
-def layout_of(model: Model, starts: Sequence[float]) -> tuple[Layout, np.ndarray]:
+def layout_of(model: Runtime, starts: Sequence[float]) -> tuple[Layout, np.ndarray]:
     """Layout of a video whose groups start at `starts` seconds, and the ids of its global stream."""
     prefix = model.tokenizer.encode(prompt.prefix_text())
     stamps = [model.tokenizer.encode(prompt.timestamp_text(s)) for s in starts]
@@ -312,7 +310,7 @@ def layout_of(model: Model, starts: Sequence[float]) -> tuple[Layout, np.ndarray
     return layout, np.asarray(prefix + [token for stamp in stamps for token in stamp], np.int32)
 
 
-def visual_tokens(model: Model, frames: np.ndarray, known: jax.Array | None = None) -> jax.Array:
+def visual_tokens(model: Runtime, frames: np.ndarray, known: jax.Array | None = None) -> jax.Array:
     """Frames of up to a stride [n, image, image, 3] → visual tokens [stride, V, E].
 
     known [g, V, E]: tokens of the stride's first groups, whose frames are not among these. A last group that lacks

@@ -26,8 +26,8 @@ from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import memory_file
-from vxl2_jax.storage.memory_file import Shape, StoredLevel
-from vxl2_jax.storage.recording import Recording, restored
+from vxl2_jax.storage.memory_file import CacheShape, StoredLevel
+from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
 
 
 class ResumeState(NamedTuple):
@@ -89,10 +89,10 @@ class VideoMemory:
         """
         if isinstance(self.dense, DenseCache):
             return self
-        room = prefill.capacity(self.layout, memory_file.GROUPS_A_RECORD)
+        room = prefill.capacity(self.layout, memory_file.GROUPS_PER_RECORD)
         shape = self.dense.shape
-        streams = prefill.empty_streams(shape.layers, shape.kv_heads, shape.width, room, jnp.dtype(shape.dtype))
-        return self.replace(dense=restored(streams, self.dense))
+        streams = prefill.empty_streams(shape.layers, shape.kv_heads, shape.head_width, room, jnp.dtype(shape.dtype))
+        return self.replace(dense=restore_streams(streams, self.dense))
 
     def save(self, path: str | Path) -> None:
         """Write a memory file, in one step: what was there stays until all is written.
@@ -100,13 +100,13 @@ class VideoMemory:
         Raises RequestError if it cannot be written.
         """
         memory = self.resident()
-        recording = Recording(path, self.identity(), Shape.of(self.sparse), resume=False)
+        writer = MemoryFileWriter(path, self.identity(), CacheShape.of(self.sparse), resume=False)
         try:
-            recording.put(memory.dense, 0, memory.layout.groups)
-            recording.finish(memory.sparse, memory.sparse_length, resume_arrays(memory.open))
+            writer.append(memory.dense, 0, memory.layout.groups)
+            writer.finish(memory.sparse, memory.sparse_length, resume_arrays(memory.open))
         except BaseException:
-            recording.close()
-            recording.discard()
+            writer.close()
+            writer.discard()
             raise
 
     @classmethod
@@ -122,8 +122,9 @@ class VideoMemory:
             said = {name: found.identity[name] for name in _SCALARS}
             rule, seconds = PrefillRule(**found.identity["rule"]), tuple(found.identity["seconds"])
         except (KeyError, TypeError) as error:
-            raise memory_file.damaged(Path(path)) from error
-        opened = ResumeState(jnp.array(found.open["tokens"]), np.array(found.open["frames"])) if found.open else None
+            raise memory_file.damaged_error(Path(path)) from error
+        arrays = found.resume_arrays
+        opened = ResumeState(jnp.array(arrays["tokens"]), np.array(arrays["frames"])) if arrays else None
         layout, length = found.dense.layout, found.sparse.k.shape[2]
         beyond = sparse_capacity(layout, said["compression"]) - length
         sparse = KVCache(*(jnp.array(np.pad(part, ((0, 0), (0, 0), (0, beyond), (0, 0)))) for part in found.sparse))
@@ -132,7 +133,7 @@ class VideoMemory:
     def identity(self) -> dict[str, Any]:
         """What a memory file says of the memory, ready for JSON: two with the same identity hold the same."""
         return identity(
-            Shape.of(self.sparse),
+            CacheShape.of(self.sparse),
             self.layout,
             self.rule,
             self.seconds,
@@ -144,7 +145,7 @@ _SCALARS = ("compression", "end_s", "last_s", "frames", "rope_theta", "model", "
 
 
 def identity(
-    shape: Shape, layout: Layout, rule: PrefillRule, seconds: tuple[float, ...], **scalars: Any
+    shape: CacheShape, layout: Layout, rule: PrefillRule, seconds: tuple[float, ...], **scalars: Any
 ) -> dict[str, Any]:
     """See `VideoMemory.identity`; all of it is known before a video is watched."""
     return {

@@ -29,7 +29,7 @@ def visual_tokens(model: Model, frames: np.ndarray) -> list[jax.Array]:
     """Visual tokens of every stride, [stride, V, E] each."""
     hardware.clear_jit_caches()
     step = model.sizes.stride * model.config.frames_per_group
-    with model._precision():
+    with model.precision():
         return [ingest.visual_tokens(model, frames[first : first + step]) for first in range(0, len(frames), step)]
 
 
@@ -42,7 +42,7 @@ def remember(
     layout, ids = ingest.layout_of(model, starts)
     sizes = prefill.capacity(layout, model.sizes.stride)
     streams = prefill.empty(config, sizes, model.dtype)
-    with model._precision():
+    with model.precision():
         for stride, part in zip(prefill.plan_strides(layout, rule, ids, sizes), tokens, strict=True):
             streams, _ = prefill.run_stride(model.params, config, streams, stride, part, kernel=model.kernel)
         sparse = sparse_level(streams, layout, compression, config.language.rope_theta)

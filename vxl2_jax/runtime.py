@@ -1,0 +1,64 @@
+"""A loaded model as data: parameters, tokenizer, attention kernel and batch sizes."""
+
+from __future__ import annotations
+
+import hashlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.attention import REFERENCE, Kernel
+from vxl2_jax.config import ModelConfig
+from vxl2_jax.hardware import SMALL, BatchSizes
+from vxl2_jax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A loaded model. Nothing in it changes after loading.
+
+    Attributes:
+      name: the name it was loaded by.
+      config: the model's geometry.
+      params: the pytree of parameters.
+      tokenizer: anything with the methods of `text.tokenizer.Tokenizer`.
+      fingerprint: identifies the weights; a memory belongs to one fingerprint (see `fingerprint_of`).
+      kernel: the attention kernel.
+      attention: why this kernel was chosen, in one line.
+      sizes: batch sizes for this machine.
+    """
+
+    name: str
+    config: ModelConfig
+    params: Any = field(repr=False)
+    tokenizer: Tokenizer | Any = field(repr=False)
+    fingerprint: str
+    kernel: Kernel = REFERENCE
+    attention: str = "reference"
+    sizes: BatchSizes = SMALL
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of weights, activations and memories."""
+        return self.params["language"]["embed"].dtype
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of all parameters."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """A context in which float32 products are computed in float32: by default GPUs and TPUs use TF32 or bfloat16."""
+        return jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default")
+
+
+def fingerprint_of(config: ModelConfig, params: Any) -> str:
+    """A hash of the geometry and a few weights: enough to refuse a memory that another model made."""
+    digest = hashlib.sha256(repr(config).encode())
+    for leaf in (params["language"]["norm"]["scale"], params["projector"]["linear_out"]["bias"]):
+        digest.update(np.asarray(leaf.astype(jnp.float32)).tobytes())
+    return digest.hexdigest()[:16]
