@@ -1,12 +1,14 @@
 """Range attention for NVIDIA GPUs from Ampere on, in Pallas' Triton dialect.
 
-One program takes one item and one key head: it loads its tile of queries once and walks the item's keys,
-stream after stream, in tiles that start at the item's first key. Tiles that every row sees are one loop,
-plain flash attention, which Triton pipelines (asynchronous copies, tensor cores); tiles at either edge are
-a second loop, with compares. Keys and values are read where they lie, [L, K, S, D], at a traced layer.
+Computes: softmax attention of each item's query rows over its key ranges, with the log-sum-exp (`attend_tiles`).
 
-Caches hold more than 2³¹ numbers. Pallas computes offsets with 64 bits into arrays of more than 4 GiB, from
-the indices on, so keys and values are passed whole and indexed here, never as a block or a flattened view.
+Tiling: one program per item and key head. It loads its query tile once and loops over the item's keys, stream by
+stream, in tiles that start at the item's first key. Tiles between `full_start` and `full_end` run in an unmasked loop,
+plain flash attention, which Triton pipelines (asynchronous copies, tensor cores). Tiles at either edge run in a second,
+masked loop. Keys and values are read in place from [L, K, S, D] at a traced layer.
+
+Limits: see `refusal`. Caches may hold more than 2³¹ numbers: Pallas uses 64-bit offsets for arrays of more than 4 GiB
+only if they are indexed inside the kernel, so caches are passed whole, never as a block or a flattened view.
 """
 
 from __future__ import annotations
@@ -14,54 +16,66 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.reference import KVCache
 from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
 
-try:  # Deprecated since jax 0.11. All that is Triton's own is reached by this name.
+try:  # Deprecated since jax 0.11. Everything Triton-specific is reached through this name.
     from jax.experimental.pallas import triton
 except ImportError:
     triton = None
 
-_UNSEEN = -1e30  # the logit of a key that a row does not see
-_LOWEST = -1e15  # where the running maximum starts: 2 ** (_UNSEEN - maximum) is exactly 0 from the first tile on
-_NARROWEST = 16  # the least extent of a tensor core product
+_MASKED = -1e30  # logit of a masked key
+_M_INIT = -1e15  # initial running maximum: 2 ** (_MASKED - _M_INIT) is exactly 0, so masked keys never count
+_MIN_DOT_SIZE = 16  # smallest dimension of a tensor core product
 
 
-def refusal(*, dtype: jnp.dtype, width: int, rows: int, keys: int = _NARROWEST) -> str | None:
-    """Why this kernel cannot run, in one line with what to do instead; None where it can."""
+def refusal(*, dtype: DTypeLike, width: int, rows: int, keys: int = _MIN_DOT_SIZE) -> str | None:
+    """The reason why this kernel cannot run, in one line with the alternative; None if it can.
+
+    Args:
+      dtype: of queries, keys and values.
+      width: head width D.
+      rows: query rows of a tile.
+      keys: keys of a tile.
+    """
     dtype = jnp.dtype(dtype)
     if triton is None:
-        return f"jax {jax.__version__} has no Pallas Triton: use the reference, or a jax that still has it"
+        return f"jax {jax.__version__} has no Pallas Triton: use the reference, or a jax release that includes it"
     if dtype not in (jnp.bfloat16, jnp.float16, jnp.float32):
         return f"the Triton kernel takes bfloat16, float16 or float32, not {dtype.name}: use bfloat16"
-    if width < _NARROWEST or width % 8:
+    if width < _MIN_DOT_SIZE or width % 8:
         return f"the Triton kernel takes head widths of 16, 24, 32, …, not {width}: pad heads with zeros"
     for name, size in (("rows", rows), ("keys", keys)):
-        if size < _NARROWEST or size & (size - 1):
-            return f"tiles of {size} {name} are not a power of two of at least {_NARROWEST}: choose other tiles"
+        if size < _MIN_DOT_SIZE or size & (size - 1):
+            return (
+                f"the Triton kernel takes a power of two of at least {_MIN_DOT_SIZE} {name} per tile, not {size} {name}"
+            )
     return None
 
 
-def _parts(width: int, rows: int, warps: int) -> list[tuple[int, int]]:
-    """The head width as (offset, size) of parts, each a power of two as Triton wants them.
+def _column_parts(width: int, rows: int, warps: int) -> list[tuple[int, int]]:
+    """Split the head width into (offset, size) parts whose sizes are powers of two, as Triton requires.
 
-    Where no power of two is left, the last part lies partly over the one before, so that nothing outside the
-    head is touched: 72 is 64 + 16, which begins at 56. Parts are narrow where a warp holds 32 rows, since its
-    registers are then full of results, and no wider than the tile is tall, since Triton would deal the warps
-    over columns and exchange every row's maximum between them.
+    If the remainder is not a power of two, the last part overlaps the one before, so that no column outside the head is
+    read: 72 is 64 + 16, with the second part at 56. Parts are at most 32 wide if a warp holds 32 rows, since its
+    registers are then full of accumulators. Otherwise they are no wider than the tile is tall (or 64): for wider parts
+    Triton distributes the warps over columns and has to exchange row maxima between them.
     """
-    widest, parts, done = 32 if rows >= 32 * warps else max(64, rows), [], 0
-    while done < width:
-        size = min(widest, max(_NARROWEST, 1 << (width - done).bit_length() - 1))
-        parts.append((min(done, width - size), size))
-        done += size
+    max_size, parts, covered = 32 if rows >= 32 * warps else max(64, rows), [], 0
+    while covered < width:
+        size = min(max_size, max(_MIN_DOT_SIZE, 1 << (width - covered).bit_length() - 1))
+        parts.append((min(covered, width - size), size))
+        covered += size
     return parts
 
 
@@ -71,9 +85,9 @@ def _dot(a: jax.Array, b: jax.Array, contract_b: int) -> jax.Array:
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
-def _exp2(x: jax.Array, scale: float, shift: jax.Array, interpret: bool) -> jax.Array:
-    """2 ** (x · scale − shift) in two instructions: left to itself, the compiler does not fuse product and
-    difference, and spends three more on subnormal results."""
+def _scaled_exp2(x: jax.Array, scale: float, shift: jax.Array, interpret: bool) -> jax.Array:
+    """2 ** (x · scale − shift) in two instructions. Without the inline assembly, the compiler does not fuse
+    multiplication and subtraction, and spends three more instructions on subnormal results."""
     if interpret:
         return jnp.exp2(x * scale - shift)
     [result] = triton.elementwise_inline_asm(
@@ -84,114 +98,130 @@ def _exp2(x: jax.Array, scale: float, shift: jax.Array, interpret: bool) -> jax.
     return result
 
 
-def _update(carry, queries, k, v, see, scale, interpret):
-    """One tile of keys into the running (maximum, total, results); `see` hides logits where rows differ."""
-    peak, total, results = carry
-    logits = see(sum(_dot(q, part, 1) for q, part in zip(queries, k, strict=True)))
-    new_peak = jnp.maximum(peak, jnp.max(logits, axis=1) * scale)
-    weights = _exp2(logits, scale, new_peak[:, None], interpret)
-    shrink = _exp2(peak, 1.0, new_peak, interpret)
-    mixed = (_dot(weights.astype(part.dtype), part, 0) for part in v)
-    results = tuple(old * shrink[:, None] + new for old, new in zip(results, mixed, strict=True))
-    return new_peak, total * shrink + jnp.sum(weights, axis=1), results
+def _softmax_step(carry: tuple, q_parts: list, k_parts: list, v_parts: list, mask: Any, scale: float, interpret: bool):
+    """Fold one key tile into the carry (m_i, l_i, acc), in base 2; `mask` is applied to the logits, None for no mask."""
+    m_i, l_i, acc = carry
+    logits = sum(_dot(q, k, 1) for q, k in zip(q_parts, k_parts, strict=True))
+    if mask is not None:
+        logits = mask(logits)
+    m_new = jnp.maximum(m_i, jnp.max(logits, axis=1) * scale)
+    weights = _scaled_exp2(logits, scale, m_new[:, None], interpret)
+    alpha = _scaled_exp2(m_i, 1.0, m_new, interpret)
+    products = (_dot(weights.astype(v.dtype), v, 0) for v in v_parts)
+    acc = tuple(a * alpha[:, None] + product for a, product in zip(acc, products, strict=True))
+    return m_new, l_i * alpha + jnp.sum(weights, axis=1), acc
 
 
 def _kernel(
-    layer, q_tile, item_start, item_end, full_start, full_end, row_start, row_end, q, *refs, numbers, scale, tiles, interpret
-):  # fmt: skip
+    layer, q_tile, item_start, item_end, full_start, full_end, row_start, row_end, q, *refs,
+    stream_ids: tuple[int, ...], scale: float, tiles: TileSizes, interpret: bool,
+) -> None:  # fmt: skip
+    """One item for one key head. Refs of the schedule's tables are whole, of `q` and the caches too; `scale` has log₂ e
+    multiplied in, so that all exponentials are base 2."""
     caches, (out, lse) = refs[:-2], refs[-2:]
     item, head = pl.program_id(0), pl.program_id(1)
     layer, q_tile, keys = layer[0], q_tile[item], tiles.keys
     rows, width = q.shape[2:]
-    parts = _parts(width, rows, tiles.warps)
+    parts = _column_parts(width, rows, tiles.warps)
 
-    queries, done = [], 0
+    q_parts, covered = [], 0
     for offset, size in parts:
-        part = triton.load(q.at[head, q_tile, :, pl.ds(offset, size)])
-        if offset < done:  # these columns count in the part before
-            part = jnp.where(lax.broadcasted_iota(jnp.int32, part.shape, 1) < done - offset, 0, part)
-        queries.append(part)
-        done = offset + size
+        q_part = triton.load(q.at[head, q_tile, :, pl.ds(offset, size)])
+        if offset < covered:  # zero the columns that the part before already has
+            column = lax.broadcasted_iota(jnp.int32, q_part.shape, 1)
+            q_part = jnp.where(column < covered - offset, 0, q_part)
+        q_parts.append(q_part)
+        covered = offset + size
 
-    def load(cache, start, item_end=None):
-        """Parts of the tile of keys from `start` on; with a `item_end`, zeros from there on."""
+    def load_parts(cache, start: jax.Array, end: jax.Array | None = None) -> list[jax.Array]:
+        """The key tile at `start`, by column part; rows from `end` on are zeros."""
         tile = []
         for offset, size in parts:
-            where = cache.at[layer, head, pl.ds(start, keys), pl.ds(offset, size)]
-            inside = None if item_end is None else start + lax.broadcasted_iota(jnp.int32, (keys, size), 0) < item_end
-            tile.append(triton.load(where, mask=inside, other=None if item_end is None else 0))
+            ref = cache.at[layer, head, pl.ds(start, keys), pl.ds(offset, size)]
+            valid = None if end is None else start + lax.broadcasted_iota(jnp.int32, (keys, size), 0) < end
+            tile.append(triton.load(ref, mask=valid, other=None if end is None else 0))
         return tile
 
-    def attend_stream(number, k, v, carry):
-        begin, end = item_start[number, item], item_end[number, item]
-        left = pl.cdiv(full_start[number, item] - begin, keys)
-        clear = jnp.maximum((full_end[number, item] - begin) // keys - left, 0)
+    def attend_stream(stream: int, k, v, carry: tuple) -> tuple:
+        k_start, k_end = item_start[stream, item], item_end[stream, item]
+        left_edge = pl.cdiv(full_start[stream, item] - k_start, keys)  # tiles before the first full one
+        full = jnp.maximum((full_end[stream, item] - k_start) // keys - left_edge, 0)
 
-        def clear_tile(tile, carry):
-            start = begin + tile * keys
-            return _update(carry, queries, load(k, start), load(v, start), lambda logits: logits, scale, interpret)
+        def full_step(tile, carry):
+            start = k_start + tile * keys
+            return _softmax_step(carry, q_parts, load_parts(k, start), load_parts(v, start), None, scale, interpret)
 
-        def edge_tile(tile, carry):
-            start = begin + jnp.where(tile < left, tile, tile + clear) * keys
+        def edge_step(tile, carry):
+            start = k_start + jnp.where(tile < left_edge, tile, tile + full) * keys
 
-            def see(logits):
+            def mask(logits):
                 key = start + lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-                return jnp.where((key >= low[:, None]) & (key < high[:, None]), logits, _UNSEEN)
+                return jnp.where((key >= row_k_start[:, None]) & (key < row_k_end[:, None]), logits, _MASKED)
 
-            return _update(carry, queries, load(k, start, end), load(v, start, end), see, scale, interpret)
+            k_parts, v_parts = load_parts(k, start, k_end), load_parts(v, start, k_end)
+            return _softmax_step(carry, q_parts, k_parts, v_parts, mask, scale, interpret)
 
-        carry = lax.fori_loop(left, left + clear, clear_tile, carry)
-        low, high = row_start[number, q_tile, :], jnp.minimum(row_end[number, q_tile, :], end)
-        return lax.fori_loop(0, pl.cdiv(end - begin, keys) - clear, edge_tile, carry)
+        carry = lax.fori_loop(left_edge, left_edge + full, full_step, carry)
+        row_k_start, row_k_end = row_start[stream, q_tile, :], jnp.minimum(row_end[stream, q_tile, :], k_end)
+        return lax.fori_loop(0, pl.cdiv(k_end - k_start, keys) - full, edge_step, carry)
 
-    def zeros(*shape):
+    def zeros(*shape: int) -> jax.Array:
         return jnp.zeros(shape, jnp.float32)
 
-    carry = jnp.full((rows,), _LOWEST, jnp.float32), zeros(rows), tuple(zeros(rows, size) for _, size in parts)
-    for number, k, v in zip(numbers, caches[::2], caches[1::2], strict=True):
-        carry = attend_stream(number, k, v, carry)
-    peak, total, results = carry
-    seen = total > 0
-    total = jnp.where(seen, total, 1.0)
-    for (offset, size), result in zip(parts, results, strict=True):
-        triton.store(out.at[:, pl.ds(offset, size)], (result / total[:, None]).astype(out.dtype))
-    lse[...] = jnp.where(seen, peak * math.log(2) + jnp.log(total), -jnp.inf)
+    carry = jnp.full((rows,), _M_INIT, jnp.float32), zeros(rows), tuple(zeros(rows, size) for _, size in parts)
+    for stream, k, v in zip(stream_ids, caches[::2], caches[1::2], strict=True):
+        carry = attend_stream(stream, k, v, carry)
+    m_i, l_i, acc = carry
+    sees_any = l_i > 0
+    l_i = jnp.where(sees_any, l_i, 1.0)
+    for (offset, size), acc_part in zip(parts, acc, strict=True):
+        triton.store(out.at[:, pl.ds(offset, size)], (acc_part / l_i[:, None]).astype(out.dtype))
+    lse[...] = jnp.where(sees_any, m_i * math.log(2) + jnp.log(l_i), -jnp.inf)
 
 
 def attend_tiles(
-    q: jax.Array,
+    q: Float[Array, "K tiles rows D"],
     streams: Sequence[KVCache],
-    layer: jax.Array | int,
-    work: TileSchedule,
+    layer: Int[ArrayLike, ""],
+    schedule: TileSchedule,
     *,
     scale: float,
     tiles: TileSizes,
-    out_dtype: jnp.dtype,
+    out_dtype: DTypeLike,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Attention of the T items of `work` in one layer of the streams.
+) -> tuple[Float[Array, "K items rows D"], Float[Array, "K items rows"]]:
+    """Attention of the items of a schedule in one layer of the streams; sums are fp32.
 
-    Shapes: q [K, Q, rows, D] (rotated, unscaled, rows as in `tiles`); streams of [L, K, S, D] in q's dtype,
-    bfloat16, float16 or float32 (whose products are then full float32); layer an int32 scalar, may be traced;
-    `scale` positive. Returns out [K, T, rows, D] in `out_dtype` and the natural log-sum-exp fp32 [K, T, rows]
-    over the keys of the item: zeros and −inf where a row sees no key of its item (rows that see nothing in
-    any stream may get anything finite). Sums are fp32. `interpret` runs on the CPU, for tests.
+    Args:
+      q: query tiles (rotated, unscaled), `rows` as in `tiles`; bfloat16, float16 or float32 (full fp32 products).
+      streams: caches [L, K, S, D] in q's dtype.
+      layer: index into L; may be traced.
+      schedule: what each item reads.
+      scale: of the logits, positive.
+      tiles: tile sizes; all fields are used.
+      out_dtype: dtype of the output.
+      interpret: run in Pallas' interpreter on a CPU.
 
-    Raises ValueError where `refusal` has a reason, and for tiles or a scale that do not fit.
+    Returns:
+      Output in `out_dtype` and natural log-sum-exp in fp32, over the keys of each item. A row that sees no key of its
+      item gets zeros and −inf; a row that sees no key in any item may get any finite value.
+
+    Raises:
+      ValueError: with the text of `refusal`, or if tiles or scale do not fit.
     """
     kv_heads, _, rows, width = q.shape
-    if why := refusal(dtype=q.dtype, width=width, rows=rows, keys=tiles.keys):
-        raise ValueError(why)
+    if reason := refusal(dtype=q.dtype, width=width, rows=rows, keys=tiles.keys):
+        raise ValueError(reason)
     if rows != tiles.rows or scale <= 0:
-        raise ValueError(f"needs tiles of {tiles.rows} rows, not {rows}, and a scale above 0, not {scale}")
-    items = work.q_tile.shape[0]
-    numbers = tuple(number for number, stream in enumerate(streams) if stream.k.shape[2])
+        raise ValueError(f"q must have tiles of {tiles.rows} rows, not {rows}, and scale must be positive, not {scale}")
+    items = schedule.q_tile.shape[0]
+    stream_ids = tuple(index for index, stream in enumerate(streams) if stream.k.shape[2])
     kernel = functools.partial(
-        _kernel, numbers=numbers, scale=scale * math.log2(math.e), tiles=tiles, interpret=interpret
+        _kernel, stream_ids=stream_ids, scale=scale * math.log2(math.e), tiles=tiles, interpret=interpret
     )
     return pl.pallas_call(
         kernel,
-        grid=(items, kv_heads),  # Items side by side share keys, so that most reads hit the second-level cache.
+        grid=(items, kv_heads),  # neighboring items share keys, so most reads hit the L2 cache
         out_specs=(
             pl.BlockSpec((None, None, rows, width), lambda item, head: (head, item, 0, 0)),
             pl.BlockSpec((None, None, rows), lambda item, head: (head, item, 0)),
@@ -204,6 +234,7 @@ def attend_tiles(
         interpret=interpret,
         name="range_attention_ampere",
     )(
-        jnp.asarray(layer, jnp.int32).reshape(1), work.q_tile, work.item_start, work.item_end, work.full_start,
-        work.full_end, work.row_start, work.row_end, q, *(part for number in numbers for part in streams[number]),
+        jnp.asarray(layer, jnp.int32).reshape(1), schedule.q_tile, schedule.item_start, schedule.item_end,
+        schedule.full_start, schedule.full_end, schedule.row_start, schedule.row_end, q,
+        *(part for index in stream_ids for part in streams[index]),
     )  # fmt: skip
