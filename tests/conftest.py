@@ -4,8 +4,12 @@ import os
 import sys
 from pathlib import Path
 
+import beartype
 import pytest
 from hypothesis import settings
+from runtime_types import checked
+
+beartype.beartype = checked  # for --jaxtyping-packages=…,beartype.beartype on the command line
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
