@@ -15,7 +15,7 @@ TESTS    ?=
 
 export VENV PYTHON EXTRAS VIDEO QUESTION
 .DEFAULT_GOAL := help
-.PHONY: help setup ask test test-targets clean
+.PHONY: help setup ask check test test-targets clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -53,6 +53,11 @@ setup: ## create .venv with everything (quick when nothing has changed)
 ask: setup ## ask the bundled clip a question (VIDEO=, QUESTION=, FLAGS=)
 	@"$$VENV/bin/vxl2" ask "$$VIDEO" "$$QUESTION" $(FLAGS)
 
+check: setup ## lint, formatting and types (seconds)
+	@"$$VENV/bin/ruff" check --quiet
+	@"$$VENV/bin/ruff" format --check --quiet
+	@"$$VENV/bin/pyrefly" check --python-interpreter-path "$$VENV/bin/python" --output-format min-text
+
 test: setup ## run the tests (TESTS= for some of them, WORKERS= processes)
 	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(TESTS)
 
@@ -64,5 +69,5 @@ test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes)
 
 clean: ## remove .venv, .venv-targets and what builds and tests leave
 	@for venv in "$$VENV" "$$VENV-targets"; do if [ -f "$$venv/pyvenv.cfg" ]; then rm -rf "$$venv"; fi; done
-	@rm -rf build dist vxl2_jax.egg-info .pytest_cache .hypothesis
+	@rm -rf build dist vxl2_jax.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
