@@ -34,7 +34,7 @@ def test_dtype_and_sizes(device, dtype, sizes):
 
 @pytest.mark.parametrize("sizes", [hardware.SMALL, hardware.LARGE])
 def test_a_stride_is_whole_vision_batches_and_whole_records(sizes):
-    assert sizes.stride % sizes.vision_groups == 0 and sizes.stride % memory_file.GROUPS_A_RECORD == 0
+    assert sizes.stride % sizes.vision_groups == 0 and sizes.stride % memory_file.GROUPS_PER_RECORD == 0
 
 
 def accelerator(memory_stats):

@@ -20,7 +20,7 @@ from studies.study import Asked, Setting, Study
 from vxl2_jax import Answer, Model, RequestError, VideoMemory
 from vxl2_jax.layout import PrefillRule, attention_pairs
 from vxl2_jax.storage import jsonl
-from vxl2_jax.storage.locking import opened
+from vxl2_jax.storage.locking import open_locked
 from vxl2_jax.text import prompt
 
 MOST_TOKENS = 20  # of an answer; the longest that is right has 15
@@ -58,7 +58,7 @@ def run(
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{path.parent}: cannot be made ({error.strerror}); choose another --rows") from error
-    with opened(path) as file:
+    with open_locked(path) as file:
         rows = resume(file, path, identity(study, model, seed, footage))
         known = {(row["content"], row["clip"]) for row in rows}
         for done, (content, number) in enumerate(wanted):
@@ -77,13 +77,13 @@ def resume(file: IO[str], path: Path, about: dict[str, Any]) -> list[dict[str, A
     Raises RequestError for a file of other settings, or of something else; it is left as it is.
     """
     try:
-        whole, torn = jsonl.whole_lines(file)
+        whole, torn = jsonl.read_lines(file)
         found = [json.loads(line) for line in whole]
     except ValueError as error:
         raise RequestError(f"{path}: is no file of a study's rows; choose another --rows") from error
     if found and found[0] != about or not found and not json.dumps(about).startswith(torn):
         raise RequestError(f"{path}: rows of another model or of other settings; remove it or choose another --rows")
-    jsonl.cut_back(file, whole)
+    jsonl.truncate_after(file, whole)
     if not found:
         jsonl.append(file, about)
     return found[1:]

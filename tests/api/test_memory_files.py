@@ -17,7 +17,7 @@ QUESTIONS = ["what?", "is there 7?", "time 12?"]
 @pytest.fixture(scope="module")
 def memory(model, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(memory_file, "GROUPS_A_RECORD", 4)
+        patch.setattr(memory_file, "GROUPS_PER_RECORD", 4)
         watched = model.watch(noise(130))
         path = tmp_path_factory.mktemp("memory") / "m"
         watched.save(path)
@@ -43,10 +43,10 @@ def test_a_memory_on_disk_answers_like_one_on_the_device(model, memory, options)
 
 def test_only_the_chunks_loaded_dense_are_read(model, memory):
     _, stored = memory
-    stored.dense._intact.clear()
+    stored.dense._verified.clear()
     model.ask(stored, "what?", relevance=lambda ids, m: np.arange(m.layout.chunks(2)) == 8, chunk_size=2, top_k=1)
     # Groups 0 and 1 (with the prefix), 16 and 17, and the last chunk's one, 32: records of four groups.
-    assert stored.dense._intact == {0, 4, 8}
+    assert stored.dense._verified == {0, 4, 8}
 
 
 @pytest.mark.parametrize("chosen", [([3],), ([3], [3, 9]), ([], [5], [16])], ids=["one", "two", "three"])

@@ -13,7 +13,7 @@ import pytest
 from vxl2_jax.errors import RequestError, VideoError
 from vxl2_jax.hardware import BatchSizes
 from vxl2_jax.memory import VideoMemory
-from vxl2_jax.storage import recording
+from vxl2_jax.storage import memory_writer
 
 from .conftest import noise
 
@@ -80,7 +80,7 @@ def test_a_torn_record_is_done_again(model, tmp_path):
     out, video = tmp_path / "m", noise(190)
     with pytest.raises(Killed):
         model.watch(video, out=out, progress=stop_after(128))
-    partial = recording.partial_path(out)
+    partial = memory_writer.partial_path(out)
     partial.write_bytes(partial.read_bytes()[:-70])
     seen = []
     memory = model.watch(video, out=out, progress=lambda done, total: seen.append(done))
@@ -129,7 +129,7 @@ def test_a_process_killed_while_it_writes_can_be_resumed(model_dir, clip, tmp_pa
     ]  # fmt: skip
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    partial = recording.partial_path(out)
+    partial = memory_writer.partial_path(out)
     while process.poll() is None and not (partial.exists() and partial.stat().st_size > 4096):
         pass
     process.send_signal(signal.SIGKILL)

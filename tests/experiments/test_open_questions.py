@@ -232,19 +232,19 @@ def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(model, tmp_path):
 
 def test_rows_have_one_writer_and_what_is_no_file_of_rows_stays(tmp_path):
     path, about = tmp_path / "rows.jsonl", {"study": "mini"}
-    with locking.opened(path) as file:
+    with locking.open_locked(path) as file:
         assert running.resume(file, path, about) == []
-        with pytest.raises(vxl2.RequestError, match="another process"), locking.opened(path):
+        with pytest.raises(vxl2.RequestError, match="another process"), locking.open_locked(path):
             pass
     assert path.read_text() == '{"study": "mini"}\n'
     for text in ('{"stu', ""):
         path.write_text(text)
-        with locking.opened(path) as file:
+        with locking.open_locked(path) as file:
             assert running.resume(file, path, about) == []
         assert path.read_text() == '{"study": "mini"}\n', "a first line that was cut off is written again"
     for text in ("a diary", "a\ndiary\n"):
         path.write_text(text)
-        with locking.opened(path) as file, pytest.raises(vxl2.RequestError, match="choose another --rows"):
+        with locking.open_locked(path) as file, pytest.raises(vxl2.RequestError, match="choose another --rows"):
             running.resume(file, path, about)
         assert path.read_text() == text
 

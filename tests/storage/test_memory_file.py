@@ -12,13 +12,13 @@ import toys
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.memory import ResumeState, VideoMemory
-from vxl2_jax.storage import memory_file, recording, records
+from vxl2_jax.storage import memory_file, memory_writer, records
 
 
 @pytest.fixture(autouse=True)
 def small_records(monkeypatch):
     """Several records in a small memory."""
-    monkeypatch.setattr(memory_file, "GROUPS_A_RECORD", 2)
+    monkeypatch.setattr(memory_file, "GROUPS_PER_RECORD", 2)
 
 
 @pytest.fixture
@@ -92,8 +92,8 @@ def test_gather_reads_the_prefix_and_the_groups_asked_for(memory, path, groups):
 
 
 def test_only_what_is_touched_is_read_and_checked(path):
-    entries, _ = records.entries(path)
-    damaged = [entry for entry in entries if entry.kind == "GROUPS"][2]  # groups 4 and 5
+    scanned, _ = records.scan(path)
+    damaged = [record for record in scanned if record.kind == "GROUPS"][2]  # groups 4 and 5
     content = bytearray(path.read_bytes())
     content[damaged.offset + 8] ^= 4
     path.write_bytes(content)
@@ -110,7 +110,7 @@ def test_only_what_is_touched_is_read_and_checked(path):
 
 def test_every_altered_byte_that_means_anything_is_refused(path):
     whole = path.read_bytes()
-    padding = {place for entry in records.entries(path)[0] for place in range(entry.offset + entry.length, entry.end)}
+    padding = {at for record in records.scan(path)[0] for at in range(record.offset + record.length, record.end)}
     places = sorted({*range(0, len(whole), 97), *range(200)} - padding)
     for place in places:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
@@ -140,15 +140,15 @@ def test_foreign_files_are_refused_in_one_line(path, damage):
     elif damage == "appended":
         path.write_bytes(path.read_bytes() + bytes(64))
     else:
-        entries, data = records.entries(path)[0], path.read_bytes()
+        found, data = records.scan(path)[0], path.read_bytes()
         with path.open("w+b") as file:
             records.start(file)
-            for entry in entries:
-                payload = data[entry.offset : entry.offset + entry.length]
-                if entry.kind == "IDENTITY" and damage == "other version":
+            for record in found:
+                payload = data[record.offset : record.offset + record.length]
+                if record.kind == "IDENTITY" and damage == "other version":
                     payload = json.dumps(json.loads(payload) | {"version": 99}).encode()
-                if not (entry.kind == "SPARSE" and damage == "no sparse level"):
-                    records.append(file, entry.kind, [payload])
+                if not (record.kind == "SPARSE" and damage == "no sparse level"):
+                    records.append(file, record.kind, [payload])
     with pytest.raises(RequestError) as caught:
         VideoMemory.load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
@@ -170,14 +170,14 @@ def test_a_full_disk_is_reported_and_leaves_nothing(memory, tmp_path, monkeypatc
             raise OSError(errno.ENOSPC, "No space left on device")
         return written(file, kind, parts)
 
-    monkeypatch.setattr(recording.records, "append", full)
+    monkeypatch.setattr(memory_writer.records, "append", full)
     with pytest.raises(RequestError, match="No space left on device.*free some space") as caught:
         memory.save(tmp_path / "m")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
 def test_a_disk_that_is_too_full_is_noticed_before_anything_is_written(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(recording.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4000}))
+    monkeypatch.setattr(memory_writer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4000}))
     with pytest.raises(RequestError, match="needs .* more, and 4e-06 GB are free.*; free some space") as caught:
         memory.save(tmp_path / "m")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
@@ -185,7 +185,7 @@ def test_a_disk_that_is_too_full_is_noticed_before_anything_is_written(memory, t
 
 def test_what_was_there_stays_when_saving_fails(memory, path, monkeypatch):
     before = path.read_bytes()
-    monkeypatch.setattr(recording.memory_file, "packed", lambda arrays: 1 / 0)
+    monkeypatch.setattr(memory_writer.memory_file, "pack_arrays", lambda arrays: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         memory.save(path)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["m.vxl2"]

@@ -1,4 +1,4 @@
-"""A file of checksummed records, whole and torn."""
+"""A file of checksummed records, complete and torn."""
 
 import numpy as np
 import pytest
@@ -23,35 +23,37 @@ def path(tmp_path):
 
 
 def test_what_was_written_is_found_again(path):
-    entries, end = records.entries(path)
-    data = records.mapped(path)
-    assert [entry.kind for entry in entries] == list(PARTS) and end == path.stat().st_size
-    for entry, parts in zip(entries, PARTS.values(), strict=True):
-        assert entry.offset % records.ALIGN == 0 and records.intact(data, entry)
+    written, end = records.scan(path)
+    data = records.memory_map(path)
+    assert [record.kind for record in written] == list(PARTS) and end == path.stat().st_size
+    for record, parts in zip(written, PARTS.values(), strict=True):
+        assert record.offset % records.ALIGN == 0 and records.is_intact(data, record)
         raw = b"".join(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes() for part in parts)
-        assert records.payload(data, entry).tobytes() == raw
+        assert records.payload(data, record).tobytes() == raw
 
 
-def test_a_file_cut_anywhere_keeps_its_whole_records(path):
-    entries, whole = records.entries(path)[0], path.read_bytes()
+def test_a_file_cut_anywhere_keeps_its_complete_records(path):
+    written, whole = records.scan(path)[0], path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        found = records.entries(path)
+        found = records.scan(path)
         if length < records.ALIGN:
             assert found is None
         else:
-            kept = [entry for entry in entries if entry.end <= length]
+            kept = [record for record in written if record.end <= length]
             assert found == (kept, kept[-1].end if kept else records.ALIGN)
 
 
 def test_every_altered_byte_is_noticed(path):
     whole = path.read_bytes()
-    entries, _ = records.entries(path)
-    for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        found = records.entries(path)
-        padding = any(entry.offset + entry.length <= place < entry.end for entry in entries)
+    written, _ = records.scan(path)
+    for offset in range(len(whole)):
+        path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
+        found = records.scan(path)
+        padding = any(record.offset + record.length <= offset < record.end for record in written)
         same = (
-            found is not None and found[0] == entries and all(records.intact(records.mapped(path), e) for e in found[0])
+            found is not None
+            and found[0] == written
+            and all(records.is_intact(records.memory_map(path), e) for e in found[0])
         )
-        assert same == padding, place
+        assert same == padding, offset

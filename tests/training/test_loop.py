@@ -281,7 +281,7 @@ def test_epochs_are_counted_in_steps(config, tmp_path, monkeypatch):
 def test_two_processes_do_not_write_one_run(config, tmp_path):
     (tmp_path / "run").mkdir()
     with (
-        locking.opened(tmp_path / "run" / "metrics.jsonl"),
+        locking.open_locked(tmp_path / "run" / "metrics.jsonl"),
         pytest.raises(RequestError, match="another process is writing"),
     ):
         train(settings.read(config()))

@@ -46,11 +46,11 @@ def run(args: argparse.Namespace) -> None:
     from vxl2_jax.batch import Job
     from vxl2_jax.cli import render
     from vxl2_jax.storage.jsonl import append
-    from vxl2_jax.storage.locking import opened
+    from vxl2_jax.storage.locking import open_locked
 
     rows = list(_rows(args.jobs))
     generate.AskOptions(**given(args, ASKING)).check()
-    with opened(args.out) as file:
+    with open_locked(args.out) as file:
         answered = {_key(line) for line in _answers(file, args.out, rows)}
         left = [row for row in rows if _key(row) not in answered]
         failed = 0
@@ -111,12 +111,12 @@ def _answers(file: IO[str], path: Path, rows: list[dict]) -> list[dict]:
 
     Raises RequestError for a file that holds anything else, and leaves it alone.
     """
-    from vxl2_jax.storage.jsonl import cut_back, whole_lines
+    from vxl2_jax.storage.jsonl import read_lines, truncate_after
 
     foreign = RequestError(f"{path}: is no file of answers; choose another name")
     begins = [json.dumps(row)[:-1] for row in rows]
     try:
-        lines, torn = whole_lines(file)
+        lines, torn = read_lines(file)
     except UnicodeDecodeError as error:
         raise foreign from error
     if torn and not any(torn.startswith(begin) or begin.startswith(torn) for begin in begins):
@@ -127,5 +127,5 @@ def _answers(file: IO[str], path: Path, rows: list[dict]) -> list[dict]:
             raise foreign
     except (ValueError, KeyError, TypeError) as error:
         raise foreign from error
-    cut_back(file, lines)
+    truncate_after(file, lines)
     return found

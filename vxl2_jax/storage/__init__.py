@@ -1,1 +1,1 @@
-"""Memories on disk: checksummed records, written as a video is watched, read where a question needs them."""
+"""Files on disk: memory files of checksummed records, file locks, and JSON Lines."""

@@ -1,4 +1,4 @@
-"""Files of JSON lines that grow while a program runs: killed at any moment, it leaves at most half a line behind."""
+"""JSON Lines files that grow while a program runs. A killed program leaves at most one incomplete last line."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import json
 from typing import IO, Any
 
 
-def whole_lines(file: IO[str]) -> tuple[list[str], str]:
-    """The lines of a file, and the beginning of one more that was cut off when it was written ("" if none was).
+def read_lines(file: IO[str]) -> tuple[list[str], str]:
+    """The complete lines of a file, and the incomplete last line ("" if there is none).
 
-    Raises UnicodeDecodeError for a file that is no text.
+    Raises UnicodeDecodeError if the file is not text.
     """
-    *lines, torn = file.read().split("\n")
-    return lines, torn
+    *lines, incomplete = file.read().split("\n")
+    return lines, incomplete
 
 
-def cut_back(file: IO[str], lines: list[str]) -> None:
-    """Remove what follows these first lines of a file; what is added next comes there."""
+def truncate_after(file: IO[str], lines: list[str]) -> None:
+    """Keep only `lines`, which must be the first lines of the file, and move to its end."""
     file.seek(sum(len(line.encode()) + 1 for line in lines))
     file.truncate()
 
 
 def append(file: IO[str], row: dict[str, Any]) -> None:
-    """Add a row, and hand it to the operating system: it outlives this process."""
+    """Write a row and flush it to the operating system, so that it outlives this process."""
     file.write(json.dumps(row) + "\n")
     file.flush()

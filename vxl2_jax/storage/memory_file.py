@@ -1,10 +1,10 @@
-"""What the records of a memory file are, and how they are read.
+"""The format of a memory file, and reading it.
 
-    IDENTITY   JSON: version, model, video and its hash, how it was watched, layout, shapes
-    GROUPS     keys and values of GROUPS groups of both streams, then the next ones, in order
-    SPARSE     the sparse level (left out of a file that is not complete)
-    OPEN       what extending the memory needs beside: see `memory.Open`; may be missing
-    END        nothing: the file is complete
+    IDENTITY   JSON: version, model, video and its hash, how it was watched, layout, shape of the caches
+    GROUPS     keys and values of GROUPS_PER_RECORD groups of both streams; one record after another, in order
+    SPARSE     the sparse level (absent while the file is incomplete)
+    OPEN       arrays needed to extend the memory (`memory.ResumeState`); optional
+    END        empty: the file is complete
 
 Arrays are [L, K, rows, D] in the memory's dtype, keys before values, without padding.
 """
@@ -19,199 +19,209 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int, UInt8
 
 from pallas_kernels.attention import KVCache
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import records
-from vxl2_jax.storage.records import Entry
+from vxl2_jax.storage.records import Record
 
 VERSION = 3
-GROUPS_A_RECORD = 8
-"""So that a chunk is read, and checked, without reading much more. Strides are multiples of it."""
-VERIFIED_WHOLE = 2 * 2**30
-"""Files up to this many bytes are checked whole when they are opened: about a second."""
+GROUPS_PER_RECORD = 8
+"""Small, so that a chunk can be read and verified without reading much more. Strides are multiples of it."""
+MAX_VERIFIED_BYTES = 2 * 2**30
+"""Files up to this size are verified completely when they are opened, which takes about a second."""
 
 
-class Shape(NamedTuple):
-    """What an array of a memory has beside its rows."""
+class CacheShape(NamedTuple):
+    """Shape and dtype of a memory's caches [L, K, rows, D], without the number of rows."""
 
     layers: int
     kv_heads: int
-    width: int
+    head_width: int
     dtype: str
 
     @classmethod
-    def of(cls, stream: KVCache) -> Shape:
-        layers, kv_heads, _, width = stream.k.shape
-        return cls(layers, kv_heads, width, jnp.dtype(stream.k.dtype).name)
+    def of(cls, stream: KVCache) -> CacheShape:
+        layers, kv_heads, _, head_width = stream.k.shape
+        return cls(layers, kv_heads, head_width, jnp.dtype(stream.k.dtype).name)
 
     def bytes(self, rows: int) -> int:
-        """Of keys and values of so many rows."""
-        return 2 * self.layers * self.kv_heads * rows * self.width * jnp.dtype(self.dtype).itemsize
+        """Size of the keys and values of `rows` rows."""
+        return 2 * self.layers * self.kv_heads * rows * self.head_width * jnp.dtype(self.dtype).itemsize
 
-    def view(self, data: np.ndarray, rows: int) -> KVCache:
-        """Keys and values in uint8 [bytes(rows)]."""
-        whole = data.view(jnp.dtype(self.dtype)).reshape(2, self.layers, self.kv_heads, rows, self.width)
-        return KVCache(whole[0], whole[1])
+    def view(self, data: UInt8[np.ndarray, " bytes"], rows: int) -> KVCache:
+        """The bytes of `rows` rows as keys and values."""
+        array = data.view(jnp.dtype(self.dtype)).reshape(2, self.layers, self.kv_heads, rows, self.head_width)
+        return KVCache(array[0], array[1])
 
 
-class Rows(NamedTuple):
-    """Half-open ranges of rows of both streams that a run of groups owns."""
+class StreamRows(NamedTuple):
+    """The half-open range of rows that consecutive groups occupy in each stream."""
 
     visual: tuple[int, int]
     global_: tuple[int, int]
 
 
-def rows_of(layout: Layout, first: int, last: int) -> Rows:
+def rows_of_groups(layout: Layout, first: int, last: int) -> StreamRows:
     """The rows of the groups `first` … `last` − 1; the prefix belongs to group 0."""
-    return Rows((first * layout.visual, last * layout.visual), layout.global_range(first, last))
+    return StreamRows((first * layout.visual, last * layout.visual), layout.global_range(first, last))
 
 
-def spans(layout: Layout) -> list[tuple[int, int]]:
-    """Groups of every GROUPS record, as half-open ranges."""
-    return [(g, min(g + GROUPS_A_RECORD, layout.groups)) for g in range(0, layout.groups, GROUPS_A_RECORD)]
+def record_groups(layout: Layout) -> list[tuple[int, int]]:
+    """The half-open range of groups in each GROUPS record."""
+    return [(g, min(g + GROUPS_PER_RECORD, layout.groups)) for g in range(0, layout.groups, GROUPS_PER_RECORD)]
 
 
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class StoredLevel:
-    """A dense level on disk: a pytree without leaves, of which groups are read when they are asked for.
+    """A dense level on disk: a pytree without leaves. Groups are read on demand.
 
-    A record is checked when it is first touched.
+    A record is verified the first time it is read.
     """
 
     path: Path
     layout: Layout
-    shape: Shape
-    entries: tuple[Entry, ...]
-    data: np.ndarray = field(repr=False)
-    _intact: set[int] = field(default_factory=set, repr=False)
+    shape: CacheShape
+    group_records: tuple[Record, ...]
+    data: UInt8[np.ndarray, " size"] = field(repr=False)
+    _verified: set[int] = field(default_factory=set, repr=False)
 
-    def record(self, number: int) -> DenseCache:
-        """The streams' rows of one record, mapped: arrays [L, K, rows, D].
+    def read_record(self, index: int) -> DenseCache:
+        """The rows of one GROUPS record in both streams, memory-mapped: arrays [L, K, rows, D].
 
-        Raises RequestError for a damaged record.
+        Raises RequestError if the record is damaged.
         """
-        entry = self.entries[number]
-        if number not in self._intact:
-            if not records.intact(self.data, entry):
-                raise damaged(self.path)
-            self._intact.add(number)
-        rows = rows_of(self.layout, *spans(self.layout)[number])
-        visual, global_ = (stop - start for start, stop in rows)
-        if entry.length != self.shape.bytes(visual) + self.shape.bytes(global_):
-            raise damaged(self.path)
-        data = records.payload(self.data, entry)
+        record = self.group_records[index]
+        if index not in self._verified:
+            if not records.is_intact(self.data, record):
+                raise damaged_error(self.path)
+            self._verified.add(index)
+        ranges = rows_of_groups(self.layout, *record_groups(self.layout)[index])
+        visual, global_ = (stop - start for start, stop in ranges)
         split = self.shape.bytes(visual)
+        if record.length != split + self.shape.bytes(global_):
+            raise damaged_error(self.path)
+        data = records.payload(self.data, record)
         return DenseCache(self.shape.view(data[:split], visual), self.shape.view(data[split:], global_))
 
-    def gather(self, groups: np.ndarray) -> DenseCache:
-        """Rows of the prefix and of some groups (ascending): NumPy arrays [L, K, n·V, D], [L, K, prefix + stamps, D]."""
-        layout, parts = self.layout, []
-        for number in sorted({0, *(np.asarray(groups, int) // GROUPS_A_RECORD).tolist()}):
-            first, last = spans(layout)[number]
-            wanted = [g for g in groups if first <= g < last]
-            rows, origin = self.record(number), rows_of(layout, first, last)
-            global_ = layout.global_rows(wanted)[layout.prefix if number else 0 :]
+    def gather(self, groups: Int[np.ndarray, " n"]) -> DenseCache:
+        """The rows of the prefix and of some groups (ascending).
 
-            def pick(stream, index):
-                return KVCache(*(a[:, :, index] for a in stream))
+        Returns NumPy arrays: visual [L, K, n·V, D], global [L, K, prefix + timestamp tokens, D].
+        Raises RequestError if a record is damaged.
+        """
+        layout, parts = self.layout, []
+        for index in sorted({0, *(groups // GROUPS_PER_RECORD).tolist()}):
+            first, last = record_groups(layout)[index]
+            selected = [int(g) for g in groups if first <= g < last]
+            cache, origin = self.read_record(index), rows_of_groups(layout, first, last)
+            global_rows = layout.global_rows(selected)[layout.prefix if index else 0 :]
+
+            def select(stream: KVCache, rows: np.ndarray) -> KVCache:
+                return KVCache(*(a[:, :, rows] for a in stream))
 
             parts.append(
                 DenseCache(
-                    pick(rows.visual, layout.visual_rows(wanted) - origin.visual[0]),
-                    pick(rows.global_, global_ - origin.global_[0]),
+                    select(cache.visual, layout.visual_rows(selected) - origin.visual[0]),
+                    select(cache.global_, global_rows - origin.global_[0]),
                 )
             )
         return jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=2), *parts)
 
     def verify(self) -> None:
-        """Check every record now. Raises RequestError for a damaged one."""
-        for number in range(len(self.entries)):
-            self.record(number)
+        """Verify every record. Raises RequestError if one is damaged."""
+        for index in range(len(self.group_records)):
+            self.read_record(index)
 
 
-class Opened(NamedTuple):
-    """A complete memory file: its identity, the levels, and the arrays of OPEN by name ({} where there is none)."""
+class MemoryFileContents(NamedTuple):
+    """A complete memory file. `resume_arrays`: the arrays of the OPEN record by name, {} without one."""
 
     identity: dict[str, Any]
     dense: StoredLevel
     sparse: KVCache
-    open: dict[str, np.ndarray]
+    resume_arrays: dict[str, np.ndarray]
 
 
-def read(path: str | Path, verify: bool | None = None) -> Opened:
+def read(path: str | Path, verify: bool | None = None) -> MemoryFileContents:
     """Open a complete memory file.
 
-    verify: check every record now (True), or the dense level's when they are touched (False); None: now, for
-    files of up to VERIFIED_WHOLE bytes. Raises RequestError for a file that is missing, of another kind or
-    version, cut short or damaged.
+    Args:
+      path: the file.
+      verify: True verifies all records now, False those of the dense level when they are first read. None verifies
+        all of them now if the file has at most MAX_VERIFIED_BYTES.
+
+    Raises:
+      RequestError: the file is missing, truncated, damaged, of another format or of another version.
     """
     path = Path(path)
     try:
-        found = records.entries(path)
-        if found is None:
-            raise foreign(path)
-        entries, end = found
+        scanned = records.scan(path)
+        if scanned is None:
+            raise RequestError(f"{path}: not a memory file; create one with `vxl2 watch VIDEO --out FILE`")
+        found, end = scanned
         size = path.stat().st_size
-        if not entries or entries[-1].kind != "END" or end != size:
-            raise RequestError(f"{path}: this memory is cut short or damaged; watch the video again, or copy the file")
-        data = records.mapped(path)
+        if not found or found[-1].kind != "END" or end != size:
+            raise RequestError(
+                f"{path}: this memory is incomplete or damaged; watch the video again, or copy the file again"
+            )
+        data = records.memory_map(path)
     except FileNotFoundError as error:
-        raise RequestError(f"{path}: no such memory file; `vxl2 watch VIDEO --out {path}` makes one") from error
+        raise RequestError(f"{path}: no such file; create it with `vxl2 watch VIDEO --out {path}`") from error
     except OSError as error:
         raise RequestError(f"{path}: cannot be read ({error.strerror}); give the path of a memory file") from error
-    by_kind = {entry.kind: entry for entry in entries}
-    dense = tuple(entry for entry in entries if entry.kind == "GROUPS")
-    for kind in ("IDENTITY", "SPARSE", "OPEN"):
-        if kind not in by_kind and kind != "OPEN" or kind in by_kind and not records.intact(data, by_kind[kind]):
-            raise damaged(path)
+    by_kind = {record.kind: record for record in found}
+    group_records = tuple(record for record in found if record.kind == "GROUPS")
+    small = [by_kind[kind] for kind in ("IDENTITY", "SPARSE", "OPEN") if kind in by_kind]
+    if not {"IDENTITY", "SPARSE"} <= by_kind.keys() or not all(records.is_intact(data, record) for record in small):
+        raise damaged_error(path)
     try:
         identity = json.loads(records.payload(data, by_kind["IDENTITY"]).tobytes())
         if identity["version"] != VERSION:
-            told = f"a memory of version {identity['version']}, and this program reads {VERSION}"
-            raise RequestError(f"{path}: {told}; watch the video again")
-        layout, shape = layout_of(identity), Shape(*identity["shape"])
-        if len(dense) != len(spans(layout)):
-            raise damaged(path)
-        level = StoredLevel(path, layout, shape, dense, data)
-        if verify or (verify is None and size <= VERIFIED_WHOLE):
+            raise RequestError(
+                f"{path}: a memory of version {identity['version']}, but this program reads version {VERSION}; "
+                "watch the video again"
+            )
+        layout, shape = layout_from_identity(identity), CacheShape(*identity["shape"])
+        if len(group_records) != len(record_groups(layout)):
+            raise damaged_error(path)
+        level = StoredLevel(path, layout, shape, group_records, data)
+        if verify or (verify is None and size <= MAX_VERIFIED_BYTES):
             level.verify()
-        raw = records.payload(data, by_kind["SPARSE"])
-        sparse = shape.view(raw, len(raw) // shape.bytes(1))
-        opened = _unpacked(records.payload(data, by_kind["OPEN"])) if "OPEN" in by_kind else {}
+        sparse_bytes = records.payload(data, by_kind["SPARSE"])
+        sparse = shape.view(sparse_bytes, len(sparse_bytes) // shape.bytes(1))
+        resume_arrays = _unpack_arrays(records.payload(data, by_kind["OPEN"])) if "OPEN" in by_kind else {}
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path) from error
-    return Opened(identity, level, sparse, opened)
+        raise damaged_error(path) from error
+    return MemoryFileContents(identity, level, sparse, resume_arrays)
 
 
-def layout_of(identity: dict[str, Any]) -> Layout:
-    """The layout as the identity has it."""
-    said = identity["layout"]
-    return Layout(said["prefix"], tuple(said["stamps"]), said["visual"])
+def layout_from_identity(identity: dict[str, Any]) -> Layout:
+    """The layout described by an identity."""
+    layout = identity["layout"]
+    return Layout(layout["prefix"], tuple(layout["stamps"]), layout["visual"])
 
 
-def packed(arrays: dict[str, np.ndarray]) -> list[np.ndarray | bytes]:
-    """Named arrays as the parts of a record: a line of JSON, then each array."""
-    told = {name: [str(jnp.dtype(a.dtype)), list(a.shape)] for name, a in arrays.items()}
-    return [(json.dumps(told) + "\n").encode(), *(np.asarray(a) for a in arrays.values())]
+def pack_arrays(arrays: dict[str, np.ndarray]) -> list[np.ndarray | bytes]:
+    """Named arrays as the parts of one record: a line of JSON with dtypes and shapes, then the arrays."""
+    header = {name: [str(jnp.dtype(a.dtype)), list(a.shape)] for name, a in arrays.items()}
+    return [(json.dumps(header) + "\n").encode(), *(np.asarray(a) for a in arrays.values())]
 
 
-def _unpacked(data: np.ndarray) -> dict[str, np.ndarray]:
-    line, rest = data.tobytes().split(b"\n", 1)
-    arrays, at = {}, 0
-    for name, (dtype, shape) in json.loads(line).items():
+def _unpack_arrays(data: UInt8[np.ndarray, " bytes"]) -> dict[str, np.ndarray]:
+    header, rest = data.tobytes().split(b"\n", 1)
+    arrays, offset = {}, 0
+    for name, (dtype, shape) in json.loads(header).items():
         size = int(np.prod(shape)) * jnp.dtype(dtype).itemsize
-        arrays[name] = np.frombuffer(rest[at : at + size], jnp.dtype(dtype)).reshape(shape)
-        at += size
+        arrays[name] = np.frombuffer(rest[offset : offset + size], jnp.dtype(dtype)).reshape(shape)
+        offset += size
     return arrays
 
 
-def foreign(path: Path) -> RequestError:
-    return RequestError(f"{path}: not a video memory of this version; `vxl2 watch VIDEO --out FILE` makes one")
-
-
-def damaged(path: Path) -> RequestError:
+def damaged_error(path: Path) -> RequestError:
+    """The error to raise for a damaged memory file."""
     return RequestError(f"{path}: this memory is damaged; watch the video again, or copy the file again")

@@ -1,12 +1,12 @@
-"""A file of checksummed records, one behind another.
+"""A file of checksummed records, appended one after another.
 
-Records are only ever appended, so that a writer killed at any moment leaves whole records and at most one torn
-one behind, which the next writer cuts off. Every number in a head is little-endian; payloads start at multiples of
-64 bytes, so that arrays in them can be mapped.
+A writer killed at any moment leaves complete records and at most one torn record at the end, which the next writer
+truncates. Numbers in headers are little-endian. Payloads start at multiples of 64 bytes, so that arrays in them can be
+memory-mapped.
 
     file    = MAGIC (64 bytes), record…
-    record  = head (64 bytes), payload, zeros up to a multiple of 64
-    head    = kind (8 letters), payload's bytes (u64), its CRC-32 (u32), zeros, CRC-32 of the head (u32)
+    record  = header (64 bytes), payload, zero padding to a multiple of 64 bytes
+    header  = kind (8 ASCII characters), payload size (u64), payload CRC-32 (u32), zeros, header CRC-32 (u32)
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
+from jaxtyping import Shaped, UInt8
 
 ALIGN = 64
 MAGIC = b"vxl2 video memory, records 1\n".ljust(ALIGN, b"\0")
-_HEAD = struct.Struct("<8sQI40xI")
+_HEADER = struct.Struct("<8sQI40xI")
 
 
-class Entry(NamedTuple):
-    """One record: where its payload lies, and its checksum."""
+class Record(NamedTuple):
+    """The kind of a record, and the offset, length and CRC-32 of its payload."""
 
     kind: str
     offset: int
@@ -35,71 +36,75 @@ class Entry(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the next record starts."""
+        """Offset of the next record."""
         return self.offset + -(-self.length // ALIGN) * ALIGN
 
 
 def start(file: BinaryIO) -> None:
-    """Empty the file and write what comes before the first record."""
+    """Truncate the file and write the magic bytes."""
     file.seek(0)
     file.truncate()
     file.write(MAGIC)
 
 
-def append(file: BinaryIO, kind: str, parts: Iterable[np.ndarray | bytes]) -> Entry:
-    """Write a record at the file's position. The parts stand in the payload without gaps."""
-    parts = [part if isinstance(part, bytes) else memoryview(_raw(part)) for part in parts]
+def append(file: BinaryIO, kind: str, parts: Iterable[np.ndarray | bytes]) -> Record:
+    """Write a record at the file's current position. Its payload is the concatenation of the parts' bytes."""
+    parts = [part if isinstance(part, bytes) else memoryview(_as_bytes(part)) for part in parts]
     length, checksum = sum(len(part) for part in parts), 0
     for part in parts:
         checksum = zlib.crc32(part, checksum)
-    head = _HEAD.pack(kind.encode().ljust(8), length, checksum, 0)
-    file.write(head[:-4] + struct.pack("<I", zlib.crc32(head[:-4])))
-    entry = Entry(kind, file.tell(), length, checksum)
+    header = _HEADER.pack(kind.encode().ljust(8), length, checksum, 0)
+    file.write(header[:-4] + struct.pack("<I", zlib.crc32(header[:-4])))
+    record = Record(kind, file.tell(), length, checksum)
     for part in parts:
         file.write(part)
-    file.write(bytes(entry.end - entry.offset - length))
-    return entry
+    file.write(bytes(record.end - record.offset - length))
+    return record
 
 
-def entries(path: str | Path) -> tuple[list[Entry], int] | None:
-    """The whole records of a file and where they end, reading heads only; None if it is no such file.
+def scan(path: str | Path) -> tuple[list[Record], int] | None:
+    """Read the headers of a file, not its payloads (see `is_intact`).
 
-    Payloads are not looked at: see `intact`. Raises OSError for a file that cannot be read.
+    Returns:
+      The complete records and the offset where they end, or None if the file does not start with MAGIC.
+
+    Raises:
+      OSError: the file cannot be read.
     """
-    found, size = [], os.path.getsize(path)
+    records, size = [], os.path.getsize(path)
     with open(path, "rb") as file:
         if file.read(ALIGN) != MAGIC:
             return None
         end = ALIGN
-        while end + _HEAD.size <= size:
+        while end + _HEADER.size <= size:
             file.seek(end)
-            head = file.read(_HEAD.size)
-            kind, length, checksum, of_head = _HEAD.unpack(head)
-            if of_head != zlib.crc32(head[:-4]):
+            header = file.read(_HEADER.size)
+            kind, length, checksum, header_checksum = _HEADER.unpack(header)
+            if header_checksum != zlib.crc32(header[:-4]):
                 break
-            entry = Entry(kind.decode("latin-1").rstrip(), end + _HEAD.size, length, checksum)
-            if entry.end > size:
+            record = Record(kind.decode("latin-1").rstrip(), end + _HEADER.size, length, checksum)
+            if record.end > size:
                 break
-            found.append(entry)
-            end = entry.end
-    return found, end
+            records.append(record)
+            end = record.end
+    return records, end
 
 
-def mapped(path: str | Path) -> np.ndarray:
-    """The bytes of a file, uint8 [size], read when they are touched."""
+def memory_map(path: str | Path) -> UInt8[np.ndarray, " size"]:
+    """The bytes of a file, read from disk when they are accessed."""
     return np.memmap(path, np.uint8, "r")
 
 
-def payload(data: np.ndarray, entry: Entry) -> np.ndarray:
-    """A record's payload in a mapped file: uint8 [length], a view."""
-    return data[entry.offset : entry.offset + entry.length]
+def payload(data: UInt8[np.ndarray, " size"], record: Record) -> UInt8[np.ndarray, " length"]:
+    """A view of a record's payload in a memory-mapped file."""
+    return data[record.offset : record.offset + record.length]
 
 
-def intact(data: np.ndarray, entry: Entry) -> bool:
-    """Whether a record's payload is what was written. Reads all of it."""
-    return zlib.crc32(payload(data, entry)) == entry.checksum
+def is_intact(data: UInt8[np.ndarray, " size"], record: Record) -> bool:
+    """Whether a record's payload matches its checksum. Reads the whole payload."""
+    return zlib.crc32(payload(data, record)) == record.checksum
 
 
-def _raw(array: np.ndarray) -> np.ndarray:
-    """The array's bytes: NumPy cannot hand out a buffer of bfloat16."""
+def _as_bytes(array: Shaped[np.ndarray, ...]) -> UInt8[np.ndarray, " bytes"]:
+    """The array's bytes. NumPy cannot export a buffer of bfloat16 directly."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)

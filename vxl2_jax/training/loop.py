@@ -1,13 +1,12 @@
-"""A whole run: stages of steps, their figures, checkpoints to go on from, and the model at the end.
+"""A whole training run: stages of steps, metrics, checkpoints to resume from, and the exported model.
 
 OUT/metrics.jsonl   a line every few steps, see `metrics`
 OUT/checkpoints/    and OUT/stages/, see `checkpoints`
-OUT/model/          the result: a checkpoint directory, low-rank updates merged
+OUT/model/          the result: a checkpoint directory with low-rank updates merged
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,16 +26,16 @@ from jax.sharding import Mesh
 
 from pallas_kernels import attention as kernels
 from vxl2_jax import parallel
-from vxl2_jax.api import Model, load
+from vxl2_jax.api import load
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.errors import RequestError
+from vxl2_jax.runtime import Runtime
 from vxl2_jax.storage import locking
 from vxl2_jax.training import checkpoints, conversations, lora, metrics, pipeline, step
 from vxl2_jax.training.checkpoints import Checkpoints
 from vxl2_jax.training.collate import Batch
-from vxl2_jax.training.conversations import Conversation
 from vxl2_jax.training.metrics import Tally
-from vxl2_jax.training.pipeline import Loaded
+from vxl2_jax.training.pipeline import Dataset, LoadedBatch
 from vxl2_jax.training.settings import Stage, TrainingSettings
 
 Params = Any
@@ -44,46 +43,65 @@ Params = Any
 
 @dataclass(frozen=True)
 class TrainingLog:
-    """Who is told what. say: a sentence now and then; warn: one for every example that is left out; looked: videos
-    looked at, of how many, before the first step; step: steps done, in all; line: a line of metrics."""
+    """Callbacks of a run.
 
-    say: Callable[[str], None] = lambda text: None
-    warn: Callable[[str], None] = lambda text: None
-    looked: Callable[[int, int], None] = lambda done, total: None
-    step: Callable[[int, int], None] = lambda done, total: None
-    line: Callable[[dict[str, Any]], None] = lambda line: None
+    Attributes:
+      info: called with a message now and then.
+      warning: called with a message for each skipped sample.
+      scanned: called before the first step with (videos scanned, total).
+      step: called with (steps done, total).
+      metrics: called with each line of metrics.
+    """
+
+    info: Callable[[str], Any] = lambda message: None
+    warning: Callable[[str], Any] = lambda message: None
+    scanned: Callable[[int, int], Any] = lambda done, total: None
+    step: Callable[[int, int], Any] = lambda done, total: None
+    metrics: Callable[[dict[str, Any]], Any] = lambda line: None
 
 
 @dataclass(frozen=True)
-class _Part:
-    """A stage with its number and the steps of the run that it takes: begin + 1 … end."""
+class _StageSpan:
+    """A stage and its steps, counted from the start of the run: start + 1 … end."""
 
-    number: int
+    index: int
     stage: Stage
-    begin: int
+    start: int
     end: int
 
 
-def train(settings: TrainingSettings, report: TrainingLog | None = None) -> Path:
-    """Train as the settings say and write the model; returns its directory. A run that OUT holds goes on.
+def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
+    """Train, and write the model. A run that was interrupted is resumed from its latest checkpoint.
 
-    SIGINT and SIGTERM save a checkpoint after the step in hand and then raise KeyboardInterrupt; a second one does not
-    wait. Raises RequestError for settings, data or an OUT that cannot be used, VideoError for videos (see
-    `pipeline.scan_dataset`), CheckpointError for a model or checkpoint that is damaged.
+    SIGINT and SIGTERM save a checkpoint after the current step, then raise KeyboardInterrupt; a second signal does not
+    wait.
+
+    Returns:
+      The model's directory.
+
+    Raises:
+      RequestError: settings, data or OUT cannot be used.
+      VideoError: see `pipeline.scan_dataset`.
+      CheckpointError: the model or a checkpoint is damaged.
     """
-    out = Path(settings.out)
-    rows = conversations.read(settings.data.files, settings.data.videos)
+    out, log = Path(settings.out), log or TrainingLog()
+    samples = conversations.read(settings.data.files, settings.data.videos)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"{out}: cannot be made ({error.strerror}); choose another place") from error
-    report, path = report or TrainingLog(), out / f"metrics{_suffix()}.jsonl"
-    with locking.opened(path) as file:
+        raise RequestError(f"{out}: cannot be created ({error.strerror}); choose another out") from error
+    # Each process writes the same metrics to a file of its own; that of the first has the plain name.
+    path = out / (f"metrics-{jax.process_index()}.jsonl" if jax.process_index() else "metrics.jsonl")
+    with locking.open_locked(path) as file:
         model, mesh = _load(settings)
-        # fp32 means fp32: without it GPUs and TPUs multiply in tf32 or bf16.
+        # By default GPUs and TPUs compute float32 products in TF32 or bfloat16.
         precision = "highest" if settings.compute_dtype == "float32" else "default"
         with jax.default_matmul_precision(precision):
-            return _Run(settings, report, model, mesh, rows, file, path).finish()
+            dataset = pipeline.scan_dataset(model, samples, settings, log.scanned)
+            log.info(f"attention: {model.attention}")
+            for reason in dataset.skipped:
+                log.warning(f"skipped: {reason}")
+            return _Run(settings, log, model, mesh, dataset, file, path).finish()
 
 
 class _Run:
@@ -92,158 +110,163 @@ class _Run:
     def __init__(
         self,
         settings: TrainingSettings,
-        report: TrainingLog,
-        model: Model,
+        log: TrainingLog,
+        model: Runtime,
         mesh: Mesh | None,
-        rows: list[Conversation],
+        dataset: Dataset,
         file: IO[str],
         path: Path,
-    ):
-        self.settings, self.report, self.mesh, self.file, self.path = settings, report, mesh, file, path
+    ) -> None:
+        self.settings, self.log, self.mesh, self.file, self.path = settings, log, mesh, file, path
         self.out = Path(settings.out)
-        corpus = pipeline.scan_dataset(model, rows, settings, report.looked)
-        report.say(f"attention: {model.attention}")
-        for reason in corpus.unread:
-            report.warn(f"left out: {reason}")
-        self.parts = _parts(settings, pipeline.batches_per_epoch(corpus, settings))
-        self.total = self.parts[-1].end
-        self.identity = checkpoints.identity(settings, corpus.digest, model.fingerprint)
-        self.params, self.model = model.params, dataclasses.replace(model, params=None)
-        self.data = pipeline.batches(self.model, corpus, settings, jax.process_index(), jax.process_count())
-        self.tally = Tally(unread=len(corpus.unread))
+        self.spans = _stage_spans(settings, pipeline.batches_per_epoch(dataset, settings))
+        self.total = self.spans[-1].end
+        self.identity = checkpoints.identity(settings, dataset.digest, model.fingerprint)
+        self.params, self.model = model.params, replace(model, params=None)
+        self.data = pipeline.batches(self.model, dataset, settings, jax.process_index(), jax.process_count())
+        self.tally = Tally(skipped=len(dataset.skipped))
 
     def finish(self) -> Path:
-        """Run what is left to run."""
+        """Run the remaining steps and export the model."""
         settings, target = self.settings, self.out / "model"
-        with Checkpoints(self.out, settings.checkpoint.keep, self.identity) as kept:
-            note = kept.note or {"stage": 0, "tally": self.tally.as_data()}
-            begin, self.tally = kept.step or 0, Tally(**note["tally"])
+        with Checkpoints(self.out, settings.checkpoint.keep, self.identity) as saved:
+            note = saved.note or {"stage": 0, "tally": self.tally.as_data()}
+            resumed_at, self.tally = saved.step or 0, Tally(**note["tally"])
             if target.exists():
-                if begin == self.total:
-                    self.report.say(f"{target} is complete")
+                if resumed_at == self.total:
+                    self.log.info(f"{target} is complete")
                     return target
-                raise RequestError(
-                    f"{target}: there is a model already, not of this run; remove it, or give another out"
-                )
-            metrics.cut(self.file, self.path, begin)
-            if begin:
-                self.report.say(f"going on after step {begin} of {self.total}")
-            # Low-rank updates join the tree once, so that later stages go on with them.
-            params = step.attach(self.params, settings)
+                raise RequestError(f"{target}: holds a model that is not of this run; remove it, or choose another out")
+            metrics.truncate(self.file, self.path, resumed_at)
+            if resumed_at:
+                self.log.info(f"resuming after step {resumed_at} of {self.total}")
+            # Attached once for the whole run: later stages continue to train the same updates.
+            params = step.attach_lora(self.params, settings)
             self.params = None
-            with _stoppable() as stopped:
-                for part in self.parts:
-                    params = self._stage(part, params, kept, begin, note["stage"], stopped)
-            kept.wait()
+            with _stop_requests() as stop_requested:
+                for span in self.spans:
+                    params = self._run_stage(span, params, saved, resumed_at, note["stage"], stop_requested)
+            saved.wait()
             _export(target, self.model, params, settings)
         return target
 
-    def _stage(
-        self, part: _Part, params: Params, kept: Checkpoints, begin: int, reached: int, stopped: threading.Event
+    def _run_stage(
+        self,
+        span: _StageSpan,
+        params: Params,
+        saved: Checkpoints,
+        resumed_at: int,
+        resumed_stage: int,
+        stop_requested: threading.Event,
     ) -> Params:
-        """Parameters after a stage; `begin`: the step that the run went on from, in stage number `reached`."""
-        if part.number < reached:
-            learnt = kept.stage(part.number, _learning(params, self.settings, part.stage))
-            return step.join(learnt, params)
-        state, frozen, update = step.prepare(
+        """The parameters after a stage, in a run that resumed at a step of stage `resumed_stage`."""
+        if span.index < resumed_stage:
+            trained = saved.load_stage(span.index, _trained_shapes(params, self.settings, span.stage))
+            return step.combine(trained, params)
+        state, frozen, train_step = step.init_stage(
             self.model.config,
             params,
             self.settings,
-            part.stage,
-            part.end - part.begin,
+            span.stage,
+            span.end - span.start,
             kernel=self.model.kernel,
             mesh=self.mesh,
         )
-        if part.number == reached and begin:
-            state = kept.restore(state, self.data)
+        if span.index == resumed_stage and resumed_at:
+            state = saved.restore(state, self.data)
 
-        def note():
-            return {"stage": part.number, "tally": self.tally.as_data()}
+        def save(done: int, state: step.TrainState) -> None:
+            saved.save(done, state, self.data, {"stage": span.index, "tally": self.tally.as_data()})
 
-        def save(done, state):
-            return kept.save(done, state, self.data, note())
+        state = self._run_steps(span, max(resumed_at, span.start), state, frozen, train_step, save, stop_requested)
+        if span.index + 1 < len(self.spans):
+            saved.save_stage(span.index, state.params)
+        return step.combine(state.params, params)
 
-        state = self._steps(part, max(begin, part.begin), state, frozen, update, save, stopped)
-        if part.number + 1 < len(self.parts):
-            kept.keep_stage(part.number, state.params)
-        return step.join(state.params, params)
-
-    def _steps(self, part: _Part, done: int, state, frozen, update, save: Callable, stopped: threading.Event):
-        """The state after the steps of a stage that are left, of which `done` in the run were made."""
-        running: tuple[int, Any, Loaded] | None = None
+    def _run_steps(
+        self,
+        span: _StageSpan,
+        done: int,
+        state: step.TrainState,
+        frozen: Params,
+        train_step: step.TrainStep,
+        save: Callable[[int, step.TrainState], None],
+        stop_requested: threading.Event,
+    ) -> step.TrainState:
+        """The state after the remaining steps of a stage; `done` steps of the run are done."""
+        running: tuple[int, Any, LoadedBatch] | None = None
         clock = time.perf_counter()
 
-        def count() -> None:
-            """Wait for the step that is running, and count it."""
-            nonlocal clock
+        def finish_running() -> None:
+            """Wait for the running step and record its metrics."""
+            nonlocal running, clock
             if running:
-                at, measures, loaded = running
-                measures, before, clock = jax.device_get(measures), clock, time.perf_counter()
-                self._check_finite(at, part.stage, measures)
-                self.tally.add(measures, loaded.tokens, loaded.unread, clock - before)
-                self.report.step(at, self.total)
-
-        while done < part.end:
-            loaded = next(self.data)
-            state, measures = update(state, frozen, self._placed(loaded.batch))
-            # The device has its next step before the last one's figures are waited for.
-            count()
-            done, running = done + 1, (done + 1, measures, loaded)
-            stop = stopped.is_set()
-            tell = done % self.settings.log_every == 0 or done == part.end
-            keep = done % self.settings.checkpoint.every == 0 or done == part.end or stop
-            if tell or keep:
-                count()
+                number, results, loaded = running
+                results, before, clock = jax.device_get(results), clock, time.perf_counter()
+                self._check_finite(number, span.stage, results)
+                self.tally.add(results, loaded.tokens, loaded.skipped, clock - before)
+                self.log.step(number, self.total)
                 running = None
-            if tell:
-                line = self.tally.line(done, part.stage.name)
+
+        while done < span.end:
+            loaded = next(self.data)
+            state, results = train_step(state, frozen, self._to_devices(loaded.batch))
+            # The next step is dispatched before the results of the last one are waited for.
+            finish_running()
+            done, running = done + 1, (done + 1, results, loaded)
+            stop = stop_requested.is_set()
+            write_line = done % self.settings.log_every == 0 or done == span.end
+            write_checkpoint = done % self.settings.checkpoint.every == 0 or done == span.end or stop
+            if write_line or write_checkpoint:
+                finish_running()
+            if write_line:
+                line = self.tally.line(done, span.stage.name)
                 metrics.append(self.file, line)
-                self.report.line(line)
-            if keep:
+                self.log.metrics(line)
+            if write_checkpoint:
                 save(done, state)
             if stop:
                 raise KeyboardInterrupt
         return state
 
-    def _check_finite(self, at: int, stage: Stage, measures: dict[str, np.ndarray]) -> None:
-        loss, norm = measures["loss"], measures["grad_norm"]
+    def _check_finite(self, number: int, stage: Stage, results: dict[str, Any]) -> None:
+        loss, norm = results["loss"], results["grad_norm"]
         if not (np.isfinite(loss) and np.isfinite(norm)):
             raise RequestError(
-                f"{self.out}: at step {at} the loss is {loss} and its gradient {norm}; start again in another folder, "
-                f"with a lower rate for stage {stage.name}"
+                f"{self.out}: at step {number} the loss is {loss} and the gradient norm {norm}; start again in another "
+                f"folder with a lower learning_rate for stage {stage.name}"
             )
 
-    def _placed(self, batch: Batch) -> Batch:
-        """The batch on the devices."""
+    def _to_devices(self, batch: Batch) -> Batch:
         if self.mesh is None:
             return batch
-        where = parallel.examples(self.mesh)
-        return Batch(*(jax.make_array_from_process_local_data(where, part) for part in batch))
+        sharding = parallel.batch_sharding(self.mesh)
+        return Batch(*(jax.make_array_from_process_local_data(sharding, array) for array in batch))
 
 
-def _parts(settings: TrainingSettings, epoch: int) -> list[_Part]:
-    """The stages, with epochs of `epoch` steps counted out."""
-    parts: list[_Part] = []
-    for number, stage in enumerate(settings.stages):
-        begin = parts[-1].end if parts else 0
-        steps = stage.epochs * epoch if stage.steps is None else stage.steps
-        parts.append(_Part(number, stage, begin, begin + steps))
-    return parts
+def _stage_spans(settings: TrainingSettings, steps_per_epoch: int) -> list[_StageSpan]:
+    """The stages with their steps."""
+    spans: list[_StageSpan] = []
+    for index, stage in enumerate(settings.stages):
+        start = spans[-1].end if spans else 0
+        steps = stage.epochs * steps_per_epoch if stage.steps is None else stage.steps
+        spans.append(_StageSpan(index, stage, start, start + steps))
+    return spans
 
 
-def _load(settings: TrainingSettings) -> tuple[Model, Mesh | None]:
-    """The model to begin with, and the mesh (None for one device)."""
-    # What learns begins as exact as the checkpoint is; what does not is wanted in the dtype that it computes in.
-    whole = settings.lora is None or any(set(stage.train) - {"language"} for stage in settings.stages)
-    dtype = settings.params_dtype if whole else settings.compute_dtype
-    many = settings.mesh.model > 1 or (settings.mesh.data or jax.device_count()) > 1
-    # A model that is spread over devices may be larger than one of them.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]) if many else nullcontext():
+def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
+    """The initial model, and the mesh (None for one device)."""
+    # With LoRA of the language model alone all loaded parameters are frozen.
+    all_frozen = settings.lora is not None and all(set(stage.train) == {"language"} for stage in settings.stages)
+    dtype = settings.compute_dtype if all_frozen else settings.params_dtype
+    needs_mesh = settings.mesh.model > 1 or (settings.mesh.data or jax.device_count()) > 1
+    # A model that is sharded may be too large for one device.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]) if needs_mesh else nullcontext():
         model = load(settings.model, dtype, attention="reference")
-    # The kernel suits what the run computes in, which need not be what the parameters are kept in.
+    # Attention runs in compute_dtype, whatever the dtype of the parameters.
     kernel, reason = kernels.select_kernel(dtype=settings.compute_dtype, width=model.config.language.head_width)
-    model = dataclasses.replace(model, kernel=kernel, attention=reason)
-    if not many:
+    model = replace(model, kernel=kernel, attention=reason)
+    if not needs_mesh:
         return model, None
     mesh = parallel.make_mesh(model.config, settings.mesh.data, settings.mesh.model)
     ways = mesh.shape[parallel.DATA]
@@ -252,32 +275,32 @@ def _load(settings: TrainingSettings) -> tuple[Model, Mesh | None]:
     return model, mesh
 
 
-def _learning(params: Params, settings: TrainingSettings, stage: Stage) -> Params:
-    """What a stage learns, as shapes."""
-    shapes = jax.eval_shape(lambda tree: tree, step.divide(params, settings, stage)[0])
+def _trained_shapes(params: Params, settings: TrainingSettings, stage: Stage) -> Params:
+    """The trained parameters of a stage, as shapes."""
+    shapes = jax.eval_shape(lambda tree: tree, step.partition(params, settings, stage)[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(settings.params_dtype)), shapes)
 
 
 @contextmanager
-def _stoppable() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; the second does what it usually does."""
-    stopped, before = threading.Event(), {}
+def _stop_requests() -> Iterator[threading.Event]:
+    """An event that is set by the first SIGINT or SIGTERM; the second has its usual effect."""
+    requested, handlers = threading.Event(), {}
 
-    def stop(number: int, _: object) -> None:
-        stopped.set()
-        signal.signal(number, before[number])
+    def request(number: int, _: object) -> None:
+        requested.set()
+        signal.signal(number, handlers[number])
 
-    if threading.current_thread() is threading.main_thread():  # no other may handle signals
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is threading.main_thread():  # only this thread may set handlers
+        handlers = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stopped
+        yield requested
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _export(target: Path, model: Model, params: Params, settings: TrainingSettings) -> None:
-    """Write the model as a checkpoint directory of the original's layout, all or nothing."""
+def _export(target: Path, model: Runtime, params: Params, settings: TrainingSettings) -> None:
+    """Write the model as a Hugging Face checkpoint directory, atomically."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     if settings.lora is not None:
@@ -293,8 +316,3 @@ def _export(target: Path, model: Model, params: Params, settings: TrainingSettin
         os.replace(part, target)
     except OSError as error:
         raise RequestError(f"{target}: cannot be written ({error}); free some space and start again") from error
-
-
-def _suffix() -> str:
-    """Each process has figures of its own, the same ones; the first one's file has the plain name."""
-    return f"-{jax.process_index()}" if jax.process_index() else ""
