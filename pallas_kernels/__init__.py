@@ -1,1 +1,1 @@
-"""Attention kernels: arrays in, arrays out. They know nothing of videos."""
+"""Attention kernels in Pallas: arrays in, arrays out, independent of videos and models."""

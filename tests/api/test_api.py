@@ -37,9 +37,9 @@ def test_kernels_that_fail_their_trial_are_passed_over_and_the_reason_told(model
     second = load()
     assert first.kernel != attention.REFERENCE and "NVIDIA H200" in first.attention
     assert second.kernel == attention.REFERENCE
-    assert "not ampere (it failed its trial on this machine: ampere is off)" in second.attention
+    assert "not ampere (" in second.attention and "ampere is off" in second.attention
     if first.kernel.name == "hopper":
-        assert "not hopper (it failed its trial on this machine: hopper is off)" in second.attention
+        assert "not hopper (" in second.attention and "hopper is off" in second.attention
         monkeypatch.setattr(f"{SELECT}.self_test", lambda kernel, **_: "off" if kernel.name == "hopper" else None)
         assert load().kernel.name == "ampere"
 
