@@ -14,6 +14,7 @@ only if they are indexed inside the kernel, so caches are passed whole, never as
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -29,10 +30,16 @@ from pallas_kernels.attention.reference import KVCache
 from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
 
-try:  # Deprecated since jax 0.11. Everything Triton-specific is reached through this name.
-    from jax.experimental.pallas import triton
-except ImportError:
-    triton = None
+
+def _import_triton() -> Any:
+    """Pallas Triton, deprecated since jax 0.11; None where jax no longer has it."""
+    try:
+        return importlib.import_module("jax.experimental.pallas.triton")
+    except ImportError:
+        return None
+
+
+triton = _import_triton()
 
 _MASKED = -1e30  # logit of a masked key
 _M_INIT = -1e15  # initial running maximum: 2 ** (_MASKED - _M_INIT) is exactly 0, so masked keys never count
@@ -98,10 +105,12 @@ def _scaled_exp2(x: jax.Array, scale: float, shift: jax.Array, interpret: bool) 
     return result
 
 
-def _softmax_step(carry: tuple, q_parts: list, k_parts: list, v_parts: list, mask: Any, scale: float, interpret: bool):
+def _softmax_step(
+    carry: tuple, q_parts: list, k_parts: list, v_parts: list, mask: Any, scale: float, interpret: bool
+) -> tuple:
     """Fold one key tile into the carry (m_i, l_i, acc), in base 2; `mask` is applied to the logits, None for no mask."""
     m_i, l_i, acc = carry
-    logits = sum(_dot(q, k, 1) for q, k in zip(q_parts, k_parts, strict=True))
+    logits: Any = sum(_dot(q, k, 1) for q, k in zip(q_parts, k_parts, strict=True))
     if mask is not None:
         logits = mask(logits)
     m_new = jnp.maximum(m_i, jnp.max(logits, axis=1) * scale)
@@ -180,7 +189,7 @@ def _kernel(
 
 
 def attend_tiles(
-    q: Float[Array, "K tiles rows D"],
+    q: Float[Array, "K Q rows D"],
     streams: Sequence[KVCache],
     layer: Int[ArrayLike, ""],
     schedule: TileSchedule,
@@ -189,8 +198,8 @@ def attend_tiles(
     tiles: TileSizes,
     out_dtype: DTypeLike,
     interpret: bool = False,
-) -> tuple[Float[Array, "K items rows D"], Float[Array, "K items rows"]]:
-    """Attention of the items of a schedule in one layer of the streams; sums are fp32.
+) -> tuple[Float[Array, "K T rows D"], Float[Array, "K T rows"]]:
+    """Attention of the T items of a schedule in one layer of the streams; sums are fp32.
 
     Args:
       q: query tiles (rotated, unscaled), `rows` as in `tiles`; bfloat16, float16 or float32 (full fp32 products).

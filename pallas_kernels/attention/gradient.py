@@ -73,7 +73,7 @@ def _backward(residuals: tuple, d_out: jax.Array) -> tuple[jax.Array, tuple[KVCa
             dq, d_streams[index] = _tile_gradients(query_tile, index, stream, scale, dq, d_streams[index])
         return d_streams, dq
 
-    zeros = [tuple(jnp.zeros(a.shape[1:], jnp.float32) for a in stream) for stream in streams]
+    zeros = [(jnp.zeros(k.shape[1:], jnp.float32), jnp.zeros(v.shape[1:], jnp.float32)) for k, v in streams]
     d_streams, dq = jax.lax.scan(one_tile, zeros, query_tiles)
     dq = rearrange(dq, "t k (n r) d -> (t n) (k r) d", r=repeats)[:count].astype(q.dtype)
     d_streams = tuple(

@@ -70,7 +70,7 @@ def _block_columns(width: int) -> int:
 
 
 def attend_tiles(
-    q: Float[Array, "K tiles rows D"],
+    q: Float[Array, "K Q rows D"],
     streams: Sequence[KVCache],
     layer: Int[ArrayLike, ""],
     schedule: TileSchedule,
@@ -79,8 +79,8 @@ def attend_tiles(
     tiles: TileSizes,
     out_dtype: DTypeLike,
     interpret: Any = False,
-) -> tuple[Float[Array, "K items rows D"], Float[Array, "K items rows"]]:
-    """Attention of the items of a schedule in one layer of the streams; sums are fp32.
+) -> tuple[Float[Array, "K T rows D"], Float[Array, "K T rows"]]:
+    """Attention of the T items of a schedule in one layer of the streams; sums are fp32.
 
     Args:
       q: query tiles (rotated, unscaled), `rows` as in `tiles`; bfloat16 or float16.
@@ -167,7 +167,7 @@ def _pad_slots(cache: jax.Array) -> jax.Array:
 
 def _program(
     q, streams, layer, schedule, out, lse,
-    *, q_tiles, k_tiles, v_tiles, q_ready, k_ready, v_ready, k_free, v_free, ping_pong, weight_tiles=None,
+    *, q_tiles, k_tiles, v_tiles, q_ready, k_ready, v_ready, k_free, v_free, ping_pong, weight_tiles: Any = None,
     scale: float, tiles: TileSizes, tasks_per_program: int, interpret: Any,
 ) -> None:  # fmt: skip
     """Run `tasks_per_program` tasks, one after the other.
@@ -267,7 +267,7 @@ def _program(
             if consumers == 2:
                 plgpu.barrier_wait(ping_pong)
 
-        def accumulate(products: Callable[..., None], initial: list[jax.Array]) -> list[jax.Array]:
+        def accumulate(products: Callable[..., None], initial: list[Any]) -> Any:
             """The accumulators, starting from `initial`, after `products` has added to them."""
             if interpret:  # the interpreter's accumulators can only start from zero
 

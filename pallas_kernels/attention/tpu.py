@@ -211,7 +211,7 @@ def _kernel(
 
 @functools.partial(jax.jit, static_argnames=("scale", "tiles", "out_dtype", "interpret"))
 def attend_tiles(
-    q: Float[Array, "K tiles rows D"],
+    q: Float[Array, "K Q rows D"],
     streams: Sequence[KVCache],
     layer: Int[ArrayLike, ""],
     schedule: TileSchedule,
@@ -220,8 +220,8 @@ def attend_tiles(
     tiles: TileSizes,
     out_dtype: DTypeLike,
     interpret: Any = False,
-) -> tuple[Float[Array, "K items rows D"], Float[Array, "K items rows"]]:
-    """Attention of the items of a schedule in one layer of the streams; sums are fp32.
+) -> tuple[Float[Array, "K T rows D"], Float[Array, "K T rows"]]:
+    """Attention of the T items of a schedule in one layer of the streams; sums are fp32.
 
     Args:
       q: query tiles (rotated, unscaled), `rows` as in `tiles`; bfloat16 or float32 (full fp32 products).
