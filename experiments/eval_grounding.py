@@ -37,7 +37,7 @@ from vxl2_jax.cli.options import progress
 from vxl2_jax.evaluation import grounding, grounding_data, grounding_report, grounding_run
 from vxl2_jax.evaluation.settings import MODES
 
-_FORM = flags.DEFINE_enum("form", None, list(grounding_data.FORMS), "Form of the annotations.", required=True)
+_FORM = flags.DEFINE_enum("form", None, list(grounding_data.FORMATS), "Form of the annotations.", required=True)
 _ANNOTATIONS = flags.DEFINE_string("annotations", None, "The annotation file.", required=True)
 _VIDEOS = flags.DEFINE_string("videos", None, "Folder that holds the videos, at any depth.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of this run, made or gone on with.", required=True)
@@ -107,13 +107,13 @@ def wanted(items: Sequence[grounding_data.GroundingVideo], left_out: int) -> gro
 def main(_) -> int:
     logging.set_verbosity(logging.WARNING)
     asked, left_out = grounding_data.read_moments(_FORM.value, _ANNOTATIONS.value)
-    items = grounding_data.read_items(asked, Path(_VIDEOS.value), _LIMIT.value)
-    random_s, source = grounding_data.usual_length(_FORM.value, items, _TRAIN.value)
+    items = grounding_data.group_by_video(asked, Path(_VIDEOS.value), _LIMIT.value)
+    random_s, source = grounding_data.random_span_length(_FORM.value, items, _TRAIN.value)
     out = Path(_OUT.value)
     with progress("evaluating", "videos", quiet=False) as advance:
         grounding_run.evaluate(wanted(items, left_out), lambda: vxl2.load(_MODEL.value), out, progress=advance)
-    reading = grounding_report.Reading(_FRACTION.value, _SAID_S.value, round(random_s, 3), source, _SEED.value)
-    data = grounding_report.write(out, reading)
+    spans = grounding_report.SpanOptions(_FRACTION.value, _SAID_S.value, round(random_s, 3), source, _SEED.value)
+    data = grounding_report.write(out, spans)
     print(json.dumps(data, indent=1) if _JSON.value else grounding_report.as_markdown(data))
     return 0
 

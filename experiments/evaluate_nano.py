@@ -45,7 +45,7 @@ from studies.memories import interior
 
 import vxl2_jax as vxl2
 from vxl2_jax.cache.plan import mixed_length
-from vxl2_jax.evaluation.report import put
+from vxl2_jax.evaluation.report import write_texts
 from vxl2_jax.memory import check_compression
 
 _QUESTIONS = flags.DEFINE_integer("questions", 400, "Questions per range.", lower_bound=1)
@@ -225,7 +225,7 @@ def main(_) -> int:
         report["ranges"] = found = dict(sorted(found.items(), key=lambda item: parse_range(item[0])))
         if _OUT.value:
             out = Path(_OUT.value)
-            put(out.absolute().parent, {out.name: json.dumps(report, indent=1) + "\n"})
+            write_texts(out.absolute().parent, {out.name: json.dumps(report, indent=1) + "\n"})
     print(json.dumps(report, indent=1) if _JSON.value else as_text(report))
     return 0
 

@@ -43,7 +43,7 @@ from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
-from vxl2_jax.evaluation import folder
+from vxl2_jax.evaluation import run_folder
 from vxl2_jax.evaluation.settings import MODES
 from vxl2_jax.generate import AskOptions
 
@@ -102,7 +102,7 @@ def main(_) -> int:
         todo = needle_run.films(lengths, _SEEDS.value, setting)
     AskOptions(relevance=setting.relevance, top_k=setting.top_k, chunk_size=setting.chunk_size).check()
     out = Path(_OUT.value)
-    folder.check(out, dataclasses.asdict(setting))
+    run_folder.check_settings(out, dataclasses.asdict(setting))
     steps = needle_run.run(vxl2.load(_MODEL.value), todo, setting, out)
     for _ in track(steps, "films", total=len(todo), console=Console(stderr=True), transient=True):
         pass

@@ -38,7 +38,7 @@ from studies.catalogue import STUDIES
 from studies.study import Study
 
 import vxl2_jax as vxl2
-from vxl2_jax.evaluation.report import put
+from vxl2_jax.evaluation.report import write_texts
 
 _QUESTION = flags.DEFINE_enum("question", None, [*STUDIES, cost.NAME, "all"], "Which one.", required=True)
 _MODEL = flags.DEFINE_string("model", "nano", "nano, or a checkpoint directory of the same vocabulary.")
@@ -103,7 +103,7 @@ def made_with(model: vxl2.Model) -> dict[str, Any]:
 def main(_) -> int:
     logging.set_verbosity(logging.WARNING)
     names = [*STUDIES, cost.NAME] if _QUESTION.value == "all" else [_QUESTION.value]
-    put(Path(_OUT.value), {})  # so that what cannot be a folder is told before the work
+    write_texts(Path(_OUT.value), {})  # so that what cannot be a folder is told before the work
     model, console = vxl2.load(_MODEL.value), Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     for name in names:
@@ -115,7 +115,7 @@ def main(_) -> int:
                 return bar.update(task, completed=done, total=total)
 
             report, text = costed(model, progress) if name == cost.NAME else studied(STUDIES[name], model, progress)
-        put(Path(_OUT.value), {f"{name}.json": as_json(report)})
+        write_texts(Path(_OUT.value), {f"{name}.json": as_json(report)})
         print(f"{text}\n{name}: {time.perf_counter() - began:.0f} s\n", flush=True)
     return 0
 

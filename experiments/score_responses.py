@@ -37,13 +37,13 @@ _MENDED = flags.DEFINE_boolean(
 
 def report(name: str, path: str, rows: bool, mended: bool) -> dict[str, Any]:
     """What is printed. Raises RequestError."""
-    benchmark = evaluation.named(name)
-    if mended and not hasattr(benchmark, "read_mended"):
+    benchmark = evaluation.get_benchmark(name)
+    if mended and not hasattr(benchmark, "read_corrected"):
         raise RequestError(f"--mended is for video_mme; leave it out for {name}, which has nothing to mend")
     pairs, left_out = evaluation.read_responses(benchmark, path)
     if left_out:
         print(f"score_responses: left out {left_out} rows of other benchmarks", file=sys.stderr)
-    read = benchmark.read_mended if mended else benchmark.read
+    read = benchmark.read_corrected if mended else benchmark.read
     verdicts = [evaluation.judge(benchmark, row, response, read) for row, response in pairs]
     if silent := sum(not verdict.named for verdict in verdicts if verdict.counted):
         lots = "; the original draws an option by lot instead" if name == "longvideobench" else ""

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     try:
         if len(argv) > 1 or not _BENCHMARK.value or not _DOCS.value:
             raise RequestError("give --benchmark B --docs FILE, and no other arguments")
-        benchmark = evaluation.named(_BENCHMARK.value)
+        benchmark = evaluation.get_benchmark(_BENCHMARK.value)
         prompts = [benchmark.prompt(row) for row in evaluation.read_docs(benchmark, _DOCS.value)]
     except Vxl2Error as error:
         print(f"show_prompts: {' '.join(str(error).split())}", file=sys.stderr)

@@ -16,9 +16,9 @@ import numpy as np
 
 from nano.questions import TOLERANCE_S
 from vxl2_jax import plot
-from vxl2_jax.evaluation import folder
+from vxl2_jax.evaluation import run_folder
 from vxl2_jax.evaluation.intervals import wilson
-from vxl2_jax.evaluation.report import put, table
+from vxl2_jax.evaluation.report import table, write_texts
 
 KINDS = ("exists", "when", "what")
 STAGES = ("render", "watch", "ask")
@@ -139,9 +139,9 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def write(run: Path) -> dict[str, Any]:
     """Write report.json, report.md and report.png into a run's folder; returns the report."""
-    told = folder.read_run(run)
-    data = {**told, **summarise(list(folder.records(run).values()))}
-    put(run, {"report.json": json.dumps(data, indent=1) + "\n", "report.md": as_markdown(data)})
+    told = run_folder.read_run(run)
+    data = {**told, **summarise(list(run_folder.read_records(run).values()))}
+    write_texts(run, {"report.json": json.dumps(data, indent=1) + "\n", "report.md": as_markdown(data)})
     if data["modes"]:
         draw(run / "report.png", data, f"needles, {told['made_with']['model']}")
     return data

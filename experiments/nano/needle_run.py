@@ -22,7 +22,7 @@ import numpy as np
 import vxl2_jax as vxl2
 from nano import encode, haystacks
 from nano.needles import judge
-from vxl2_jax.evaluation import folder, settings
+from vxl2_jax.evaluation import run_folder, settings
 from vxl2_jax.memory import check_compression
 from vxl2_jax.storage import jsonl
 
@@ -120,9 +120,9 @@ def run(model: vxl2.Model, todo: Sequence[Film], setting: Setting, out: Path) ->
     """
     check_compression(setting.compression, model.config.visual_tokens)  # the folder is not yet claimed for it
     wanted = dataclasses.asdict(setting) | {"model_hash": model.fingerprint}
-    with folder.adding(out, 0, 1) as file, tempfile.TemporaryDirectory() as scratch:
-        folder.claim(out, wanted, {"model": Path(model.name).name, "cores": os.cpu_count()})
-        done = folder.records(out)
+    with run_folder.open_records(out, 0, 1) as file, tempfile.TemporaryDirectory() as scratch:
+        run_folder.claim(out, wanted, {"model": Path(model.name).name, "cores": os.cpu_count()})
+        done = run_folder.read_records(out)
         for film in todo:
             if "answers" not in done.get(film.name, {}):
                 row = {"index": film.seconds, "video": film.name, "seconds": film.seconds}

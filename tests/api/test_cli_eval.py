@@ -7,7 +7,7 @@ import pytest
 from evaluation.standin import StandIn
 
 from vxl2_jax import cli, evaluation
-from vxl2_jax.evaluation import folder, runner
+from vxl2_jax.evaluation import run_folder, runner
 from vxl2_jax.evaluation.settings import MODES, released
 
 NAMES = tuple(evaluation.BENCHMARKS)
@@ -111,7 +111,7 @@ def test_nano_runs_in_every_mode_and_the_runs_are_compared(capsys, data, tmp_pat
             "--quiet",
             *MODE_FLAGS[mode],
         )
-        found, records = json.loads(told), list(folder.records(tmp_path / mode).values())
+        found, records = json.loads(told), list(run_folder.read_records(tmp_path / mode).values())
         assert code == 0 and found["complete"] and "2 videos could not be watched" in error
         assert [failure["video"] for failure in found["failures"]] == ["bad.mp4", "none.mp4"]
         assert (found["saved"]["attention_percent"] > 10) == (mode != "dense")
@@ -174,7 +174,7 @@ def test_a_mistake_gets_one_line_and_code_2(capsys, data, tmp_path, change, word
         capsys, "eval", "--quiet", *(part for pair in flags.items() if pair[1] is not None for part in pair)
     )
     assert code == 2 and told == "" and error.count("\n") == 1 and words in error
-    assert not (tmp_path / "out" / folder.RUN).exists()
+    assert not (tmp_path / "out" / run_folder.RUN_FILE).exists()
 
 
 def test_reports_and_comparisons_refuse_what_is_no_run(capsys, tmp_path):
@@ -199,12 +199,12 @@ def test_help_teaches(capsys, part):
 
 
 def test_subtitles_stand_in_the_prompt_of_their_video(data):
-    benchmark = evaluation.named("video_mme")
+    benchmark = evaluation.get_benchmark("video_mme")
     items = runner.data.read(benchmark, data["video_mme"], subtitle_folder=data["video_mme"] / "subtitle")
-    prompts = [benchmark.prompt(row) for item in items for row in runner._told(item, True)]
+    prompts = [benchmark.prompt(row) for item in items for row in runner._with_subtitles(item)]
     shown = [line for line in items[0].srt.splitlines() if "<font" in line]
     assert all(line.split(">")[1].split("<")[0] in prompts[0] for line in shown) and prompts[0].endswith(
         "The best answer is:"
     )
-    without = runner._told(runner.replace(items[0], srt=None), True)
+    without = runner._with_subtitles(runner.replace(items[0], srt=None))
     assert "No subtitles available" in benchmark.prompt(without[0])

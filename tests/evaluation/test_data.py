@@ -36,18 +36,18 @@ def folder(tmp_path, name, asked, form="task", ending="json"):
 def test_every_format_gives_the_same_questions(tmp_path, asked, name, ending):
     if ending == "parquet":
         pytest.importorskip("pyarrow")
-    items = data.read(evaluation.named(name), folder(tmp_path, name, asked, ending=ending))
+    items = data.read(evaluation.get_benchmark(name), folder(tmp_path, name, asked, ending=ending))
     assert [item.index for item in items] == [0, 1, 2] and [len(item.rows) for item in items] == list(map(len, asked))
     assert [item.path.name for item in items] == ["clip.0.mp4", "clip.1.mp4", "clip.2.mp4"]
     first, row = asked[0][0], items[0].rows[0]
     assert row.answer == "ABCD"[first.right] and first.question in row.question
-    assert all(option in evaluation.named(name).prompt(row) for option in first.options)
+    assert all(option in evaluation.get_benchmark(name).prompt(row) for option in first.options)
     assert (first.type,) in row.groups.values()
 
 
 @pytest.mark.parametrize("name", ["mlvu", "longvideobench", "lvbench"])
 def test_the_benchmarks_own_files_ask_the_same_as_the_tasks_rows(tmp_path, asked, name):
-    benchmark, digests = evaluation.named(name), set()
+    benchmark, digests = evaluation.get_benchmark(name), set()
     for form in ("task", "published"):
         place = tmp_path / form
         place.mkdir()
@@ -79,14 +79,17 @@ def test_the_benchmarks_own_files_ask_the_same_as_the_tasks_rows(tmp_path, asked
         ),
     ],
 )
-def test_published_rows_that_are_amiss_are_named(name, doc, words):
+def test_invalid_published_rows_are_named(name, doc, words):
     with pytest.raises(RequestError, match=words):
-        published.forms(name, doc)
+        published.to_task_rows(name, doc)
 
 
 def test_questions_of_mlvu_that_are_answered_in_sentences_are_left_out():
     assert (
-        published.forms("mlvu", {"video": "a.mp4", "question": "?", "answer": "long", "question_type": "summary"}) == []
+        published.to_task_rows(
+            "mlvu", {"video": "a.mp4", "question": "?", "answer": "long", "question_type": "summary"}
+        )
+        == []
     )
 
 
@@ -101,14 +104,14 @@ def test_annotations_are_found_by_their_published_names(tmp_path):
         (tmp_path / "json" / name).write_text("[]")
     assert [path.name for path in data.find_annotations("mlvu", tmp_path)] == ["1_plotQA.json", "2_needle.json"]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RequestError, match="no annotations in it"):
+    with pytest.raises(RequestError, match="empty: no annotations"):
         data.find_annotations("mlvu", tmp_path / "empty")
 
 
 def test_parquet_without_pyarrow_names_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(RequestError, match=r"x.parquet: parquet is read by the package pyarrow.*pip install pyarrow"):
-        evaluation.read_docs(evaluation.named("mlvu"), tmp_path / "x.parquet")
+    with pytest.raises(RequestError, match=r"x.parquet: .*pip install pyarrow"):
+        evaluation.read_docs(evaluation.get_benchmark("mlvu"), tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize("content, words", [(None, "no such file"), (b"PAR1 no parquet", "cannot be read")])
@@ -117,7 +120,7 @@ def test_bad_parquet_is_named(tmp_path, content, words):
     if content:
         (tmp_path / "x.parquet").write_bytes(content)
     with pytest.raises(RequestError, match=f"x.parquet: {words}"):
-        evaluation.read_docs(evaluation.named("mlvu"), tmp_path / "x.parquet")
+        evaluation.read_docs(evaluation.get_benchmark("mlvu"), tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize(
@@ -134,45 +137,45 @@ def test_videos_are_found_by_name_at_any_depth(tmp_path, docs, there, found):
     for name in there:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"the same")
-    path, problem = data.Files(tmp_path).find(evaluation.named("mlvu").row(docs["mlvu"]))
+    path, problem = data.VideoFiles(tmp_path).find(evaluation.get_benchmark("mlvu").row(docs["mlvu"]))
     assert path == tmp_path / found and not problem
 
 
-def test_a_video_that_is_missing_or_not_the_only_one_of_its_name_is_told(tmp_path, docs):
-    row = evaluation.named("mlvu").row(docs["mlvu"])
-    assert data.Files(tmp_path).find(row) == (None, f"kitchen_3.mp4: no such video in {tmp_path}")
+def test_the_reason_is_given_for_a_missing_or_ambiguous_video(tmp_path, docs):
+    row = evaluation.get_benchmark("mlvu").row(docs["mlvu"])
+    assert data.VideoFiles(tmp_path).find(row) == (None, f"kitchen_3.mp4: no such video in {tmp_path}")
     for name in "ab":
         (tmp_path / name).mkdir()
         (tmp_path / name / "kitchen_3.mp4").write_bytes(name.encode() * ord(name))
-    path, problem = data.Files(tmp_path).find(row)
+    path, problem = data.VideoFiles(tmp_path).find(row)
     assert path is None and "2 different files have this name" in problem
 
 
-def test_a_key_tells_what_is_asked_and_the_same_question_twice_apart(tmp_path, docs):
+def test_keys_identify_questions_and_number_repeated_ones(tmp_path, docs):
     rows = [docs["mlvu"], docs["mlvu"], {**docs["mlvu"], "question": "Why?"}, {**docs["mlvu"], "video_name": "b.mp4"}]
     (tmp_path / "a.json").write_text(json.dumps(rows))
-    first, second = (data.keys(item) for item in data.read(evaluation.named("mlvu"), tmp_path))
+    first, second = (data.question_keys(item) for item in data.read(evaluation.get_benchmark("mlvu"), tmp_path))
     assert first[1] == f"{first[0]}-2" and len({*first, *second}) == 4
-    assert first[0] == data.keys(data.read(evaluation.named("mlvu"), tmp_path, limit=1)[0])[0]
+    assert first[0] == data.question_keys(data.read(evaluation.get_benchmark("mlvu"), tmp_path, limit=1)[0])[0]
 
 
 def test_subtitles_are_read_by_video_and_bad_ones_named(tmp_path, docs):
     (tmp_path / "a.json").write_text(json.dumps([docs["video_mme"], {**docs["video_mme"], "videoID": "other"}]))
     (tmp_path / "srt").mkdir()
     (tmp_path / "srt" / "k1tch3n.srt").write_text("1\n00:00:01,000 --> 00:00:02,000\nhello\n")
-    told = data.read(evaluation.named("video_mme"), tmp_path, subtitle_folder=tmp_path / "srt")
-    assert ["hello" in (item.srt or "") for item in told] == [True, False]
-    assert all(item.srt is None for item in data.read(evaluation.named("video_mme"), tmp_path))
+    items = data.read(evaluation.get_benchmark("video_mme"), tmp_path, subtitle_folder=tmp_path / "srt")
+    assert ["hello" in (item.srt or "") for item in items] == [True, False]
+    assert all(item.srt is None for item in data.read(evaluation.get_benchmark("video_mme"), tmp_path))
     (tmp_path / "srt" / "other.srt").write_text("1\nsoon\nhello\n")
     with pytest.raises(RequestError, match="other.srt: not subtitles .*'soon' must be times"):
-        data.read(evaluation.named("video_mme"), tmp_path, subtitle_folder=tmp_path / "srt")
+        data.read(evaluation.get_benchmark("video_mme"), tmp_path, subtitle_folder=tmp_path / "srt")
 
 
 def test_folders_that_are_missing_are_named(tmp_path):
     with pytest.raises(RequestError, match="nowhere: no such folder"):
-        data.read(evaluation.named("mlvu"), tmp_path / "nowhere")
+        data.read(evaluation.get_benchmark("mlvu"), tmp_path / "nowhere")
     with pytest.raises(RequestError, match="nowhere: no such folder"):
-        data.read(evaluation.named("mlvu"), tmp_path, videos=tmp_path / "nowhere")
+        data.read(evaluation.get_benchmark("mlvu"), tmp_path, videos=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

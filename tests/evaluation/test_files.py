@@ -40,7 +40,7 @@ def lines(rows) -> bytes:
 def test_responses_are_read_from_lines_or_a_list_plain_or_gzipped(tmp_path, data):
     path = tmp_path / "responses"
     path.write_bytes(data)
-    pairs, left_out = evaluation.read_responses(evaluation.named("lvbench"), path)
+    pairs, left_out = evaluation.read_responses(evaluation.get_benchmark("lvbench"), path)
     assert [(row.answer, response) for row, response in pairs] == [("B", "B"), ("D", "")] and left_out == 1
     assert pairs[0][0].groups == {
         "question_type": ("x", "y"),
@@ -56,7 +56,7 @@ def test_responses_are_read_from_lines_or_a_list_plain_or_gzipped(tmp_path, data
     [
         (lines([{"answer": "B"}]), "row 1: lacks the key 'response'; add it"),
         (lines([ROWS[2], {"response": "B"}]), "row 2: lacks the key 'answer'; add it"),
-        (lines([{"response": None, "answer": "B"}]), "row 1: 'response' must be text, not None"),
+        (lines([{"response": None, "answer": "B"}]), "row 1: 'response' must be a string, not None"),
         (lines([{"response": "B", "answer": "(B) Blue"}]), "'answer' must be the letter of an option, such as 'B'"),
         (lines([ROWS[1]]), "no row of lvbench, only of mlvu"),
         (lines(ROWS) + b"\n{", "line 4 is not JSON"),
@@ -65,7 +65,7 @@ def test_responses_are_read_from_lines_or_a_list_plain_or_gzipped(tmp_path, data
         (b'"B"', "row 1 must be an object"),
         (b" \n", "no rows in it"),
         (b"[]", "no rows in it"),
-        (b"\xff\xfe", "not text in UTF-8"),
+        (b"\xff\xfe", "not UTF-8"),
         (gzip.compress(b"x" * 99, mtime=0)[:20], "cannot be read"),
     ],
 )
@@ -73,7 +73,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, data, words):
     path = tmp_path / "responses.jsonl"
     path.write_bytes(data)
     with pytest.raises(RequestError) as caught:
-        evaluation.read_responses(evaluation.named("lvbench"), path)
+        evaluation.read_responses(evaluation.get_benchmark("lvbench"), path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and words in message and "\n" not in message
 
@@ -81,11 +81,11 @@ def test_bad_files_are_refused_in_one_line(tmp_path, data, words):
 @pytest.mark.parametrize("name, words", [("", "cannot be read"), ("missing", "no such file; give the path")])
 def test_folders_and_missing_files_are_named(tmp_path, name, words):
     with pytest.raises(RequestError, match=words):
-        evaluation.read_docs(evaluation.named("mlvu"), tmp_path / name)
+        evaluation.read_docs(evaluation.get_benchmark("mlvu"), tmp_path / name)
 
 
 def test_docs_are_refused_with_the_number_of_the_row(tmp_path, docs):
     path = tmp_path / "docs.json"
     path.write_text(json.dumps([docs["mlvu"], docs["lvbench"]]))
     with pytest.raises(RequestError, match="row 2: lacks the key 'task_type'"):
-        evaluation.read_docs(evaluation.named("mlvu"), path)
+        evaluation.read_docs(evaluation.get_benchmark("mlvu"), path)

@@ -1,4 +1,4 @@
-"""Oracle files of the original are replayed: found by their keys, answered over the right memory, counted in the report."""
+"""Replay of the original's oracle files: lookup by key, answers over the right memory, counts in the report."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation import folder, replay, report, runner
+from vxl2_jax.evaluation import replay, report, run_folder, runner
 from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.generate import AskOptions
 from vxl2_jax.relevance import oracle
@@ -19,7 +19,7 @@ CONFIG = {"selected_topk": 3, "selected_chunk_size": 6, "compression": 2, "relev
 
 
 class Watcher(StandIn):
-    """Notes, of each video that it watches, by which rule, and which chunks of units it is told to take."""
+    """Notes each watched video, its prev_blocks, and the given units, or top_k without units."""
 
     def __init__(self):
         super().__init__()
@@ -42,7 +42,7 @@ class Watcher(StandIn):
 
 @pytest.fixture
 def benchmark(tmp_path):
-    """Three videos of eleven groups with a question each of a type that is chosen for, of one that is null, and of one that is not listed."""
+    """Three videos of eleven groups, each with a question of a category with units, of a null one, and of an unlisted one."""
     place = tmp_path / "data"
     place.mkdir()
     rows = [
@@ -75,7 +75,7 @@ def run_of(benchmark, path, mode="bilevel") -> runner.BenchmarkRun:
     return replace(run, ask=run.ask | {"relevance": f"oracle:{path}"})
 
 
-def test_chosen_questions_are_asked_bilevel_and_the_others_over_a_plain_dense_memory(benchmark, files, tmp_path):
+def test_questions_with_units_are_asked_bilevel_and_the_others_over_a_plain_dense_memory(benchmark, files, tmp_path):
     model = Watcher()
     runner.evaluate(run_of(benchmark, files), lambda: model, tmp_path / "out")
     assert sorted(model.seen, key=str) == sorted([
@@ -85,7 +85,7 @@ def test_chosen_questions_are_asked_bilevel_and_the_others_over_a_plain_dense_me
 
 def test_rows_keep_the_order_of_the_questions_and_add_up_both_memories(benchmark, files, tmp_path):
     runner.evaluate(run_of(benchmark, files), Watcher, tmp_path / "out")
-    found = list(folder.records(tmp_path / "out").values())
+    found = list(run_folder.read_records(tmp_path / "out").values())
     asked = [[row["question"].split("?")[0] for row in record["answers"]] for record in found]
     assert asked == [["What is ego", "What is topic", "What is count"]] * 3
     both, plain = found[0], found[2]  # all three videos have as many tokens
@@ -95,7 +95,7 @@ def test_rows_keep_the_order_of_the_questions_and_add_up_both_memories(benchmark
     assert both["watching_s"] == {"read": 1.0} and plain["watching_s"] == {"read": 0.5}
 
 
-def test_the_report_counts_what_the_files_say_and_warns(benchmark, files, tmp_path):
+def test_the_report_counts_the_entries_and_warns(benchmark, files, tmp_path):
     out = tmp_path / "out"
     runner.evaluate(run_of(benchmark, files), Watcher, out)
     found = report.write(out)
@@ -107,16 +107,16 @@ def test_the_report_counts_what_the_files_say_and_warns(benchmark, files, tmp_pa
     ]
     text = (out / "report.md").read_text()
     assert "chosen per category on the test set itself" in text and "| ego | 6 | 2 | 2 | 2 |" in text
-    assert "2 questions; 3 are of a null category, and 4 have no entry" in text and "relevance" not in found["changed"]
+    assert "2 questions; 3 have a null category, and 4 have no entry" in text and "relevance" not in found["changed"]
 
 
-def test_a_run_without_oracle_files_says_nothing_of_them(benchmark, tmp_path):
+def test_a_run_without_oracle_files_does_not_mention_them(benchmark, tmp_path):
     runner.evaluate(prepared(benchmark, "bilevel"), StandIn, tmp_path / "out")
     found = report.write(tmp_path / "out")
     assert found["oracle"] is None and "racle" not in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_replay_goes_on_where_it_was_and_refuses_files_that_have_changed(benchmark, files, tmp_path):
+def test_a_replay_resumes_and_refuses_changed_files(benchmark, files, tmp_path):
     out = tmp_path / "out"
     (benchmark / "1.mp4").write_bytes(b"broken")
     runner.evaluate(run_of(benchmark, files), Watcher, out)
@@ -131,12 +131,12 @@ def test_a_replay_goes_on_where_it_was_and_refuses_files_that_have_changed(bench
 
 
 def test_what_cannot_be_replayed_is_refused_before_anything_is_loaded(benchmark, files, tmp_path):
-    with pytest.raises(RequestError, match="mode bilevel; give that, not dense"):
+    with pytest.raises(RequestError, match="mode bilevel, not dense"):
         runner.evaluate(run_of(benchmark, files, "dense"), pytest.fail, tmp_path / "out")
     files.write_text('{"other": {"config": null, "selected_unit_indices": {"a.mp4_b": [1]}}}')
-    with pytest.raises(RequestError, match="lists none of the questions; give the oracle file or folder of mlvu"):
+    with pytest.raises(RequestError, match="lists none of the questions"):
         runner.evaluate(run_of(benchmark, files), pytest.fail, tmp_path / "out")
-    with pytest.raises(RequestError, match="nothing.json: cannot read the oracle file"):
+    with pytest.raises(RequestError, match="nothing.json: cannot"):
         runner.evaluate(run_of(benchmark, tmp_path / "nothing.json"), pytest.fail, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -148,11 +148,11 @@ def test_what_cannot_be_replayed_is_refused_before_anything_is_loaded(benchmark,
     ("lvbench", "b0ats_Who wins?"),
 ])  # fmt: skip
 def test_each_benchmark_is_looked_up_by_its_own_keys(docs, name, key):
-    benchmark = evaluation.named(name)
+    benchmark = evaluation.get_benchmark(name)
     row = benchmark.row(docs[name])
     item = BenchmarkVideo(0, row.video, (row,), Path("videos") / row.files[0])
     found = replay.Replay(oracle.Oracle("", {key: oracle.OracleSelection("a", (1,))}))
-    assert found.told(item, row) == {
+    assert found.describe(item, row) == {
         "said": "chosen",
         "category": "a",
         "units": 1,
@@ -162,4 +162,4 @@ def test_each_benchmark_is_looked_up_by_its_own_keys(docs, name, key):
     other = replay.Replay(
         oracle.Oracle("", {key + "?": oracle.OracleSelection("a", (1,))}, frozenset(row.groups[benchmark.GROUPS[-1]]))
     )
-    assert other.told(item, row) == {"said": "null category"} and not other.chooses(item, row)
+    assert other.describe(item, row) == {"said": "null category"} and not other.has_units(item, row)

@@ -1,4 +1,4 @@
-"""How each benchmark's questions are put, to the character."""
+"""The prompts of each benchmark, to the character."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 
 def prompt(docs, name: str, **changed) -> str:
-    benchmark = evaluation.named(name)
+    benchmark = evaluation.get_benchmark(name)
     return benchmark.prompt(benchmark.row({**docs[name], **changed}))
 
 
@@ -44,10 +44,10 @@ def test_lvbench_gives_candidates_a_second_letter(docs):
 
 def test_video_mme_with_subtitles_begins_with_them_and_ends_otherwise(docs):
     plain = prompt(docs, "video_mme")
-    told = prompt(docs, "video_mme", subtitles="Ready\nGo")
+    with_subtitles = prompt(docs, "video_mme", subtitles="Ready\nGo")
     start, end = "This video's subtitles are listed below: \nReady\nGo\n", "\nThe best answer is:"
-    assert told.startswith(start) and told.endswith(end)
-    assert told[len(start) : -len(end)] == plain.removesuffix(f"\n\n{DIRECTLY}")
+    assert with_subtitles.startswith(start) and with_subtitles.endswith(end)
+    assert with_subtitles[len(start) : -len(end)] == plain.removesuffix(f"\n\n{DIRECTLY}")
     row = dataclasses.replace(video_mme.row(docs["video_mme"]), subtitles=subtitles.NONE)
     assert video_mme.prompt(row).startswith("This video's subtitles are listed below: \nNo subtitles available\nSelect")
 

@@ -1,4 +1,4 @@
-"""Which letter a benchmark reads in a response: the rules, and their oddities."""
+"""The letter that a benchmark reads in a response: the rules and their irregularities."""
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,7 @@ from vxl2_jax.evaluation.letters import PREFIXES
 @pytest.mark.parametrize("name", evaluation.BENCHMARKS)
 @pytest.mark.parametrize("right", "ABCD")
 def test_a_bare_letter_is_read_by_all(name, right):
-    read = evaluation.named(name).read
+    read = evaluation.get_benchmark(name).read
     assert read(right) == read(f" {right}\n") == right
 
 
@@ -49,12 +49,12 @@ def test_mlvu_reads_what_stands_before_the_first_bracket(response, letter):
     ],
 )
 def test_video_mme_reads_the_first_capital_after_the_prefixes(response, letter):
-    assert video_mme.read(response) == video_mme.read_mended(response) == letter
+    assert video_mme.read(response) == video_mme.read_corrected(response) == letter
 
 
 @pytest.mark.parametrize("prefix", ["Best option:", "Best answer:"])
 def test_video_mme_reads_b_in_the_prefixes_that_the_original_joined(prefix):
-    assert video_mme.read(f"{prefix} C") == "B" and video_mme.read_mended(f"{prefix} C") == "C"
+    assert video_mme.read(f"{prefix} C") == "B" and video_mme.read_corrected(f"{prefix} C") == "C"
 
 
 def test_joined_prefixes_are_removed_where_they_do_stand_together():
@@ -67,7 +67,7 @@ def test_longvideobench_removes_every_prefix(prefix):
 
 
 @pytest.mark.parametrize("response, letter", [("(E) a rower", "E"), ("F", ""), ("the judge", ""), ("", "")])
-def test_longvideobench_knows_five_letters_and_draws_no_lots(response, letter):
+def test_longvideobench_knows_five_letters_and_picks_none_at_random(response, letter):
     assert longvideobench.read(response) == letter
 
 
@@ -107,7 +107,7 @@ def test_lvbench_reads_a_letter_that_stands_as_a_word(response, letter):
 
 
 @given(st.text(st.sampled_from("ABCDEFabc ().,-:1'\n"), max_size=20))
-def test_every_benchmark_reads_something_of_any_response(response):
+def test_every_benchmark_reads_any_response(response):
     for name in ("video_mme", "longvideobench", "lvbench"):
-        assert evaluation.named(name).read(response) in ("", *"ABCDE")
+        assert evaluation.get_benchmark(name).read(response) in ("", *"ABCDE")
     assert mlvu.read(response) in response.strip()

@@ -1,25 +1,24 @@
-"""What a report says of rows: sums, groups, savings, notes; as JSON, Markdown and a picture."""
+"""Reports of records: sums, groups, savings, notes; as JSON, Markdown and a plot."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation import folder, report
+from vxl2_jax.evaluation import report, run_folder
+from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.settings import released
 
 
 def record(index: int, *answers: tuple[str, str], benchmark: str = "video_mme", end_s: float = 90.0, **fields) -> dict:
-    """A row about a video: an answer is (right letter, response)."""
-    from vxl2_jax import evaluation
-    from vxl2_jax.evaluation.rows import Row
-
-    told = []
+    """The record of a video; answers are (correct letter, response)."""
+    entries = []
     for number, (right, response) in enumerate(answers):
         groups = {"duration": [("short", "long")[index % 2]], "task_type": ["x|y", "when"]}
-        verdict = evaluation.judge(evaluation.named(benchmark), Row(answer=right, groups={}), response)
-        told.append(
+        verdict = evaluation.judge(evaluation.get_benchmark(benchmark), Row(answer=right, groups={}), response)
+        entries.append(
             {
                 "key": f"{index}-{number}",
                 "id": None,
@@ -45,7 +44,7 @@ def record(index: int, *answers: tuple[str, str], benchmark: str = "video_mme", 
         "asking_s": {"decode": 0.5},
         "wall_s": 4.0,
         "executables": 7 + index,
-        "answers": told,
+        "answers": entries,
         **fields,
     }
 
@@ -63,7 +62,7 @@ def run(place: Path, *records: dict, benchmark: str = "video_mme", mode: str = "
         "watch": watch | changed,
         "ask": ask,
     }
-    folder.claim(place, settings, {"model": "some $model$"})
+    run_folder.claim(place, settings, {"model": "some $model$"})
     (place / "rows.0-of-1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records))
     return place
 
@@ -97,7 +96,7 @@ def test_an_answer_counts_rather_than_a_failure_about_the_same_video(tmp_path):
     assert not found["failures"] and found["accuracy"]["total"] == 2
 
 
-def test_lvbench_leaves_empty_responses_out_and_tells_how_many(tmp_path):
+def test_lvbench_leaves_empty_responses_out_and_counts_them(tmp_path):
     found = report.summarise(run(tmp_path, record(0, ("A", ""), ("B", "B"), benchmark="lvbench"), benchmark="lvbench"))
     assert found["accuracy"]["total"] == 1 and found["uncounted"] == 1 and found["mended"] is None
     assert any("denominator" in note for note in found["notes"])
@@ -110,7 +109,7 @@ def test_a_run_under_way_is_reported_as_such(tmp_path):
     assert not found["complete"] and "1 are still to be done" in report.as_markdown(found)
 
 
-def test_it_is_written_as_json_markdown_and_a_picture(tmp_path):
+def test_it_is_written_as_json_markdown_and_a_plot(tmp_path):
     place = run(
         tmp_path,
         record(0, ("A", "A"), ("B", "C")),
@@ -144,7 +143,7 @@ def test_a_folder_without_a_run_is_named(tmp_path, content):
 
 
 def test_lengths_have_groups_without_gaps():
-    assert [folder.length_group(seconds) for seconds in (0, 120, 121, 600, 1800, 3600, 3601)] == [
+    assert [run_folder.length_group(seconds) for seconds in (0, 120, 121, 600, 1800, 3600, 3601)] == [
         "up to 2 min",
         "up to 2 min",
         "2 to 10 min",
@@ -153,5 +152,5 @@ def test_lengths_have_groups_without_gaps():
         "30 to 60 min",
         "over an hour",
     ]
-    assert folder.in_order("duration_group", ["600", "15", "60"]) == ["15", "60", "600"]
-    assert folder.in_order("duration", ["short", "long"]) == ["short", "long"]
+    assert run_folder.sort_values("duration_group", ["600", "15", "60"]) == ["15", "60", "600"]
+    assert run_folder.sort_values("duration", ["short", "long"]) == ["short", "long"]

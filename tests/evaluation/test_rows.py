@@ -1,4 +1,4 @@
-"""Annotation rows become typed rows; what cannot is refused in one line."""
+"""Annotation rows are parsed into `Row`; invalid ones are refused in one line."""
 
 import pytest
 
@@ -18,13 +18,13 @@ OPTIONAL = {"question_id", "time_reference"}
     ],
 )
 def test_rows_have_a_letter_and_files_to_look_for(docs, name, answer, files, options):
-    row = evaluation.named(name).row(docs[name])
+    row = evaluation.get_benchmark(name).row(docs[name])
     assert (row.answer, row.files, len(row.options)) == (answer, files, options)
     assert row.question == docs[name]["question"] and row.subtitles is None
 
 
 def test_rows_are_grouped_by_annotation_fields(docs):
-    groups = {name: evaluation.named(name).row(doc).groups for name, doc in docs.items()}
+    groups = {name: evaluation.get_benchmark(name).row(doc).groups for name, doc in docs.items()}
     assert groups == {
         "mlvu": {"task_type": ("order",)},
         "video_mme": {
@@ -36,17 +36,17 @@ def test_rows_are_grouped_by_annotation_fields(docs):
         "longvideobench": {"duration_group": ("600",), "question_category": ("S2E",)},
         "lvbench": {"type": ("sport",), "question_type": ("reasoning", "summary")},
     }
-    assert all(tuple(found) == evaluation.named(name).GROUPS for name, found in groups.items())
+    assert all(tuple(found) == evaluation.get_benchmark(name).GROUPS for name, found in groups.items())
 
 
 def test_durations_in_seconds_and_ids_are_kept_where_there_are_some(docs):
-    rows = {name: evaluation.named(name).row(doc) for name, doc in docs.items()}
+    rows = {name: evaluation.get_benchmark(name).row(doc) for name, doc in docs.items()}
     assert [rows[name].duration_s for name in rows] == [312.5, None, 404.2, None]
     assert [rows[name].id for name in rows] == [None, "812-2", "boats_0", None]
 
 
 def test_an_lvbench_answer_that_is_no_candidate_is_never_right(docs):
-    lvbench = evaluation.named("lvbench")
+    lvbench = evaluation.get_benchmark("lvbench")
     row = lvbench.row({**docs["lvbench"], "answer": "(C) Grey"})
     assert not any(lvbench.score(row, response) for response in ("C", "(C) Grey", "", "no letter"))
 
@@ -57,30 +57,30 @@ def test_every_missing_key_is_named(docs, name):
     for key in needed:
         doc = {other: value for other, value in docs[name].items() if other != key}
         with pytest.raises(RequestError, match=f"lacks the key '{key}'; add it"):
-            evaluation.named(name).row(doc)
+            evaluation.get_benchmark(name).row(doc)
     for key in set(docs[name]) - needed:
-        evaluation.named(name).row({other: value for other, value in docs[name].items() if other != key})
+        evaluation.get_benchmark(name).row({other: value for other, value in docs[name].items() if other != key})
 
 
 @pytest.mark.parametrize(
     "name, changed, words",
     [
         ("mlvu", {"answer": "toast"}, "'answer' must be the letter of an option"),
-        ("mlvu", {"question": None}, "'question' must be text, not None"),
-        ("mlvu", {"duration": "long"}, "'duration' must be a whole number or a number, not 'long'"),
+        ("mlvu", {"question": None}, "'question' must be a string, not None"),
+        ("mlvu", {"duration": "long"}, "'duration' must be an integer or a number, not 'long'"),
         ("video_mme", {"options": "A. Two."}, "'options' must be a list, not 'A. Two.'"),
-        ("video_mme", {"options": [2]}, "'options' must be a list of texts"),
-        ("longvideobench", {"correct_choice": 2}, "'correct_choice' must count one of 2 options from 0, not be 2"),
-        ("longvideobench", {"correct_choice": True}, "'correct_choice' must be a whole number"),
+        ("video_mme", {"options": [2]}, "'options' must be a list of strings"),
+        ("longvideobench", {"correct_choice": 2}, "'correct_choice' must be from 0 to 1"),
+        ("longvideobench", {"correct_choice": True}, "'correct_choice' must be an integer"),
         ("lvbench", {"candidates": list("uvwxyz")}, "'candidates' has 6 entries"),
         ("lvbench", {"question_type": "reasoning"}, "'question_type' must be a list"),
     ],
 )
 def test_values_of_the_wrong_kind_are_named(docs, name, changed, words):
     with pytest.raises(RequestError, match=words):
-        evaluation.named(name).row({**docs[name], **changed})
+        evaluation.get_benchmark(name).row({**docs[name], **changed})
 
 
-def test_an_unknown_benchmark_is_named_with_those_there_are():
-    with pytest.raises(RequestError, match="'mmlu' is no benchmark; there are mlvu, video_mme, long.*lvbench"):
-        evaluation.named("mmlu")
+def test_an_unknown_benchmark_is_named_with_the_known_ones():
+    with pytest.raises(RequestError, match="unknown benchmark 'mmlu': choose mlvu, video_mme, long.*lvbench"):
+        evaluation.get_benchmark("mmlu")

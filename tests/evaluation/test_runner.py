@@ -1,19 +1,21 @@
-"""Runs go on where they were cut off, are shared out over processes, and keep to one folder and one set of settings."""
+"""Runs resume, are divided over processes, and keep to one folder and one set of settings."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
 
 import pytest
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation import folder, report, runner
+from vxl2_jax.evaluation import report, run_folder, runner
 
 from . import standin
-from .standin import StandIn, prepared
+from .standin import PARTIAL_RECORD, StandIn, prepared
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEOS = 5
@@ -21,7 +23,7 @@ VIDEOS = 5
 
 @pytest.fixture
 def benchmark(tmp_path):
-    """Five videos of 40 to 44 frames with two questions each, of types that go round."""
+    """Five videos of 40 to 44 frames with two questions each, of two types."""
     place = tmp_path / "data"
     place.mkdir()
     rows = [
@@ -42,7 +44,7 @@ def benchmark(tmp_path):
 
 
 def results(out) -> dict:
-    """A report without what a clock said."""
+    """A report without its measured times."""
     return {key: value for key, value in report.summarise(out).items() if key != "time"}
 
 
@@ -56,37 +58,51 @@ def child(*arguments) -> subprocess.Popen:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
-def test_every_question_gets_a_row_and_every_video_is_watched_once(benchmark, tmp_path):
-    model, told = StandIn(), []
-    runner.evaluate(prepared(benchmark), lambda: model, tmp_path / "out", progress=lambda *done: told.append(done))
+def test_every_question_gets_an_answer_and_every_video_is_watched_once(benchmark, tmp_path):
+    model, reported = StandIn(), []
+    runner.evaluate(prepared(benchmark), lambda: model, tmp_path / "out", progress=lambda *done: reported.append(done))
     assert model.watched == [f"{video}.mp4" for video in range(VIDEOS)]
-    assert told == [(done, VIDEOS) for done in range(VIDEOS + 1)]
+    assert reported == [(done, VIDEOS) for done in range(VIDEOS + 1)]
     found = report.summarise(tmp_path / "out")
     assert found["complete"] and found["questions"] == 2 * VIDEOS and not found["failures"]
-    rows = [row for record in folder.records(tmp_path / "out").values() for row in record["answers"]]
+    rows = [row for record in run_folder.read_records(tmp_path / "out").values() for row in record["answers"]]
     assert [row["response"][0] == row["answer"] for row in rows] == [row["correct"] for row in rows]
     assert all(prompt.endswith("Best option: (") for prompt in model.prompts)
 
 
-def test_killed_twice_and_gone_on_with_it_reports_the_same(benchmark, tmp_path):
-    out, never = tmp_path / "out", whole(benchmark, tmp_path / "never")
-    for left in (2, 1):
-        process = child(benchmark, out, 0, 1, left)
-        assert process.wait(60) == -9, process.stderr.read()
-        (rows,) = out.glob("rows.*")
-        assert rows.read_text().endswith('{"index": 3, "vid')
+def test_a_run_killed_and_interrupted_in_the_middle_of_a_record_resumes_with_the_same_results(
+    benchmark, tmp_path, monkeypatch
+):
+    out, uninterrupted = tmp_path / "out", whole(benchmark, tmp_path / "uninterrupted")
+    process = child(benchmark, out, 0, 1, 2)
+    assert process.wait(120) == -signal.SIGKILL, process.stderr.read()
+    rows, write, written = out / "rows.0-of-1.jsonl", runner.append, []
+
+    def interrupted(file, record):
+        if written:
+            file.write(PARTIAL_RECORD)
+            raise KeyboardInterrupt
+        written.append(write(file, record))
+
+    assert rows.read_text().endswith(PARTIAL_RECORD)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(runner, "append", interrupted)
+        runner.evaluate(prepared(benchmark), StandIn, out)
+    assert rows.read_text().endswith(PARTIAL_RECORD)
     model = StandIn()
     runner.evaluate(prepared(benchmark), lambda: model, out)
-    assert model.watched == ["3.mp4", "4.mp4"] and results(out) == never
+    assert model.watched == ["3.mp4", "4.mp4"] and results(out) == uninterrupted
 
 
-def test_two_processes_at_the_same_time_give_the_rows_of_one(benchmark, tmp_path):
+def test_two_processes_at_the_same_time_give_the_records_of_one(benchmark, tmp_path):
     out, alone = tmp_path / "out", whole(benchmark, tmp_path / "alone")
-    processes = [child(benchmark, out, number, 2) for number in (0, 1)]
-    for process in processes:
-        assert process.wait(60) == 0, process.stderr.read()
+    other = child(benchmark, out, 0, 2)
+    while other.poll() is None and not (out / "rows.0-of-2.jsonl").exists():
+        time.sleep(0.005)
+    runner.evaluate(prepared(benchmark), StandIn, out, process=1, processes=2)
+    assert other.wait(120) == 0, other.stderr.read()
     assert sorted(path.name for path in out.glob("rows.*")) == ["rows.0-of-2.jsonl", "rows.1-of-2.jsonl"]
-    assert [len(folder.read_rows(path)) for path in sorted(out.glob("rows.*"))] == [3, 2]
+    assert [len(run_folder.read_file(path)) for path in sorted(out.glob("rows.*"))] == [3, 2]
     assert results(out) == alone
 
 
@@ -97,7 +113,7 @@ def test_a_finished_run_loads_no_model_and_changes_nothing(benchmark, tmp_path):
     assert (tmp_path / "out" / "rows.0-of-1.jsonl").read_bytes() == bytes_before and results(tmp_path / "out") == before
 
 
-def test_missing_and_broken_videos_are_counted_stop_nothing_and_are_tried_again(benchmark, tmp_path):
+def test_missing_and_broken_videos_are_counted_stop_nothing_and_are_retried(benchmark, tmp_path):
     out = tmp_path / "out"
     (benchmark / "1.mp4").write_bytes(b"broken")
     (benchmark / "3.mp4").unlink()
@@ -107,11 +123,11 @@ def test_missing_and_broken_videos_are_counted_stop_nothing_and_are_tried_again(
     assert "cannot be read" in found["failures"][0]["error"] and "no such video" in found["failures"][1]["error"]
     for video in (1, 3):
         (benchmark / f"{video}.mp4").write_bytes(b"." * (40 + video))
-    mended = whole(benchmark, out)
-    assert not mended["failures"] and mended == whole(benchmark, tmp_path / "never")
+    fixed = whole(benchmark, out)
+    assert not fixed["failures"] and fixed == whole(benchmark, tmp_path / "never")
 
 
-def test_a_video_that_stays_missing_is_told_once(benchmark, tmp_path):
+def test_a_video_that_stays_missing_is_recorded_once(benchmark, tmp_path):
     (benchmark / "3.mp4").unlink()
     whole(benchmark, tmp_path / "out")
     size = (tmp_path / "out" / "rows.0-of-1.jsonl").stat().st_size
@@ -144,19 +160,22 @@ def test_another_model_in_the_same_folder_is_refused(benchmark, tmp_path, monkey
 
 def test_two_runs_cannot_write_one_file(benchmark, tmp_path):
     whole(benchmark, tmp_path / "out")
-    with folder.adding(tmp_path / "out", 0, 1), pytest.raises(RequestError, match="another process is writing it"):
+    with (
+        run_folder.open_records(tmp_path / "out", 0, 1),
+        pytest.raises(RequestError, match="another process is writing it"),
+    ):
         whole(benchmark, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [b"my notes\n", b"my notes", b'{"a": 1}\n', b"\xff\xd8"])
-def test_rows_that_are_none_are_refused_and_left_alone(benchmark, tmp_path, content):
+def test_files_of_something_else_are_refused_and_left_alone(benchmark, tmp_path, content):
     out = tmp_path / "out"
     whole(benchmark, out)
     for name in ("rows.0-of-1.jsonl", "rows.1-of-2.jsonl"):
         kept = (out / "rows.0-of-1.jsonl").read_bytes()
         (out / name).write_bytes(content)
         if name.startswith("rows.0") or content.endswith(b"\n"):
-            with pytest.raises(RequestError, match=f"{name}, line 1: is no row of a run"):
+            with pytest.raises(RequestError, match=f"{name}, line 1: not a row of a run"):
                 whole(benchmark, out)
         assert (out / name).read_bytes() == content
         (out / "rows.0-of-1.jsonl").write_bytes(kept)
@@ -186,6 +205,6 @@ def test_rows_without_their_run_are_refused(benchmark, tmp_path):
 
 
 @pytest.mark.parametrize("process, processes", [(2, 2), (-1, 2), (0, None)])
-def test_a_process_that_is_none_is_refused(benchmark, tmp_path, process, processes):
+def test_an_invalid_process_is_refused(benchmark, tmp_path, process, processes):
     with pytest.raises(RequestError, match="process"):
         runner.evaluate(prepared(benchmark), StandIn, tmp_path / "out", process=process, processes=processes)

@@ -1,4 +1,8 @@
-"""Sums of verdicts: what counts, in which groups; the table of released settings."""
+"""Sums of verdicts: what counts, in which groups; the recorded runs of the original; the released settings."""
+
+import gzip
+import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -8,33 +12,39 @@ from vxl2_jax import evaluation
 from vxl2_jax.evaluation import Row, Score
 
 NAMES = tuple(evaluation.BENCHMARKS)
+OFFICIAL = Path(__file__).resolve().parents[3] / "shared" / "official_runs"
 
 
-def judged(name: str, *responses: str, answer: str = "B", **groups: tuple[str, ...]) -> list:
+def verdicts_on(name: str, *responses: str, answer: str = "B", **groups: tuple[str, ...]) -> list:
     row = Row(answer=answer, groups=groups)
-    return [evaluation.judge(evaluation.named(name), row, response) for response in responses]
+    return [evaluation.judge(evaluation.get_benchmark(name), row, response) for response in responses]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_score_is_the_verdict(name):
-    benchmark, row = evaluation.named(name), Row(answer="B", groups={})
+    benchmark, row = evaluation.get_benchmark(name), Row(answer="B", groups={})
     assert [benchmark.score(row, response) for response in ("B", "C", "")] == [True, False, False]
-    assert [verdict.correct for verdict in judged(name, "B", "C", "")] == [True, False, False]
+    assert [verdict.correct for verdict in verdicts_on(name, "B", "C", "")] == [True, False, False]
 
 
 @pytest.mark.parametrize("name, counted", [("mlvu", 3), ("video_mme", 3), ("longvideobench", 3), ("lvbench", 2)])
 def test_only_lvbench_leaves_empty_responses_out(name, counted):
-    assert evaluation.total(judged(name, "B", "", " ")) == Score(1, counted)
+    assert evaluation.total(verdicts_on(name, "B", "", " ")) == Score(1, counted)
 
 
-def test_responses_without_a_letter_are_told_apart_from_wrong_ones():
-    assert [verdict.named for verdict in judged("longvideobench", "B", "C", "nobody", "")] == [True, True, False, False]
-    assert [verdict.named for verdict in judged("mlvu", "B) toast", "toast")] == [True, False]
+def test_responses_without_a_letter_are_distinguished_from_wrong_ones():
+    assert [verdict.named for verdict in verdicts_on("longvideobench", "B", "C", "nobody", "")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    assert [verdict.named for verdict in verdicts_on("mlvu", "B) toast", "toast")] == [True, False]
 
 
 def test_a_row_of_two_types_counts_in_both():
-    verdicts = judged("lvbench", "B", "C", "", question_type=("reasoning", "summary"))
-    verdicts += judged("lvbench", "B", question_type=("reasoning",), type=("tv",))
+    verdicts = verdicts_on("lvbench", "B", "C", "", question_type=("reasoning", "summary"))
+    verdicts += verdicts_on("lvbench", "B", question_type=("reasoning",), type=("tv",))
     assert evaluation.grouped(verdicts) == {
         "question_type": {"reasoning": Score(2, 3), "summary": Score(1, 2)},
         "type": {"tv": Score(1, 1)},
@@ -68,3 +78,23 @@ def test_released_settings_are_there_for_every_benchmark_and_mode():
         assert all((mode == "pure") == (s.block_size is None) == (s.prev_blocks is None) for mode, s in modes.items())
     assert evaluation.RELEASED["video_mme"]["chunked"].max_frames == 300
     assert evaluation.MAX_NEW_TOKENS["longvideobench"] == 32
+
+
+@pytest.mark.skipif(not OFFICIAL.is_dir(), reason=f"the original's recorded runs are not at {OFFICIAL}")
+def test_the_recorded_runs_of_the_original_are_reproduced():
+    with gzip.open(OFFICIAL / "responses.jsonl.gz", "rt") as file:
+        recorded = [json.loads(line) for line in file]
+    sums, checked = {}, 0
+    for name in sorted({row["benchmark"] for row in recorded}):
+        benchmark = evaluation.get_benchmark(name)
+        pairs, _ = evaluation.read_responses(benchmark, OFFICIAL / "responses.jsonl.gz")
+        verdicts = [evaluation.judge(benchmark, *pair) for pair in pairs]
+        own = [row["score"] for row in recorded if row["benchmark"] == name]
+        assert [verdict.correct for verdict in verdicts] == own
+        checked += len(verdicts)
+        by_run = evaluation.grouped(verdicts)["variant/subset"]
+        sums |= {f"{name}/{run}": score.as_data() for run, score in by_run.items()}
+    assert checked == len(recorded) and sums == json.loads((OFFICIAL / "accuracies.json").read_text())
+    for sample in json.loads((OFFICIAL / "prompt_samples.json").read_text()):
+        benchmark = evaluation.get_benchmark(sample["benchmark"])
+        assert benchmark.prompt(benchmark.row(sample["doc"])) == sample["prompt"]

@@ -17,7 +17,7 @@ def test_both_forms_are_read_back_with_their_videos(form, tmp_path):
     out = tmp_path / "made"
     assert make_grounding.main(["--form", form, "--out", str(out), *SMALL]) == 0
     test, train = (grounding_data.read_moments(form, out / file)[0] for file in make_grounding._FILES[form])
-    items = grounding_data.read_items(test, out / "videos")
+    items = grounding_data.group_by_video(test, out / "videos")
     assert len(items) == 2 and all(item.path and item.moments for item in items)
     assert len({moment.video for moment in train}) == 8 and not {m.video for m in train} & {m.video for m in test}
     # Each clip is drawn anew, to see what it shows.

@@ -1,21 +1,24 @@
-"""Benchmarks as the original's evaluation runs them: prompts, reading of answers, scores. Plain Python, no model.
+"""Benchmarks with the original's prompts, answer parsing and scores. Plain Python: nothing here needs a model.
 
     from vxl2_jax import evaluation
 
-    benchmark = evaluation.named("video_mme")
+    benchmark = evaluation.get_benchmark("video_mme")
     rows = evaluation.read_docs(benchmark, "annotations.json")
     verdicts = [evaluation.judge(benchmark, row, answer(benchmark.prompt(row))) for row in rows]
     print(evaluation.total(verdicts).as_data(), evaluation.grouped(verdicts))
 
-A benchmark is a module of one shape:
+A benchmark is a module with these members:
 
-    NAME              as in BENCHMARKS
-    GROUPS            the annotation fields that scores are split by
-    row(doc)          a raw annotation row, typed
-    prompt(row)       the question as the model is asked it (clock times are rewritten later, by `text.prompt`)
-    read(response)    the option letter that a response names, "" for none
-    score(row, response)  whether that is the right one
-    counts(response)  whether the response belongs in the denominator
+    NAME              its key in BENCHMARKS
+    GROUPS            annotation fields by which scores are grouped
+    row(doc)          parses a raw annotation row into a Row
+    prompt(row)       the prompt (`text.prompt` later rewrites clock times in it)
+    read(response)    the option letter that a response names, "" if it names none
+    score(row, response)  whether that letter is correct
+    counts(response)  whether the response counts in the denominator
+
+To add one, write such a module, list it in BENCHMARKS, and give it entries in `settings.RELEASED`,
+`settings.MAX_NEW_TOKENS` and `data.ANNOTATION_FILES`.
 """
 
 from pathlib import Path
@@ -23,9 +26,9 @@ from types import ModuleType
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import longvideobench, lvbench, mlvu, published, video_mme
-from vxl2_jax.evaluation.files import read_rows
+from vxl2_jax.evaluation.files import read_objects
 from vxl2_jax.evaluation.responses import read_responses
-from vxl2_jax.evaluation.rows import Row, in_row
+from vxl2_jax.evaluation.rows import Row, locate_errors
 from vxl2_jax.evaluation.scores import Score, Verdict, grouped, judge, total
 from vxl2_jax.evaluation.settings import MAX_NEW_TOKENS, RELEASED, PublishedSetting
 
@@ -35,33 +38,33 @@ __all__ = [
     "BENCHMARKS",
     "MAX_NEW_TOKENS",
     "RELEASED",
+    "PublishedSetting",
     "Row",
     "Score",
-    "PublishedSetting",
     "Verdict",
+    "get_benchmark",
     "grouped",
     "judge",
-    "named",
     "read_docs",
     "read_responses",
     "total",
 ]
 
 
-def named(name: str) -> ModuleType:
-    """The benchmark called `name`; raises RequestError for a name that is none."""
+def get_benchmark(name: str) -> ModuleType:
+    """The benchmark with this name. Raises RequestError for an unknown name."""
     if name not in BENCHMARKS:
-        raise RequestError(f"{name!r} is no benchmark; there are {', '.join(BENCHMARKS)}")
+        raise RequestError(f"unknown benchmark {name!r}: choose {', '.join(BENCHMARKS)}")
     return BENCHMARKS[name]
 
 
 def read_docs(benchmark: ModuleType, path: str | Path) -> list[Row]:
-    """The annotation rows of a file, typed. It may have the benchmark's own form or that of the lmms-eval task.
+    """Read a file of annotation rows, in the benchmark's own format or in that of its lmms-eval task.
 
-    Raises RequestError naming the row, and the key that it lacks.
+    Raises RequestError with the number of the row and the missing or invalid key.
     """
     rows = []
-    for number, doc in enumerate(read_rows(path), 1):
-        with in_row(str(path), number):
-            rows += [benchmark.row(form) for form in published.forms(benchmark.NAME, doc)]
+    for number, doc in enumerate(read_objects(path), 1):
+        with locate_errors(str(path), number):
+            rows += [benchmark.row(row) for row in published.to_task_rows(benchmark.NAME, doc)]
     return rows

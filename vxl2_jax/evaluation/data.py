@@ -1,4 +1,4 @@
-"""A benchmark's folder: annotation files as they are published, videos by name, subtitles. One `BenchmarkVideo` a video."""
+"""A benchmark's folder: annotation files as published, videos found by name, subtitles."""
 
 from __future__ import annotations
 
@@ -15,23 +15,28 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import subtitles
 from vxl2_jax.evaluation.rows import Row
 
-ENDINGS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
-"""Of video files, the first preferred; case does not matter."""
-_PUBLISHED = {
+VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
+"""In order of preference; case-insensitive."""
+ANNOTATION_FILES = {
     "mlvu": ("json/*.json", "MLVU/json/*.json"),
     "video_mme": ("videomme/*.parquet",),
     "longvideobench": ("lvb_val.json", "validation-*.parquet"),
     "lvbench": ("video_info.meta.jsonl", "data/video_info.meta.jsonl"),
 }
-_LIKELY = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz", "*.parquet", "*/*.parquet")
+"""By benchmark, patterns of the published annotation files, best first."""
+_FALLBACK_FILES = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz", "*.parquet", "*/*.parquet")
 
 
 @dataclass(frozen=True)
 class BenchmarkVideo:
-    """A video, and what is asked about it.
+    """A video and the questions about it.
 
-    index: its place in the benchmark; path: of its file, or None and `problem` says why; srt: the text of its subtitle
-    file, None where there is none or they are not asked for.
+    Attributes:
+      index: its place in the benchmark.
+      video: the annotation's name of the video.
+      rows: the questions.
+      path: its file; None if there is none, and `problem` says why.
+      srt: the content of its subtitle file; None without one, or if the run is without subtitles.
     """
 
     index: int
@@ -54,12 +59,13 @@ def read(
     """The benchmark's videos in the order of its annotations, each with all its questions.
 
     Args:
-      folder: holds annotations and videos, these at any depth.
-      annotations: the annotation files, where they are not to be looked for in `folder`.
-      videos: another folder of videos; subtitle_folder: of SRT files named after the videos.
-      limit: take only so many videos.
+      folder: holds the annotations and, at any depth, the videos.
+      annotations: annotation files, if they are not in `folder`.
+      videos: the folder of the videos, if it is another one.
+      subtitle_folder: a folder of SRT files named after the videos.
+      limit: only the first so many videos.
 
-    Raises RequestError for a folder or an annotation file that is missing or cannot be read as that.
+    Raises RequestError for a folder or an annotation file that is missing or invalid.
     """
     for place in (folder, videos, subtitle_folder):
         if place is not None and not place.is_dir():
@@ -68,90 +74,87 @@ def read(
     for path in annotations or find_annotations(benchmark.NAME, folder):
         for row in evaluation.read_docs(benchmark, path):
             rows.setdefault(row.video, []).append(row)
-    files = Files(videos or folder)
+    files = VideoFiles(videos or folder)
     return [
-        BenchmarkVideo(index, video, tuple(rows[video]), *files.find(rows[video][0]), srt=_srt(subtitle_folder, video))
+        BenchmarkVideo(
+            index, video, tuple(rows[video]), *files.find(rows[video][0]), srt=_read_srt(subtitle_folder, video)
+        )
         for index, video in enumerate(list(rows)[:limit])
     ]
 
 
 def find_annotations(name: str, folder: Path) -> list[Path]:
-    """The annotation files of a benchmark's folder, by their published names, or else the only file that may be one.
+    """The annotation files in a benchmark's folder: those with published names, else the only one of a known type.
 
-    Raises RequestError if there is none, or several may be.
+    Raises RequestError if there is none, or several of a known type.
     """
-    for pattern in _PUBLISHED[name]:
+    for pattern in ANNOTATION_FILES[name]:
         if found := sorted(folder.glob(pattern)):
             return found
-    found = sorted({path for pattern in _LIKELY for path in folder.glob(pattern)})
+    found = sorted({path for pattern in _FALLBACK_FILES for path in folder.glob(pattern)})
     if len(found) != 1:
-        likely = ", ".join(path.relative_to(folder).as_posix() for path in found[:5]) + (
-            ", …" if len(found) > 5 else ""
-        )
-        told = (
-            f"several files may be its annotations ({likely})"
-            if found
-            else "no annotations in it (JSON, JSONL, parquet)"
-        )
-        raise RequestError(f"{folder}: {told}; name them with --annotations")
+        names = ", ".join(path.relative_to(folder).as_posix() for path in found[:5]) + (", …" if found[5:] else "")
+        why = f"several files may be its annotations ({names})" if found else "no annotations (JSON, JSONL, parquet)"
+        raise RequestError(f"{folder}: {why}; give them with --annotations")
     return found
 
 
-class Files:
-    """The video files at any depth of a folder, by name."""
+class VideoFiles:
+    """An index of the video files in a folder, at any depth, by name."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._named: dict[str, list[Path]] = {}
+        self._by_name: dict[str, list[Path]] = {}
         for place, _, names in os.walk(folder, followlinks=True):
             for name in names:
-                if PurePath(name).suffix.lower() in ENDINGS:
-                    self._named.setdefault(name, []).append(Path(place, name))
+                if PurePath(name).suffix.lower() in VIDEO_EXTENSIONS:
+                    self._by_name.setdefault(name, []).append(Path(place, name))
 
     def find(self, row: Row) -> tuple[Path | None, str]:
-        """(the file of a row's video, ""), or (None, why not)."""
+        """(the file of a row's video, ""), or (None, the reason why there is none)."""
         for name in row.files:
             if (self.folder / name).is_file():
                 return self.folder / name, ""
-        wanted = PurePath(row.video).name
-        stem = PurePath(wanted).stem if PurePath(wanted).suffix.lower() in ENDINGS else wanted
-        named = [PurePath(name).name for name in row.files]
-        others = [f"{stem}{end}" for ending in ENDINGS for end in (ending, ending.upper())]
-        found = next((self._named[name] for name in (*named, *others) if name in self._named), [])
+        video = PurePath(row.video).name
+        stem = PurePath(video).stem if PurePath(video).suffix.lower() in VIDEO_EXTENSIONS else video
+        names = [PurePath(name).name for name in row.files]
+        names += [f"{stem}{case}" for extension in VIDEO_EXTENSIONS for case in (extension, extension.upper())]
+        found = next((self._by_name[name] for name in names if name in self._by_name), [])
         if not found:
             return None, f"{row.video}: no such video in {self.folder}"
         if len({path.stat().st_size for path in found}) > 1:
-            return (
-                None,
-                f"{row.video}: {len(found)} different files have this name: {', '.join(map(str, sorted(found)))}",
-            )
+            paths = ", ".join(map(str, sorted(found)))
+            return None, f"{row.video}: {len(found)} different files have this name: {paths}"
         return min(found), ""
 
 
-def _srt(folder: Path | None, video: str) -> str | None:
+def _read_srt(folder: Path | None, video: str) -> str | None:
     path = folder and folder / f"{video}.srt"
     if path is None or not path.is_file():
         return None
     try:
         text = path.read_text(encoding="utf-8-sig")
-        subtitles.parse(text)  # a mistake is told now, and not after hours
+        subtitles.parse(text)  # to report errors before the run starts
     except (RequestError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: not subtitles ({error}); mend or remove it") from error
+        raise RequestError(f"{path}: not subtitles ({error}); fix or remove it") from error
     return text
 
 
 def digest(benchmark: ModuleType, items: Sequence[BenchmarkVideo]) -> str:
-    """SHA-256 of all that is asked, and of what is right: equal where the annotations are, whatever file they came from."""
-    told = [[item.video, [[benchmark.prompt(row), row.answer] for row in item.rows]] for item in items]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    """SHA-256 of all prompts and correct answers: the same for equal annotations in different files."""
+    content = [[item.video, [[benchmark.prompt(row), row.answer] for row in item.rows]] for item in items]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def keys(item: BenchmarkVideo) -> list[str]:
-    """A name for each question of a video by what it asks, so that runs can be paired: the same in all of them."""
-    found: list[str] = []
+def question_keys(item: BenchmarkVideo) -> list[str]:
+    """A key for each question of a video, a hash of its content, by which questions of two runs are paired.
+
+    A question that occurs again gets a number: "KEY-2".
+    """
+    keys: list[str] = []
     for row in item.rows:
-        told = json.dumps([row.video, row.question, row.options])
-        key = hashlib.sha256(told.encode()).hexdigest()[:16]
-        again = sum(other.split("-")[0] == key for other in found)
-        found.append(f"{key}-{again + 1}" if again else key)
-    return found
+        content = json.dumps([row.video, row.question, row.options])
+        key = hashlib.sha256(content.encode()).hexdigest()[:16]
+        earlier = sum(other.split("-")[0] == key for other in keys)
+        keys.append(f"{key}-{earlier + 1}" if earlier else key)
+    return keys

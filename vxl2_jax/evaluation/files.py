@@ -1,4 +1,4 @@
-"""Files of rows: a JSON list, or one JSON object a line, either of which may be gzipped; or a parquet table."""
+"""Files of JSON objects: a JSON list or one object per line, plain or gzipped, or a parquet table."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from vxl2_jax.errors import RequestError, first_line
 _GZIP = b"\x1f\x8b"
 
 
-def read_rows(path: str | Path) -> list[dict[str, Any]]:
-    """The rows of a file; raises RequestError naming the file, the place and what belongs there."""
-    if Path(path).suffix == ".parquet":
-        rows = _table(Path(path))
+def read_objects(path: str | Path) -> list[dict[str, Any]]:
+    """The objects in a file. Raises RequestError with the file, the place and the expected content."""
+    path = Path(path)
+    if path.suffix == ".parquet":
+        rows = _read_parquet(path)
     else:
-        text = _text(Path(path))
-        rows = _list(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+        text = _read_text(path)
+        rows = _parse_list(path, text) if text.lstrip().startswith("[") else _parse_lines(path, text)
     if not rows:
-        raise RequestError(f"{path}: no rows in it; give a JSON list of objects, or one object a line")
+        raise RequestError(f"{path}: no rows in it; give a JSON list of objects, or one object per line")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise RequestError(f"{path}: row {number} must be an object of keys and values, not {row!r:.60}")
+            raise RequestError(f"{path}: row {number} must be a JSON object, not {row!r:.60}")
     return rows
 
 
-def _table(path: Path) -> list[Any]:
+def _read_parquet(path: Path) -> list[Any]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise RequestError(
-            f"{path}: parquet is read by the package pyarrow, which is not here; pip install pyarrow, or give a JSON file"
+            f"{path}: reading parquet needs the package pyarrow; pip install pyarrow, or give a JSON file"
         ) from error
     try:
         return parquet.read_table(path).to_pylist()
@@ -43,7 +44,7 @@ def _table(path: Path) -> list[Any]:
         raise RequestError(f"{path}: cannot be read ({first_line(error)}); give a parquet file") from error
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if data.startswith(_GZIP) else data).decode("utf-8-sig")
@@ -52,18 +53,18 @@ def _text(path: Path) -> str:
     except (OSError, EOFError, zlib.error) as error:
         raise RequestError(f"{path}: cannot be read ({error}); give a JSON file, plain or gzipped") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not text in UTF-8; give a JSON file, plain or gzipped") from error
+        raise RequestError(f"{path}: not UTF-8 text; give a JSON file, plain or gzipped") from error
 
 
-def _list(path: str | Path, text: str) -> list[Any]:
+def _parse_list(path: Path, text: str) -> list[Any]:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise RequestError(f"{path}: not JSON at {place} ({error.msg}); mend it there") from error
+        raise RequestError(f"{path}: not JSON at {place} ({error.msg}); fix it there") from error
 
 
-def _lines(path: str | Path, text: str) -> list[Any]:
+def _parse_lines(path: Path, text: str) -> list[Any]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():

@@ -1,11 +1,11 @@
-"""Sentences and when they happen, as Charades-STA and QVHighlights publish them. One `GroundingVideo` a video.
+"""Sentences and when they happen, from the annotation files of Charades-STA and QVHighlights.
 
-Charades-STA (arXiv 1705.02101) is text, a line per sentence, times in seconds:
+Charades-STA (arXiv 1705.02101) is text with one line per sentence, times in seconds:
 
     3MSZA 24.3 30.4##person turn a light on.
 
 QVHighlights (arXiv 2107.09609) is JSON lines with qid, query, vid, duration and relevant_windows, a list of [start, end];
-any of the windows is right. What else they hold (relevant_clip_ids, saliency_scores) is not read.
+any of the windows is correct. Other keys (relevant_clip_ids, saliency_scores) are ignored.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation.data import Files
-from vxl2_jax.evaluation.files import read_rows
-from vxl2_jax.evaluation.rows import Row, in_row, value
+from vxl2_jax.evaluation.data import VideoFiles
+from vxl2_jax.evaluation.files import read_objects
+from vxl2_jax.evaluation.rows import Row, locate_errors, value
 
 Window = tuple[float, float]
-_NAMED = "charades_sta_test.txt"
+"""(start, end) in seconds."""
+_EXAMPLE = "charades_sta_test.txt"
 _LINE = re.compile(r"(\S+)\s+(\S+)\s+(\S+)\s*##(.*)")
 
 
 @dataclass(frozen=True)
 class Moment:
-    """A sentence about a video and its windows, seconds from start to end, of which any is right."""
+    """A sentence about a video, and the windows in which it happens; any of them is correct."""
 
     id: str
     video: str
@@ -41,7 +42,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class GroundingVideo:
-    """A video and its sentences; path: of its file, or None and `problem` says why."""
+    """A video and the sentences about it. path: its file; None if there is none, and `problem` says why."""
 
     index: int
     video: str
@@ -50,99 +51,117 @@ class GroundingVideo:
     problem: str = ""
 
 
-def read_moments(form: str, path: str | Path) -> tuple[list[Moment], int]:
-    """(the sentences of an annotation file, how many were left out because their window ends where it starts, or before).
+def read_moments(annotation_format: str, path: str | Path) -> tuple[list[Moment], int]:
+    """Read an annotation file.
 
-    form: of FORMS. Raises RequestError naming the row and what is amiss.
+    Args:
+      annotation_format: a key of FORMATS.
+      path: the file.
+
+    Returns:
+      The sentences with a window, and how many were left out because their window ends at or before its start.
+
+    Raises RequestError with the row and what is wrong with it.
     """
-    if form not in FORMS:
-        raise RequestError(f"{form!r} is no form of annotations; there are {', '.join(FORMS)}")
-    found = FORMS[form](path)
-    kept = [moment for moment in found if moment.windows]
+    if annotation_format not in FORMATS:
+        raise RequestError(f"unknown annotation format {annotation_format!r}: choose {', '.join(FORMATS)}")
+    moments = FORMATS[annotation_format](path)
+    kept = [moment for moment in moments if moment.windows]
     if not kept:
-        raise RequestError(f"{path}: no sentence with a window in it; give the annotations of {form}")
-    return kept, len(found) - len(kept)
+        raise RequestError(f"{path}: no sentence with a window in it; give the annotations of {annotation_format}")
+    return kept, len(moments) - len(kept)
 
 
-def read_items(moments: Sequence[Moment], videos: Path, limit: int | None = None) -> list[GroundingVideo]:
-    """The sentences by video, in order, with the files below the folder `videos` that are named after them.
+def group_by_video(moments: Sequence[Moment], folder: Path, limit: int | None = None) -> list[GroundingVideo]:
+    """The sentences by video, in order, with the video files named after them.
 
-    limit: take only so many videos. Raises RequestError for a folder that is not there.
+    Args:
+      moments: the sentences.
+      folder: holds the videos at any depth.
+      limit: only the first so many videos.
+
+    Raises RequestError if there is no such folder.
     """
-    if not videos.is_dir():
-        raise RequestError(f"{videos}: no such folder; give the one that holds the videos")
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: no such folder; give the one that holds the videos")
     by_video: dict[str, list[Moment]] = {}
     for moment in moments:
         by_video.setdefault(moment.video, []).append(moment)
-    files, found = Files(videos), []
+    files, items = VideoFiles(folder), []
     for index, video in enumerate(list(by_video)[:limit]):
         row = Row(answer="", groups={}, video=video, files=(f"{video}.mp4",))
-        found.append(GroundingVideo(index, video, tuple(by_video[video]), *files.find(row)))
-    return found
+        items.append(GroundingVideo(index, video, tuple(by_video[video]), *files.find(row)))
+    return items
 
 
 def mean_length(moments: Sequence[Moment]) -> float:
-    """Seconds that a window has on average."""
-    lengths = [stop - start for moment in moments for start, stop in moment.windows]
+    """The mean length of the windows, in seconds."""
+    lengths = [end - start for moment in moments for start, end in moment.windows]
     return sum(lengths) / len(lengths)
 
 
-def usual_length(form: str, items: Sequence[GroundingVideo], train: str | Path | None) -> tuple[float, str]:
-    """(seconds that a window has on average, whose mean that is): of the annotations `train`, or, without them, of `items`.
+def random_span_length(
+    annotation_format: str, items: Sequence[GroundingVideo], train: str | Path | None
+) -> tuple[float, str]:
+    """(length in seconds of a span at random, where it comes from): the mean window of the annotations `train`, or of
+    `items` without them.
 
     Raises RequestError as `read_moments` does.
     """
     if train:
-        return mean_length(read_moments(form, train)[0]), "the mean of the training split"
-    asked = [moment for item in items for moment in item.moments]
-    return mean_length(asked), "the mean of the sentences of this run: no training split was given"
+        return mean_length(read_moments(annotation_format, train)[0]), "the mean of the training split"
+    moments = [moment for item in items for moment in item.moments]
+    return mean_length(moments), "the mean of the sentences of this run: no training split was given"
 
 
 def digest(items: Sequence[GroundingVideo]) -> str:
-    """SHA-256 of what is asked and of what is right."""
-    told = [[item.video, [[m.id, m.query, m.windows] for m in item.moments]] for item in items]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    """SHA-256 of all sentences and windows."""
+    content = [[item.video, [[m.id, m.query, m.windows] for m in item.moments]] for item in items]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _charades_sta(path: str | Path) -> list[Moment]:
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); give a file such as {_NAMED}") from error
+        raise RequestError(f"{path}: cannot be read ({error.strerror}); give a file such as {_EXAMPLE}") from error
     except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not text in UTF-8; give a file such as {_NAMED}") from error
-    found = []
+        raise RequestError(f"{path}: not UTF-8 text; give a file such as {_EXAMPLE}") from error
+    moments = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
-            with in_row(str(path), number):
+            with locate_errors(str(path), number):
                 parts = _LINE.fullmatch(line.strip())
                 if not parts or not parts[4].strip():
                     raise RequestError(f"must be 'VIDEO start end##sentence', not {line:.60}")
                 window = _window([_number(parts[2]), _number(parts[3])])
-                found.append(Moment(str(number), parts[1], parts[4].strip(), window))
-    return found
+                moments.append(Moment(str(number), parts[1], parts[4].strip(), window))
+    return moments
 
 
 def _qvhighlights(path: str | Path) -> list[Moment]:
-    found = []
-    for place, row in enumerate(read_rows(path), 1):
-        with in_row(str(path), place):
+    moments = []
+    for number, row in enumerate(read_objects(path), 1):
+        with locate_errors(str(path), number):
             if "relevant_windows" not in row:
                 raise RequestError("lacks 'relevant_windows', as the test split does; give the validation split")
             value(row, "duration", (int, float))
             windows = [window for pair in value(row, "relevant_windows", list) for window in _window(pair)]
-            number, video, query = value(row, "qid", (int, str)), value(row, "vid"), value(row, "query")
-            found.append(Moment(str(number), video, query, tuple(windows)))
-    return found
+            qid, video, query = value(row, "qid", (int, str)), value(row, "vid"), value(row, "query")
+            moments.append(Moment(str(qid), video, query, tuple(windows)))
+    return moments
 
 
-FORMS: dict[str, Callable[[str | Path], list[Moment]]] = {"charades_sta": _charades_sta, "qvhighlights": _qvhighlights}
+FORMATS: dict[str, Callable[[str | Path], list[Moment]]] = {
+    "charades_sta": _charades_sta,
+    "qvhighlights": _qvhighlights,
+}
 
 
 def _window(pair: Any) -> tuple[Window, ...]:
-    """One window, none where it is empty."""
-    good = isinstance(pair, (list, tuple)) and len(pair) == 2
-    if not good or not all(isinstance(one, (int, float)) and math.isfinite(one) and one >= 0 for one in pair):
+    """A window, or none if it is empty."""
+    valid = isinstance(pair, (list, tuple)) and len(pair) == 2
+    if not valid or not all(isinstance(one, (int, float)) and math.isfinite(one) and one >= 0 for one in pair):
         raise RequestError(f"a window must be two numbers of seconds, not {pair!r:.60}")
     return ((float(pair[0]), float(pair[1])),) if pair[1] > pair[0] else ()
 

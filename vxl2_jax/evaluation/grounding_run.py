@@ -1,5 +1,6 @@
-"""Running a grounding benchmark: each video is watched once and asked about all its sentences; a row per video goes into
-the run's folder, with all that spans are made of. What was answered is left out, what could not be watched tried again.
+"""Runs a grounding benchmark. Each video is watched once and asked about all its sentences; a record per video, with the
+responses and chunk scores that spans are computed from, goes into the run's folder. A run resumes after an interruption,
+and retries videos that could not be watched.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
-from vxl2_jax.evaluation import folder, grounding, grounding_data
+from vxl2_jax.evaluation import grounding, grounding_data, run_folder
 from vxl2_jax.evaluation.grounding_data import GroundingVideo
 from vxl2_jax.generate import AskOptions
 from vxl2_jax.memory import check_compression
@@ -22,10 +23,18 @@ from vxl2_jax.storage.jsonl import append
 
 @dataclass(frozen=True)
 class GroundingRun:
-    """What is asked of which videos: form of the annotations, a name of the settings, the question's template, options of
-    `Model.watch` and of `Model.ask`; left_out: sentences of the file without a window."""
+    """The settings of a run.
 
-    form: str
+    Attributes:
+      benchmark: the format of the annotations.
+      items: the videos with their sentences.
+      mode: a name for the settings.
+      template: of the questions.
+      watch, ask: options of `Model.watch` and `Model.ask`.
+      left_out: sentences of the annotation file without a window.
+    """
+
+    benchmark: str
     items: Sequence[GroundingVideo]
     mode: str
     template: str
@@ -35,9 +44,9 @@ class GroundingRun:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be alike in all rows of a folder; the model is not known yet."""
+        """The settings that all records of a folder share, except for the model's."""
         return {
-            "benchmark": self.form,
+            "benchmark": self.benchmark,
             "mode": self.mode,
             "videos": len(self.items),
             "left_out": self.left_out,
@@ -52,56 +61,63 @@ class GroundingRun:
 def evaluate(
     run: GroundingRun, load: Callable[[], Model], out: Path, *, progress: Callable[[int, int], None] | None = None
 ) -> None:
-    """Answer what is missing in the folder `out`.
+    """Answer the questions that have no answer yet in the folder `out`.
+
+    A video that cannot be read, or whose memory would not fit, gets a record with its error.
 
     Args:
-      load: gives the model; called only if there is something to answer.
+      run: the settings.
+      load: loads the model; called only if something is left to answer.
+      out: the run's folder.
       progress: called with (videos done, videos in all).
 
-    Raises RequestError for options or a template that make no sense, for a folder with a run of other settings, or one
-    that another process is writing. A video that cannot be read or would not fit gives a row with its error.
+    Raises RequestError for invalid options or an invalid template, for a folder with a run of other settings, or one that
+    another process is writing.
     """
     AskOptions(**run.ask).check()
-    grounding.question(run.template, "")
-    folder.check(out, run.settings)
-    tell = progress or (lambda done, total: None)
-    with folder.adding(out, 0, 1) as file:
-        there = folder.records(out)
-        left = [item for item in run.items if "answers" not in there.get(item.video, {})]
-        todo = [item for item in left if item.path is not None]
-        if todo or not (out / folder.RUN).exists():
+    grounding.fill_template(run.template, "")
+    run_folder.check_settings(out, run.settings)
+    with run_folder.open_records(out, 0, 1) as file:
+        stored = run_folder.read_records(out)
+        unanswered = [item for item in run.items if "answers" not in stored.get(item.video, {})]
+        todo = [item for item in unanswered if item.path is not None]
+        if todo or not (out / run_folder.RUN_FILE).exists():
             model = load()
             if "compression" in run.watch:
                 check_compression(run.watch["compression"], model.config.visual_tokens)
-            known = {"model_hash": model.fingerprint, "dtype": model.dtype.name}
+            model_settings = {"model_hash": model.fingerprint, "dtype": model.dtype.name}
             made_with = {"model": Path(model.name).name, "kernel": model.attention, "cores": os.cpu_count()}
-            folder.claim(out, run.settings | known, made_with)
-        for item in left:
-            if item.path is None and there.get(item.video, {}).get("error") != item.problem:
+            run_folder.claim(out, run.settings | model_settings, made_with)
+        for item in unanswered:
+            if item.path is None and stored.get(item.video, {}).get("error") != item.problem:
                 append(file, {"index": item.index, "video": item.video, "error": item.problem})
-        if todo:
-            done = len(run.items) - len(todo)
-            tell(done, len(run.items))
-            for number, row in enumerate(_rows(model, run, todo), done + 1):
-                append(file, row)
-                tell(number, len(run.items))
+        if not todo:
+            return
+        report = progress or (lambda done, total: None)
+        done = len(run.items) - len(todo)
+        report(done, len(run.items))
+        for number, record in enumerate(_records(model, run, todo), done + 1):
+            append(file, record)
+            report(number, len(run.items))
 
 
-def _rows(model: Model, run: GroundingRun, items: Sequence[GroundingVideo]) -> Iterator[dict[str, Any]]:
-    """A row per video, in order; the next one is read meanwhile."""
-    queue = (
-        Job(item.path, [grounding.question(run.template, moment.query) for moment in item.moments]) for item in items
+def _records(model: Model, run: GroundingRun, items: Sequence[GroundingVideo]) -> Iterator[dict[str, Any]]:
+    """A record per video, in order; the next video is read in the background."""
+    jobs = (
+        Job(item.path, [grounding.fill_template(run.template, moment.query) for moment in item.moments])
+        for item in items
     )
-    answered = model.answer_all(queue, watch=run.watch, ask=run.ask)
+    results = model.answer_all(jobs, watch=run.watch, ask=run.ask)
     for item in items:
-        begun = time.perf_counter()
-        row = {"index": item.index, "video": item.video, "file": item.path.name, **_found(item, next(answered))}
-        yield row | {"wall_s": round(time.perf_counter() - begun, 3)}
+        start = time.perf_counter()
+        record = {"index": item.index, "video": item.video, "file": item.path.name, **_answers(item, next(results))}
+        yield record | {"wall_s": round(time.perf_counter() - start, 3)}
 
 
-def _found(item: GroundingVideo, done: JobResult) -> dict[str, Any]:
-    if done.error:
-        return {"error": str(done.error)}
+def _answers(item: GroundingVideo, result: JobResult) -> dict[str, Any]:
+    """The part of a record that comes from the model."""
+    if result.error:
+        return {"error": str(result.error)}
     answers = [
         {
             "id": moment.id,
@@ -110,11 +126,11 @@ def _found(item: GroundingVideo, done: JobResult) -> dict[str, Any]:
             "response": answer.text,
             "chunks": [[chunk.start_s, chunk.end_s, float(f"{chunk.score:.4g}")] for chunk in answer.chunks],
         }
-        for moment, answer in zip(item.moments, done.answers, strict=True)
+        for moment, answer in zip(item.moments, result.answers, strict=True)
     ]
     return {
-        "frames": done.memory.frames,
-        "end_s": done.memory.end_s,
-        "tokens": done.memory.layout.length,
+        "frames": result.memory.frames,
+        "end_s": result.memory.end_s,
+        "tokens": result.memory.layout.length,
         "answers": answers,
     }

@@ -1,4 +1,4 @@
-"""Intervals and tests for counts of right answers, of one run and of two runs over the same questions."""
+"""Confidence intervals and tests for counts of correct answers, of one run and of two runs over the same questions."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Hashable, Mapping, Sequence
 from math import sqrt
 
 Z = 1.96
-"""Of 95 % intervals."""
+"""Standard errors on either side of a 95 % interval."""
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a rate (Wilson), in percent; all of it for nothing."""
+    """The 95 % interval of a rate (Wilson), in percent; (0, 100) if `total` is 0."""
     if not total:
         return 0.0, 100.0
     rate = right / total
@@ -20,27 +20,36 @@ def wilson(right: int, total: int) -> tuple[float, float]:
 
 
 def paired_difference(only_a: int, only_b: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of B's rate less A's over the same `total` questions, in percentage points.
+    """The 95 % interval of B's rate minus A's rate over the same questions, in percentage points.
 
-    only_a, only_b: questions that only A, or only B, got right. Wald's interval with half a question added to each of
-    the four kinds (Agresti and Min, 2005). It takes the questions for independent of each other.
+    Wald's interval with half a question added to each of the four outcomes (Agresti and Min, 2005). It assumes
+    independent questions.
+
+    Args:
+      only_a, only_b: questions that only A, or only B, answered correctly.
+      total: all questions.
     """
-    count, more = total + 2, only_b - only_a
-    spread = Z * sqrt(only_a + only_b + 1 - more * more / count) / count
-    return max(100 * (more / count - spread), -100.0), min(100 * (more / count + spread), 100.0)
+    count, excess = total + 2, only_b - only_a
+    spread = Z * sqrt(only_a + only_b + 1 - excess * excess / count) / count
+    return max(100 * (excess / count - spread), -100.0), min(100 * (excess / count + spread), 100.0)
 
 
 def clustered_difference(differences: Mapping[Hashable, Sequence[int]]) -> tuple[float, float] | None:
-    """The same interval for questions that come in clusters (videos), within which they may be alike.
+    """The same interval for questions in clusters (videos), within which answers may correlate.
 
-    differences: per cluster, B's score less A's at each question (−1, 0, 1). By the spread of the clusters' sums; too
-    narrow where there are few of them. None for a single one, and where all clusters are alike.
+    Computed from the variance of the clusters' sums; too narrow for few clusters.
+
+    Args:
+      differences: per cluster, B's score minus A's for each question (−1, 0 or 1).
+
+    Returns:
+      None for a single cluster, and if all clusters have the same mean.
     """
     total, clusters = sum(map(len, differences.values())), len(differences)
     if clusters < 2:
         return None
     mean = sum(map(sum, differences.values())) / total
-    spread = sum((sum(each) - mean * len(each)) ** 2 for each in differences.values())
+    spread = sum((sum(cluster) - mean * len(cluster)) ** 2 for cluster in differences.values())
     if not spread:
         return None
     error = Z * sqrt(spread * clusters / (clusters - 1)) / total
@@ -48,10 +57,13 @@ def clustered_difference(differences: Mapping[Hashable, Sequence[int]]) -> tuple
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """The p-value of McNemar's exact test, two-sided: were both runs alike, how often would the questions that only one
-    got right be shared out at least this unevenly?"""
-    count, ways, tail = only_a + only_b, 1, 0
-    for fewer in range(min(only_a, only_b) + 1):  # ways: to pick so many of all
-        tail += ways
-        ways = ways * (count - fewer) // (fewer + 1)
+    """The two-sided p-value of McNemar's exact test.
+
+    The probability, if both runs were equally good, of a split at least this uneven among the questions that only one
+    of them answered correctly.
+    """
+    count, binomial, tail = only_a + only_b, 1, 0
+    for fewer in range(min(only_a, only_b) + 1):  # binomial: `count` choose `fewer`
+        tail += binomial
+        binomial = binomial * (count - fewer) // (fewer + 1)
     return min(1.0, 2 * tail / 2**count)

@@ -1,4 +1,4 @@
-"""The first option letter in a response, after phrases that announce it: the rule of two benchmarks."""
+"""The first option letter in a response, after phrases such as "The answer is": the rule of two benchmarks."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PREFIXES = (
     "Best answer:",
     "Best option:",
 )
-"""As the original's lmms-eval tasks list them."""
+"""As listed by the original's lmms-eval tasks."""
 
 
 def first_letter(response: str, letters: str, prefixes: tuple[str, ...] = PREFIXES) -> str:
-    """The first capital of `letters` in `response` once all `prefixes` are removed, or "".
+    """The first capital of `letters` in `response` after all `prefixes` are removed, or "".
 
-    Any capital will do, that of a word too: "Cats, so B" reads as C. As the original's lmms-eval tasks read it;
-    their further rule, that more than ten words without a letter read as nothing, says nothing new.
+    As in the original's lmms-eval tasks, the capital may start a word: "Cats, so B" gives C. Their other rule, that
+    more than ten words without a letter give "", follows from this one.
     """
     for prefix in prefixes:
         response = response.replace(prefix, "")

@@ -1,4 +1,4 @@
-"""LongVideoBench, validation set, video without its subtitles: https://arxiv.org/abs/2407.15754."""
+"""LongVideoBench, validation set, videos without their subtitles: https://arxiv.org/abs/2407.15754."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ _OPTIONS = tuple(f"option{i}" for i in range(5))
 
 
 def row(doc: Mapping[str, Any]) -> Row:
-    """An annotation row: id, video_path, question, option0 … option4 ("N/A": there is none), correct_choice
+    """Parse an annotation row: id, video_path, question, option0 … option4 ("N/A" if unused), correct_choice
     (counted from 0), duration_group, question_category.
 
-    `duration`, in seconds, may be missing.
+    Optional: `duration` in seconds.
     """
     options = tuple(option for key in _OPTIONS if (option := value(doc, key)) != "N/A")
-    chosen = value(doc, "correct_choice", int)
-    if not 0 <= chosen < len(options):
-        raise RequestError(f"'correct_choice' must count one of {len(options)} options from 0, not be {chosen}")
+    correct = value(doc, "correct_choice", int)
+    if not 0 <= correct < len(options):
+        raise RequestError(f"'correct_choice' must be from 0 to {len(options) - 1}, one of the options, not {correct}")
     value(doc, "duration_group", (int, str))
     value(doc, "question_category")
     video = value(doc, "video_path")
     return Row(
-        answer=letter(chosen),
+        answer=letter(correct),
         groups=groups_of(doc, GROUPS),
         video=video,
         files=(video,),
@@ -41,24 +41,24 @@ def row(doc: Mapping[str, Any]) -> Row:
 
 
 def prompt(row: Row) -> str:
-    """As the original's lmms-eval task asks; it ends with a newline."""
+    """The prompt of the original's lmms-eval task. It ends with a newline."""
     question = f"{row.question}\n{lettered(row.options)}"
     return f"{question}\nAnswer with the option's letter from the given choices directly.\n"
 
 
 def read(response: str) -> str:
-    """The first of A–E after the prefixes, or "", where the original's lmms-eval task draws an option by lot.
+    """The first of A–E after the prefixes, or "", where the original's lmms-eval task picks an option at random.
 
-    A letter beyond the row's options is read, too, and wrong.
+    A letter beyond the row's options is read too, and is wrong.
     """
     return first_letter(response, "ABCDE")
 
 
 def score(row: Row, response: str) -> bool:
-    """Whether the response is read as the right letter; one without a letter is wrong, here, and not drawn for."""
+    """Whether `read` gives the correct letter. A response without a letter is wrong; no option is picked at random."""
     return matches(row, read(response))
 
 
 def counts(response: str) -> bool:
-    """Every response counts, empty ones too."""
+    """Every response counts, even an empty one."""
     return True

@@ -12,9 +12,9 @@ GROUPS = ("task_type",)
 
 
 def row(doc: Mapping[str, Any]) -> Row:
-    """An annotation row: video_name, question (its options inside, one `(A) …` a line), answer, task_type.
+    """Parse an annotation row: video_name, question (with its options as lines `(A) …`), answer, task_type.
 
-    `duration`, in seconds, may be missing.
+    Optional: `duration` in seconds.
     """
     value(doc, "task_type")
     video = value(doc, "video_name")
@@ -29,14 +29,14 @@ def row(doc: Mapping[str, Any]) -> Row:
 
 
 def prompt(row: Row) -> str:
-    """As the original's lmms-eval task asks: it opens the bracket that the model is to close."""
+    """The prompt of the original's lmms-eval task. It ends with an open bracket."""
     return f"\n{row.question}\nOnly give the best option.\n\nBest option: ("
 
 
 def read(response: str) -> str:
-    """The character before the first `)`, or else the whole response, stripped: as the original's task reads it.
+    """The character before the first `)`, else the whole stripped response, as in the original's task.
 
-    So "B) a red car" and "(B)" read as B, but "B. a red car" as itself, which no answer equals.
+    So "B) a red car" and "(B)" give B, but "B. a red car" gives itself, which matches no answer.
     """
     response = response.strip()
     before, bracket, _ = response.partition(")")
@@ -44,10 +44,10 @@ def read(response: str) -> str:
 
 
 def score(row: Row, response: str) -> bool:
-    """Whether the response is read as the right letter; case matters."""
+    """Whether `read` gives the correct letter. Case-sensitive."""
     return matches(row, read(response))
 
 
 def counts(response: str) -> bool:
-    """Every response counts, empty ones too."""
+    """Every response counts, even an empty one."""
     return True

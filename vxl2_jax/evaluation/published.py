@@ -1,6 +1,6 @@
-"""Annotation rows as the benchmarks' own files have them, brought into the form that the original's lmms-eval tasks read.
+"""Converts annotation rows of the benchmarks' own files to the format of the original's lmms-eval tasks.
 
-The two hold the same questions. A row that has that form already stays as it is.
+Both hold the same questions. A row that is already in the task's format stays as it is.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation.rows import letter, texts, value
+from vxl2_jax.evaluation.rows import letter, strings, value
 
-MOST_OPTIONS = 5
-_OPEN = ("subPlot", "summary")
-"""Question types of MLVU that are answered in sentences: no options, and no part of its multiple-choice score."""
+MAX_OPTIONS = 5
+_OPEN_ENDED = ("subPlot", "summary")
+"""MLVU's question types without options; they are not part of its multiple-choice score."""
 _OPTION = re.compile(r"\n(?=\([A-Z]\))")
 
 
-def forms(name: str, doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """The rows of benchmark `name` that one published row stands for. Raises RequestError naming the key that is amiss."""
-    return _FORMS.get(name, lambda doc: [doc])(doc)
+def to_task_rows(name: str, doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The task rows for one published row of the benchmark `name`. Raises RequestError with the invalid key."""
+    return _CONVERTERS[name](doc) if name in _CONVERTERS else [doc]
 
 
 def _mlvu(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Of the files json/1_plotQA.json …: video, question, candidates, answer (the text of one), question_type."""
+    """From json/1_plotQA.json …: video, question, candidates, answer (the text of one), question_type."""
     kind = doc.get("question_type")
     if "video_name" in doc or not isinstance(kind, str):
         return [doc]
-    if kind in _OPEN:
+    if kind in _OPEN_ENDED:
         return []
-    options, answer = texts(doc, "candidates"), value(doc, "answer")
+    options, answer = strings(doc, "candidates"), value(doc, "answer")
     if answer not in options:
         raise RequestError(f"'answer' must be one of 'candidates', not {answer!r:.60}")
     lines = [value(doc, "question"), *(f"({letter(i)}) {option}" for i, option in enumerate(options))]
@@ -46,40 +46,40 @@ def _mlvu(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _longvideobench(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Of lvb_val.json: `candidates` in the place of option0 … option4."""
+    """From lvb_val.json: `candidates` instead of option0 … option4."""
     if "option0" in doc or "candidates" not in doc:
         return [doc]
-    options = texts(doc, "candidates")
-    if len(options) > MOST_OPTIONS:
-        raise RequestError(f"'candidates' has {len(options)} entries; give up to {MOST_OPTIONS}")
-    padded = (*options, *("N/A",) * (MOST_OPTIONS - len(options)))
+    options = strings(doc, "candidates")
+    if len(options) > MAX_OPTIONS:
+        raise RequestError(f"'candidates' has {len(options)} entries; give up to {MAX_OPTIONS}")
+    padded = (*options, *("N/A",) * (MAX_OPTIONS - len(options)))
     return [{**doc, **{f"option{i}": option for i, option in enumerate(padded)}}]
 
 
 def _lvbench(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Of video_info.meta.jsonl: a line per video, key, type and qa, a list of question (its options inside, one `(A) …`
-    a line), answer (a letter), question_type, time_reference."""
+    """From video_info.meta.jsonl: one line per video with key, type and qa, a list of objects with question (and its
+    options as lines `(A) …`), answer (a letter), question_type, time_reference."""
     if "qa" not in doc:
         return [doc]
     rows = []
-    for number, asked in enumerate(value(doc, "qa", list), 1):
-        if not isinstance(asked, Mapping):
-            raise RequestError(f"'qa' must be a list of objects, not {asked!r:.60}")
-        question, *options = _OPTION.split(value(asked, "question"))
-        right = [option for option in options if option.startswith(f"({value(asked, 'answer')})")]
-        if not right:
+    for number, entry in enumerate(value(doc, "qa", list), 1):
+        if not isinstance(entry, Mapping):
+            raise RequestError(f"'qa' must be a list of objects, not {entry!r:.60}")
+        question, *options = _OPTION.split(value(entry, "question"))
+        correct = [option for option in options if option.startswith(f"({value(entry, 'answer')})")]
+        if not correct:
             raise RequestError(f"'qa', entry {number}: 'answer' must be the letter of an option in 'question'")
         rows.append(
             {
-                **asked,
+                **entry,
                 "video": value(doc, "key"),
                 "type": value(doc, "type"),
                 "question": question,
                 "candidates": options,
-                "answer": right[0],
+                "answer": correct[0],
             }
         )
     return rows
 
 
-_FORMS = {"mlvu": _mlvu, "longvideobench": _longvideobench, "lvbench": _lvbench}
+_CONVERTERS = {"mlvu": _mlvu, "longvideobench": _longvideobench, "lvbench": _lvbench}

@@ -1,7 +1,7 @@
-"""Replaying the original's oracle files over a benchmark: which of its questions they choose chunks for.
+"""Replays the original's oracle files over a benchmark: which questions they select units for, and the others.
 
-The original looks a question up by "<video file name>_<question>", and what it does not find, or finds to be null, it
-answers over plain dense pre-filling with everything dense; so is it here. That is another memory of the same video.
+The original looks a question up by "<video file name>_<question>". If the entry is missing or null, it answers over
+plain dense pre-filling with everything loaded dense, which needs another memory of the same video. So does this replay.
 """
 
 from __future__ import annotations
@@ -19,58 +19,63 @@ from vxl2_jax.relevance import oracle
 from vxl2_jax.relevance.oracle import Oracle, OracleSelection
 
 CHOSEN, NULL, ABSENT = "chosen", "null category", "no entry"
-"""What oracle files say of a question: units; nothing, for its category is null; nothing at all."""
+"""What oracle files have for a question: units, a null category, or nothing."""
 
 
 @dataclass(frozen=True)
 class ReplayPass:
-    """The questions that are asked of one memory of their video: options of `Model.watch` and of `Model.ask`, which
-    they are, and a function that is told the prompt of each before it is asked."""
+    """The questions asked of one memory of each video.
+
+    Attributes:
+      watch, ask: options of `Model.watch` and `Model.ask`.
+      includes: whether a question belongs to this pass.
+      before_asking: called with each question and its prompt before it is asked.
+    """
 
     watch: Mapping[str, Any]
     ask: Mapping[str, Any]
-    holds: Callable[[BenchmarkVideo, Row], bool] = lambda item, row: True
-    announce: Callable[[BenchmarkVideo, Row, str], None] = lambda item, row, prompt: None
+    includes: Callable[[BenchmarkVideo, Row], bool] = lambda item, row: True
+    before_asking: Callable[[BenchmarkVideo, Row, str], None] = lambda item, row, prompt: None
 
 
 @dataclass(frozen=True)
 class Replay:
-    """Oracle files, for the questions of a benchmark."""
+    """Oracle files, looked up for the questions of a benchmark."""
 
     oracle: Oracle
 
-    def parts(self, watch: Mapping[str, Any], ask: Mapping[str, Any]) -> list[ReplayPass]:
-        """The questions that chunks are chosen for, by these options; and the others, everything dense."""
-        by_prompt: dict[str, OracleSelection] = {}  # prompts hold options and subtitles, which the files' keys do not
+    def passes(self, watch: Mapping[str, Any], ask: Mapping[str, Any]) -> list[ReplayPass]:
+        """Two passes: the questions with units, asked with these options, and the others, with everything dense."""
+        by_prompt: dict[str, OracleSelection] = {}  # prompts contain options and subtitles; the files' keys do not
 
-        def announce(item: BenchmarkVideo, row: Row, prompt: str) -> None:
-            by_prompt[f"{item.path.name}_{prompt}"] = self.choice(item, row)
+        def add_selection(item: BenchmarkVideo, row: Row, prompt: str) -> None:
+            by_prompt[f"{item.path.name}_{prompt}"] = self.selection(item, row)
 
-        chosen = ReplayPass(
+        with_units = ReplayPass(
             watch,
             {**ask, "relevance": Oracle(self.oracle.source, by_prompt, most=self.oracle.most)},
-            self.chooses,
-            announce,
+            self.has_units,
+            add_selection,
         )
         plain = ReplayPass(
             {**watch, "prev_blocks": None},
             {**ask, "relevance": "recent", "top_k": None},
-            lambda item, row: not self.chooses(item, row),
+            lambda item, row: not self.has_units(item, row),
         )
-        return [chosen, plain]
+        return [with_units, plain]
 
-    def choice(self, item: BenchmarkVideo, row: Row) -> OracleSelection | None:
-        """What the files say of a question; None: they do not list it."""
-        return self.oracle.find(keys(item, row))
+    def selection(self, item: BenchmarkVideo, row: Row) -> OracleSelection | None:
+        """The files' entry for a question; None if there is none."""
+        return self.oracle.find(lookup_keys(item, row))
 
-    def chooses(self, item: BenchmarkVideo, row: Row) -> bool:
-        """Whether chunks are chosen for a question; else it is asked over plain dense pre-filling."""
-        found = self.choice(item, row)
+    def has_units(self, item: BenchmarkVideo, row: Row) -> bool:
+        """Whether the files select units for a question; if not, it is asked over plain dense pre-filling."""
+        found = self.selection(item, row)
         return found is not None and found.units is not None
 
-    def told(self, item: BenchmarkVideo, row: Row) -> dict[str, Any]:
-        """What a run's row says of the question."""
-        found = self.choice(item, row)
+    def describe(self, item: BenchmarkVideo, row: Row) -> dict[str, Any]:
+        """The "oracle" entry of a question in a run's record."""
+        found = self.selection(item, row)
         if found is None:
             null = any(value in self.oracle.plain for values in row.groups.values() for value in values)
             return {"said": NULL if null else ABSENT}
@@ -81,29 +86,29 @@ class Replay:
 
 
 def read(name: str, path: str, items: Sequence[BenchmarkVideo]) -> Replay:
-    """The oracle file or folder `path` for the videos of the benchmark called `name`.
+    """Read an oracle file, or a folder of them, for the videos of the benchmark `name`.
 
-    Raises RequestError for files that are not of the form, or that know none of the questions.
+    Raises RequestError for files of another format, or without an entry for any question.
     """
     replay = Replay(oracle.read(path))
-    if all(replay.told(item, row)["said"] == ABSENT for item in items for row in item.rows):
+    if all(replay.describe(item, row)["said"] == ABSENT for item in items for row in item.rows):
         raise RequestError(f"{path}: lists none of the questions; give the oracle file or folder of {name}")
     return replay
 
 
 def digest(path: str) -> str:
-    """SHA-256 of the oracle files that a path names."""
+    """SHA-256 of the oracle files at a path."""
     return hashlib.sha256(b"".join(file.read_bytes() for file in oracle.files(Path(path)))).hexdigest()
 
 
-def keys(item: BenchmarkVideo, row: Row) -> Iterator[str]:
-    """The keys that a question may be listed by: the video's file name, and without its ending (LVBench has that)."""
+def lookup_keys(item: BenchmarkVideo, row: Row) -> Iterator[str]:
+    """Possible keys of a question: with the video's file name, and with that name without its extension (LVBench)."""
     names = [PurePath(name).name for name in row.files] + ([item.path.name] if item.path else [])
-    question = question_of(row)
+    question = question_text(row)
     for name in dict.fromkeys([*names, *(PurePath(name).stem for name in names)]):
         yield f"{name}_{question}"
 
 
-def question_of(row: Row) -> str:
-    """The question without the options that it may contain (MLVU's does)."""
+def question_text(row: Row) -> str:
+    """The question without options inside (MLVU's questions contain them)."""
     return row.question if row.options else row.question.split("\n(")[0].strip()

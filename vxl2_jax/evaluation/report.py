@@ -1,4 +1,4 @@
-"""The report of a run: what was right, by group, what it saved and what it took. As data, Markdown and a picture."""
+"""The report of a run: accuracy overall and by group, savings and time. As JSON, Markdown and a plot."""
 
 from __future__ import annotations
 
@@ -10,108 +10,109 @@ from typing import Any
 
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation import charts, folder, replay
-from vxl2_jax.evaluation.folder import Answered
+from vxl2_jax.evaluation import charts, replay, run_folder
 from vxl2_jax.evaluation.rows import Row
+from vxl2_jax.evaluation.run_folder import AnsweredQuestion
 from vxl2_jax.evaluation.scores import Score, Verdict, grouped, judge, total
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
 
 NAME = "report"
-_UNWITNESSED = ("mlvu", "longvideobench")
+_UNVERIFIED = ("mlvu", "longvideobench")
 _SIZES = ("category", "chunk_size", "compression")
 
 
-def summarise(run: Path) -> dict[str, Any]:
-    """The report of a run's folder. All but "time" and "made_with" depends on the rows alone, not on how they came.
+def summarise(folder: Path) -> dict[str, Any]:
+    """The report of a run's folder.
 
-    Raises RequestError for a folder without a run, or with damaged rows.
+    All but "time" and "made_with" depends only on the records, not on how often the run was interrupted or how many
+    processes shared it. Raises RequestError for a folder without a run, or with damaged records.
     """
-    told, found = folder.read_run(run), list(folder.records(run).values())
-    settings, answered = told["settings"], list(folder.answers(found))
-    verdicts = [one.verdict for one in answered]
-    failures = [{"video": record["video"], "error": record["error"]} for record in found if "error" in record]
+    run, records = run_folder.read_run(folder), list(run_folder.read_records(folder).values())
+    settings, questions = run["settings"], list(run_folder.answered_questions(records))
+    verdicts = [question.verdict for question in questions]
+    failures = [{"video": record["video"], "error": record["error"]} for record in records if "error" in record]
     return {
         "settings": settings,
-        "changed": _changed(settings),
-        "made_with": told["made_with"],
-        "complete": len(found) == settings["videos"],
-        "videos": len(found) - len(failures),
-        "questions": len(answered),
-        "accuracy": scored(total(verdicts)),
+        "changed": _changed_settings(settings),
+        "made_with": run["made_with"],
+        "complete": len(records) == settings["videos"],
+        "videos": len(records) - len(failures),
+        "questions": len(questions),
+        "accuracy": score_data(total(verdicts)),
         "by": by_group(verdicts),
-        "mended": _mended(settings["benchmark"], answered),
+        "mended": _corrected_accuracy(settings["benchmark"], questions),
         "unnamed": sum(not verdict.named for verdict in verdicts if verdict.counted),
         "uncounted": sum(not verdict.counted for verdict in verdicts),
         "published": RELEASED[settings["benchmark"]][MODES[settings["mode"]]].accuracy,
-        "saved": saved(answered, found),
+        "saved": savings(questions, records),
         "failures": failures,
-        "time": _time(found),
-        "oracle": replayed(answered),
+        "time": _time(records),
+        "oracle": oracle_counts(questions),
         "notes": _notes(settings),
     }
 
 
-def scored(score: Score) -> dict[str, Any]:
-    """JSON-ready, with its interval."""
+def score_data(score: Score) -> dict[str, Any]:
+    """A score with its interval, as JSON."""
     return {**score.as_data(), "interval": [round(bound, 2) for bound in score.interval]}
 
 
 def by_group(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Any]]:
-    """Scores by annotation field, and its values in a table's order."""
+    """Scores by annotation field and value, as JSON; values in a table's order."""
     return {
-        field: {value: scored(scores[value]) for value in folder.in_order(field, scores)}
+        field: {value: score_data(scores[value]) for value in run_folder.sort_values(field, scores)}
         for field, scores in grouped(verdicts).items()
     }
 
 
-def saved(answered: Sequence[Answered], found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Attention pairs of pre-filling and key/value tokens of answering: summed, and how many percent less than dense."""
-    pairs = [record["attention"] for record in found if "attention" in record]
+def savings(questions: Sequence[AnsweredQuestion], records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Attention pairs of pre-filling and key/value tokens loaded to answer: their sums, and percent saved over dense."""
+    pairs = [record["attention"] for record in records if "attention" in record]
     kept, causal = (sum(pair[name] for pair in pairs) for name in ("pairs_kept", "pairs_causal"))
-    loaded, dense = (sum(one.row["cache"][name] for one in answered) for name in ("tokens", "tokens_dense"))
+    loaded, dense = (sum(one.answer["cache"][name] for one in questions) for name in ("tokens", "tokens_dense"))
 
-    def percent(part, whole):
+    def percent_saved(part: int, whole: int) -> float:
         return round(100 * (1 - part / whole), 2) if whole else 0.0
 
     return {
         "attention_pairs_kept": kept,
         "attention_pairs_causal": causal,
-        "attention_percent": percent(kept, causal),
+        "attention_percent": percent_saved(kept, causal),
         "cache_tokens": loaded,
         "cache_tokens_dense": dense,
-        "cache_percent": percent(loaded, dense),
+        "cache_percent": percent_saved(loaded, dense),
     }
 
 
-def replayed(answered: Sequence[Answered]) -> dict[str, Any] | None:
-    """What replayed oracle files said: of how many questions what, and for each category and its sizes how many questions
-    and the most units that one of them lists. None where no files were replayed."""
-    told = [one.row["oracle"] for one in answered if "oracle" in one.row]
-    if not told:
+def oracle_counts(questions: Sequence[AnsweredQuestion]) -> dict[str, Any] | None:
+    """How many questions had units, a null category or no entry in the replayed oracle files; and for each category with
+    its sizes, how many questions and the maximum number of units. None if no files were replayed."""
+    entries = [question.answer["oracle"] for question in questions if "oracle" in question.answer]
+    if not entries:
         return None
-    categories: dict[tuple, list[int]] = {}
-    for one in told:
-        if one["said"] == replay.CHOSEN:
-            categories.setdefault(tuple(one[name] for name in _SIZES), []).append(one["units"])
-    counts = {said: sum(one["said"] == said for one in told) for said in (replay.CHOSEN, replay.NULL, replay.ABSENT)}
-    rows = [
+    units_by_sizes: dict[tuple, list[int]] = {}
+    for entry in entries:
+        if entry["said"] == replay.CHOSEN:
+            units_by_sizes.setdefault(tuple(entry[name] for name in _SIZES), []).append(entry["units"])
+    kinds = (replay.CHOSEN, replay.NULL, replay.ABSENT)
+    categories = [
         {**dict(zip(_SIZES, sizes, strict=True)), "questions": len(units), "most_units": max(units)}
-        for sizes, units in sorted(categories.items(), key=str)
+        for sizes, units in sorted(units_by_sizes.items(), key=str)
     ]
-    return {**counts, "categories": rows}
+    return {**{kind: sum(entry["said"] == kind for entry in entries) for kind in kinds}, "categories": categories}
 
 
-def _mended(name: str, answered: Sequence[Answered]) -> dict[str, Any] | None:
-    """The score as answers were meant to be read, where the original's reading has a known mistake."""
-    benchmark = evaluation.named(name)
-    if not hasattr(benchmark, "read_mended"):
+def _corrected_accuracy(name: str, questions: Sequence[AnsweredQuestion]) -> dict[str, Any] | None:
+    """The accuracy with responses read as intended, if the original's parser has a known mistake."""
+    benchmark = evaluation.get_benchmark(name)
+    if not hasattr(benchmark, "read_corrected"):
         return None
-    rows = [(Row(answer=one.row["answer"], groups={}), one.row["response"]) for one in answered]
-    return scored(total(judge(benchmark, row, response, benchmark.read_mended) for row, response in rows))
+    pairs = [(Row(answer=one.answer["answer"], groups={}), one.answer["response"]) for one in questions]
+    return score_data(total(judge(benchmark, row, response, benchmark.read_corrected) for row, response in pairs))
 
 
-def _changed(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Settings that are not those of the original's run: [theirs, here]. It took its oracle files, too."""
+def _changed_settings(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Settings that differ from the original's run: [released, here]. Replayed oracle files do not count as a change."""
     parts = zip(released(settings["benchmark"], settings["mode"]), (settings["watch"], settings["ask"]), strict=True)
     changed = {
         name: [value, here[name]] for theirs, here in parts for name, value in theirs.items() if here[name] != value
@@ -121,129 +122,131 @@ def _changed(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     return changed
 
 
-def _time(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Seconds, of all processes together: by stage of watching and of asking, and on the clock."""
+def _time(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Seconds summed over all processes: by stage of watching and asking, and wall time."""
     stages: dict[str, float] = {}
-    for record in found:
+    for record in records:
         for part in ("watching_s", "asking_s"):
             for stage, seconds in record.get(part, {}).items():
                 stages[stage] = stages.get(stage, 0.0) + seconds
-    wall = sum(record.get("wall_s", 0.0) for record in found)
+    wall = sum(record.get("wall_s", 0.0) for record in records)
     return {
         "wall_s": round(wall, 2),
         "stages_s": {stage: round(seconds, 2) for stage, seconds in stages.items()},
-        "executables": max((record.get("executables", 0) for record in found), default=0),
+        "executables": max((record.get("executables", 0) for record in records), default=0),
     }
 
 
 def _notes(settings: Mapping[str, Any]) -> list[str]:
-    """What a reader of the figures must know."""
-    notes = ["Intervals are 95 % (Wilson) and take the questions for independent of each other."]
-    if settings["benchmark"] in _UNWITNESSED:
-        notes.append("Of this benchmark no responses of the original are at hand that its scoring was checked against.")
+    """What a reader of the report must know."""
+    notes = ["Intervals are 95 % (Wilson) and assume independent questions."]
+    if settings["benchmark"] in _UNVERIFIED:
+        notes.append("The scoring was not verified against responses of the original: none were available.")
     if settings["benchmark"] == "longvideobench":
-        notes.append("A response that names no option is wrong here; the original draws an option by lot.")
+        notes.append("A response that names no option is wrong here; the original picks an option at random.")
     if settings["benchmark"] == "lvbench":
-        notes.append("Empty responses leave the denominator, as in the original.")
+        notes.append("Empty responses are left out of the denominator, as in the original.")
     if settings["subtitles"]:
         notes.append("The published accuracy is without subtitles.")
     if settings["mode"] == "bilevel":
         notes.append(
-            "The published bi-level accuracy took top-k and chunk size by question category, it seems by the test set itself."
+            "The published bi-level accuracy used top-k and chunk size per question category, apparently chosen on the test set."
         )
     if "oracle" in settings:
         notes.append(
-            "Chunks, chunk size and compression were replayed from the original's oracle files, and the setting top_k was not "
+            "Chunks, chunk size and compression were replayed from the original's oracle files; the setting top_k was not "
             "used. The files rank chunks outside the model, and their chunk size and top-k were chosen per category on the test "
-            "set itself: this accuracy is no fair estimate of what new videos would give."
+            "set itself: this accuracy is no fair estimate for new videos."
         )
         notes.append(
-            "Questions of a null category, and those without an entry, were asked over plain dense pre-filling, everything "
-            "loaded dense, as the original does."
+            "Questions with a null category, and those without an entry, were asked over plain dense pre-filling with "
+            "everything loaded dense, as in the original."
         )
     return notes
 
 
-def write(run: Path) -> dict[str, Any]:
-    """Write report.json, report.md and report.png into a run's folder; returns the report."""
-    data = summarise(run)
-    put(run, {f"{NAME}.json": json.dumps(data, indent=1) + "\n", f"{NAME}.md": as_markdown(data)})
-    charts.draw_report(run / f"{NAME}.png", data)
+def write(folder: Path) -> dict[str, Any]:
+    """Write report.json, report.md and report.png into a run's folder. Returns the report. Raises RequestError."""
+    data = summarise(folder)
+    write_texts(folder, {f"{NAME}.json": json.dumps(data, indent=1) + "\n", f"{NAME}.md": as_markdown(data)})
+    charts.draw_report(folder / f"{NAME}.png", data)
     return data
 
 
-def put(place: Path, texts: Mapping[str, str]) -> None:
-    """Write files, each whole or not at all. Raises RequestError."""
+def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
+    """Write text files by name, each atomically, and create the folder. Raises RequestError."""
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RequestError(f"{place}: cannot be made a folder ({error.strerror}); choose another place") from error
+        raise RequestError(f"{folder}: cannot be made a folder ({error.strerror}); choose another place") from error
     for name, text in texts.items():
-        part = place / f".{name}.{os.getpid()}"
+        partial = folder / f".{name}.{os.getpid()}"
         try:
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, place / name)
+            partial.write_text(text, encoding="utf-8")
+            os.replace(partial, folder / name)
         except OSError as error:
-            raise RequestError(f"{place / name}: cannot be written ({error.strerror}); choose another place") from error
+            raise RequestError(
+                f"{folder / name}: cannot be written ({error.strerror}); choose another place"
+            ) from error
         finally:
-            part.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
 
 
 def as_markdown(data: Mapping[str, Any]) -> str:
-    """The report for people."""
-    settings, accuracy, spent, less = (data[name] for name in ("settings", "accuracy", "time", "saved"))
+    """The report as Markdown."""
+    settings, accuracy, time, saved, oracle = (
+        data[name] for name in ("settings", "accuracy", "time", "saved", "oracle")
+    )
     missing = settings["videos"] - data["videos"] - len(data["failures"])
     lines = [
         f"# {settings['benchmark']}, {settings['mode']}: {percent(accuracy)}",
         "",
-        f"{accuracy['correct']:,} of {accuracy['total']:,} right; the original published {data['published']} % for its own model.",
+        f"{accuracy['correct']:,} of {accuracy['total']:,} correct; the original published {data['published']} % for its own "
+        "model.",
         f"{data['questions']:,} of {settings['questions']:,} questions about {data['videos']:,} of {settings['videos']:,} "
         f"videos were asked; {len(data['failures'])} videos could not be watched, and {missing} are still to be done.",
         f"{data['unnamed']} responses name no option and count as wrong; {data['uncounted']} are left out as empty.",
     ]
     if data["mended"]:
-        lines.append(f"With all announcing phrases removed, as was meant: {percent(data['mended'])}.")
-    if said := data["oracle"]:
+        lines.append(f"With all prefixes removed, as the original intended: {percent(data['mended'])}.")
+    if oracle:
         lines.append(
-            f"The oracle files choose chunks for {said[replay.CHOSEN]:,} questions; {said[replay.NULL]:,} are of a null "
-            f"category, and {said[replay.ABSENT]:,} have no entry."
+            f"The oracle files select chunks for {oracle[replay.CHOSEN]:,} questions; {oracle[replay.NULL]:,} have a null "
+            f"category, and {oracle[replay.ABSENT]:,} have no entry."
         )
     lines += ["", *(f"- {note}" for note in data["notes"]), ""]
     for field, scores in data["by"].items():
         rows = [[value, f"{score['total']:,}", percent(score)] for value, score in scores.items()]
-        lines += table([field.replace("_", " "), "questions", "right"], rows)
-    lines += table(
-        ["saved", "of", "left"],
-        [
-            [
-                f"{less['attention_percent']} % of attention pairs",
-                f"{less['attention_pairs_causal']:,}",
-                f"{less['attention_pairs_kept']:,}",
-            ],
-            [
-                f"{less['cache_percent']} % of key/value tokens",
-                f"{less['cache_tokens_dense']:,}",
-                f"{less['cache_tokens']:,}",
-            ],
-        ],
-    )
-    if said:
-        rows = [["not said" if value is None else value for value in each.values()] for each in said["categories"]]
-        lines += table(
-            ["oracle category", "groups per chunk", "compression", "questions", "units of 8 frames at most"], rows
+        lines += table([field.replace("_", " "), "questions", "correct"], rows)
+    rows = [
+        [f"{saved[f'{kind}_percent']} % of {name}", f"{saved[dense]:,}", f"{saved[used]:,}"]
+        for kind, name, dense, used in (
+            ("attention", "attention pairs", "attention_pairs_causal", "attention_pairs_kept"),
+            ("cache", "key/value tokens", "cache_tokens_dense", "cache_tokens"),
         )
+    ]
+    lines += table(["saved", "dense", "used"], rows)
+    if oracle:
+        rows = [["not given" if value is None else value for value in each.values()] for each in oracle["categories"]]
+        lines += table(["oracle category", "groups per chunk", "compression", "questions", "maximum of units"], rows)
     if data["changed"]:
         lines += table(["setting", "released", "here"], [[name, *values] for name, values in data["changed"].items()])
-    stages = [[stage, f"{seconds:,.1f}"] for stage, seconds in spent["stages_s"].items()]
-    lines += table(["stage", "seconds"], [*stages, ["on the clock", f"{spent['wall_s']:,.1f}"]])
-    lines += [f"At most {spent['executables']} executables in a process; seconds are summed over processes.", ""]
-    told = {**settings, **settings["watch"], **settings["ask"], **data["made_with"]}
-    lines += table(["setting", ""], [[name, value] for name, value in told.items() if name not in ("watch", "ask")])
-    if data["failures"]:
-        lines += table(
-            ["video", "why it could not be watched"], [list(failure.values()) for failure in data["failures"]]
-        )
+    stages = [[stage, f"{seconds:,.1f}"] for stage, seconds in time["stages_s"].items()]
+    lines += table(["stage", "seconds"], [*stages, ["wall time", f"{time['wall_s']:,.1f}"]])
+    lines += [f"At most {time['executables']} executables in a process; seconds are summed over processes.", ""]
+    lines += settings_table({**settings, **settings["watch"], **settings["ask"], **data["made_with"]})
+    lines += failures_table(data["failures"])
     return "\n".join(lines)
+
+
+def settings_table(settings: Mapping[str, Any]) -> list[str]:
+    """Lines of a Markdown table of a run's settings on one level."""
+    return table(["setting", ""], [[name, value] for name, value in settings.items() if name not in ("watch", "ask")])
+
+
+def failures_table(failures: Sequence[Mapping[str, str]]) -> list[str]:
+    """Lines of a Markdown table of the videos that could not be watched; none if there are none."""
+    return table(["video", "why it could not be watched"], [[*one.values()] for one in failures]) if failures else []
 
 
 def percent(score: Mapping[str, Any]) -> str:
@@ -252,10 +255,10 @@ def percent(score: Mapping[str, Any]) -> str:
     return f"{score['accuracy']:.2f} % ({low:.1f} – {high:.1f})"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
-    """Lines of a Markdown table, and an empty one."""
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Lines of a Markdown table, followed by an empty line."""
 
-    def line(cells):
+    def line(cells: Iterable[Any]) -> str:
         return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
 
-    return [line(head), line(["---"] * len(head)), *map(line, rows), ""]
+    return [line(header), line(["---"] * len(header)), *map(line, rows), ""]

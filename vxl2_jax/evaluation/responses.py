@@ -7,34 +7,38 @@ from types import ModuleType
 from typing import Any
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation.files import read_rows
-from vxl2_jax.evaluation.rows import Row, groups_of, in_row, option_letter, value
+from vxl2_jax.evaluation.files import read_objects
+from vxl2_jax.evaluation.rows import Row, groups_of, locate_errors, option_letter, value
 
-RUN = ("variant", "subset")
-"""Keys of a response that say which run it is of."""
+RUN_KEYS = ("variant", "subset")
+"""Keys of a response that identify its run."""
 
 
 def read_responses(benchmark: ModuleType, path: str | Path) -> tuple[list[tuple[Row, str]], int]:
-    """The file's (row, response) pairs of one benchmark, and how many rows of others were left out.
+    """Read the recorded responses to one benchmark.
 
-    A line has `response`, `answer` (the option letter) and, as far as they are known, the benchmark's annotation
-    fields, `benchmark`, `variant` and `subset`. Rows are grouped by those, and by "variant/subset".
-    Raises RequestError naming the row, and the key that it lacks.
+    A line has `response`, `answer` (the option letter) and optionally the benchmark's annotation fields, `benchmark`,
+    `variant` and `subset`. Rows are grouped by those fields and by "variant/subset".
+
+    Returns:
+      (row, response) pairs, and how many lines were left out because they belong to other benchmarks.
+
+    Raises RequestError with the number of the row and the missing or invalid key.
     """
-    found = read_rows(path)
+    lines = read_objects(path)
     pairs = []
-    for number, line in enumerate(found, 1):
+    for number, line in enumerate(lines, 1):
         if line.get("benchmark", benchmark.NAME) == benchmark.NAME:
-            with in_row(str(path), number):
+            with locate_errors(str(path), number):
                 pairs.append((_row(benchmark, line), value(line, "response")))
     if not pairs:
-        others = ", ".join(sorted({str(line["benchmark"]) for line in found}))
+        others = ", ".join(sorted({str(line["benchmark"]) for line in lines}))
         raise RequestError(f"{path}: no row of {benchmark.NAME}, only of {others}; name that benchmark or another file")
-    return pairs, len(found) - len(pairs)
+    return pairs, len(lines) - len(pairs)
 
 
 def _row(benchmark: ModuleType, line: dict[str, Any]) -> Row:
-    groups = groups_of(line, (*benchmark.GROUPS, *RUN))
-    if all(key in groups for key in RUN):
-        groups["/".join(RUN)] = ("/".join(groups[key][0] for key in RUN),)
+    groups = groups_of(line, (*benchmark.GROUPS, *RUN_KEYS))
+    if all(key in groups for key in RUN_KEYS):
+        groups["/".join(RUN_KEYS)] = ("/".join(groups[key][0] for key in RUN_KEYS),)
     return Row(answer=option_letter(line), groups=groups)

@@ -1,4 +1,4 @@
-"""One question of a benchmark, and the reading of raw annotation rows into it."""
+"""`Row`, one question of a benchmark, and helpers that parse raw annotation rows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ from typing import Any
 
 from vxl2_jax.errors import RequestError
 
+_KINDS = {str: "a string", list: "a list", int: "an integer", float: "a number"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What a benchmark asks of one video, and what is right.
+    """One question about a video, with its correct answer.
 
-    `answer` is the option letter, "" where the annotation names none of its own options. `groups` holds, by
-    annotation field, the values whose scores the row counts in. `video` is the annotation's own name of the
-    video and `files` the file names to look for, best first. `options` is empty where the question contains
-    them. `subtitles` None asks without subtitles.
+    Attributes:
+      answer: the letter of the correct option, "" if the annotated answer is not among the options.
+      groups: by annotation field, the values under which the row is scored.
+      video: the annotation's name of the video.
+      files: file names to look for, best first.
+      question: the question; it contains the options if `options` is empty.
+      options: the texts of the options.
+      id: the annotation's identifier of the question.
+      duration_s: length of the video in seconds.
+      subtitles: text to put into the prompt; None asks without subtitles.
     """
 
     answer: str
@@ -32,42 +40,42 @@ class Row:
 
 
 def letter(index: int) -> str:
-    """The letter of an option counted from 0."""
+    """The letter of an option, counted from 0."""
     return chr(ord("A") + index)
 
 
 def lettered(options: tuple[str, ...]) -> str:
-    """Options as `A. text`, one a line."""
+    """Options as lines `A. text`."""
     return "\n".join(f"{letter(i)}. {option}" for i, option in enumerate(options))
 
 
 def matches(row: Row, read: str) -> bool:
-    """Whether the letter read from a response is the row's; no letter never is."""
+    """Whether the letter read from a response is correct; "" never is."""
     return read != "" and read == row.answer
 
 
 def value(doc: Mapping[str, Any], key: str, kind: type | tuple[type, ...] = str) -> Any:
-    """`doc[key]`, which must be of `kind`; raises RequestError naming the key."""
+    """`doc[key]`. Raises RequestError if it is missing or not of type `kind`."""
     if key not in doc:
-        raise RequestError(f"lacks the key {key!r}; add it to those there are: {', '.join(map(repr, doc)) or 'none'}")
+        raise RequestError(f"lacks the key {key!r}; add it to its keys: {', '.join(map(repr, doc)) or 'none'}")
     found = doc[key]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(found, kinds) or isinstance(found, bool):
-        wanted = " or ".join(_KINDS[one] for one in kinds)
-        raise RequestError(f"{key!r} must be {wanted}, not {found!r:.60}")
+        expected = " or ".join(_KINDS[one] for one in kinds)
+        raise RequestError(f"{key!r} must be {expected}, not {found!r:.60}")
     return found
 
 
-def texts(doc: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    """`doc[key]`, a list of texts."""
+def strings(doc: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """`doc[key]`, a list of strings that is not empty. Raises RequestError."""
     found = value(doc, key, list)
     if not found or not all(isinstance(one, str) for one in found):
-        raise RequestError(f"{key!r} must be a list of texts, not {found!r:.60}")
+        raise RequestError(f"{key!r} must be a list of strings, not {found!r:.60}")
     return tuple(found)
 
 
 def option_letter(doc: Mapping[str, Any], key: str = "answer") -> str:
-    """`doc[key]`, which must be one capital letter, or empty for a question without a right answer."""
+    """`doc[key]`, a capital letter, or "" for a question without a correct option. Raises RequestError."""
     found = value(doc, key)
     if found and not (len(found) == 1 and "A" <= found <= "Z"):
         raise RequestError(f"{key!r} must be the letter of an option, such as 'B', not {found!r:.60}")
@@ -75,21 +83,18 @@ def option_letter(doc: Mapping[str, Any], key: str = "answer") -> str:
 
 
 def groups_of(doc: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """The values of those `fields` that `doc` has. A list (a question of several types) counts in each of them."""
-    held = {field: doc[field] for field in fields if doc.get(field) is not None}
+    """The values of those `fields` that `doc` has. Of a list (a question with several types) every entry is a value."""
+    present = {field: doc[field] for field in fields if doc.get(field) is not None}
     return {
         field: tuple(dict.fromkeys(map(str, found))) if isinstance(found, list) else (str(found),)
-        for field, found in held.items()
+        for field, found in present.items()
     }
 
 
 @contextmanager
-def in_row(source: str, number: int) -> Iterator[None]:
-    """Says in which row, counted from 1, a mistake lies."""
+def locate_errors(source: str, number: int) -> Iterator[None]:
+    """Prefix a RequestError raised inside with the file and the number of the row, counted from 1."""
     try:
         yield
     except RequestError as error:
         raise RequestError(f"{source}: row {number}: {error}") from error
-
-
-_KINDS = {str: "text", list: "a list", int: "a whole number", float: "a number"}

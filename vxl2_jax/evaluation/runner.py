@@ -1,9 +1,8 @@
-"""Running a benchmark: each video is watched once and asked all its questions; a line per video goes into the run's folder.
+"""Runs a benchmark. Each video is watched once and asked all its questions; a record per video goes into the run's folder.
 
-Videos are shared out over processes by their number, so that any count of processes gives the same rows. What was
-answered is left out, so that a run goes on where it was cut off; what could not be watched is tried again. Only where
-oracle files are replayed, some of a video's questions may need another memory than the others: it is watched twice then,
-and both memories stand for a while.
+Videos are assigned to processes by index, so that any number of processes gives the same records. A run resumes after an
+interruption, and retries videos that could not be watched. If oracle files are replayed, a video's questions may need two
+different memories: it is then watched twice, and both memories exist at the same time for a while.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ import jax
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import RequestError, VideoError
-from vxl2_jax.evaluation import data, folder, replay, subtitles
+from vxl2_jax.evaluation import data, replay, run_folder, subtitles
 from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.evaluation.replay import Replay, ReplayPass
 from vxl2_jax.evaluation.rows import Row
@@ -35,12 +34,20 @@ from vxl2_jax.relevance import oracle
 from vxl2_jax.storage.jsonl import append
 from vxl2_jax.video.reader import open_video
 
-_COMPILED = "/jax/core/compile/backend_compile_duration"
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 
 
 @dataclass(frozen=True)
 class BenchmarkRun:
-    """What is evaluated: a benchmark's videos, and options of `Model.watch` and of `Model.ask`; `mode` only names them."""
+    """The settings of a run.
+
+    Attributes:
+      benchmark: the benchmark's module.
+      items: its videos with their questions.
+      mode: a name for the options.
+      watch, ask: options of `Model.watch` and `Model.ask`.
+      subtitles: put subtitles into the prompts.
+    """
 
     benchmark: ModuleType
     items: Sequence[BenchmarkVideo]
@@ -51,14 +58,14 @@ class BenchmarkRun:
 
     @property
     def oracle(self) -> str | None:
-        """The oracle file or folder that is replayed."""
-        named = str(self.ask["relevance"])
-        return named.removeprefix(oracle.PREFIX) if named.startswith(oracle.PREFIX) else None
+        """The oracle file or folder to replay, if any."""
+        relevance = str(self.ask["relevance"])
+        return relevance.removeprefix(oracle.PREFIX) if relevance.startswith(oracle.PREFIX) else None
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What must be alike in all parts of a run, and is told in its report; the model is not known yet."""
-        replayed = {"oracle": replay.digest(self.oracle)} if self.oracle is not None else {}
+        """The settings that all processes of a run share, except for the model's."""
+        oracle_digest = {"oracle": replay.digest(self.oracle)} if self.oracle is not None else {}
         return {
             "benchmark": self.benchmark.NAME,
             "mode": self.mode,
@@ -68,7 +75,7 @@ class BenchmarkRun:
             "annotations": data.digest(self.benchmark, self.items),
             "watch": dict(self.watch),
             "ask": dict(self.ask),
-            **replayed,
+            **oracle_digest,
         }
 
 
@@ -81,138 +88,136 @@ def evaluate(
     processes: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Answer what is missing in the folder `out` of the videos that fall to a process.
+    """Answer the questions about this process's videos that have no answer yet in the folder `out`.
+
+    A video that cannot be read, or whose memory would not fit, gets a record with its error, and the run continues.
 
     Args:
-      load: gives the model; called only if there is something to answer.
-      process, processes: which part of how many; those of JAX where they are None.
+      run: the settings.
+      load: loads the model; called only if something is left to answer.
+      out: the run's folder.
+      process, processes: index and number of processes; by default JAX's.
       progress: called with (videos done, videos of this process).
 
-    Raises RequestError for options out of range, for oracle files that are not of the form or not of this benchmark, for
-    a folder with a run of other settings, or one whose rows another process is writing. A video that cannot be read or
-    would not fit gives a row with its error, and the run goes on.
+    Raises RequestError for options out of range, for invalid oracle files or those of another benchmark, for a folder with
+    a run of other settings, or if another process is writing the same records.
     """
     if (process is None) != (processes is None):
-        raise RequestError("give both, which process this is and how many there are, or neither")
+        raise RequestError("give both the process and the number of processes, or neither")
     if process is None:
         process, processes = jax.process_index(), jax.process_count()
     if not 0 <= process < processes:
-        raise RequestError(f"process {process} of {processes}: processes count from 0")
+        raise RequestError(f"process {process} of {processes}: processes are counted from 0")
     AskOptions(**run.ask).check()
     replayed = None
     if run.oracle is not None:
         if run.mode != "bilevel":
-            raise RequestError(
-                f"relevance {oracle.PREFIX}FILE chooses chunks, which is mode bilevel; give that, not {run.mode}"
-            )
+            raise RequestError(f"relevance {oracle.PREFIX}FILE selects chunks: it needs mode bilevel, not {run.mode}")
         replayed = replay.read(run.benchmark.NAME, run.oracle, run.items)
-    folder.check(out, run.settings)
+    run_folder.check_settings(out, run.settings)
     share = [run.items[i] for i in grain.MapDataset.range(len(run.items))[process::processes]]
-    with folder.adding(out, process, processes) as file:
-        there = folder.records(out)
-        left = [item for item in share if "answers" not in there.get(item.video, {})]
-        lost = [item for item in left if item.path is None and there.get(item.video, {}).get("error") != item.problem]
-        todo = [item for item in left if item.path is not None]
-        done = len(share) - len(todo)
-        if todo or not (out / folder.RUN).exists():
+    with run_folder.open_records(out, process, processes) as file:
+        stored = run_folder.read_records(out)
+        unanswered = [item for item in share if "answers" not in stored.get(item.video, {})]
+        todo = [item for item in unanswered if item.path is not None]
+        if todo or not (out / run_folder.RUN_FILE).exists():
             model = load()
-            folder.claim(out, run.settings | _model(model), _made_with(model))
-        for item in lost:
-            append(file, {"index": item.index, "video": item.video, "error": item.problem})
+            run_folder.claim(out, run.settings | _model_settings(model), _made_with(model))
+        for item in unanswered:
+            if item.path is None and stored.get(item.video, {}).get("error") != item.problem:
+                append(file, {"index": item.index, "video": item.video, "error": item.problem})
         if not todo:
             return
-        tell = progress or (lambda done, total: None)
-        tell(done, len(share))
-        for record in _records(model, run, todo, replayed):
+        report = progress or (lambda done, total: None)
+        done = len(share) - len(todo)
+        report(done, len(share))
+        for number, record in enumerate(_records(model, run, todo, replayed), done + 1):
             append(file, record)
-            done += 1
-            tell(done, len(share))
+            report(number, len(share))
 
 
 def _records(
     model: Model, run: BenchmarkRun, items: Sequence[BenchmarkVideo], replayed: Replay | None
 ) -> Iterator[dict[str, Any]]:
-    """A row per video, in order."""
-    parts = replayed.parts(run.watch, run.ask) if replayed else [ReplayPass(run.watch, run.ask)]
-    queues = [(part, model.answer_all(_jobs(run, items, part), watch=part.watch, ask=part.ask)) for part in parts]
-    with _executables() as executables:
+    """A record per video, in order."""
+    passes = replayed.passes(run.watch, run.ask) if replayed else [ReplayPass(run.watch, run.ask)]
+    queues = [(one, model.answer_all(_jobs(run, items, one), watch=one.watch, ask=one.ask)) for one in passes]
+    with _count_executables() as executables:
         for item in items:
-            begin = time.perf_counter()
-            # No name for what comes from the queue: it would keep a memory while the next video is watched.
-            found = [
-                _found(run.benchmark, item, rows, next(answered), replayed)
-                for part, answered in queues
-                if (rows := _places(item, part))
+            start = time.perf_counter()
+            # The results are not bound to a name: that would keep a memory alive while the next video is watched.
+            parts = [
+                _pass_record(run.benchmark, item, rows, next(results), replayed)
+                for one, results in queues
+                if (rows := _row_indices(item, one))
             ]
             yield {
                 "index": item.index,
                 "video": item.video,
                 "file": item.path.name,
-                **_joined(found),
-                "wall_s": round(time.perf_counter() - begin, 4),
+                **_merge(parts),
+                "wall_s": round(time.perf_counter() - start, 4),
                 "executables": executables(),
             }
 
 
-def _jobs(run: BenchmarkRun, items: Sequence[BenchmarkVideo], part: ReplayPass) -> Iterator[Job]:
-    """The videos of which a part asks something, with its prompts."""
+def _jobs(run: BenchmarkRun, items: Sequence[BenchmarkVideo], replay_pass: ReplayPass) -> Iterator[Job]:
+    """The videos that have questions in a pass, with the prompts."""
     for item in items:
-        if places := _places(item, part):
-            told = _told(item, run.subtitles)
-            prompts = [run.benchmark.prompt(told[place]) for place in places]
-            for place, prompt in zip(places, prompts, strict=True):
-                part.announce(item, item.rows[place], prompt)
+        if indices := _row_indices(item, replay_pass):
+            rows = _with_subtitles(item) if run.subtitles else item.rows
+            prompts = [run.benchmark.prompt(rows[index]) for index in indices]
+            for index, prompt in zip(indices, prompts, strict=True):
+                replay_pass.before_asking(item, item.rows[index], prompt)
             yield Job(item.path, prompts)
 
 
-def _places(item: BenchmarkVideo, part: ReplayPass) -> list[int]:
-    """Which of an item's rows a part asks."""
-    return [place for place, row in enumerate(item.rows) if part.holds(item, row)]
+def _row_indices(item: BenchmarkVideo, replay_pass: ReplayPass) -> list[int]:
+    """The indices of the rows that a pass includes."""
+    return [index for index, row in enumerate(item.rows) if replay_pass.includes(item, row)]
 
 
-def _found(
-    benchmark: ModuleType, item: BenchmarkVideo, places: Sequence[int], done: JobResult, replayed: Replay | None
+def _pass_record(
+    benchmark: ModuleType, item: BenchmarkVideo, indices: Sequence[int], result: JobResult, replayed: Replay | None
 ) -> dict[str, Any]:
-    """What a row says of the questions at `places` of an item; its answers by place."""
-    if done.error:
-        return {"error": str(done.error)}
-    return _watched(done) | {"answers": dict(_judged(benchmark, item, places, done.answers, replayed))}
+    """The record of one pass over a video; its answers by the index of the row."""
+    if result.error:
+        return {"error": str(result.error)}
+    return _video_entry(result) | {"answers": dict(_answers(benchmark, item, indices, result.answers, replayed))}
 
 
-def _joined(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row of what the parts found, answers in the item's order. Attention and seconds are those of all memories."""
-    if errors := [each for each in found if "error" in each]:
+def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One record from those of the passes: answers in the order of the rows, attention and seconds summed."""
+    if errors := [part for part in parts if "error" in part]:
         return dict(errors[0])
-    answers = {place: answer for each in found for place, answer in each["answers"].items()}
-    sums = {name: _summed([each[name] for each in found]) for name in ("attention", "watching_s", "asking_s")}
-    return {**found[0], **sums, "answers": [answers[place] for place in sorted(answers)]}
+    answers = {index: answer for part in parts for index, answer in part["answers"].items()}
+    sums = {name: _sum_by_key([part[name] for part in parts]) for name in ("attention", "watching_s", "asking_s")}
+    return {**parts[0], **sums, "answers": [answers[index] for index in sorted(answers)]}
 
 
-def _summed(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def _sum_by_key(parts: Sequence[Mapping[str, int | float]]) -> dict[str, int | float]:
     names = dict.fromkeys(name for part in parts for name in part)
     return {name: round(sum(part.get(name, 0) for part in parts), 4) for name in names}
 
 
-def _told(item: BenchmarkVideo, wanted: bool) -> Sequence[Row]:
-    """The item's rows, with the subtitles that belong into their prompts where they are wanted."""
-    if not wanted:
-        return item.rows
-    said = subtitles.NONE
+def _with_subtitles(item: BenchmarkVideo) -> Sequence[Row]:
+    """The item's rows with the subtitles for their prompts."""
+    text = subtitles.NONE
     if item.srt is not None:
         try:
             source = open_video(item.path, size=1)
-        except VideoError:  # opened again to be watched, it will say so
+        except VideoError:  # watching it will report the error
             return item.rows
-        said = subtitles.at_frames(item.srt, source.native_fps, source.total_frames)
-    return [replace(row, subtitles=said) for row in item.rows]
+        text = subtitles.at_frames(item.srt, source.native_fps, source.total_frames)
+    return [replace(row, subtitles=text) for row in item.rows]
 
 
-def _watched(done: JobResult) -> dict[str, Any]:
-    """What a row says of a video that was watched, and of the time that it and its questions took, in seconds by stage."""
-    memory = done.memory
+def _video_entry(result: JobResult) -> dict[str, Any]:
+    """The part of a record about the video, with seconds by stage of watching it and of all its questions."""
+    memory = result.memory
     kept, causal = attention_pairs(memory.layout, memory.rule)
     asking: dict[str, float] = {}
-    for answer in done.answers:  # those of a batch share its time
+    for answer in result.answers:  # the answers of a batch share its time
         for stage, seconds in answer.timings.items():
             asking[stage] = asking.get(stage, 0.0) + seconds / answer.batch
     return {
@@ -220,51 +225,49 @@ def _watched(done: JobResult) -> dict[str, Any]:
         "end_s": memory.end_s,
         "tokens": memory.layout.length,
         "attention": {"pairs_kept": kept, "pairs_causal": causal},
-        "watching_s": _rounded(done.timings),
+        "watching_s": _rounded(result.timings),
         "asking_s": _rounded(asking),
     }
 
 
-def _judged(
+def _answers(
     benchmark: ModuleType,
     item: BenchmarkVideo,
-    places: Sequence[int],
+    indices: Sequence[int],
     answers: Sequence[Answer],
     replayed: Replay | None,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    keys = data.keys(item)
-    for place, answer in zip(places, answers, strict=True):
-        row = item.rows[place]
+    """(index of the row, its entry in the record) for each answer."""
+    keys = data.question_keys(item)
+    for index, answer in zip(indices, answers, strict=True):
+        row = item.rows[index]
         verdict = judge(benchmark, row, answer.text)
-        yield (
-            place,
-            {
-                "key": keys[place],
-                "id": row.id,
-                "question": row.question,
-                "answer": row.answer,
-                "response": answer.text,
-                "read": benchmark.read(answer.text),
-                "correct": verdict.correct,
-                "counted": verdict.counted,
-                "named": verdict.named,
-                "groups": {field: list(values) for field, values in row.groups.items()},
-                "cache": {"tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense},
-                **({"oracle": replayed.told(item, row)} if replayed else {}),
-            },
-        )
+        entry = {
+            "key": keys[index],
+            "id": row.id,
+            "question": row.question,
+            "answer": row.answer,
+            "response": answer.text,
+            "read": benchmark.read(answer.text),
+            "correct": verdict.correct,
+            "counted": verdict.counted,
+            "named": verdict.named,
+            "groups": {field: list(values) for field, values in row.groups.items()},
+            "cache": {"tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense},
+        }
+        yield index, entry | ({"oracle": replayed.describe(item, row)} if replayed else {})
 
 
 def _rounded(timings: Mapping[str, float]) -> dict[str, float]:
     return {stage: round(seconds, 4) for stage, seconds in timings.items()}
 
 
-def _model(model: Model) -> dict[str, str]:
+def _model_settings(model: Model) -> dict[str, str]:
     return {"model_hash": model.fingerprint, "dtype": model.dtype.name}
 
 
 def _made_with(model: Model) -> dict[str, str]:
-    """What a run should not depend on, but may."""
+    """The environment, on which results should not depend, but may."""
     device = jax.devices()[0]
     return {
         "model": model.name,
@@ -283,16 +286,16 @@ def _version(package: str) -> str:
 
 
 @contextmanager
-def _executables() -> Iterator[Callable[[], int]]:
-    """Counts the executables that are compiled, or fetched compiled, from now on."""
-    found = []
+def _count_executables() -> Iterator[Callable[[], int]]:
+    """Counts the executables compiled, or loaded from the compilation cache, since the context was entered."""
+    durations: list[float] = []  # appending is safe from any thread
 
-    def heard(event: str, duration: float, **_: object) -> None:
-        if event == _COMPILED:
-            found.append(duration)
+    def listener(event: str, duration: float, **_: object) -> None:
+        if event == _COMPILE_EVENT:
+            durations.append(duration)
 
-    jax.monitoring.register_event_duration_secs_listener(heard)
+    jax.monitoring.register_event_duration_secs_listener(listener)
     try:
-        yield lambda: len(found)
+        yield lambda: len(durations)
     finally:
-        jax.monitoring.unregister_event_duration_listener(heard)
+        jax.monitoring.unregister_event_duration_listener(listener)

@@ -1,4 +1,4 @@
-"""From responses to percentages: a verdict on each, their sums, overall and by group."""
+"""From responses to accuracies: a verdict on each response, and their sums overall and by group."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from vxl2_jax.evaluation.rows import Row, matches
 
 @dataclass(frozen=True)
 class Verdict:
-    """On one response: the right letter? in the denominator? any letter at all? and the row's groups."""
+    """The judgement of one response.
+
+    Attributes:
+      correct: it names the correct option.
+      counted: it counts in the denominator.
+      named: it names an option at all.
+      groups: those of its row.
+    """
 
     correct: bool
     counted: bool
@@ -22,43 +29,43 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Score:
-    """So many correct of so many."""
+    """A count of correct responses out of a total."""
 
     correct: int
     total: int
 
     @property
     def accuracy(self) -> float:
-        """In percent; 0 of nothing."""
+        """In percent; 0 if the total is 0."""
         return 100 * self.correct / self.total if self.total else 0.0
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of `accuracy` (Wilson), in percent; all of it for nothing."""
+        """The 95 % interval of `accuracy` (Wilson), in percent."""
         return wilson(self.correct, self.total)
 
     def as_data(self) -> dict[str, int | float]:
-        """JSON-ready, accuracy to four places as the original's sums have it."""
+        """As JSON; the accuracy has four decimals, as the original prints it."""
         return {"correct": self.correct, "total": self.total, "accuracy": round(self.accuracy, 4)}
 
 
 def judge(benchmark: ModuleType, row: Row, response: str, read: Callable[[str], str] | None = None) -> Verdict:
-    """The verdict of a benchmark on one response; `read` in the place of its own reads the letter."""
+    """The verdict on one response. `read` replaces the benchmark's own parser of the letter."""
     letter = (read or benchmark.read)(response)
     return Verdict(matches(row, letter), benchmark.counts(response), letter in tuple("ABCDE"), row.groups)
 
 
 def total(verdicts: Iterable[Verdict]) -> Score:
-    """Their sum."""
+    """The score over all verdicts that count."""
     counted = [verdict for verdict in verdicts if verdict.counted]
     return Score(sum(verdict.correct for verdict in counted), len(counted))
 
 
 def grouped(verdicts: Iterable[Verdict]) -> dict[str, dict[str, Score]]:
-    """Sums by annotation field and value; a row of two task types counts in both."""
+    """Scores by annotation field and value; a row with two task types counts in both."""
     parts: dict[str, dict[str, list[Verdict]]] = {}
     for verdict in verdicts:
         for field, values in verdict.groups.items():
             for value in values:
                 parts.setdefault(field, {}).setdefault(value, []).append(verdict)
-    return {field: {value: total(part) for value, part in by.items()} for field, by in parts.items()}
+    return {field: {value: total(part) for value, part in by_value.items()} for field, by_value in parts.items()}

@@ -1,4 +1,4 @@
-"""The settings that the original's scores were measured with, and those scores."""
+"""The settings of the original's published runs, and their accuracies."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 FPS, MAX_FPS = 1.0, 4.0
-"""Frames per second, and how densely short videos are looked at. Decoding is greedy."""
+"""Frames per second, and the maximum for short videos. Decoding is greedy."""
 MAX_NEW_TOKENS = {"mlvu": 16, "video_mme": 16, "longvideobench": 32, "lvbench": 16}
 
 
 @dataclass(frozen=True)
 class PublishedSetting:
-    """Frame limit, groups per pre-fill block, earlier blocks seen (both None: plain dense), published accuracy."""
+    """The settings of a published run; block_size and prev_blocks are None for plain dense pre-filling.
+
+    accuracy: the published one, in percent.
+    """
 
     max_frames: int
     block_size: int | None
@@ -42,21 +45,21 @@ RELEASED: dict[str, dict[str, PublishedSetting]] = {
         "chunked_bilevel": PublishedSetting(600, 4, 11, 48.61),
     },
 }
-"""By benchmark and mode. The bi-level runs took top-k and chunk size per question category, from the original's
-oracle files (see `relevance.oracle`); both seem chosen on the test set itself."""
+"""By benchmark and mode. The bi-level runs used top-k and chunk size per question category, from the original's oracle
+files (see `relevance.oracle`), apparently chosen on the test set."""
 
 MODES = {"dense": "pure", "chunked": "chunked", "bilevel": "chunked_bilevel"}
-"""Our names of the modes, and those in `RELEASED`."""
+"""Our names of the modes → those in `RELEASED`."""
 COMPRESSION = 4
-"""Visual tokens pooled into one, in all released bi-level runs."""
+"""Visual tokens pooled into one in all released bi-level runs."""
 
 
 def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of `Model.watch` and of `Model.ask` for a benchmark and a mode (of `MODES`), as they were released.
+    """The released options of `Model.watch` and `Model.ask` for a benchmark and a mode (of `MODES`).
 
-    Top-k and chunk size of "bilevel" are ours (those of `Model.ask`), and so is the choice of chunks by attention; replaying
-    oracle files (`replay`) takes all three from them.
-    In the other modes everything is loaded dense: the scorer is one that costs nothing.
+    In mode "bilevel", top-k, chunk size and the choice of chunks by attention are ours (the defaults of `Model.ask`); when
+    oracle files are replayed (`replay`) all three come from them. The other modes load everything dense: their scorer is
+    one that costs nothing.
     """
     setting = RELEASED[name][MODES[mode]]
     watch = {

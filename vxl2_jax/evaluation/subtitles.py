@@ -9,45 +9,47 @@ import numpy as np
 from vxl2_jax.errors import RequestError
 
 FRAMES = 128
-"""Frames that the original's lmms-eval task samples; independent of those that the model sees."""
+"""Frames that the original's lmms-eval task samples, independent of the frames given to the model."""
 NONE = "No subtitles available"
-"""What stands in the prompt for a video without a subtitle file."""
+"""The text in the prompt for a video without a subtitle file."""
 
-_SPOKEN = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
+_WHITE_TEXT = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
 
 
 def parse(srt: str) -> dict[tuple[float, float], str]:
-    """(start, end) in seconds → text, its lines joined. Of two texts at the same times the later one stays.
+    """Parse an SRT file to {(start, end) in seconds: text}, joining lines. The last of several texts with the same times
+    is kept.
 
-    Raises RequestError for a line that is no pair of times.
+    Raises RequestError for a line that should be a pair of times and is not.
     """
     parts = (part.split("\n") for part in srt.split("\n\n") if part.strip())
-    found = {}
+    texts = {}
     for lines in parts:
         if len(lines) >= 3:
             try:
                 start, end = map(_seconds, lines[1].split(" --> ")[:2])
             except ValueError as error:
                 raise RequestError(f"{lines[1]!r:.60} must be times, as in '00:00:01,500 --> 00:00:04,000'") from error
-            found[start, end] = " ".join(lines[2:])
-    return found
+            texts[start, end] = " ".join(lines[2:])
+    return texts
 
 
 def _seconds(clock: str) -> float:
     hours, minutes, rest = clock.split(":")
-    seconds, thousandths = rest.split(",")
-    return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + int(thousandths) / 1000
+    seconds, milliseconds = rest.split(",")
+    return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + int(milliseconds) / 1000
 
 
 def at_frames(srt: str, fps: float, frames: int, samples: int = FRAMES) -> str:
-    """The subtitles shown at `samples` frames spread over a video of so many frames, one a line, each once.
+    """The subtitles visible at `samples` frames spread evenly over a video of `frames` frames, one line each.
 
-    As the original's lmms-eval task picks them: only text in the white font tag of Video-MME's files is spoken
-    text, and of one subtitle only the first such piece.
+    As in the original's lmms-eval task, only text in the white font tag of Video-MME's files counts, and of one
+    subtitle only the first such text.
     """
     shown = [(int(start * fps), int(end * fps), text) for (start, end), text in parse(srt).items()]
     sampled = np.linspace(0, frames - 1, samples, dtype=int).tolist()
     picked = [i for frame in sampled for i, (start, end, _) in enumerate(shown) if start <= frame < end]
-    # The original's order, that of Python's set of integers; in time only where the set's table holds the numbers.
-    spoken = (_SPOKEN.search(shown[i][2]) for i in list(set(picked)))
-    return "\n".join(found[1] for found in spoken if found)
+    # Not sorted: the original uses the iteration order of Python's set, which is chronological only if the hash table
+    # is large enough.
+    matched = (_WHITE_TEXT.search(shown[i][2]) for i in list(set(picked)))
+    return "\n".join(match[1] for match in matched if match)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vxl2_jax.evaluation.letters import PREFIXES, first_letter
-from vxl2_jax.evaluation.rows import Row, groups_of, matches, option_letter, texts, value
+from vxl2_jax.evaluation.rows import Row, groups_of, matches, option_letter, strings, value
 
 NAME = "video_mme"
 GROUPS = ("duration", "domain", "sub_category", "task_type")
@@ -15,15 +15,15 @@ _TASK = (
     "Select the best answer to the following multiple-choice question based on the video and the subtitles. "
     "Respond with only the letter (A, B, C, or D) of the correct option."
 )
-# Two commas are missing in the original's list, which joins the prefixes beside them: a response has neither.
+# The original's list lacks two commas, so that Python concatenates prefixes 5 and 6, and 7 and 8.
 _ORIGINAL_PREFIXES = (*PREFIXES[:4], "".join(PREFIXES[4:6]), "".join(PREFIXES[6:]))
 
 
 def row(doc: Mapping[str, Any]) -> Row:
-    """An annotation row: videoID, duration, domain, sub_category, task_type, question, options (`A. …`), answer.
+    """Parse an annotation row: videoID, duration, domain, sub_category, task_type, question, options (`A. …`), answer.
 
-    `question_id` may be missing. `subtitles` (see subtitles.py) is no field of the annotations: add the text
-    for the task with subtitles.
+    Optional: `question_id`; `subtitles`, the text for the task with subtitles (see subtitles.py), which annotation
+    files do not have.
     """
     for field in GROUPS:
         value(doc, field)
@@ -32,17 +32,18 @@ def row(doc: Mapping[str, Any]) -> Row:
         answer=option_letter(doc),
         groups=groups_of(doc, GROUPS),
         video=video,
-        files=tuple(f"{video}.{ending}" for ending in ("mp4", "MP4", "mkv")),
+        files=tuple(f"{video}.{extension}" for extension in ("mp4", "MP4", "mkv")),
         question=value(doc, "question"),
-        options=texts(doc, "options"),
+        options=strings(doc, "options"),
         id=doc.get("question_id"),
         subtitles=value(doc, "subtitles") if doc.get("subtitles") is not None else None,
     )
 
 
 def prompt(row: Row) -> str:
-    """As the original's lmms-eval tasks ask. The options appear as Python shows a list of texts: in brackets and
-    quotes. The task with subtitles has another last line; the one without speaks of subtitles all the same.
+    """The prompt of the original's lmms-eval tasks. Options appear as the `repr` of a Python list.
+
+    The task with subtitles has another last line. The one without them mentions subtitles nevertheless.
     """
     question = f"{_TASK}\n{row.question}\n{list(row.options)}\n"
     if row.subtitles is None:
@@ -53,21 +54,21 @@ def prompt(row: Row) -> str:
 def read(response: str) -> str:
     """The first of A–D after the prefixes that the original's lmms-eval task removes, or "".
 
-    Four of the eight prefixes are never removed there (see above), so "Best option: C" reads as B, of "Best".
+    The original never removes four of the eight prefixes (see above), so "Best option: C" gives B, from "Best".
     """
     return first_letter(response, "ABCD", _ORIGINAL_PREFIXES)
 
 
-def read_mended(response: str) -> str:
-    """The same with all prefixes removed, as was meant: "Best option: C" reads as C."""
+def read_corrected(response: str) -> str:
+    """The same with all prefixes removed, as the original intended: "Best option: C" gives C."""
     return first_letter(response, "ABCD")
 
 
 def score(row: Row, response: str) -> bool:
-    """Whether the response is read as the right letter."""
+    """Whether `read` gives the correct letter."""
     return matches(row, read(response))
 
 
 def counts(response: str) -> bool:
-    """Every response counts, empty ones too."""
+    """Every response counts, even an empty one."""
     return True

@@ -1,0 +1,187 @@
+"""The folder of a run: run.json has the settings; rows.*.jsonl have one record per video, one file per process.
+
+A record holds the "answers" about a video, or the "error" why it could not be watched. The folder can be read at any
+time, also while it is being written. Of several records about a video the last one counts, but answers replace errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from vxl2_jax.errors import RequestError
+from vxl2_jax.evaluation.scores import Verdict
+from vxl2_jax.storage import jsonl
+from vxl2_jax.storage.locking import open_locked
+
+RUN_FILE = "run.json"
+LENGTH_GROUPS = ((2, "up to 2 min"), (10, "2 to 10 min"), (30, "10 to 30 min"), (60, "30 to 60 min"))
+"""(minutes at most, name): answers are grouped by the length of the watched video, besides the annotation fields."""
+LONGEST_GROUP = "over an hour"
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """One question of a run: its key (see `data.question_keys`), the verdict, its entry in the record, and the record."""
+
+    key: str
+    verdict: Verdict
+    answer: Mapping[str, Any]
+    record: Mapping[str, Any]
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder already holds a run. Raises RequestError if a setting that both have differs."""
+    if not (folder / RUN_FILE).exists():
+        if any(path.stat().st_size for path in folder.glob("rows.*.jsonl")):
+            raise RequestError(
+                f"{folder}: holds rows of a run, but no {RUN_FILE}; choose another --out, or remove them"
+            )
+        return False
+    stored = flatten(read_run(folder)["settings"])
+    # Compared as JSON gives them back: tuples become lists.
+    given = json.loads(json.dumps({key: value for key, value in flatten(settings).items() if key in stored}))
+    if differing := [key for key, value in given.items() if value != stored[key]]:
+        changes = ", ".join(f"{key} {_shorten(stored[key])} (now {_shorten(given[key])})" for key in differing)
+        raise RequestError(f"{folder}: holds a run with other settings: {changes}; choose another --out, or remove it")
+    return True
+
+
+def claim(folder: Path, settings: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+    """Write run.json, or check the settings if it exists. Raises RequestError if they differ.
+
+    Safe when several processes start at the same time: one creates the whole file, the others find it.
+    """
+    partial = folder / f".{RUN_FILE}.{os.getpid()}"
+    try:
+        partial.write_text(json.dumps({"settings": settings, "made_with": made_with}, indent=1) + "\n")
+        os.link(partial, folder / RUN_FILE)
+    except FileExistsError:
+        check_settings(folder, settings)
+    except OSError as error:
+        raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """The content of run.json, {"settings", "made_with"}. Raises RequestError if it is missing or damaged."""
+    try:
+        found = json.loads((folder / RUN_FILE).read_text())
+        if isinstance(found["settings"], dict) and isinstance(found["made_with"], dict):
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise RequestError(
+        f"{folder}: no run in it ({RUN_FILE} is missing or damaged); give a folder that `vxl2 eval --out` made"
+    )
+
+
+@contextmanager
+def open_records(folder: Path, process: int, processes: int) -> Iterator[IO[str]]:
+    """The records of one process, open for appending. A partial last line is removed.
+
+    Raises RequestError if another process is writing the file, or it holds anything else.
+    """
+    path = folder / f"rows.{process}-of-{processes}.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder}: cannot be created ({error.strerror}); choose another --out") from error
+    with open_locked(path) as file:
+        try:
+            lines, partial = jsonl.read_lines(file)
+        except UnicodeDecodeError as error:
+            raise _invalid_line(path, 1) from error
+        _parse(path, lines)
+        if not partial.startswith("{"[: len(partial)]):
+            raise _invalid_line(path, len(lines) + 1)
+        jsonl.truncate_after(file, lines)
+        yield file
+
+
+def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """By video, the record that counts, in the order of the benchmark. Raises RequestError for a damaged file."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob("rows.*.jsonl")):
+        for record in read_file(path):
+            if "answers" in record or "answers" not in found.get(record["video"], {}):
+                found[record["video"]] = record
+    return dict(sorted(found.items(), key=lambda item: item[1]["index"]))
+
+
+def read_file(path: Path) -> list[dict[str, Any]]:
+    """All complete records of one file. Raises RequestError for any other file."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return _parse(path, jsonl.read_lines(file)[0])
+    except UnicodeDecodeError as error:
+        raise _invalid_line(path, 1) from error
+    except OSError as error:
+        raise RequestError(
+            f"{path}: cannot be read ({error.strerror}); give a folder of `vxl2 eval`, or a file of its rows"
+        ) from error
+
+
+def _parse(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            valid = (
+                isinstance(record["video"], str)
+                and isinstance(record["index"], int)
+                and ("answers" in record) != ("error" in record)
+            )
+        except (ValueError, KeyError, TypeError):
+            valid = False
+        if not valid:
+            raise _invalid_line(path, number)
+        records.append(record)
+    return records
+
+
+def _invalid_line(path: Path, number: int) -> RequestError:
+    return RequestError(f"{path}, line {number}: not a row of a run; remove the line, or choose another --out")
+
+
+def answered_questions(records: Iterable[Mapping[str, Any]]) -> Iterator[AnsweredQuestion]:
+    """The answered questions of some records, grouped by "video length" too."""
+    for record in records:
+        for answer in record.get("answers", ()):
+            groups = {field: tuple(values) for field, values in answer["groups"].items()}
+            groups["video length"] = (length_group(record["end_s"]),)
+            verdict = Verdict(answer["correct"], answer["counted"], answer["named"], groups)
+            yield AnsweredQuestion(answer["key"], verdict, answer, record)
+
+
+def length_group(seconds: int | float) -> str:
+    """The group of a video with this length."""
+    return next((name for minutes, name in LENGTH_GROUPS if seconds <= 60 * minutes), LONGEST_GROUP)
+
+
+def sort_values(field: str, values: Iterable[str]) -> list[str]:
+    """The values of a field in a table's order: lengths and numbers by size, others as given."""
+    values = list(values)
+    if field == "video length":
+        names = [name for _, name in LENGTH_GROUPS] + [LONGEST_GROUP]
+        return sorted(values, key=names.index)
+    return sorted(values, key=int) if all(value.isdecimal() for value in values) else values
+
+
+def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings on one level: options of watching and asking under their own names."""
+    return {
+        name: value
+        for key, part in settings.items()
+        for name, value in (part.items() if isinstance(part, Mapping) else [(key, part)])
+    }
+
+
+def _shorten(value: Any) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) > 40 else "none" if value is None else str(value)
