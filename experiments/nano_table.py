@@ -25,11 +25,11 @@ ROWS = {
     "dense": "dense",
     "chunked": "chunked pre-fill, whole cache",
     "bilevel_62": "both, by attention",
-    "bilevel_62_random": "both, by lot",
+    "bilevel_62_random": "both, at random",
     "bilevel_62_by2": "both, by attention, pooled by 2",
-    "bilevel_62_by2_random": "both, by lot, pooled by 2",
+    "bilevel_62_by2_random": "both, at random, pooled by 2",
     "bilevel_35": "both, by attention",
-    "bilevel_35_random": "both, by lot",
+    "bilevel_35_random": "both, at random",
 }
 EXAMPLES = {
     "exists": ("Is there a dog?", "yes / no"),
@@ -115,7 +115,7 @@ def differences_table(reports: Sequence[Report]) -> str:
                 continue
             inside = [each[f"{name}, inside"] for each in found] if f"{name}, inside" in common else None
             one, other = name.split(" - ")
-            other = "by lot" if other.endswith("random") else other
+            other = "at random" if other.endswith("random") else other
             lines.append(
                 [
                     f"{clips} s",
