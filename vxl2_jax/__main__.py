@@ -1,4 +1,4 @@
-"""`python -m vxl2_jax` is `vxl2`."""
+"""`python -m vxl2_jax` runs the command `vxl2`."""
 
 import sys
 

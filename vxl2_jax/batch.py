@@ -1,26 +1,29 @@
-"""A queue of (video, questions): the next video is opened and read while this one is watched and answered."""
+"""Answer a queue of (video, questions). While one video is processed, the next one is opened and read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-from vxl2_jax import ingest
+import numpy as np
+
+from vxl2_jax import generate, ingest
 from vxl2_jax.errors import TooLongError, VideoError
+from vxl2_jax.frames import Frames, FrameSource, open_source
 from vxl2_jax.generate import Answer
-from vxl2_jax.ingest import Frames, FrameSource
+from vxl2_jax.ingest import Callbacks
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.video.reader import prefetch
 
 
 @dataclass(frozen=True)
 class Job:
-    """A video (a file, a folder of images, or frames and seconds) and what is asked about it: one question or several."""
+    """A video (a file, a folder of images, or frames and seconds) and one or several questions about it."""
 
     video: str | Path | Frames
     questions: str | Sequence[str]
@@ -28,50 +31,54 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """A job's answers, the memory they come from, seconds per stage of watching; or why it could not be watched."""
+    """The result of a job: `error`, or the answers, the memory they come from and seconds per stage of watching."""
 
     job: Job
     answers: tuple[Answer, ...] = ()
     memory: VideoMemory | None = None
-    timings: Mapping[str, float] | None = None
+    timings: dict[str, float] | None = None
     error: VideoError | TooLongError | None = None
 
 
-def run(model: Any, jobs: Iterable[Job], watch: Mapping[str, Any], ask: Mapping[str, Any]) -> Iterator[JobResult]:
-    """See `api.Model.answer_all`."""
-    sampling = {name: watch[name] for name in ingest.SAMPLING if name in watch}
+def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOptions) -> Iterator[JobResult]:
+    """Answer jobs in order; see `api.Model.answer_all`."""
+    watch.check()
+    ask.check()
     jobs = iter(jobs)
     with ThreadPoolExecutor(1, "vxl2-next-video") as background:
 
-        def begin() -> tuple[Job, Future] | None:
+        def start_next() -> tuple[Job, Future] | None:
             job = next(jobs, None)
-            return job and (job, background.submit(_opened, model, job.video, sampling))
+            return job and (job, background.submit(_open, model, job.video, watch))
 
-        following = begin()
+        following = start_next()
         while following:
             job, source = following
-            following = begin()  # one video ahead, no more: its first frames are in memory already
+            following = start_next()  # only one video ahead, because its first frames are held in memory
             timings: dict[str, float] = {}
             try:
-                memory = model.watch(source.result(), **watch, timings=timings)
+                with model.precision():
+                    memory = ingest.watch(model, source.result(), watch, callbacks=Callbacks(timings=timings))
             except (VideoError, TooLongError) as error:
                 yield JobResult(job, error=error)
                 continue
             questions = [job.questions] if isinstance(job.questions, str) else list(job.questions)
-            done = JobResult(job, tuple(model.ask(memory, questions, **ask)), memory, timings)
-            del memory, source  # the caller has them: two memories need not stand on the device at once
-            yield done
-            del done
+            with model.precision():
+                answers = generate.ask_many(model, memory, questions, ask, ())
+            result = JobResult(job, tuple(answers), memory, timings)
+            del memory, source  # the caller holds the memory: two of them may not fit on the device
+            yield result
+            del result
 
 
-def _opened(model: Runtime, video: str | Path | Frames, sampling: Mapping[str, Any]) -> FrameSource:
-    """A source whose first strides are being read already."""
-    source = ingest.open_source(video, model.config.vision.image_size, sampling)
+def _open(model: Runtime, video: str | Path | Frames, options: WatchOptions) -> FrameSource:
+    """Open a video and start to read its first strides."""
+    source = open_source(video, model.config.vision.image_size, options.sampling)
     count = model.sizes.stride * model.config.frames_per_group
     ahead = prefetch(source.batches(count, 0))
     first = next(ahead)
 
-    def begun(size, start):
+    def batches(size: int, start: int) -> Iterator[np.ndarray]:
         return chain([first], ahead) if (size, start) == (count, 0) else source.batches(size, start)
 
-    return source._replace(batches=begun)
+    return source._replace(batches=batches)

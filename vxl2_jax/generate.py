@@ -5,7 +5,7 @@ Questions go through the steps in batches. Each is answered as if it were asked 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -19,12 +19,11 @@ from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.options import AskOptions, RelevanceFunction
 from vxl2_jax.relevance import oracle, selection
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.text import prompt
 from vxl2_jax.timing import timed
-
-Scores = Callable[[np.ndarray, VideoMemory], Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -59,34 +58,6 @@ class Answer:
     def cache_ratio(self) -> float:
         """Key/value bytes loaded over those of the dense memory."""
         return self.cache_tokens / self.cache_tokens_dense
-
-
-@dataclass(frozen=True)
-class AskOptions:
-    """How to ask; see `api.Model.ask`."""
-
-    relevance: str | Scores | oracle.Oracle = "attention"
-    top_k: int | None = 4
-    chunk_size: int = 4
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raise RequestError for a value out of range."""
-        for name, least in (("top_k", 0), ("chunk_size", 1), ("max_new_tokens", 1), ("temperature", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise RequestError(f"{name} must be at least {least}, not {value}")
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        known = callable(self.relevance) or isinstance(self.relevance, oracle.Oracle)
-        if not known and self.relevance not in relevance.SCORERS and not str(self.relevance).startswith(oracle.PREFIX):
-            names = ", ".join(relevance.SCORERS)
-            raise RequestError(
-                f"unknown relevance {self.relevance!r}: choose {names}, {oracle.PREFIX}FILE or a function"
-            )
 
 
 def ask(model: Runtime, memory: VideoMemory, question: str, options: AskOptions, history: Sequence[Answer]) -> Answer:
@@ -271,7 +242,7 @@ def _choose(model: Runtime, memory: VideoMemory, questions: list[_Question], opt
     return [_Choice(memory, options.chunk_size, one, pick(one)) for one in scores]
 
 
-def _scored(scorer: Scores, memory: VideoMemory, question: _Question, chunks: int) -> np.ndarray:
+def _scored(scorer: RelevanceFunction, memory: VideoMemory, question: _Question, chunks: int) -> np.ndarray:
     scores = np.asarray(scorer(np.asarray(question.ids, np.int32), memory), np.float32)
     if scores.shape != (chunks,):
         raise RequestError(f"the relevance function must give {chunks} scores, one a chunk, not shape {scores.shape}")

@@ -21,7 +21,8 @@ from vxl2_jax import memory as memories
 from vxl2_jax.errors import RequestError
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
 from vxl2_jax.layout import Layout
-from vxl2_jax.memory import ResumeState, VideoMemory, check_compression, sparse_level
+from vxl2_jax.cache.pooling import check_compression, sparse_level
+from vxl2_jax.memory import ResumeState, VideoMemory
 from vxl2_jax.models import video_xl_2
 from vxl2_jax.options import WatchOptions
 from vxl2_jax.prefill import CacheCapacity, DenseCache
@@ -99,7 +100,7 @@ def watch(
         )
         with timed(callbacks.timings, "prefill"):
             sparse = jax.block_until_ready(sparse_level(streams, layout, compression, config.language.rope_theta))
-        memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, open=resume, **scalars)
+        memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, resume_state=resume, **scalars)
         if writer:
             with timed(callbacks.timings, "write"):
                 writer.finish(sparse, memory.sparse_length, memories.resume_arrays(resume))
@@ -125,7 +126,7 @@ def watch_more(
             f"new frames must come after the memory's last frame at {memory.last_s} s, not at {seconds[0]} s"
         )
     memory = memory.resident()
-    resume = memory.open or ResumeState(jnp.zeros((0, config.visual_tokens, config.language.width)), frames[:0])
+    resume = memory.resume_state or ResumeState(jnp.zeros((0, config.visual_tokens, config.language.width)), frames[:0])
     whole, started = memory.frames // per_group, len(resume.frames)
     first = whole - len(resume.tokens)
     starts = memory.seconds + tuple(float(s) for s in seconds[-started % per_group :: per_group])
@@ -153,7 +154,7 @@ def watch_more(
     return memory.replace(
         dense=streams,
         sparse=sparse,
-        open=resume,
+        resume_state=resume,
         layout=layout,
         seconds=starts,
         last_s=float(seconds[-1]),
@@ -201,7 +202,7 @@ def _watch_strides(
             begin = int(stride.visual_offset) // layout.visual
             if writer:
                 with timed(timings, "write"):
-                    writer.put(streams, begin, min(begin + model.sizes.stride, layout.groups))
+                    writer.append(streams, begin, min(begin + model.sizes.stride, layout.groups))
             done += len(frames)
             if callbacks.progress:
                 callbacks.progress(done, total)

@@ -1,4 +1,4 @@
-"""The `vxl2` command: flags, files, clocks and exit codes. What it does is in the library."""
+"""The `vxl2` command: arguments, progress, output and exit codes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+
+from vxl2_jax import hardware
 from vxl2_jax.cli import ask, batch, convert, eval, plan, train, watch
 from vxl2_jax.errors import Vxl2Error
 
@@ -15,10 +18,11 @@ _COMMANDS = (ask, watch, batch, eval, plan, convert, train)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """The parser of the whole command line."""
     parser = argparse.ArgumentParser(
         prog="vxl2",
-        description="Video-XL-2 in JAX: watch a long video once, ask it many times.",
+        description="Video-XL-2 in JAX: watch a long video once, ask its memory many times.",
+        epilog='example: vxl2 ask clip.mp4 "Is there a dog?"      vxl2 COMMAND --help shows more',
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in _COMMANDS:
@@ -26,33 +30,32 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _keep_compiled_programs() -> None:
-    import jax
-
-    from vxl2_jax import hardware
-
+def _enable_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # XLA cuts a CPU's programs up for the cores it finds, and JAX does not ask how many when it looks for one.
-        kept = root / "vxl2_jax" / "xla" / f"{hardware.cpu_cores()}-cores"
-        jax.config.update("jax_compilation_cache_dir", str(kept))
+        # XLA compiles CPU programs for the number of cores, which is not part of JAX's cache key.
+        folder = root / "vxl2_jax" / "xla" / f"{hardware.cpu_cores()}-cores"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (0 done, 1 out of memory, 2 a mistake of input,
-    130 interrupted, 141 nobody reads the output)."""
+    """Run the command line.
+
+    Returns:
+      The exit code: 0 success, 1 out of memory, 2 invalid input, 130 interrupted, 141 output closed by its reader.
+    """
     args = build_parser().parse_args(argv)
-    # JAX would take three quarters of a card; `vxl2 plan` counts with all but a twentieth.
+    # JAX's default is 0.75; `vxl2 plan` assumes this fraction.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     try:
-        _keep_compiled_programs()
+        _enable_compilation_cache()
         args.run(args)
         sys.stdout.flush()
     except Vxl2Error as error:
         print(f"vxl2: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
@@ -61,6 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print("vxl2: out of memory; look at fewer frames (--max-frames) or lower --fps", file=sys.stderr)
+        print("vxl2: out of memory; sample fewer frames (--max-frames) or lower --fps", file=sys.stderr)
         return 1
     return 0

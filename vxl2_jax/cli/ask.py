@@ -1,4 +1,4 @@
-"""`vxl2 ask`: watch a video, or open its memory, and answer questions about it."""
+"""`vxl2 ask`: watch a video, or load its memory, and answer questions about it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
 
 from vxl2_jax.cli import options
-from vxl2_jax.cli.options import ASKING, WATCHING, given, progress
+from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
+from vxl2_jax.memory import VideoMemory
+from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.video.reader import open_video
 
 _EXAMPLES = """examples:
   vxl2 ask clip.mp4 "What appears at 12 seconds?"
@@ -17,51 +24,49 @@ _EXAMPLES = """examples:
   vxl2 ask film.mkv "Who opens the door?" --model BAAI/Video-XL-2 --max-frames 2048 --json
   vxl2 watch film.mkv --out film.memory;  vxl2 ask --memory film.memory "Who opens the door?"
 
-The video is watched once and every question is asked of the same memory. First and last chunk are
-always loaded dense, and the --top-k most relevant between them; the others are loaded pooled.
-Without --model the tiny embedded model nano answers: see the README for what it can and cannot do.
-Compiled programs are kept in JAX_COMPILATION_CACHE_DIR, or else in the user's cache folder."""
+The video is watched once, and all questions read the same memory. The first, the last and the --top-k most relevant
+chunks are loaded dense, the others pooled. Without --model, the tiny model nano inside the package answers: the README
+says what it can do. Compiled programs are cached in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder."""
 
 
-def add(commands) -> None:
+def add(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
     ask = commands.add_parser(
         "ask",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
         help="watch a video and answer questions about it",
         usage="vxl2 ask [options] VIDEO QUESTION...\n       vxl2 ask [options] --memory FILE QUESTION...",
-        description="Watch a video, or open its memory, and answer questions about it.",
+        description="Watch a video, or load its memory, and answer questions about it.",
     )
     ask.set_defaults(run=run)
-    ask.add_argument("video", metavar="VIDEO", help="a video or image file, or a folder of images; not with --memory")
+    ask.add_argument("video", metavar="VIDEO", help="a video file, an image or a folder of images; not with --memory")
     ask.add_argument("questions", nargs="*", metavar="QUESTION", help="one or more questions, in quotes")
     ask.add_argument(
-        "--memory", type=Path, metavar="FILE", help="ask a memory that `vxl2 watch` wrote, instead of watching a video"
+        "--memory", type=Path, metavar="FILE", help="a memory that `vxl2 watch` wrote, to ask instead of a video"
     )
     options.add_model(ask)
-    options.add_watching(ask)
-    options.add_asking(ask)
+    options.add_options(ask, WatchOptions, "watching")
+    options.add_options(ask, AskOptions, "asking")
     ask.add_argument(
-        "--follow", action="store_true", help="each question continues the conversation of those before it"
+        "--follow", action="store_true", help="make the questions one conversation: each one sees the previous answers"
     )
-    group = ask.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print one JSON document, alone, on standard output")
-    group.add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="draw frames, relevance and dense chunks over time"
+    options.add_output(ask).add_argument(
+        "--plot", type=Path, metavar="FILE.png", help="plot frames, relevance and dense chunks over time"
     )
-    group.add_argument("--quiet", action="store_true", help="no progress")
 
 
 def run(args: argparse.Namespace) -> None:
-    """`vxl2 ask`."""
+    """Run `vxl2 ask`."""
     from rich.console import Console
 
-    from vxl2_jax import generate, plot
+    from vxl2_jax import plot
     from vxl2_jax.cli import render
-    from vxl2_jax.memory import VideoMemory
 
     video, questions = _inputs(args)
-    generate.AskOptions(**given(args, ASKING)).check()
+    watch, ask = given(args, WatchOptions), given(args, AskOptions)
+    WatchOptions(**watch).check()
+    AskOptions(**ask).check()
     if args.plot:
         plot.check_path(args.plot)
     timings: dict[str, float] = {}
@@ -71,17 +76,17 @@ def run(args: argparse.Namespace) -> None:
     timings["load model"] = time.perf_counter() - start
     if video is not None:
         with progress("watching", "frames", args.quiet) as advance:
-            memory = model.watch(video, **given(args, WATCHING), progress=advance, timings=timings)
+            memory = model.watch(video, **watch, progress=advance, timings=timings)
     answers: list = []
     with progress("answering", "questions", args.quiet) as advance:
         if args.follow:
             for question in questions:
-                answers.append(model.ask(memory, question, history=answers, **given(args, ASKING)))
+                answers.append(model.ask(memory, question, history=answers, **ask))
                 advance(len(answers), len(questions))
         else:
-            answers = model.ask(memory, questions, **given(args, ASKING))
+            answers = model.ask(memory, questions, **ask)
     if args.plot:
-        frames, seconds = _thumbnails(video, memory.frames, getattr(args, "fps", 1.0)) if video else ((), ())
+        frames, seconds = _thumbnails(video, memory.frames, WatchOptions(**watch).fps) if video else ((), ())
         plot.draw(args.plot, answers, frames, seconds, title=memory.video)
     if args.json:
         document = {
@@ -95,30 +100,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _inputs(args: argparse.Namespace) -> tuple[str | None, list[str]]:
-    """(video, or None with --memory; questions), or RequestError."""
+    """(video, or None with --memory; questions). Raises RequestError."""
     if args.memory is None:
         video, questions = args.video, args.questions
     else:
         video, questions = None, [args.video, *args.questions]
         if Path(args.video).exists():
-            raise RequestError(f"{args.video}: a video and a memory were given; leave one of them out")
-        if found := given(args, WATCHING):
-            option = "--" + next(iter(found)).replace("_", "-")
-            raise RequestError(
-                f"{option} is for watching, and {args.memory} was watched already: leave it out, or give the video"
-            )
+            raise RequestError(f"{args.video}: a video and --memory were given; give only one of them")
+        if watch := given(args, WatchOptions):
+            option = "--" + next(iter(watch)).replace("_", "-")
+            raise RequestError(f"{option} does not apply to {args.memory}, which is watched already: remove it")
     if not questions:
         raise RequestError("no question given: put it in quotes after the video")
     if not all(question.strip() for question in questions):
-        raise RequestError("a question is empty")
+        raise RequestError("a question is empty: put its text in quotes")
     return video, questions
 
 
-def _thumbnails(video: str, frames: int, fps: float, most: int = 12):
-    """A few frames evenly over the video: (uint8 [n, 160, 160, 3], seconds [n])."""
-    import numpy as np
-
-    from vxl2_jax.video.reader import open_video
-
-    source = open_video(video, size=160, fps=fps, max_frames=min(most, frames))
-    return np.concatenate(list(source.batches(most))), source.seconds
+def _thumbnails(
+    video: str, frames: int, fps: float, count: int = 12
+) -> tuple[UInt8[np.ndarray, "N 160 160 3"], Float[np.ndarray, " N"]]:
+    """At most `count` frames, evenly spaced, and their times in seconds."""
+    source = open_video(video, size=160, fps=fps, max_frames=min(count, frames))
+    return np.concatenate(list(source.batches(count))), source.seconds

@@ -1,4 +1,4 @@
-"""`vxl2 batch`: many videos, each with its questions, from a file into a file."""
+"""`vxl2 batch`: answer questions about many videos, from a file of jobs into a file of answers."""
 
 from __future__ import annotations
 
@@ -8,20 +8,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from vxl2_jax.batch import Job
 from vxl2_jax.cli import options
-from vxl2_jax.cli.options import ASKING, WATCHING, given, progress
+from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError, VideoError
+from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.storage.jsonl import append, read_lines, truncate_after
+from vxl2_jax.storage.locking import open_locked
 
 _EXAMPLES = """example:
   vxl2 batch jobs.jsonl --out answers.jsonl
 
-jobs.jsonl holds a line per video: {"video": "clip.mp4", "questions": ["Is there a dog?", "..."]}; paths count from
-its folder. answers.jsonl gets a line per video as it is answered, with the job's other fields: the document of
-`vxl2 ask --json`, or "error". The next video is read while one is watched and answered. If it is cut off, the same
-command goes on with the lines that are missing."""
+jobs.jsonl holds one line per video: {"video": "clip.mp4", "questions": ["Is there a dog?", "..."]}. Paths are relative
+to its folder. answers.jsonl receives one line per video when it is answered: the fields of the job, with the document of
+`vxl2 ask --json`, or with "error". While one video is processed, the next one is read. If the command is interrupted,
+the same command resumes with the missing lines."""
 
 
-def add(commands) -> None:
+def add(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
     batch = commands.add_parser(
         "batch",
         formatter_class=options.Help,
@@ -29,46 +34,44 @@ def add(commands) -> None:
         help="answer questions about many videos",
         description="Answer questions about many videos, from a file of jobs into a file of answers.",
     )
-    batch.set_defaults(run=run, interrupted="the same command goes on where it was")
-    batch.add_argument("jobs", type=Path, metavar="JOBS.jsonl", help="a line of JSON per video, with its questions")
+    batch.set_defaults(run=run, interrupted="the same command resumes")
+    batch.add_argument("jobs", type=Path, metavar="JOBS.jsonl", help="one JSON line per video, with its questions")
     batch.add_argument(
-        "--out", type=Path, required=True, metavar="ANSWERS.jsonl", help="the file that the answers are added to"
+        "--out", type=Path, required=True, metavar="ANSWERS.jsonl", help="the file to which answers are appended"
     )
     options.add_model(batch)
-    options.add_watching(batch)
-    options.add_asking(batch)
-    batch.add_argument("--quiet", action="store_true", help="no progress")
+    options.add_options(batch, WatchOptions, "watching")
+    options.add_options(batch, AskOptions, "asking")
+    options.add_output(batch, json=False)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`vxl2 batch`."""
-    from vxl2_jax import generate
-    from vxl2_jax.batch import Job
+    """Run `vxl2 batch`."""
     from vxl2_jax.cli import render
-    from vxl2_jax.storage.jsonl import append
-    from vxl2_jax.storage.locking import open_locked
 
-    rows = list(_rows(args.jobs))
-    generate.AskOptions(**given(args, ASKING)).check()
+    rows = list(_read_jobs(args.jobs))
+    watch, ask = given(args, WatchOptions), given(args, AskOptions)
+    WatchOptions(**watch).check()
+    AskOptions(**ask).check()
     with open_locked(args.out) as file:
-        answered = {_key(line) for line in _answers(file, args.out, rows)}
-        left = [row for row in rows if _key(row) not in answered]
+        answered = {_key(line) for line in _read_answers(file, args.out, rows)}
+        missing = [row for row in rows if _key(row) not in answered]
         failed = 0
-        if left:
+        if missing:
             model = options.load_model(args)
-            jobs = (Job(args.jobs.parent / row["video"], row["questions"]) for row in left)
+            jobs = (Job(args.jobs.parent / row["video"], row["questions"]) for row in missing)
             with progress("answering", "videos", args.quiet) as advance:
-                answers = model.answer_all(jobs, watch=given(args, WATCHING), ask=given(args, ASKING))
-                for number, (row, done) in enumerate(zip(left, answers, strict=True), 1):
-                    if done.error:
+                results = model.answer_all(jobs, watch=watch, ask=ask)
+                for number, (row, result) in enumerate(zip(missing, results, strict=True), 1):
+                    if result.error:
                         failed += 1
-                        found: dict[str, Any] = {"error": str(done.error)}
+                        document: dict[str, Any] = {"error": str(result.error)}
                     else:
-                        found = {"model": model.name, **render.as_data(done.memory, done.answers, dict(done.timings))}
-                        found["watched"] = found.pop("video")
-                    append(file, row | found)
-                    advance(len(rows) - len(left) + number, len(rows))
-    print(f"{args.out}: {len(rows)} videos, {len(rows) - len(left)} of them were there, {failed} could not be watched")
+                        document = render.as_data(result.memory, result.answers, result.timings)
+                        document = {"model": model.name, "watched": document.pop("video"), **document}
+                    append(file, row | document)
+                    advance(len(rows) - len(missing) + number, len(rows))
+    print(f"{args.out}: {len(rows)} videos, {len(rows) - len(missing)} answered before, {failed} failed")
     if failed:
         raise VideoError(
             f'{failed} of {len(rows)} videos could not be watched: see "error" in {args.out}; '
@@ -76,12 +79,12 @@ def run(args: argparse.Namespace) -> None:
         )
 
 
-def _key(row: dict) -> str:
+def _key(row: dict[str, Any]) -> str:
     return json.dumps([row["video"], row["questions"]])
 
 
-def _rows(path: Path) -> Iterator[dict]:
-    """The jobs of a file, or RequestError naming the line."""
+def _read_jobs(path: Path) -> Iterator[dict[str, Any]]:
+    """The jobs in a file. Raises RequestError with the number of the invalid line."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -91,41 +94,39 @@ def _rows(path: Path) -> Iterator[dict]:
             try:
                 row = json.loads(line)
                 video, questions = row["video"], row["questions"]
-                good = (
+                valid = (
                     isinstance(video, str)
                     and isinstance(questions, list)
                     and questions != []
                     and all(isinstance(question, str) and question.strip() for question in questions)
                 )
             except (ValueError, KeyError, TypeError):
-                good = False
-            if not good:
+                valid = False
+            if not valid:
                 raise RequestError(
                     f'{path}, line {number}: not a job; write {{"video": "clip.mp4", "questions": ["…"]}}'
                 )
             yield row
 
 
-def _answers(file: IO[str], path: Path, rows: list[dict]) -> list[dict]:
-    """The answers that are in the file; the beginning of one, cut off when it was written, is removed.
+def _read_answers(file: IO[str], path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answers in the file. An incomplete last line, left by an interrupted run, is removed.
 
-    Raises RequestError for a file that holds anything else, and leaves it alone.
+    Raises RequestError if the file holds anything else, and leaves it unchanged.
     """
-    from vxl2_jax.storage.jsonl import read_lines, truncate_after
-
-    foreign = RequestError(f"{path}: is no file of answers; choose another name")
-    begins = [json.dumps(row)[:-1] for row in rows]
+    foreign = RequestError(f"{path}: not a file of answers; choose another name")
+    beginnings = [json.dumps(row)[:-1] for row in rows]
     try:
-        lines, torn = read_lines(file)
+        lines, incomplete = read_lines(file)
     except UnicodeDecodeError as error:
         raise foreign from error
-    if torn and not any(torn.startswith(begin) or begin.startswith(torn) for begin in begins):
+    if incomplete and not any(incomplete.startswith(text) or text.startswith(incomplete) for text in beginnings):
         raise foreign
     try:
-        found = [json.loads(line) for line in lines]
-        if not all(_key(row) and ("answers" in row or "error" in row) for row in found):
+        answers = [json.loads(line) for line in lines]
+        if not all(_key(row) and ("answers" in row or "error" in row) for row in answers):
             raise foreign
     except (ValueError, KeyError, TypeError) as error:
         raise foreign from error
     truncate_after(file, lines)
-    return found
+    return answers

@@ -1,40 +1,39 @@
-"""`vxl2 convert`: a checkpoint of the original becomes a native one."""
+"""`vxl2 convert`: convert a checkpoint of the original to the native format."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from vxl2_jax.cli.options import Help, progress
+from vxl2_jax.checkpoints import fetch, native
+from vxl2_jax.cli.options import DTYPES, Help, add_output, progress
+from vxl2_jax.text.tokenizer import Tokenizer
 
 _EXAMPLES = """example:
   vxl2 convert BAAI/Video-XL-2 video-xl-2-native --dtype bfloat16
 
-The native directory (Orbax) needs no renaming or transposing when it is loaded."""
+A native checkpoint (Orbax) loads faster: nothing is renamed or transposed."""
 
 
-def add(commands) -> None:
+def add(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
     convert = commands.add_parser(
         "convert",
         formatter_class=Help,
         epilog=_EXAMPLES,
-        help="turn a checkpoint of the original into a native one",
-        description="Turn a Hugging Face checkpoint of the original into a native one.",
+        help="convert a checkpoint of the original to the native format",
+        description="Convert a Hugging Face checkpoint of the original to the native format.",
     )
     convert.set_defaults(run=run)
     convert.add_argument("source", metavar="SOURCE", help="a directory, or a name on the Hugging Face hub")
     convert.add_argument("target", type=Path, metavar="TARGET", help="the directory to write; must not exist")
-    convert.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="bfloat16", help="of the weights written"
-    )
-    convert.add_argument("--quiet", action="store_true", help="no progress")
+    convert.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype of the weights that are written")
+    add_output(convert, json=False)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`vxl2 convert`."""
-    from vxl2_jax.checkpoints import fetch, native
-    from vxl2_jax.text.tokenizer import Tokenizer
-
+    """Run `vxl2 convert`."""
     native.check_target(args.target)
     with progress("reading", "tensors", args.quiet) as advance:
         directory, (config, params) = fetch.load(args.source, args.dtype, advance)

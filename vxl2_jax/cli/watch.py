@@ -1,4 +1,4 @@
-"""`vxl2 watch`: watch a video and keep its memory in a file."""
+"""`vxl2 watch`: watch a video and write its memory to a file."""
 
 from __future__ import annotations
 
@@ -6,61 +6,62 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from vxl2_jax.cli import options
-from vxl2_jax.cli.options import WATCHING, given, progress
+from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
+from vxl2_jax.options import WatchOptions
 
 _EXAMPLES = """examples:
   vxl2 watch film.mkv --out film.memory --model BAAI/Video-XL-2
   vxl2 ask --memory film.memory "Who opens the door?" --model BAAI/Video-XL-2
 
-If watching is cut off, the same command goes on where it was. Until the memory is complete it lies beside FILE
-under the name .FILE.part. A memory belongs to the model that made it."""
+If watching is interrupted, the same command resumes. An incomplete memory is kept next to FILE, as .FILE.part.
+Only the model that made a memory can read it."""
 
 
-def add(commands) -> None:
+def add(commands: Any) -> None:
+    """Add the command to the subparsers `commands`."""
     watch = commands.add_parser(
         "watch",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="watch a video and keep its memory in a file",
-        description="Watch a video and keep its memory in a file, to be asked at any time.",
+        help="watch a video and write its memory to a file",
+        description="Watch a video and write its memory to a file, to ask it later.",
     )
-    watch.set_defaults(run=run, interrupted="the same command goes on where it was")
-    watch.add_argument("video", metavar="VIDEO", help="a video or image file, or a folder of images")
+    watch.set_defaults(run=run, interrupted="the same command resumes")
+    watch.add_argument("video", metavar="VIDEO", help="a video file, an image or a folder of images")
     watch.add_argument("--out", type=Path, required=True, metavar="FILE", help="the memory file to write")
     options.add_model(watch)
-    options.add_watching(watch)
-    group = watch.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print one JSON document, alone, on standard output")
-    group.add_argument("--quiet", action="store_true", help="no progress")
+    options.add_options(watch, WatchOptions, "watching")
+    options.add_output(watch)
 
 
 def run(args: argparse.Namespace) -> None:
-    """`vxl2 watch`."""
+    """Run `vxl2 watch`."""
     from rich.console import Console
 
     from vxl2_jax.cli import render
 
+    watch = given(args, WatchOptions)
+    WatchOptions(**watch).check()
     options.check_video(args.video)
     if args.out.is_dir() or not args.out.absolute().parent.is_dir():
-        raise RequestError(f"{args.out}: name a file in a folder that is there")
+        raise RequestError(f"{args.out}: name a file in an existing folder")
     timings: dict[str, float] = {}
     start = time.perf_counter()
     model = options.load_model(args)
     timings["load model"] = time.perf_counter() - start
-    there = args.out.exists()
+    existed = args.out.exists()
     with progress("watching", "frames", args.quiet) as advance:
-        memory = model.watch(args.video, out=args.out, **given(args, WATCHING), progress=advance, timings=timings)
+        memory = model.watch(args.video, out=args.out, **watch, progress=advance, timings=timings)
     size = args.out.stat().st_size
     if args.json:
-        told = {"path": str(args.out), "bytes": size, "was_there": there}
-        document = {"model": model.name, "memory": told, **render.as_data(memory, [], timings)}
+        file = {"path": str(args.out), "bytes": size, "was_there": existed}
+        document = {"model": model.name, "memory": file, **render.as_data(memory, [], timings)}
         print(json.dumps(document, ensure_ascii=False, indent=1))
     else:
         console = Console(highlight=False)
         console.print(render.as_text(memory, [], timings), soft_wrap=True)
-        console.print(
-            f"{args.out}: {'was there already' if there else 'written'}, {size / 1e6:,.1f} MB", soft_wrap=True
-        )
+        console.print(f"{args.out}: {'exists already' if existed else 'written'}, {size / 1e6:,.1f} MB", soft_wrap=True)

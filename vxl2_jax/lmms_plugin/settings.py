@@ -1,87 +1,78 @@
-"""What --model_args say: which model, what is watched of a video, what a question loads of it.
+"""Parse --model_args: the model, and the options of watching and asking.
 
-Settings begin with those that the original was measured with (`evaluation.settings`); an argument replaces one. How
-long an answer may be and whether it is drawn is the task's to say (`requests.generation`).
+Options start from the original's released settings (`evaluation.settings`), and an argument replaces one of them. The
+length of answers and sampling are set by the task (`requests.generation`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
-from vxl2_jax.cli.options import WATCHING, or_none
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
-from vxl2_jax.generate import AskOptions
+from vxl2_jax.options import AskOptions, WatchOptions, options_of
 
-_NUMBERS: dict[str, Callable[[str], Any]] = {
-    "fps": float,
-    "max_frames": or_none("none"),
-    "max_fps": float,
-    "block_size": int,
-    "prev_blocks": or_none("none"),
-    "compression": int,
-    "top_k": or_none("all"),
-    "chunk_size": int,
-    "seed": int,
-}
+OF_HARNESS = ("batch_size", "max_batch_size", "device")
+"""lmms-eval's own flags, which every model receives. They are ignored: a video's questions are one batch, and JAX chooses
+its device."""
+OF_TASKS = ("max_new_tokens", "temperature", "top_p")
+"""Options of `Model.ask` that are not arguments: a task's generation_kwargs set them."""
 _CHOICES = {
     "mode": tuple(MODES),
     "settings": tuple(RELEASED),
     "dtype": ("float32", "bfloat16", "float16"),
     "attention": KERNELS,
 }
-KNOWN = ("pretrained", *_CHOICES, *_NUMBERS, "relevance")
+_WATCH = {option.name: option for option in options_of(WatchOptions)}
+_ASK = {option.name: option for option in options_of(AskOptions) if option.name not in OF_TASKS}
+KNOWN = ("pretrained", *_CHOICES, *_WATCH, *_ASK)
 """Names of --model_args."""
-OF_HARNESS = ("batch_size", "max_batch_size", "device")
-"""lmms-eval's own flags, handed to every model. A video's questions are one batch, and JAX chooses its device."""
-OF_TASKS = ("max_new_tokens", "temperature", "top_p")
-"""Options of `Model.ask` that are no arguments: a task's generation_kwargs say them."""
 
 
 @dataclass(frozen=True)
 class PluginOptions:
-    """Arguments of `vxl2_jax.load`, and options of `Model.watch` and of `Model.ask` that hold for every task."""
+    """Keywords of `vxl2_jax.load`, and the options of `Model.watch` and `Model.ask` for every task."""
 
     model: Mapping[str, Any]
     watch: Mapping[str, Any]
     ask: Mapping[str, Any]
 
 
-def read(given: Mapping[str, Any]) -> PluginOptions:
-    """The settings that --model_args stand for.
+def read(model_args: Mapping[str, Any]) -> PluginOptions:
+    """Parse --model_args.
 
     Args:
-      given: by name, as lmms-eval parsed them (numbers may be numbers). `pretrained` is a name as `vxl2_jax.load`
-        takes it ("nano"); `mode` dense, chunked or bilevel ("bilevel"); `settings` the benchmark whose released
-        settings are begun with ("mlvu": at most 256 frames, blocks of 4 groups and 3 before); the others are options
-        of `load`, `watch` and `ask`, where none or all stands for no limit.
+      model_args: by name, as lmms-eval parsed them (some values may be numbers). `pretrained` is the name that
+        `vxl2_jax.load` takes (default "nano"); `mode` is dense, chunked or bilevel (default); `settings` is the benchmark
+        whose released settings are the defaults ("mlvu": at most 256 frames, blocks of 4 groups that attend to 3 before);
+        the others are options of `load`, `watch` and `ask`, in the words of the command line (none, all).
 
-    Raises RequestError for a name or value that there is not.
+    Raises:
+      RequestError: an unknown name or an invalid value.
     """
-    given = {name: value for name, value in given.items() if name not in OF_HARNESS}
-    if unknown := [name for name in given if name not in KNOWN]:
-        hint = "; answers' lengths and sampling are the task's: --gen_kwargs" if set(unknown) & set(OF_TASKS) else ""
+    model_args = {name: value for name, value in model_args.items() if name not in OF_HARNESS}
+    if unknown := [name for name in model_args if name not in KNOWN]:
+        hint = "; set answer length and sampling with --gen_kwargs" if set(unknown) & set(OF_TASKS) else ""
         raise RequestError(f"model_args: unknown {', '.join(unknown)}; known are {', '.join(KNOWN)}{hint}")
-    values = {name: _value(name, str(value)) for name, value in given.items()}
+    values = {name: _parse(name, str(value)) for name, value in model_args.items()}
     watch, ask = released(values.get("settings", "mlvu"), values.get("mode", "bilevel"))
-    for option in OF_TASKS:
-        del ask[option]
-    changed = {name: value for name, value in values.items() if name in _NUMBERS or name == "relevance"}
-    watch |= {name: value for name, value in changed.items() if name in WATCHING}
-    ask |= {name: value for name, value in changed.items() if name not in WATCHING}
+    watch |= {name: value for name, value in values.items() if name in _WATCH}
+    ask |= {name: value for name, value in values.items() if name in _ASK}
+    ask = {name: value for name, value in ask.items() if name not in OF_TASKS}
+    WatchOptions(**watch).check()
     AskOptions(**ask).check()
     loading = {name: values[name] for name in ("dtype", "attention") if name in values}
     return PluginOptions({"name": values.get("pretrained", "nano"), **loading}, watch, ask)
 
 
-def _value(name: str, text: str) -> Any:
+def _parse(name: str, text: str) -> Any:
     if name in _CHOICES and text not in _CHOICES[name]:
         raise RequestError(f"model_args: {name}={text}: choose {', '.join(_CHOICES[name])}")
+    option = _WATCH.get(name) or _ASK.get(name)
     try:
-        return _NUMBERS.get(name, str)(text)
+        return option.parse(text) if option else text
     except ValueError as error:
-        kind = {int: "whole number"}.get(_NUMBERS[name], _NUMBERS[name].__name__.replace("float", "number"))
-        raise RequestError(f"model_args: {name}={text} is no {kind}") from error
+        raise RequestError(f"model_args: {name}: {error}") from error

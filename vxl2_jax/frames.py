@@ -1,0 +1,84 @@
+"""The frames to watch, from a file, a folder or arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from vxl2_jax.errors import RequestError
+from vxl2_jax.video.reader import content_hash, open_video
+
+Seconds = Sequence[float] | np.ndarray
+Frames = tuple[np.ndarray, Seconds]
+"""(frames uint8 [F, S, S, 3], their times in seconds [F])"""
+
+
+class FrameSource(NamedTuple):
+    """Frames that are sampled but not yet read.
+
+    Attributes:
+      seconds: float64 [F], the time of each frame.
+      batches: (frames per batch, first frame) → arrays uint8 [n, S, S, 3].
+      end_s: the second at which the last frame ends.
+      name, hash: name and SHA-256 of the file; empty if there is no file.
+    """
+
+    seconds: np.ndarray
+    batches: Callable[[int, int], Iterator[np.ndarray]]
+    end_s: float
+    name: str = ""
+    hash: str = ""
+
+
+def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, Any]) -> FrameSource:
+    """Open a video.
+
+    Args:
+      video: a file or folder that `video.reader.open_video` reads, or (frames, seconds).
+      size: S, the side of a frame in pixels.
+      sampling: keywords of `open_video`; ignored for arrays.
+
+    Raises:
+      VideoError: the video cannot be read.
+      RequestError: the arrays have the wrong shape, dtype or order.
+    """
+    if isinstance(video, (str, Path)):
+        source = open_video(video, size=size, **sampling)
+        end_s = float(max(source.duration_s, source.seconds[-1]))
+        return FrameSource(np.asarray(source.seconds), source.batches, end_s, source.path.name, content_hash(video))
+    frames, seconds = check_frames(*video, size)
+
+    def batches(count: int, first: int) -> Iterator[np.ndarray]:
+        return (frames[i : i + count] for i in range(first, len(frames), count))
+
+    return FrameSource(seconds, batches, end_of(seconds))
+
+
+def check_frames(
+    frames: Any, seconds: Seconds, size: int
+) -> tuple[UInt8[np.ndarray, "F S S 3"], Float[np.ndarray, " F"]]:
+    """Frames and their times as arrays. Raises RequestError for a wrong shape, dtype or order."""
+    frames, seconds = np.asarray(frames), np.asarray(seconds, float)
+    if frames.dtype != np.uint8 or frames.shape != (len(seconds), size, size, 3) or not len(seconds):
+        raise RequestError(
+            f"frames must be uint8 [{max(len(seconds), 1)}, {size}, {size}, 3], one per timestamp, "
+            f"not {frames.dtype} {list(frames.shape)}"
+        )
+    if not np.isfinite(seconds).all() or np.any(np.diff(seconds) < 0):
+        raise RequestError("timestamps must be finite and must not decrease; sort frames and seconds by time")
+    return frames, seconds
+
+
+def end_of(seconds: Seconds, previous: float | None = None) -> float:
+    """The second at which the last frame ends: it is shown as long as the frame before it.
+
+    Args:
+      seconds: [F], times of the frames.
+      previous: time of the frame before them, if there is one.
+    """
+    times = list(seconds) if previous is None else [previous, *seconds]
+    return float(times[-1] + (times[-1] - times[-2] if len(times) > 1 else 0.0))
