@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from pallas_kernels.attention import KVCache
 from vxl2_jax import hardware, planning, prefill
 from vxl2_jax import memory as memories
+from vxl2_jax.cache.pooling import check_compression, sparse_level
 from vxl2_jax.errors import RequestError
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
 from vxl2_jax.layout import Layout
-from vxl2_jax.cache.pooling import check_compression, sparse_level
 from vxl2_jax.memory import ResumeState, VideoMemory
 from vxl2_jax.models import video_xl_2
 from vxl2_jax.options import WatchOptions
