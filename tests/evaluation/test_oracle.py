@@ -10,7 +10,7 @@ from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import replay, report, run_folder, runner
 from vxl2_jax.evaluation.data import BenchmarkVideo
-from vxl2_jax.generate import AskOptions
+from vxl2_jax.options import AskOptions
 from vxl2_jax.relevance import oracle
 
 from .standin import StandIn, prepared

@@ -46,6 +46,12 @@ class BenchmarkVideo:
     problem: str = ""
     srt: str | None = None
 
+    @property
+    def file(self) -> Path:
+        """`path`, of a video that has one."""
+        assert self.path is not None, self.problem
+        return self.path
+
 
 def read(
     benchmark: ModuleType,

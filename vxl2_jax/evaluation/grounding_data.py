@@ -50,6 +50,12 @@ class GroundingVideo:
     path: Path | None = None
     problem: str = ""
 
+    @property
+    def file(self) -> Path:
+        """`path`, of a video that has one."""
+        assert self.path is not None, self.problem
+        return self.path
+
 
 def read_moments(annotation_format: str, path: str | Path) -> tuple[list[Moment], int]:
     """Read an annotation file.

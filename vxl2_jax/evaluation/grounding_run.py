@@ -14,10 +14,10 @@ from typing import Any
 
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
+from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation import grounding, grounding_data, run_folder
 from vxl2_jax.evaluation.grounding_data import GroundingVideo
-from vxl2_jax.generate import AskOptions
-from vxl2_jax.memory import check_compression
+from vxl2_jax.options import AskOptions
 from vxl2_jax.storage.jsonl import append
 
 
@@ -81,8 +81,8 @@ def evaluate(
         stored = run_folder.read_records(out)
         unanswered = [item for item in run.items if "answers" not in stored.get(item.video, {})]
         todo = [item for item in unanswered if item.path is not None]
-        if todo or not (out / run_folder.RUN_FILE).exists():
-            model = load()
+        model = load() if todo or not (out / run_folder.RUN_FILE).exists() else None
+        if model:
             if "compression" in run.watch:
                 check_compression(run.watch["compression"], model.config.visual_tokens)
             model_settings = {"model_hash": model.fingerprint, "dtype": model.dtype.name}
@@ -91,7 +91,7 @@ def evaluate(
         for item in unanswered:
             if item.path is None and stored.get(item.video, {}).get("error") != item.problem:
                 append(file, {"index": item.index, "video": item.video, "error": item.problem})
-        if not todo:
+        if not model or not todo:
             return
         report = progress or (lambda done, total: None)
         done = len(run.items) - len(todo)
@@ -104,19 +104,19 @@ def evaluate(
 def _records(model: Model, run: GroundingRun, items: Sequence[GroundingVideo]) -> Iterator[dict[str, Any]]:
     """A record per video, in order; the next video is read in the background."""
     jobs = (
-        Job(item.path, [grounding.fill_template(run.template, moment.query) for moment in item.moments])
+        Job(item.file, [grounding.fill_template(run.template, moment.query) for moment in item.moments])
         for item in items
     )
     results = model.answer_all(jobs, watch=run.watch, ask=run.ask)
     for item in items:
         start = time.perf_counter()
-        record = {"index": item.index, "video": item.video, "file": item.path.name, **_answers(item, next(results))}
+        record = {"index": item.index, "video": item.video, "file": item.file.name, **_answers(item, next(results))}
         yield record | {"wall_s": round(time.perf_counter() - start, 3)}
 
 
 def _answers(item: GroundingVideo, result: JobResult) -> dict[str, Any]:
     """The part of a record that comes from the model."""
-    if result.error:
+    if result.memory is None:
         return {"error": str(result.error)}
     answers = [
         {

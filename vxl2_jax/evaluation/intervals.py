@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import sqrt
+from typing import Any
 
 Z = 1.96
 """Standard errors on either side of a 95 % interval."""
@@ -34,7 +35,7 @@ def paired_difference(only_a: int, only_b: int, total: int) -> tuple[float, floa
     return max(100 * (excess / count - spread), -100.0), min(100 * (excess / count + spread), 100.0)
 
 
-def clustered_difference(differences: Mapping[Hashable, Sequence[int]]) -> tuple[float, float] | None:
+def clustered_difference(differences: Mapping[Any, Sequence[int]]) -> tuple[float, float] | None:
     """The same interval for questions in clusters (videos), within which answers may correlate.
 
     Computed from the variance of the clusters' sums; too narrow for few clusters.

@@ -61,7 +61,7 @@ def _lvbench(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     options as lines `(A) …`), answer (a letter), question_type, time_reference."""
     if "qa" not in doc:
         return [doc]
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for number, entry in enumerate(value(doc, "qa", list), 1):
         if not isinstance(entry, Mapping):
             raise RequestError(f"'qa' must be a list of objects, not {entry!r:.60}")

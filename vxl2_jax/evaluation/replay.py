@@ -49,11 +49,12 @@ class Replay:
         by_prompt: dict[str, OracleSelection] = {}  # prompts contain options and subtitles; the files' keys do not
 
         def add_selection(item: BenchmarkVideo, row: Row, prompt: str) -> None:
-            by_prompt[f"{item.path.name}_{prompt}"] = self.selection(item, row)
+            if found := self.selection(item, row):
+                by_prompt[f"{item.file.name}_{prompt}"] = found
 
         with_units = ReplayPass(
             watch,
-            {**ask, "relevance": Oracle(self.oracle.source, by_prompt, most=self.oracle.most)},
+            {**ask, "relevance": Oracle(self.oracle.source, by_prompt, max_chunks=self.oracle.max_chunks)},
             self.has_units,
             add_selection,
         )

@@ -138,8 +138,8 @@ def _parse(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
                 and isinstance(record["index"], int)
                 and ("answers" in record) != ("error" in record)
             )
-        except (ValueError, KeyError, TypeError):
-            valid = False
+        except (ValueError, KeyError, TypeError) as error:
+            raise _invalid_line(path, number) from error
         if not valid:
             raise _invalid_line(path, number)
         records.append(record)

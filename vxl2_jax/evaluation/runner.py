@@ -28,8 +28,10 @@ from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.evaluation.replay import Replay, ReplayPass
 from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.scores import judge
-from vxl2_jax.generate import Answer, AskOptions
+from vxl2_jax.generate import Answer
 from vxl2_jax.layout import attention_pairs
+from vxl2_jax.memory import VideoMemory
+from vxl2_jax.options import AskOptions
 from vxl2_jax.relevance import oracle
 from vxl2_jax.storage.jsonl import append
 from vxl2_jax.video.reader import open_video
@@ -102,9 +104,9 @@ def evaluate(
     Raises RequestError for options out of range, for invalid oracle files or those of another benchmark, for a folder with
     a run of other settings, or if another process is writing the same records.
     """
-    if (process is None) != (processes is None):
-        raise RequestError("give both the process and the number of processes, or neither")
-    if process is None:
+    if process is None or processes is None:
+        if process is not processes:
+            raise RequestError("give both the process and the number of processes, or neither")
         process, processes = jax.process_index(), jax.process_count()
     if not 0 <= process < processes:
         raise RequestError(f"process {process} of {processes}: processes are counted from 0")
@@ -120,13 +122,13 @@ def evaluate(
         stored = run_folder.read_records(out)
         unanswered = [item for item in share if "answers" not in stored.get(item.video, {})]
         todo = [item for item in unanswered if item.path is not None]
-        if todo or not (out / run_folder.RUN_FILE).exists():
-            model = load()
+        model = load() if todo or not (out / run_folder.RUN_FILE).exists() else None
+        if model:
             run_folder.claim(out, run.settings | _model_settings(model), _made_with(model))
         for item in unanswered:
             if item.path is None and stored.get(item.video, {}).get("error") != item.problem:
                 append(file, {"index": item.index, "video": item.video, "error": item.problem})
-        if not todo:
+        if not model or not todo:
             return
         report = progress or (lambda done, total: None)
         done = len(share) - len(todo)
@@ -154,7 +156,7 @@ def _records(
             yield {
                 "index": item.index,
                 "video": item.video,
-                "file": item.path.name,
+                "file": item.file.name,
                 **_merge(parts),
                 "wall_s": round(time.perf_counter() - start, 4),
                 "executables": executables(),
@@ -169,7 +171,7 @@ def _jobs(run: BenchmarkRun, items: Sequence[BenchmarkVideo], replay_pass: Repla
             prompts = [run.benchmark.prompt(rows[index]) for index in indices]
             for index, prompt in zip(indices, prompts, strict=True):
                 replay_pass.before_asking(item, item.rows[index], prompt)
-            yield Job(item.path, prompts)
+            yield Job(item.file, prompts)
 
 
 def _row_indices(item: BenchmarkVideo, replay_pass: ReplayPass) -> list[int]:
@@ -181,9 +183,10 @@ def _pass_record(
     benchmark: ModuleType, item: BenchmarkVideo, indices: Sequence[int], result: JobResult, replayed: Replay | None
 ) -> dict[str, Any]:
     """The record of one pass over a video; its answers by the index of the row."""
-    if result.error:
+    if result.memory is None:
         return {"error": str(result.error)}
-    return _video_entry(result) | {"answers": dict(_answers(benchmark, item, indices, result.answers, replayed))}
+    entry = _video_entry(result.memory, result.timings or {}, result.answers)
+    return entry | {"answers": dict(_answers(benchmark, item, indices, result.answers, replayed))}
 
 
 def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -205,19 +208,18 @@ def _with_subtitles(item: BenchmarkVideo) -> Sequence[Row]:
     text = subtitles.NONE
     if item.srt is not None:
         try:
-            source = open_video(item.path, size=1)
+            source = open_video(item.file, size=1)
         except VideoError:  # watching it will report the error
             return item.rows
         text = subtitles.at_frames(item.srt, source.native_fps, source.total_frames)
     return [replace(row, subtitles=text) for row in item.rows]
 
 
-def _video_entry(result: JobResult) -> dict[str, Any]:
+def _video_entry(memory: VideoMemory, timings: Mapping[str, float], answers: Sequence[Answer]) -> dict[str, Any]:
     """The part of a record about the video, with seconds by stage of watching it and of all its questions."""
-    memory = result.memory
     kept, causal = attention_pairs(memory.layout, memory.rule)
     asking: dict[str, float] = {}
-    for answer in result.answers:  # the answers of a batch share its time
+    for answer in answers:  # the answers of a batch share its time
         for stage, seconds in answer.timings.items():
             asking[stage] = asking.get(stage, 0.0) + seconds / answer.batch
     return {
@@ -225,7 +227,7 @@ def _video_entry(result: JobResult) -> dict[str, Any]:
         "end_s": memory.end_s,
         "tokens": memory.layout.length,
         "attention": {"pairs_kept": kept, "pairs_causal": causal},
-        "watching_s": _rounded(result.timings),
+        "watching_s": _rounded(timings),
         "asking_s": _rounded(asking),
     }
 
@@ -290,9 +292,9 @@ def _count_executables() -> Iterator[Callable[[], int]]:
     """Counts the executables compiled, or loaded from the compilation cache, since the context was entered."""
     durations: list[float] = []  # appending is safe from any thread
 
-    def listener(event: str, duration: float, **_: object) -> None:
+    def listener(event: str, duration_secs: float, **_: object) -> None:
         if event == _COMPILE_EVENT:
-            durations.append(duration)
+            durations.append(duration_secs)
 
     jax.monitoring.register_event_duration_secs_listener(listener)
     try:
