@@ -1,4 +1,4 @@
-"""Geometry of a model, as frozen data. Nothing here computes or reads files."""
+"""Configurations of models, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """SigLIP tower. `layers` counts the blocks that run (the released tower drops its 27th)."""
+    """SigLIP tower. `layers` counts the blocks that are run; the released model skips the tower's 27th."""
 
     image_size: int = 384
     patch_size: int = 14
@@ -19,7 +19,7 @@ class VisionConfig:
 
     @property
     def grid(self) -> int:
-        """Patches along one side (the patch convolution is VALID: a ragged border is cut)."""
+        """Patches along one side. Pixels that do not fill a patch are cut off."""
         return self.image_size // self.patch_size
 
 
@@ -43,9 +43,10 @@ class LanguageConfig:
 class ModelConfig:
     """The whole model.
 
-    `resized_grid` is the side of the feature map after the bilinear resize, `pool` the side of the
-    average-pooling window, so a group of `frames_per_group` frames gives `visual_tokens` tokens.
-    `visual_placeholder` is the token id that stands for a visual token in an id sequence.
+    resized_grid: side of the feature map after the bilinear resize.
+    pool: side of the average-pooling window; a group of `frames_per_group` frames gives (resized_grid / pool)² tokens.
+    norm_groups, max_relative: groups of the group norms and maximum relative position in DTS.
+    visual_placeholder: token id that marks a visual token in a sequence of ids.
     """
 
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -60,7 +61,7 @@ class ModelConfig:
 
     @property
     def visual_tokens(self) -> int:
-        """Visual tokens of one group (V)."""
+        """Visual tokens per group (V)."""
         return (self.resized_grid // self.pool) ** 2
 
 
@@ -70,7 +71,7 @@ def video_xl_2() -> ModelConfig:
 
 
 def nano(vocabulary: int) -> ModelConfig:
-    """The shrunken Video-XL-2 shipped inside the package: 98-pixel frames, 9 tokens per 4 frames."""
+    """The small Video-XL-2 that is part of the package: 98-pixel frames, 9 tokens per 4 frames."""
     return ModelConfig(
         vision=VisionConfig(image_size=98, patch_size=14, width=128, layers=4, heads=4, mlp=512),
         language=LanguageConfig(

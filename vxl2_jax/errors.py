@@ -1,26 +1,26 @@
-"""Mistakes of input that the user can mend. The text is one line: the thing, and the mend."""
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another library says, in one line; its class where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+"""Errors that a user can fix. The message is one line: what is wrong, and how to fix it."""
 
 
 class Vxl2Error(Exception):
-    """Base of all; the command line prints its text and exits with 2."""
+    """Base class; the command line prints the message and exits with code 2."""
 
 
 class VideoError(Vxl2Error):
-    """A video, image or folder that cannot be read as asked."""
+    """A video, image or folder that cannot be read, or invalid sampling options."""
 
 
 class CheckpointError(Vxl2Error):
-    """Weights that are missing, damaged or of another model."""
+    """A checkpoint that is missing, damaged or of another model."""
 
 
 class RequestError(Vxl2Error):
-    """Options or text that do not go together, or do not fit the model or the memory."""
+    """Invalid options or text, or ones that do not fit the model or the memory."""
 
 
 class TooLongError(RequestError):
     """A video whose memory does not fit the device."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its class name if the message is empty."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

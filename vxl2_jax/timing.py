@@ -1,4 +1,4 @@
-"""Seconds per stage, for those who ask; what compiling took is told apart."""
+"""Seconds per stage, with compilation counted separately."""
 
 from __future__ import annotations
 
@@ -10,40 +10,42 @@ from contextlib import contextmanager
 import jax
 
 COMPILE = "compile"
-"""The stage under which tracing, compiling and fetching compiled programs from disk are booked."""
+"""The stage that counts tracing, compiling and loading compiled programs from disk."""
 
 _PREFIXES = ("/jax/core/compile/", "/jax/compilation_cache/")
-_spans = threading.local()
+_thread = threading.local()
 
 
-def _heard(event: str, duration: float, **_: object) -> None:
-    """Remember when this thread compiled. Events may lie within each other: the outer one swallows the inner."""
-    if not event.startswith(_PREFIXES) or "saved" in event or not hasattr(_spans, "found"):
+def _record_compilation(event: str, duration: float, **_: object) -> None:
+    """Record when this thread compiled. Events can be nested: an outer one replaces those inside it."""
+    if not event.startswith(_PREFIXES) or "saved" in event or not hasattr(_thread, "intervals"):
         return
     stop = time.perf_counter()
-    start, found = stop - duration, _spans.found
-    while found and found[-1][0] >= start - 1e-4:
-        found.pop()
-    found.append((start, stop))
+    start, intervals = stop - duration, _thread.intervals
+    while intervals and intervals[-1][0] >= start - 1e-4:
+        intervals.pop()
+    intervals.append((start, stop))
 
 
-jax.monitoring.register_event_duration_secs_listener(_heard)
+jax.monitoring.register_event_duration_secs_listener(_record_compilation)
 
 
 @contextmanager
 def timed(timings: dict[str, float] | None, stage: str) -> Iterator[None]:
-    """Add the time spent inside to `timings[stage]`, less what was spent compiling, which goes to
-    `timings["compile"]`; nothing when `timings` is None. Not to be nested."""
+    """Add the seconds spent inside to `timings[stage]`, and those spent compiling to `timings["compile"]` instead.
+
+    Does nothing if `timings` is None. Must not be nested.
+    """
     if timings is None:
         yield
         return
-    _spans.found, start = [], time.perf_counter()
+    _thread.intervals, start = [], time.perf_counter()
     try:
         yield
     finally:
-        whole = time.perf_counter() - start
-        compiling = min(sum(b - a for a, b in _spans.found), whole)
-        del _spans.found
-        timings[stage] = timings.get(stage, 0.0) + whole - compiling
+        total = time.perf_counter() - start
+        compiling = min(sum(stop - start for start, stop in _thread.intervals), total)
+        del _thread.intervals
+        timings[stage] = timings.get(stage, 0.0) + total - compiling
         if compiling:
             timings[COMPILE] = timings.get(COMPILE, 0.0) + compiling

@@ -18,7 +18,7 @@ GIB = 2**30
 
 @pytest.fixture(scope="module")
 def params():
-    """In fp32: jaxlib 0.10 on CPU widens whole stacks of bf16 weights, which says nothing of other machines."""
+    """In fp32: on CPUs jaxlib 0.10 widens whole stacks of bf16 weights, which other machines do not."""
     return huggingface.abstract_params(CONFIG)
 
 
@@ -48,7 +48,7 @@ def test_a_question_over_20000_tokens_compiles(params):
     ).compile()
 
 
-def test_the_vision_half_compiles(params):
+def test_encoding_frames_compiles(params):
     side = CONFIG.vision.image_size
     frames = jax.ShapeDtypeStruct((16, side, side, 3), jnp.uint8)
     out = jax.jit(encode_frames, static_argnums=(1, 3)).lower(params, CONFIG, frames, 4)

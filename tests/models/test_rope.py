@@ -1,4 +1,4 @@
-"""Rotary positions."""
+"""Rotary position embeddings."""
 
 import numpy as np
 import pytest
@@ -21,14 +21,14 @@ def test_angles_are_exact_at_every_length(theta):
 def test_rotations_compose(first, second):
     x = np.random.default_rng(0).normal(size=(1, 16)).astype(np.float32)
 
-    def turn(rows, position):
-        return rotate(rows, *rotation(np.asarray([position], np.int32), 16, 1e6))
+    def rotate_by(x, position):
+        return rotate(x, *rotation(np.asarray([position], np.int32), 16, 1e6))
 
-    np.testing.assert_allclose(turn(turn(x, first), second), turn(x, first + second), atol=3e-6)
+    np.testing.assert_allclose(rotate_by(rotate_by(x, first), second), rotate_by(x, first + second), atol=3e-6)
 
 
 def test_rotation_pairs_the_halves():
-    """Entry i turns with entry i + D/2, by position · θ^(−2i / D)."""
+    """Entry i is rotated with entry i + D/2, by position · θ^(−2i / D)."""
     x = np.asarray([[1.0, 0.0, 0.0, 0.0]], np.float32)
     (got,) = rotate(x, *rotation(np.asarray([2], np.int32), 4, 1e4))
     np.testing.assert_allclose(got, [np.cos(2), 0, np.sin(2), 0], atol=1e-6)

@@ -1,4 +1,4 @@
-"""Small videos made on the fly, whose frames say which frame they are."""
+"""Small generated videos whose frames encode their frame number."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -10,7 +10,7 @@ HEIGHT, WIDTH = 48, 64
 
 
 def picture(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
-    """Frame `number`: 10 bits as black and white bars over a moving gradient; survives lossy coding."""
+    """Frame `number`: its 10 bits as black and white bars over a moving gradient; survives lossy compression."""
     rgb = np.zeros((height, width, 3), np.uint8)
     rgb[..., 1] = (np.arange(width) * 2 + number * 5)[None, :] % 256
     bits = [(number >> bit) & 1 for bit in range(10)]
@@ -20,7 +20,7 @@ def picture(number: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray
 
 
 def number_of(rgb: np.ndarray) -> int:
-    """Reads back which frame a (possibly resized, lossy) picture is."""
+    """The frame number encoded in a (possibly resized or lossy) picture."""
     height, width = rgb.shape[:2]
     middle = [int((bit + 0.5) * width / 10) for bit in range(10)]
     return sum(int(rgb[height // 4, x].mean() > 127) << bit for bit, x in enumerate(middle))
@@ -38,7 +38,7 @@ def write_clip(
     size: tuple[int, int] = (HEIGHT, WIDTH),
     **options: str,
 ) -> Path:
-    """Writes frames 0 ... frames - 1; `times` (seconds) makes the rate variable."""
+    """Write frames 0 ... frames - 1; `times` (seconds) makes the rate variable."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = size

@@ -38,16 +38,18 @@ def test_the_index_counts_the_frames_that_decode(clip):
     np.testing.assert_allclose(index.times, np.arange(110) / 25, atol=2e-3)
 
 
-@pytest.mark.parametrize("wanted", [[0, 109], [64, 65, 108], [29, 30, 31, 89, 91], [100], list(range(0, 110, 7))])
-def test_skipping_gives_the_frames_of_decoding_through(clip, wanted):
+@pytest.mark.parametrize(
+    "frames_to_read", [[0, 109], [64, 65, 108], [29, 30, 31, 89, 91], [100], list(range(0, 110, 7))]
+)
+def test_skipping_gives_the_same_frames_as_decoding_everything(clip, frames_to_read):
     index = read_index(clip)
-    skipped = list(read_frames(clip, index, np.array(wanted)))
-    through = list(read_frames(clip, index, np.array(wanted), skip=False))
-    assert [number_of(rgb) for rgb in skipped] == wanted
-    np.testing.assert_array_equal(skipped, through)
+    skipped = list(read_frames(clip, index, np.array(frames_to_read)))
+    all_decoded = list(read_frames(clip, index, np.array(frames_to_read), skip=False))
+    assert [number_of(rgb) for rgb in skipped] == frames_to_read
+    np.testing.assert_array_equal(skipped, all_decoded)
 
 
-def test_a_far_frame_is_reached_without_decoding_the_way(tmp_path, monkeypatch):
+def test_a_distant_frame_is_reached_without_decoding_all_before_it(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", 200, **LONG_GOP)
     index = read_index(path)
     decoded = []
@@ -57,14 +59,14 @@ def test_a_far_frame_is_reached_without_decoding_the_way(tmp_path, monkeypatch):
     assert len(decoded) <= 21
 
 
-def test_rotated_video_is_turned_upright(tmp_path):
+def test_rotated_video_is_upright(tmp_path):
     plain = open_video(write_clip(tmp_path / "a.mp4", 3), size=64)
     upright = next(plain.batches(1))[0]
     for degrees in (90, 180, -90):
         path = write_clip(tmp_path / f"{degrees}.mp4", 3, rotation=degrees)
-        turned = next(open_video(path, size=64).batches(1))[0]
-        # The file asks for a turn of `degrees` counter-clockwise.
-        assert np.abs(turned.astype(int) - np.rot90(upright, degrees // 90)).mean() < 8
+        rotated = next(open_video(path, size=64).batches(1))[0]
+        # The file asks for a rotation by `degrees` counter-clockwise.
+        assert np.abs(rotated.astype(int) - np.rot90(upright, degrees // 90)).mean() < 8
 
 
 @pytest.mark.parametrize(
@@ -82,15 +84,15 @@ def test_grey_alpha_and_odd_sizes_become_rgb(tmp_path, codec, pix_fmt, size, suf
     assert np.abs(rgb[::2, ::2] - expected[::2, ::2]).mean() < 12
 
 
-def test_a_frame_lost_to_skipping_is_found_by_decoding_through(tmp_path):
+def test_a_frame_lost_by_skipping_is_found_by_decoding_everything(tmp_path):
     path = write_clip(tmp_path / "a.mp4", 90, **LONG_GOP)
     index = read_index(path)
-    # An index that lies: decoding from these places misses the frame that is wanted.
-    wrong = dataclasses.replace(index, key_pts=index.pts[[0, 50]], key_positions=np.array([0, 80]))
+    # A wrong index: decoding from these packets misses the frames to read.
+    wrong = dataclasses.replace(index, key_pts=index.pts[[0, 50]], key_packets=np.array([0, 80]))
     assert [number_of(f) for f in read_frames(path, wrong, np.array([3, 55, 88]))] == [3, 55, 88]
 
 
-def test_a_frame_that_never_decodes_gives_way_to_the_one_on_screen(tmp_path, monkeypatch):
+def test_a_frame_that_cannot_be_decoded_is_replaced_by_the_one_before(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", 60, codec="mpeg4", g="1")
     index = read_index(path)
     decode, lost = container._decode, {int(index.pts[i]) for i in (20, 21, 58, 59)}

@@ -1,4 +1,4 @@
-"""Files that lie, are cut short or are no video: a plain answer, never a hang or a decoder's traceback."""
+"""Damaged, truncated and mislabelled files: a clear error, never a hang or a decoder's traceback."""
 
 import itertools
 
@@ -12,14 +12,14 @@ from vxl2_jax.errors import VideoError
 from vxl2_jax.video.reader import content_hash, open_video
 
 
-def watched(source):
+def frame_numbers(source):
     frames = list(itertools.chain.from_iterable(source.batches(7)))
     assert len(frames) == len(source.seconds) == len(source.indices) >= 1
     return [number_of(frame) for frame in frames]
 
 
 @pytest.mark.parametrize("suffix", ["mkv", "ts", "avi", "mp4"])
-def test_a_file_cut_short_gives_the_frames_before_the_cut(tmp_path, suffix):
+def test_a_truncated_file_gives_the_frames_before_the_cut(tmp_path, suffix):
     options = {"movflags": "faststart"} if suffix == "mp4" else {}
     whole = tmp_path / f"whole.{suffix}"
     with av.open(str(write_clip(tmp_path / f"a.{suffix}", 100, g="25", codec="libx264", bf="0"))) as source:
@@ -35,15 +35,15 @@ def test_a_file_cut_short_gives_the_frames_before_the_cut(tmp_path, suffix):
         cut.write_bytes(data[:place])
         source = open_video(cut, size=64, fps=25)
         assert 30 <= source.total_frames < 80
-        numbers = watched(source)
-        # A packet cut short may still look whole to the container: only the very last frame may be a guess.
+        numbers = frame_numbers(source)
+        # A truncated packet may still look complete to the container: only the very last frame may be concealed.
         assert numbers[:-1] == list(range(source.total_frames - 1)), (place, source.damaged)
-        assert watched(open_video(cut, size=64, fps=25)) == numbers
-        if source.damaged:  # an older FFmpeg may repeat the picture before a half one
+        assert frame_numbers(open_video(cut, size=64, fps=25)) == numbers
+        if source.damaged:  # an older FFmpeg may repeat the frame before a truncated one
             assert numbers[-1] in (source.total_frames - 1, source.total_frames - 2), place
 
 
-def test_a_tail_of_zeros_is_not_promised(tmp_path):
+def test_a_tail_of_zeros_is_not_counted(tmp_path):
     path = write_clip(tmp_path / "a.mp4", 100, g="10", bf="0")
     with av.open(str(path)) as container:
         place = next(p.pos for i, p in enumerate(container.demux(video=0)) if i == 55)
@@ -53,7 +53,7 @@ def test_a_tail_of_zeros_is_not_promised(tmp_path):
     path.write_bytes(data)
     source = open_video(path, size=64, fps=25)
     assert source.damaged and 50 <= source.total_frames <= 56
-    assert watched(source)[:50] == list(range(50))
+    assert frame_numbers(source)[:50] == list(range(50))
 
 
 def test_noise_in_the_middle_gives_the_same_frames_each_time(tmp_path):
@@ -68,20 +68,20 @@ def test_noise_in_the_middle_gives_the_same_frames_each_time(tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
-def test_a_variable_rate_is_read_by_the_clock(tmp_path):
+def test_a_variable_rate_is_sampled_by_time(tmp_path):
     times = [i * 0.5 for i in range(20)] + [10 + i * 0.04 for i in range(100)]
     source = open_video(write_clip(tmp_path / "a.mkv", 120, times=times, g="50", bf="2"), size=64, fps=2)
     assert source.variable_rate and source.total_frames == 120
-    numbers = watched(source)
+    numbers = frame_numbers(source)
     assert numbers == source.indices.tolist()
     assert source.seconds.tolist() == [round(times[i], 1) for i in numbers]
     assert np.diff(source.seconds).max() < 1.1
 
 
-def test_a_frame_long_on_screen_is_repeated(tmp_path):
+def test_a_frame_on_screen_for_long_is_repeated(tmp_path):
     times = [0, 0.04, 0.08, 0.12, 8, 8.04, 8.08, 8.12]
     source = open_video(write_clip(tmp_path / "a.mkv", 8, times=times), size=64)
-    assert watched(source) == source.indices.tolist()
+    assert frame_numbers(source) == source.indices.tolist()
     assert (source.indices == 3).sum() > 2
 
 
@@ -91,8 +91,8 @@ def test_names_with_colons_and_percents_are_files(tmp_path):
         assert open_video(path, size=32).total_frames == 5
 
 
-def no_video(folder):
-    """Name -> (file, a word its message must hold)."""
+def invalid_files(folder):
+    """Name -> (file, a word that its error message must contain)."""
     make = {}
 
     def put(name, data, word):
@@ -128,22 +128,22 @@ def no_video(folder):
     return make
 
 
-def test_what_is_no_video_is_refused_in_one_line(tmp_path, capfd):
-    for name, (path, word) in no_video(tmp_path).items():
+def test_files_that_are_no_video_are_refused_in_one_line(tmp_path, capfd):
+    for name, (path, word) in invalid_files(tmp_path).items():
         target = path.parent if name == "liars" else path
         with pytest.raises(VideoError, match=word) as caught:
             open_video(target, size=32)
         text = str(caught.value)
         assert "\n" not in text and str(path) in text and ";" in text, text
-    assert capfd.readouterr() == ("", "")  # FFmpeg keeps its log to itself
+    assert capfd.readouterr() == ("", "")  # FFmpeg logs nothing
 
 
 @pytest.mark.parametrize("bad", [{"fps": 0}, {"fps": -2}, {"max_frames": 0}, {"max_fps": -1}, {"size": 0}])
-def test_senseless_options_are_refused(tmp_path, bad):
+def test_invalid_options_are_refused(tmp_path, bad):
     with pytest.raises(VideoError, match=next(iter(bad))):
         open_video(write_clip(tmp_path / "a.mp4", 3), **{"size": 32, **bad})
 
 
-def test_a_hash_of_nothing_is_refused(tmp_path):
+def test_hashing_a_missing_file_is_refused(tmp_path):
     with pytest.raises(VideoError, match="no such file"):
         content_hash(tmp_path / "missing.mp4")

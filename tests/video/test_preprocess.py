@@ -10,7 +10,7 @@ from vxl2_jax.video.preprocess import pad_to_square, resize_frame
 RNG = np.random.default_rng(7)
 
 
-def test_resizing_squashes_with_pillows_bicubic():
+def test_resizing_is_pillows_bicubic():
     rgb = RNG.integers(0, 256, (90, 125, 3), dtype=np.uint8)
     expected = np.asarray(Image.fromarray(rgb).resize((48, 48), Image.Resampling.BICUBIC))
     np.testing.assert_array_equal(resize_frame(rgb, 48), expected)
@@ -18,7 +18,7 @@ def test_resizing_squashes_with_pillows_bicubic():
 
 
 def test_pixels_are_the_originals():
-    # One frame through the reference image processor at 384 x 384; the witness is channels-first.
+    # One frame through the reference image processor at 384 x 384; the golden pixels are channels-first.
     golden = np.load(Path(__file__).parents[1] / "data" / "preprocess.npz")
     pixels = np.asarray(normalise(np.stack([resize_frame(frame, 384) for frame in golden["raw"]]))).transpose(
         0, 3, 1, 2

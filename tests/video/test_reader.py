@@ -11,7 +11,7 @@ from vxl2_jax.errors import VideoError
 from vxl2_jax.video import content_hash, open_video, prefetch, resize_frame
 
 
-def test_batches_are_full_but_the_last_and_repeatable(tmp_path):
+def test_all_batches_but_the_last_are_full_and_can_be_read_again(tmp_path):
     source = open_video(write_clip(tmp_path / "a.mp4", 110, g="20"), size=40, fps=5)
     assert (source.kind, source.native_fps, source.total_frames, source.variable_rate) == ("video", 25, 110, False)
     assert source.duration_s == pytest.approx(4.4)
@@ -43,11 +43,11 @@ def test_an_image_is_a_padded_one_frame_video(tmp_path):
         np.testing.assert_array_equal(frame[8:-8], picture(5))
 
 
-def test_images_are_upright_and_rgb_whatever_their_kind(tmp_path):
+def test_images_of_every_format_are_upright_and_rgb(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise
-    Image.fromarray(picture(3)).save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    ((frame,),) = open_video(tmp_path / "turned.jpg", size=64).batches(1)
+    exif[0x0112] = 6  # rotate clockwise
+    Image.fromarray(picture(3)).save(tmp_path / "rotated.jpg", exif=exif, quality=95)
+    ((frame,),) = open_video(tmp_path / "rotated.jpg", size=64).batches(1)
     assert np.abs(frame[:, 8:-8].astype(int) - np.rot90(picture(3), -1)).mean() < 8
     assert (frame[:, :7] == 127).all()
 
@@ -63,7 +63,7 @@ def test_images_are_upright_and_rgb_whatever_their_kind(tmp_path):
     assert number_of(first[8:-8]) == 1
 
 
-def test_a_folder_is_a_video_at_the_asked_rate_in_counting_order(tmp_path):
+def test_a_folder_is_a_video_at_the_given_rate_in_numeric_order(tmp_path):
     for number in range(12):
         Image.fromarray(picture(number)).save(tmp_path / f"frame{number}.png")
     (tmp_path / "notes.txt").write_text("not a frame")
@@ -76,7 +76,7 @@ def test_a_folder_is_a_video_at_the_asked_rate_in_counting_order(tmp_path):
     assert len(open_video(tmp_path, size=8, fps=2, max_frames=4).seconds) == 4
 
 
-def test_the_hash_follows_content_not_name(tmp_path):
+def test_the_hash_depends_on_content_not_name(tmp_path):
     first = write_clip(tmp_path / "a.mp4", 3)
     digest = content_hash(first)
     assert content_hash(first.rename(tmp_path / "b.mp4")) == digest and len(digest) == 64
@@ -108,7 +108,7 @@ def test_prefetching_keeps_order_and_runs_ahead():
     while len(made) < 5 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
-    assert len(made) == 5  # one taken, three waiting, one in hand
+    assert len(made) == 5  # one consumed, three queued, one waiting to be queued
     assert list(ahead) == list(range(1, 20))
     assert not threads()
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video.sampling import frame_seconds, sample_indices, sample_times
+from vxl2_jax.video.sampling import frame_seconds, sample_indices, sample_timestamps
 
 # The original's loader on these inputs ("multiple_of_4" is its evaluation without chunks).
 CASES = json.loads((Path(__file__).parents[1] / "data" / "sampling.json").read_text())
@@ -34,7 +34,7 @@ def test_frames_and_timestamps_are_the_originals(case):
 
 
 @given(st.integers(1, 5000), st.floats(0.01, 240), options)
-def test_any_video_gives_some_frames_within_the_limit(total, rate, kw):
+def test_any_video_gives_at_least_one_frame_and_at_most_the_limit(total, rate, kw):
     indices = sample_indices(total, rate, **kw)
     assert indices.dtype == np.int64 and len(indices) >= 1
     assert indices[0] == 0 and indices[-1] < total and np.all(np.diff(indices) > 0)
@@ -48,45 +48,45 @@ def test_without_a_limit_the_rate_is_never_raised():
 
 
 @pytest.mark.parametrize(("total", "rate"), [(7, 1.0), (10, 30.0), (1, 25.0), (3, 0.2)])
-def test_where_the_original_fails_what_there_is_is_kept(total, rate):
+def test_where_the_original_fails_all_frames_are_kept(total, rate):
     assert 1 <= len(sample_indices(total, rate, max_frames=16, multiple_of_4=True)) <= total
 
 
 @given(st.integers(2, 600), st.sampled_from([1, 12.5, 24, 25, 30, 30000 / 1001, 60]), options)
 def test_even_times_give_the_same_frames_as_counting(total, rate, kw):
     times = 3.7 + np.round(np.arange(total) / rate, 6)
-    indices, seconds = sample_times(times, **kw)
+    indices, seconds = sample_timestamps(times, **kw)
     exact = (total - 1) / (times[-1] - times[0])
     np.testing.assert_array_equal(indices, sample_indices(total, exact, **kw))
     np.testing.assert_allclose(seconds, frame_seconds(indices, rate), atol=0.1001)
 
 
 @given(st.lists(st.floats(0.001, 5), min_size=1, max_size=200), options)
-def test_each_instant_takes_the_frame_on_screen(gaps, kw):
+def test_each_sampled_time_takes_the_frame_on_screen(gaps, kw):
     times = np.concatenate([[0.0], np.cumsum(gaps)])
-    indices, seconds = sample_times(times, **kw)
+    indices, seconds = sample_timestamps(times, **kw)
     rate = len(gaps) / times[-1]
-    instants = sample_indices(len(times), rate, **kw) / rate
-    on_screen = [max(i for i, t in enumerate(times) if t <= instant + 1e-6 * max(1, times[-1])) for instant in instants]
+    sampled = sample_indices(len(times), rate, **kw) / rate
+    on_screen = [max(i for i, t in enumerate(times) if t <= time + 1e-6 * max(1, times[-1])) for time in sampled]
     assert indices.tolist() == on_screen
     assert seconds.tolist() == [round(float(times[i]), 1) for i in indices]
 
 
-def test_a_slow_start_and_a_fast_end_are_sampled_by_the_clock():
+def test_a_slow_start_and_a_fast_end_are_sampled_by_time():
     times = np.concatenate([np.arange(40) / 4, 10 + np.arange(300) / 30])  # 10 s at 4, then 10 s at 30 per second
-    indices, seconds = sample_times(times, fps=1)
+    indices, seconds = sample_timestamps(times, fps=1)
     np.testing.assert_allclose(np.diff(seconds), 1, atol=0.3)
     assert (indices < 40).sum() == (indices >= 40).sum()
 
 
-def test_frames_that_share_one_time_are_one_frame():
-    assert [a.tolist() for a in sample_times(np.full(5, 2.0))] == [[0], [0.0]]
+def test_frames_with_the_same_timestamp_are_one_frame():
+    assert [a.tolist() for a in sample_timestamps(np.full(5, 2.0))] == [[0], [0.0]]
 
 
 @pytest.mark.parametrize("bad", [{"fps": 0}, {"fps": -1}, {"fps": float("nan")}, {"max_frames": 0}, {"max_fps": 0}])
-def test_senseless_options_are_named(bad):
+def test_invalid_options_are_named(bad):
     (name,) = bad
-    for call in (lambda: sample_indices(10, 25.0, **bad), lambda: sample_times(np.arange(3.0), **bad)):
+    for call in (lambda: sample_indices(10, 25.0, **bad), lambda: sample_timestamps(np.arange(3.0), **bad)):
         with pytest.raises(VideoError, match=name) as caught:
             call()
         assert "\n" not in str(caught.value)

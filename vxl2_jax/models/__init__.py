@@ -1,1 +1,1 @@
-"""The networks, as Flax linen modules: parameters in, arrays out. They know nothing of files."""
+"""The networks as Flax linen modules: parameters and arrays in, arrays out. No file access here."""

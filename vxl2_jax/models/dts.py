@@ -1,4 +1,7 @@
-"""DTS (SiglipAE in the original): four frames' feature maps → one, by attention over space and time."""
+"""Dynamic token synthesis (DTS; SiglipAE in the original): merges the feature maps of 4 frames into one.
+
+Maps are [..., y, x, width], with `width` the width of the vision tower.
+"""
 
 from __future__ import annotations
 
@@ -7,96 +10,87 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 
-def bilinear_matrix(source: int, target: int) -> np.ndarray:
-    """[target, source] weights of bilinear resizing with half-pixel centres and no antialiasing."""
-    places = np.maximum((np.arange(target) + 0.5) * source / target - 0.5, 0.0)
-    low = np.minimum(places.astype(int), source - 1)
-    high = np.minimum(low + 1, source - 1)
-    weights = np.zeros((target, source))
-    np.add.at(weights, (np.arange(target), low), 1 - (places - low))
-    np.add.at(weights, (np.arange(target), high), places - low)
-    return weights.astype(np.float32)
-
-
-def resize(features: jax.Array, source: int, target: int) -> jax.Array:
-    """Patch features [F, source², C] → maps [F, target, target, C]; interpolated in fp32."""
+def resize(
+    features: Float[Array, "F patches width"], source: int, target: int
+) -> Float[Array, "F {target} {target} width"]:
+    """Patch features of `source` × `source` patches as maps, resized bilinearly in fp32 without antialiasing."""
     maps = rearrange(features, "f (y x) c -> f y x c", y=source).astype(jnp.float32)
-    w = bilinear_matrix(source, target)
-    resized = jnp.einsum("ty,ux,fyxc->ftuc", w, w, maps, precision=jax.lax.Precision.HIGHEST)
-    return resized.astype(features.dtype)
+    shape = (maps.shape[0], target, target, maps.shape[3])
+    return jax.image.resize(maps, shape, "bilinear", antialias=False).astype(features.dtype)
 
 
-def regroup(maps: jax.Array, frames: int = 4) -> jax.Array:
-    """[frames·G, H, W, C] → [G, frames, H, W, C], by the original's raw reinterpretation of memory.
+def regroup(maps: Float[Array, "F y x width"], frames: int = 4) -> Float[Array, "G {frames} y x width"]:
+    """Split F = frames · G maps into groups, by the original's reinterpretation of memory.
 
-    The original views the contiguous (frames·G, C, H, W) array as (G, C, frames, H, W). That is not
-    a transpose: it mixes frames and channels. Released weights were trained with it.
+    The original views the contiguous (frames·G, width, y, x) array as (G, width, frames, y, x). This is not a
+    transpose: it mixes frames and channels. The released weights were trained with it.
     """
     raw = rearrange(maps, "(g f) y x c -> g (f c) y x", f=frames)
     return rearrange(raw, "g (c t) y x -> g t y x c", t=frames)
 
 
 class SpatialAttention(nn.Module):
-    """One head over the places of each time step; residual. Shapes: [G, T, H, W, C]."""
+    """Residual single-head attention over the positions of each time step."""
 
     norm_groups: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        channels = x.shape[-1]
+    def __call__(self, x: Float[Array, "G time y x width"]) -> Float[Array, "G time y x width"]:
+        width = x.shape[-1]
         h = nn.GroupNorm(self.norm_groups, epsilon=1e-6, use_fast_variance=False, name="norm")(x)
         h = rearrange(h, "g t y x c -> g t (y x) c")
-        q, k, v = (nn.Dense(channels, name=name)(h) for name in ("query", "key", "value"))
+        q, k, v = (nn.Dense(width, name=name)(h) for name in ("query", "key", "value"))
         logits = jnp.einsum("gtnc,gtmc->gtnm", q, k, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * channels**-0.5, axis=-1).astype(v.dtype)
-        mixed = nn.Dense(channels, name="out")(jnp.einsum("gtnm,gtmc->gtnc", weights, v))
-        return x + rearrange(mixed, "g t (y x) c -> g t y x c", y=x.shape[2])
+        weights = jax.nn.softmax(logits * width**-0.5, axis=-1).astype(v.dtype)
+        out = nn.Dense(width, name="out")(jnp.einsum("gtnm,gtmc->gtnc", weights, v))
+        return x + rearrange(out, "g t (y x) c -> g t y x c", y=x.shape[2])
 
 
 class TemporalAttention(nn.Module):
-    """One head over time at each place, with relative-position tables; residual. [G, T, H, W, C]."""
+    """Residual single-head attention over time at each position, with relative-position embeddings."""
 
     norm_groups: int
     max_relative: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        steps, channels = x.shape[1], x.shape[-1]
-
-        def table(name):
-            return self.param(name, nn.initializers.normal(0.02), (2 * self.max_relative + 1, channels)).astype(x.dtype)
-
+    def __call__(self, x: Float[Array, "G time y x width"]) -> Float[Array, "G time y x width"]:
+        steps, width = x.shape[1], x.shape[-1]
         offsets = np.arange(steps)[None, :] - np.arange(steps)[:, None]
-        rows = np.clip(offsets, -self.max_relative, self.max_relative) + self.max_relative
-        relative_key, relative_value = table("relative_key")[rows], table("relative_value")[rows]
+        offsets = np.clip(offsets, -self.max_relative, self.max_relative) + self.max_relative
 
-        places = rearrange(x, "g t y x c -> (g y x) t c")
-        h = nn.GroupNorm(self.norm_groups, epsilon=1e-6, use_fast_variance=False, name="norm")(places)
-        q, k, v = jnp.split(nn.Dense(3 * channels, name="qkv")(h), 3, axis=-1)
-        scale = channels**-0.25
+        def relative(name: str) -> Float[Array, "time time width"]:
+            table = self.param(name, nn.initializers.normal(0.02), (2 * self.max_relative + 1, width))
+            return table.astype(x.dtype)[offsets]
+
+        relative_key, relative_value = relative("relative_key"), relative("relative_value")
+        h = rearrange(x, "g t y x c -> (g y x) t c")
+        h = nn.GroupNorm(self.norm_groups, epsilon=1e-6, use_fast_variance=False, name="norm")(h)
+        q, k, v = jnp.split(nn.Dense(3 * width, name="qkv")(h), 3, axis=-1)
+        scale = width**-0.25
         q, k = q * scale, k * scale
-        # The original adds the relative term transposed, q_j·R[j, i] where q_i·R[i, j] is usual: keep it.
+        # The original transposes the relative term: q_j·R[j, i] instead of the usual q_i·R[i, j]. Keep it.
         logits = jnp.einsum("pic,pjc->pij", q, k) + jnp.einsum("pjc,jic->pij", q, relative_key)
         weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("pij,pjc->pic", weights, v) + jnp.einsum("pij,ijc->pic", weights, relative_value)
-        mixed = nn.Dense(channels, name="out")(mixed)
-        return x + rearrange(mixed, "(g y x) t c -> g t y x c", y=x.shape[2], x=x.shape[3])
+        out = jnp.einsum("pij,pjc->pic", weights, v) + jnp.einsum("pij,ijc->pic", weights, relative_value)
+        out = nn.Dense(width, name="out")(out)
+        return x + rearrange(out, "(g y x) t c -> g t y x c", y=x.shape[2], x=x.shape[3])
 
 
-class HalveTime(nn.Module):
-    """3×3×3 convolution, stride (2, 1, 1), replicate padding: [G, T, H, W, C] → [G, T/2, H, W, C].
+class TemporalDownsample(nn.Module):
+    """3×3×3 convolution with stride (2, 1, 1) and replicate padding; in time, one step before the first.
 
-    The three time taps are laid side by side as channels, so that a 2-D convolution (which every
-    backend has fast) does the work. Padding in time is one copy of the first step, before.
+    The three time steps under the kernel are concatenated as channels, so that a 2-D convolution, which is fast on
+    every backend, does the work.
     """
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        groups, steps, _, _, channels = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 3, channels, channels))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+    def __call__(self, x: Float[Array, "G time y x width"]) -> Float[Array, "G time//2 y x width"]:
+        groups, steps, _, _, width = x.shape
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 3, width, width))
+        bias = self.param("bias", nn.initializers.zeros, (width,))
         padded = jnp.pad(x, ((0, 0), (1, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         taps = [padded[:, t : t + steps : 2] for t in range(3)]
         stacked = rearrange(taps, "tap g t y x c -> (g t) y x (tap c)")
@@ -106,23 +100,22 @@ class HalveTime(nn.Module):
 
 
 class DTS(nn.Module):
-    """Dynamic token synthesis. Shapes: [G, 4, H, W, C] → [G, H, W, C]."""
+    """The DTS encoder."""
 
     norm_groups: int = 32
     max_relative: int = 64
 
     @nn.compact
-    def __call__(self, x: jax.Array, stages: list | None = None) -> jax.Array:
-        """`stages`, when a list is given, receives what the six encoder parts put out (for parity)."""
-        keep = stages.append if stages is not None else lambda _: None
+    def __call__(
+        self, x: Float[Array, "G 4 y x width"], intermediates: list | None = None
+    ) -> Float[Array, "G y x width"]:
+        """Append the input with its temporal encoding and each layer's output to `intermediates`, if given."""
         encoding = self.param("temporal_encoding", nn.initializers.normal(0.02), (x.shape[1], x.shape[-1]))
-        x = x + encoding[:, None, None, :].astype(x.dtype)
-        keep(x)
+        outputs = [x + encoding[:, None, None, :].astype(x.dtype)]
         for half in range(2):
-            x = SpatialAttention(self.norm_groups, name=f"spatial_{half}")(x)
-            keep(x)
-            x = TemporalAttention(self.norm_groups, self.max_relative, name=f"temporal_{half}")(x)
-            keep(x)
-            x = HalveTime(name=f"halve_{half}")(x)
-            keep(x)
-        return x[:, 0]
+            outputs.append(SpatialAttention(self.norm_groups, name=f"spatial_{half}")(outputs[-1]))
+            outputs.append(TemporalAttention(self.norm_groups, self.max_relative, name=f"temporal_{half}")(outputs[-1]))
+            outputs.append(TemporalDownsample(name=f"halve_{half}")(outputs[-1]))
+        if intermediates is not None:
+            intermediates.extend(outputs)
+        return outputs[-1][:, 0]

@@ -1,23 +1,23 @@
-"""A dense layer that adds a low-rank update where its parameters hold one (LoRA, arXiv 2106.09685)."""
+"""A dense layer with an optional low-rank update (LoRA, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 DOWN, UP = "lora_down", "lora_up"
-"""Names of the update's factors beside "kernel": [in, rank] and [rank, out], the latter with its scale in it."""
+"""Parameter names of the update's factors, [in, rank] and [rank, out]; the LoRA scale is folded into the second."""
 
 
 class Linear(nn.Dense):
-    """y = x·kernel + bias, plus (x·down)·up if there are such parameters. Shapes: [..., in] → [..., features].
+    """y = x·kernel + bias, plus (x·down)·up if these parameters exist.
 
-    Parameters made by `init` have no update; `training.lora.attach` puts one there. A small product of its own costs
-    less than a gradient of the whole kernel, and the kernel may stay as it is.
+    `init` creates no update; `training.lora.attach` adds one. Keeping the update separate makes its gradient cheaper
+    than that of the whole kernel, which can stay frozen.
     """
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "... in"]) -> Float[Array, "... out"]:
         y = super().__call__(x)
         if not self.has_variable("params", DOWN):
             return y

@@ -1,23 +1,23 @@
-"""Projector: DTS maps → language-width visual tokens, pooled 2×2."""
+"""The projector: DTS maps to visual tokens of the language model's width."""
 
 from __future__ import annotations
 
-import jax
 from einops import reduce
 from flax import linen as nn
+from jaxtyping import Array, Float
 
 
 class Projector(nn.Module):
-    """Linear → exact GELU → average pool → Linear. Shapes: [G, H, W, C] → [G, (H/pool)·(W/pool), D].
+    """Linear → exact GELU → average pooling → Linear, with V = (y / pool) · (x / pool) tokens per group.
 
-    The original pools after the last Linear; the two commute, and pooling first does a quarter of
-    the work. `pool=1` gives the unpooled tokens of its image branch.
+    The original pools after the last Linear. The two commute, and pooling first does a quarter of the work. `pool=1`
+    gives the unpooled tokens of the original's image branch.
     """
 
     width: int
 
     @nn.compact
-    def __call__(self, maps: jax.Array, pool: int = 2) -> jax.Array:
+    def __call__(self, maps: Float[Array, "G y x C"], pool: int = 2) -> Float[Array, "G V {self.width}"]:
         hidden = nn.gelu(nn.Dense(self.width, name="linear_in")(maps), approximate=False)
-        pooled = reduce(hidden, "g (y py) (x px) d -> g (y x) d", "mean", py=pool, px=pool)
+        pooled = reduce(hidden, "g (y py) (x px) e -> g (y x) e", "mean", py=pool, px=pool)
         return nn.Dense(self.width, name="linear_out")(pooled)

@@ -1,8 +1,7 @@
-"""Qwen2.5 decoder. One layer is a linen module; the stack is a scan over stacked parameters.
+"""Qwen2.5 decoder: one layer as a linen module, the stack as a scan over stacked parameters.
 
-The layer does not know what its queries attend to: it hands q, k, v to the caller's `attend`, which
-owns positions, cache and visibility. So pre-filling, the question pass, decoding and training are the
-same network under different callers.
+A layer passes q, k and v to its caller's `attend` function, which applies positions, cache and mask. So pre-filling,
+asking, decoding and training run the same network with different `attend` functions.
 """
 
 from __future__ import annotations
@@ -12,25 +11,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import linen as nn
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from vxl2_jax.config import LanguageConfig
 from vxl2_jax.models.linear import Linear
 
 Params = Any
-# (q [..., N, H, D], k [..., N, K, D], v [..., N, K, D], state) → (mixed [..., N, H, D], state);
-# k comes before rotation.
+# (q [..., N, H, D], k [..., N, K, D], v [..., N, K, D], state) → (output [..., N, H, D], state); k is not yet rotated.
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+# The same with the layer's number (a traced int) as a fifth argument.
+AttendLayer = Callable[[jax.Array, jax.Array, jax.Array, Any, jax.Array], tuple[jax.Array, Any]]
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with fp32 statistics, scaled in the input's dtype as Qwen2 does."""
+    """Root-mean-square norm with fp32 statistics, scaled in the input's dtype as in Qwen2."""
 
     eps: float
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array | np.ndarray, "*N E"]) -> Float[Array, "*N E"]:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
@@ -38,49 +41,51 @@ class RMSNorm(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and SwiGLU. Shapes: [..., N, E] → [..., N, E], and `attend`'s new state.
+    """Pre-norm attention and SwiGLU. Returns the new residual stream and the new state of `attend`.
 
-    `keys_only=True` stops after `attend` was handed the keys and values (its output is not used):
-    all that the last layer owes a video token.
+    With `keys_only` the layer stops after `attend`, ignores its output and returns `x`. A video token needs no more
+    from the last layer than its key and value.
     """
 
     config: LanguageConfig
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, attend: Attend, state: Any = None, keys_only: bool = False
-    ) -> tuple[jax.Array, Any]:
+        self, x: Float[Array, "*N E"], attend: Attend, state: Any = None, keys_only: bool = False
+    ) -> tuple[Float[Array, "*N E"], Any]:
         cfg = self.config
 
-        def norm(name):
+        def norm(name: str) -> RMSNorm:
             return RMSNorm(cfg.norm_eps, name=name)
 
-        def linear(width, name, bias=False):
+        def linear(width: int, name: str, bias: bool = False) -> Linear:
             return Linear(width, use_bias=bias, name=name)
 
-        def heads(h):
+        def split_heads(h: Array) -> Array:
             return rearrange(h, "... n (h d) -> ... n h d", d=cfg.head_width)
 
         h = norm("norm_attention")(x)
-        k = heads(linear(cfg.kv_heads * cfg.head_width, "key", True)(h))
-        v = heads(linear(cfg.kv_heads * cfg.head_width, "value", True)(h))
-        q = heads(linear(cfg.heads * cfg.head_width, "query", True)(h))
-        mixed, state = attend(q, k, v, state)
+        k = split_heads(linear(cfg.kv_heads * cfg.head_width, "key", True)(h))
+        v = split_heads(linear(cfg.kv_heads * cfg.head_width, "value", True)(h))
+        q = split_heads(linear(cfg.heads * cfg.head_width, "query", True)(h))
+        out, state = attend(q, k, v, state)
         if keys_only:
             return x, state
-        x = x + linear(cfg.width, "out")(rearrange(mixed, "... n h d -> ... n (h d)"))
+        x = x + linear(cfg.width, "out")(rearrange(out, "... n h d -> ... n (h d)"))
         h = norm("norm_mlp")(x)
         gated = nn.silu(linear(cfg.mlp, "gate")(h)) * linear(cfg.mlp, "up")(h)
         return x + linear(cfg.width, "down")(gated), state
 
 
-def embed(params: Params, ids: jax.Array) -> jax.Array:
-    """Token ids [N] → embeddings [N, E]."""
+def embed(params: Params, ids: Int[ArrayLike, "*N"]) -> Float[Array, "*N E"]:
+    """Token ids → embeddings."""
     return params["embed"][ids]
 
 
-def logits(params: Params, config: LanguageConfig, x: jax.Array) -> jax.Array:
-    """Residual stream [..., E] → fp32 logits [..., vocabulary]: final norm and head."""
+def logits(
+    params: Params, config: LanguageConfig, x: Float[Array | np.ndarray, "*N E"]
+) -> Float32[Array, "*N vocabulary"]:
+    """Residual stream → logits: final norm and language-model head."""
     h = RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
     head = params["embed"].T if config.tied else params["head"]
     return jnp.matmul(h, head, preferred_element_type=jnp.float32)
@@ -89,56 +94,62 @@ def logits(params: Params, config: LanguageConfig, x: jax.Array) -> jax.Array:
 def run_layers(
     params: Params,
     config: LanguageConfig,
-    x: jax.Array,
-    attend: Callable[..., tuple[jax.Array, Any]],
+    x: Float[Array, "*N E"],
+    attend: AttendLayer,
     state: Any = None,
     *,
     last_keys_only: bool = False,
     remat: bool = False,
-) -> tuple[jax.Array, Any]:
-    """Scan the stacked layers. `attend(q, k, v, state, layer)` gets the layer's number as a traced int.
+) -> tuple[Float[Array, "*N E"], Any]:
+    """Run all layers.
 
-    Shapes: x [..., N, E] → [..., N, E]. With `last_keys_only` the returned stream is that before the
-    last layer (see `DecoderLayer`). With `remat` a gradient keeps only the input of each layer and makes
-    its activations again (without `last_keys_only`).
+    Args:
+      params: {"layers": parameters stacked along axis 0, …}.
+      config: geometry.
+      x: residual stream.
+      attend: called in each layer.
+      state: passed through all calls of `attend`.
+      last_keys_only: run the last layer with `keys_only`, see `DecoderLayer`.
+      remat: the backward pass keeps only each layer's input and recomputes its activations. Has no effect together
+        with `last_keys_only`.
+
+    Returns:
+      The residual stream after the last layer (before it, with `last_keys_only`) and the final state.
     """
     module = DecoderLayer(config)
 
-    def step(carry, per_layer, keys_only=False):
+    def step(carry: tuple, layer_inputs: tuple, keys_only: bool = False) -> tuple[tuple, None]:
         x, state = carry
-        layer_params, layer = per_layer
+        layer_params, layer = layer_inputs
 
-        def see(q, k, v, s):
-            return attend(q, k, v, s, layer)
+        def attend_here(q: Array, k: Array, v: Array, state: Any) -> tuple[Array, Any]:
+            return attend(q, k, v, state, layer)
 
-        return module.apply({"params": layer_params}, x, see, state, keys_only), None
+        return module.apply({"params": layer_params}, x, attend_here, state, keys_only), None
 
     stack, count = params["layers"], config.layers
     if not last_keys_only:
-        each = jax.checkpoint(step, prevent_cse=False) if remat else step
-        return jax.lax.scan(each, (x, state), (stack, jnp.arange(count)))[0]
+        body = jax.checkpoint(step, prevent_cse=False) if remat else step
+        return jax.lax.scan(body, (x, state), (stack, jnp.arange(count)))[0]
 
-    # Indexing the stack inside the loop, not slicing it before: a slice would copy every parameter.
-    def pick(layer):
+    # Index the stack inside the loop: slicing it before the loop would copy every parameter.
+    def layer_params(layer: int | Array) -> Params:
         return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), stack)
 
-    carry, _ = jax.lax.scan(lambda c, i: step(c, (pick(i), i)), (x, state), jnp.arange(count - 1))
-    return step(carry, (pick(count - 1), jnp.int32(count - 1)), keys_only=True)[0]
+    carry, _ = jax.lax.scan(lambda c, i: step(c, (layer_params(i), i)), (x, state), jnp.arange(count - 1))
+    return step(carry, (layer_params(count - 1), jnp.int32(count - 1)), keys_only=True)[0]
 
 
-def init(key: jax.Array, config: LanguageConfig) -> Params:
+def init(key: PRNGKeyArray, config: LanguageConfig) -> Params:
     """Random fp32 parameters, layers stacked along axis 0."""
     embed_key, head_key, layer_key = jax.random.split(key, 3)
     x = jnp.zeros((1, config.width))
 
-    def see(q, k, v, s):
-        return (q, s)
+    def init_layer(key: PRNGKeyArray) -> Params:
+        return DecoderLayer(config).init(key, x, lambda q, k, v, state: (q, state))["params"]
 
-    def init_layer(k):
-        return DecoderLayer(config).init(k, x, see)["params"]
-
-    def normal(k, shape):
-        return 0.02 * jax.random.normal(k, shape)
+    def normal(key: PRNGKeyArray, shape: tuple[int, ...]) -> Array:
+        return 0.02 * jax.random.normal(key, shape)
 
     params = {
         "embed": normal(embed_key, (config.vocabulary, config.width)),

@@ -1,49 +1,52 @@
-"""SigLIP vision tower: frames → patch features (the last block's residual stream)."""
+"""SigLIP vision tower: frames → patch features (the residual stream after the last block)."""
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import linen as nn
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float, UInt8
 
 from pallas_kernels.attention import REFERENCE, Kernel, full_attention
 from vxl2_jax.config import VisionConfig
 
 
-def normalise(frames: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """uint8 pixels to [-1, 1] as the original's image processor does: (x / 255 − 0.5) / 0.5 in fp32."""
+def normalise(frames: UInt8[ArrayLike, "*shape"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*shape"]:
+    """Map pixels to [-1, 1] as the original's image processor does: (x / 255 − 0.5) / 0.5 in fp32."""
     return ((jnp.asarray(frames, jnp.float32) / 255.0 - 0.5) / 0.5).astype(dtype)
 
 
 class SelfAttention(nn.Module):
-    """Full softmax attention of a frame's patches with themselves. Shapes: [F, N, C] → [F, N, C]."""
+    """Multi-head attention among the patches of each frame."""
 
     heads: int
     kernel: Kernel = REFERENCE
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "F patches width"]) -> Float[Array, "F patches width"]:
         width = x.shape[-1]
         q, k, v = (
             rearrange(nn.Dense(width, name=name)(x), "f n (h d) -> f n h d", h=self.heads)
             for name in ("query", "key", "value")
         )
-        mixed = full_attention(self.kernel, q, k, v)
-        return nn.Dense(width, name="out")(rearrange(mixed, "f n h d -> f n (h d)"))
+        out = full_attention(self.kernel, q, k, v)
+        return nn.Dense(width, name="out")(rearrange(out, "f n h d -> f n (h d)"))
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block with tanh-GELU. Shapes: [F, N, C] → [F, N, C]."""
+    """Pre-norm transformer block with tanh-approximated GELU. Returns (output, None), as `nn.scan` needs it."""
 
     config: VisionConfig
     kernel: Kernel = REFERENCE
 
     @nn.compact
-    def __call__(self, x: jax.Array, _: None = None) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x: Float[Array, "F patches width"], _: None = None
+    ) -> tuple[Float[Array, "F patches width"], None]:
         cfg = self.config
 
-        def norm(name):
+        def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=cfg.norm_eps, use_fast_variance=False, name=name)
 
         x = x + SelfAttention(cfg.heads, self.kernel, name="attention")(norm("norm_1")(x))
@@ -52,10 +55,10 @@ class EncoderBlock(nn.Module):
 
 
 class SigLIP(nn.Module):
-    """The tower without pooling head and final norm, as Video-XL-2 uses it.
+    """The tower without pooling head and final norm, as Video-XL-2 uses it. Takes pixels in [-1, 1].
 
-    Shapes: pixels [F, image, image, 3] in [-1, 1] → [F, grid², C]. Blocks are stacked and scanned. With `remat` a
-    gradient keeps only the input of each block and makes its activations again.
+    Blocks are stacked and scanned. With `remat`, the backward pass keeps only each block's input and recomputes its
+    activations.
     """
 
     config: VisionConfig
@@ -63,7 +66,7 @@ class SigLIP(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, pixels: Float[Array, "F image image 3"]) -> Float[Array, "F patches width"]:
         cfg = self.config
         side = cfg.grid * cfg.patch_size
         patches = rearrange(

@@ -1,4 +1,4 @@
-"""The parts put together: parameters of the whole model, and frames → visual tokens."""
+"""The whole model: its parameters, and frames → visual tokens."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
@@ -16,7 +18,7 @@ from vxl2_jax.models.projector import Projector
 Params = Any
 
 
-def init(key: jax.Array, config: ModelConfig) -> Params:
+def init(key: PRNGKeyArray, config: ModelConfig) -> Params:
     """Random fp32 parameters: {"vision", "dts", "projector", "language"}."""
     vision_key, dts_key, projector_key, language_key = jax.random.split(key, 4)
     side, grid, width = config.vision.image_size, config.resized_grid, config.vision.width
@@ -31,39 +33,52 @@ def init(key: jax.Array, config: ModelConfig) -> Params:
 
 
 def frame_features(
-    params: Params, config: ModelConfig, frames: jax.Array, kernel: Kernel = REFERENCE, remat: bool = False
-) -> jax.Array:
-    """uint8 frames [F, image, image, 3] → SigLIP features [F, grid², C]; `remat` as in `siglip.SigLIP`."""
+    params: Params,
+    config: ModelConfig,
+    frames: UInt8[ArrayLike, "F image image 3"],
+    kernel: Kernel = REFERENCE,
+    remat: bool = False,
+) -> Float[Array, "F patches width"]:
+    """Frames → SigLIP patch features; `remat` as in `siglip.SigLIP`."""
     tower = siglip.SigLIP(config.vision, kernel, remat)
     return tower.apply({"params": params["vision"]}, siglip.normalise(frames, params["vision"]["position"].dtype))
 
 
-def group_maps(params: Params, config: ModelConfig, features: jax.Array) -> jax.Array:
-    """SigLIP features [4·G, grid², C] → DTS maps [G, resized_grid, resized_grid, C]."""
+def group_maps(
+    params: Params, config: ModelConfig, features: Float[Array, "F patches width"]
+) -> Float[Array, "G {config.resized_grid} {config.resized_grid} width"]:
+    """SigLIP features of F = 4·G frames → DTS maps."""
     maps = dts.resize(features, config.vision.grid, config.resized_grid)
     grouped = dts.regroup(maps, config.frames_per_group)
     module = dts.DTS(config.norm_groups, config.max_relative)
     return module.apply({"params": params["dts"]}, grouped)
 
 
-def project(params: Params, config: ModelConfig, maps: jax.Array, pool: int | None = None) -> jax.Array:
-    """DTS maps [G, H, W, C] → visual tokens [G, V, E]; `pool` overrides the configured window."""
+def project(
+    params: Params, config: ModelConfig, maps: Float[Array, "G y x width"], pool: int | None = None
+) -> Float[Array, "G V E"]:
+    """DTS maps → visual tokens; `pool` overrides the configured pooling window."""
     module = Projector(config.language.width)
     return module.apply({"params": params["projector"]}, maps, config.pool if pool is None else pool)
 
 
 def encode_frames(
-    params: Params, config: ModelConfig, frames: jax.Array, groups_at_once: int = 4, kernel: Kernel = REFERENCE
-) -> jax.Array:
-    """uint8 frames [4·G, image, image, 3] → visual tokens [G, V, E].
+    params: Params,
+    config: ModelConfig,
+    frames: UInt8[ArrayLike, "F image image 3"],
+    groups_at_once: int = 4,
+    kernel: Kernel = REFERENCE,
+) -> Float[Array, "G V E"]:
+    """F = 4·G frames → visual tokens.
 
-    A few groups at a time, so that the activations of many frames never stand in memory at once. Groups do
-    not see each other: any split gives the same tokens.
+    Runs `groups_at_once` groups at a time, to bound the memory of the activations. Groups are independent, so any
+    split gives the same tokens.
     """
 
-    def encode(part: jax.Array) -> jax.Array:
+    def encode(part: UInt8[Array, "f image image 3"]) -> Float[Array, "g V E"]:
         return project(params, config, group_maps(params, config, frame_features(params, config, part, kernel)))
 
+    frames = jnp.asarray(frames)
     batch = groups_at_once * config.frames_per_group
     if len(frames) <= batch:
         return encode(frames)

@@ -1,1 +1,1 @@
-"""Prompts and tokens."""
+"""Prompts and tokenisation."""

@@ -1,8 +1,8 @@
-"""From a file to frames: which ones (sampling), their pixels (reader) and their shape (preprocess). No JAX here."""
+"""Reading videos: choosing frames (sampling), decoding them (reader) and resizing them (preprocess). Without JAX."""
 
 from vxl2_jax.video.preprocess import pad_to_square, resize_frame
 from vxl2_jax.video.reader import VideoSource, content_hash, open_video, prefetch
-from vxl2_jax.video.sampling import frame_seconds, sample_indices, sample_times
+from vxl2_jax.video.sampling import frame_seconds, sample_indices, sample_timestamps
 
 __all__ = [
     "VideoSource",
@@ -13,5 +13,5 @@ __all__ = [
     "prefetch",
     "resize_frame",
     "sample_indices",
-    "sample_times",
+    "sample_timestamps",
 ]

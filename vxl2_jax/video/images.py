@@ -1,4 +1,4 @@
-"""Still images as videos: one image, or a folder of them."""
+"""Still images: a single one, or a folder of them."""
 
 import contextlib
 import re
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from vxl2_jax.errors import VideoError
@@ -17,22 +18,18 @@ _SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif",
 
 def is_image(path: Path) -> bool:
     """Whether the file's content (not its name) is a still image."""
-    with contextlib.suppress(Exception), _opened(path):
+    with contextlib.suppress(Exception), _open(path):
         return True
     return False
 
 
-def read_image(path: Path) -> np.ndarray:
-    """Reads an image (the first frame of an animated one), upright by its EXIF tag, without alpha.
+def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
+    """Read an image (the first frame if animated) as RGB, rotated as its EXIF tag says, without alpha.
 
-    Returns:
-      uint8 (H, W, 3).
-
-    Raises:
-      VideoError: the image is damaged or too large to be an honest image.
+    Raises VideoError if the image is damaged or so large that Pillow suspects an attack.
     """
     try:
-        with _opened(path) as image:
+        with _open(path) as image:
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
@@ -42,29 +39,28 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def folder_images(folder: Path) -> list[Path]:
-    """The images in a folder, by file name, with numbers in names in counting order (2 before 10).
+    """The images in a folder, sorted by file name with numbers in numeric order (2 before 10).
 
-    Raises:
-      VideoError: there are none.
+    Raises VideoError if there are none.
     """
-    found = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file() and p.name[0] != "."]
-    if not found:
-        raise VideoError(f"{folder}: a folder without images (png, jpg, webp, bmp, gif, tiff); put some in it")
-    return sorted(found, key=_natural)
+    images = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file() and p.name[0] != "."]
+    if not images:
+        raise VideoError(f"{folder}: a folder without images (png, jpg, webp, bmp, gif, tiff); add some")
+    return sorted(images, key=_natural_sort_key)
 
 
-def read_images(paths: list[Path]) -> Iterator[np.ndarray]:
-    """Reads images one after another; as `read_image`."""
+def read_images(paths: list[Path]) -> Iterator[UInt8[np.ndarray, "height width 3"]]:
+    """Read images one after another; see `read_image`."""
     return map(read_image, paths)
 
 
-def _opened(path: Path):
-    # Only still formats: Pillow also claims MPEG files. Its warnings on huge or odd files are not the user's.
+def _open(path: Path) -> Image.Image:
+    # Still formats only: Pillow also opens MPEG files. Its warnings about huge or odd files do not help the user.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return Image.open(path, formats=_FORMATS)
 
 
-def _natural(path: Path) -> tuple:
+def _natural_sort_key(path: Path) -> tuple:
     parts = re.split(r"(\d+)", path.name.lower())
     return [(int(p), "") if p.isdecimal() else (-1, p) for p in parts], path.name

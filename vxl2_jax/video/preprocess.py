@@ -1,21 +1,14 @@
-"""The pixels a frame is brought to before the vision tower. Symbols: H, W the frame's own size, S the tower's."""
+"""Resizing frames for the vision tower."""
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 
-def resize_frame(rgb: np.ndarray, size: int) -> np.ndarray:
-    """Squashes a frame to a square, as the original's image processor does.
+def resize_frame(rgb: UInt8[np.ndarray, "height width 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """Resize a frame to a square as the original's image processor does, without keeping the aspect ratio.
 
-    Pillow's bicubic filter (with antialiasing when shrinking) and its rounding to uint8; the aspect
-    ratio is not kept.
-
-    Args:
-      rgb: uint8 (H, W, 3).
-      size: S, the side in pixels.
-
-    Returns:
-      uint8 (S, S, 3).
+    Uses Pillow's bicubic filter (antialiased when shrinking) and its rounding to uint8.
     """
     if rgb.shape[:2] == (size, size):
         return np.ascontiguousarray(rgb)
@@ -23,15 +16,10 @@ def resize_frame(rgb: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def pad_to_square(rgb: np.ndarray, grey: int = 127) -> np.ndarray:
-    """Centres a single image on a grey square, as the original's evaluation does with images.
+def pad_to_square(rgb: UInt8[np.ndarray, "height width 3"], grey: int = 127) -> UInt8[np.ndarray, "side side 3"]:
+    """Centre a single image on a grey square, as the original's evaluation does with images.
 
-    Args:
-      rgb: uint8 (H, W, 3).
-      grey: the value of all three channels of the border.
-
-    Returns:
-      uint8 (max(H, W), max(H, W), 3); an odd border is one pixel wider at the bottom or right.
+    The side is max(height, width). An odd border is one pixel wider at the bottom or right.
     """
     height, width = rgb.shape[:2]
     side = max(height, width)

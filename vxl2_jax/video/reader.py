@@ -1,4 +1,4 @@
-"""Opening a video, an image or a folder of images, and handing out its chosen frames in batches.
+"""Opening a video, an image or a folder of images, and reading its chosen frames in batches.
 
 Symbols: N frames in the file, F frames chosen, S the side of the square they are resized to.
 """
@@ -14,30 +14,31 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
+from jaxtyping import Float64, Int64, UInt8
 
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video.container import Index, read_frames, read_index
+from vxl2_jax.video.container import PacketIndex, RGBFrame, read_frames, read_index
 from vxl2_jax.video.images import folder_images, is_image, read_image, read_images
 from vxl2_jax.video.preprocess import pad_to_square, resize_frame
-from vxl2_jax.video.sampling import check_options, frame_seconds, sample_indices, sample_times
+from vxl2_jax.video.sampling import check_options, frame_seconds, sample_indices, sample_timestamps
 
 Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoSource:
-    """The chosen frames of a video: which and when are known, the pixels are read on demand.
+    """The chosen frames of a video. Their pixels are read on demand.
 
     path: the file or folder.
     kind: "video", "image" or "folder".
-    native_fps: frames per second (the average, where the rate varies); of an image, 1.
-    duration_s: seconds; of an image, 0.
-    total_frames: N, counted, whatever the file claims.
-    variable_rate: frames were chosen by their timestamps, not by counting.
-    damaged: parts of the file do not decode; N counts what does.
+    native_fps: frames per second (the average of a variable rate); 1 for an image.
+    duration_s: seconds; 0 for an image.
+    total_frames: N, as counted, whatever the file's header claims.
+    variable_rate: frames were chosen by timestamp, not by frame number.
+    damaged: parts of the file cannot be decoded; N counts the other frames.
     size: S, pixels.
-    indices: int64 (F,), frame numbers, non-decreasing (a frame long on screen may be chosen twice).
-    seconds: float64 (F,), their times since the first frame, one decimal.
+    indices: frame numbers, non-decreasing (a frame that is on screen for long may be chosen twice).
+    seconds: timestamps since the first frame, rounded to one decimal.
     """
 
     path: Path
@@ -48,20 +49,20 @@ class VideoSource:
     variable_rate: bool
     damaged: bool
     size: int
-    indices: np.ndarray
-    seconds: np.ndarray
-    # Strictly increasing frame numbers in, uint8 (H, W, 3) arrays out.
-    _read: Callable[[np.ndarray], Iterator[np.ndarray]] = dataclasses.field(repr=False)
+    indices: Int64[np.ndarray, " F"]
+    seconds: Float64[np.ndarray, " F"]
+    # Reads the frames with these numbers, which strictly increase.
+    _read: Callable[[Int64[np.ndarray, " M"]], Iterator[RGBFrame]] = dataclasses.field(repr=False)
 
-    def batches(self, frames_per_batch: int, first: int = 0) -> Iterator[np.ndarray]:
-        """Decodes and resizes the frames, in order; each call starts anew.
+    def batches(self, frames_per_batch: int, first: int = 0) -> Iterator[UInt8[np.ndarray, "n S S 3"]]:
+        """Decode and resize the frames, in order. Every call starts from the beginning.
 
         Args:
           frames_per_batch: n, at least 1.
-          first: how many of the F frames to leave out at the beginning.
+          first: how many of the F frames to skip at the beginning.
 
         Yields:
-          uint8 (n, S, S, 3), RGB; the last one may hold fewer. F - first frames in all.
+          Batches of RGB frames, F - first frames in total; the last batch may be smaller.
 
         Raises:
           VideoError: `frames_per_batch` is below 1, or the file has changed and cannot be read any more.
@@ -70,12 +71,12 @@ class VideoSource:
             raise VideoError(f"frames_per_batch={frames_per_batch}: give at least 1")
         return self._batches(frames_per_batch, first)
 
-    def _batches(self, frames_per_batch: int, first: int) -> Iterator[np.ndarray]:
-        wanted, repeats = np.unique(self.indices[first:], return_counts=True)
-        if not len(wanted):
+    def _batches(self, frames_per_batch: int, first: int) -> Iterator[UInt8[np.ndarray, "n S S 3"]]:
+        frames, repeats = np.unique(self.indices[first:], return_counts=True)
+        if not len(frames):
             return
         batch = []
-        for rgb, count in zip(self._read(wanted), repeats, strict=True):
+        for rgb, count in zip(self._read(frames), repeats, strict=True):
             frame = resize_frame(rgb, self.size)
             for _ in range(count):
                 batch.append(frame)
@@ -95,31 +96,30 @@ def open_video(
     max_fps: float | None = 4.0,
     multiple_of_4: bool = False,
 ) -> VideoSource:
-    """Opens a video and chooses its frames, reading all packets but decoding almost nothing.
+    """Open a video and choose its frames. Reads all packets but decodes almost nothing.
 
-    A video of constant rate is sampled by frame number, as by the original's loader; one of variable
-    rate by its timestamps. A file of which parts do not decode is decoded once here, to promise only
-    what can be had. An image is a one-frame video, padded to a square with grey 127, at 0.0 s. A folder
-    of images is a video with one image every 1 / fps seconds (so `fps` stamps them and drops none),
-    sorted by name with numbers in counting order.
+    A video with a constant rate is sampled by frame number, as in the original's loader; one with a variable rate by
+    timestamp. A damaged file is decoded once here, to find the frames that can be read. An image is a video with one
+    frame at 0.0 s, padded to a square with grey 127. A folder of images is a video with one image every 1 / fps seconds
+    (`fps` sets their timestamps and drops none), sorted by name with numbers in numeric order.
 
     Args:
       path: a video, an image, or a folder of images.
-      size: S, the side in pixels that frames are squashed to.
+      size: S, the side in pixels to which frames are resized.
       fps, max_frames, max_fps, multiple_of_4: as in `sample_indices`.
 
     Returns:
       A VideoSource with F >= 1 frames.
 
     Raises:
-      VideoError: one line that names the file or option and the mend.
+      VideoError: the video cannot be read, or an option is invalid.
     """
     check_options(fps=fps, max_frames=max_frames, max_fps=max_fps)
     if size < 1:
         raise VideoError(f"size={size}: give the side of the resized frames in pixels, such as 384")
     path = Path(path)
     options = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps, "multiple_of_4": multiple_of_4}
-    with _readable(path):
+    with _check_readable(path):
         if path.is_dir():
             return _open_folder(path, size, options)
         if is_image(path):
@@ -128,13 +128,12 @@ def open_video(
 
 
 def content_hash(path: str | Path) -> str:
-    """The SHA-256 of a file's content, or of a folder's images (names and contents), in hexadecimal.
+    """The SHA-256 of a file's content, or of the names and contents of a folder's images, in hexadecimal.
 
-    Raises:
-      VideoError: as `open_video` for a path that is not there or cannot be read.
+    Raises VideoError if the path does not exist or cannot be read.
     """
     path = Path(path)
-    with _readable(path):
+    with _check_readable(path):
         if not path.is_dir():
             return _file_hash(path)
         lines = (f"{_file_hash(image)} {image.name}\n" for image in folder_images(path))
@@ -142,11 +141,11 @@ def content_hash(path: str | Path) -> str:
 
 
 def prefetch(iterator: Iterable[Item], depth: int = 2) -> Iterator[Item]:
-    """Runs an iterator in a background thread, up to `depth` items ahead of the consumer.
+    """Run an iterator in a background thread, up to `depth` items ahead of the consumer.
 
-    The thread starts at the first item asked for. An exception of the iterator is raised to the consumer,
-    after the items before it. When the consumer stops early (break, close, garbage collection), the
-    thread finishes the item in hand, closes the iterator and ends.
+    The thread starts when the first item is requested. An exception in the iterator is raised in the consumer, after
+    the items before it. If the consumer stops early (break, close, garbage collection), the thread finishes its current
+    item, closes the iterator and ends.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, not {depth}")
@@ -157,35 +156,35 @@ def _prefetch(iterator: Iterable[Item], depth: int) -> Iterator[Item]:
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
-    def put(item: Item | None, error: BaseException | None, ended: bool) -> None:
+    def put(item: Item | None, error: BaseException | None, is_end: bool) -> None:
         while not stopped.is_set():
             try:
-                return ready.put((item, error, ended), timeout=0.1)
+                return ready.put((item, error, is_end), timeout=0.1)
             except queue.Full:
                 pass
 
-    def work() -> None:
+    def produce() -> None:
         error = None
         try:
             for item in iterator:
                 put(item, None, False)
                 if stopped.is_set():
                     break
-        except BaseException as raised:  # whatever it is, it belongs to the consumer
+        except BaseException as raised:  # re-raised in the consumer
             error = raised
         finally:
             # A generator may only be closed by the thread that runs it.
             getattr(iterator, "close", lambda: None)()
             put(None, error, True)
 
-    thread = threading.Thread(target=work, name="vxl2-prefetch", daemon=True)
+    thread = threading.Thread(target=produce, name="vxl2-prefetch", daemon=True)
     thread.start()
     try:
         while True:
-            item, error, ended = ready.get()
+            item, error, is_end = ready.get()
             if error is not None:
                 raise error
-            if ended:
+            if is_end:
                 return
             yield item
     finally:
@@ -201,7 +200,7 @@ def _open_container(path: Path, size: int, options: dict) -> VideoSource:
         indices = sample_indices(total, rate, **options)
         seconds = frame_seconds(indices, rate)
     else:
-        indices, seconds = sample_times(index.times, **options)
+        indices, seconds = sample_timestamps(index.times, **options)
     native = rate or (total - 1) / float(index.times[-1])
     read = functools.partial(read_frames, path, index)
     return VideoSource(
@@ -210,9 +209,9 @@ def _open_container(path: Path, size: int, options: dict) -> VideoSource:
 
 
 def _open_image(path: Path, size: int) -> VideoSource:
-    read_image(path)  # a damaged image is found now, not when the device waits for it
+    read_image(path)  # raises now if the image is damaged
 
-    def read(_: np.ndarray) -> Iterator[np.ndarray]:
+    def read(_: Int64[np.ndarray, " M"]) -> Iterator[RGBFrame]:
         yield pad_to_square(read_image(path))
 
     return VideoSource(path, "image", 1.0, 0.0, 1, False, False, size, np.zeros(1, np.int64), np.zeros(1), read)
@@ -220,24 +219,23 @@ def _open_image(path: Path, size: int) -> VideoSource:
 
 def _open_folder(path: Path, size: int, options: dict) -> VideoSource:
     images = folder_images(path)
-    broken = next((image for image in images if not is_image(image)), None)
-    if broken is not None:
-        raise VideoError(f"{broken}: not an image, whatever its name says; remove it from the folder")
+    if invalid := next((image for image in images if not is_image(image)), None):
+        raise VideoError(f"{invalid}: not an image, despite its name; remove it from the folder")
     fps, total = float(options["fps"]), len(images)
     indices = sample_indices(total, fps, **options)
 
-    def read(wanted: np.ndarray) -> Iterator[np.ndarray]:
-        return read_images([images[i] for i in wanted])
+    def read(frames: Int64[np.ndarray, " M"]) -> Iterator[RGBFrame]:
+        return read_images([images[i] for i in frames])
 
     return VideoSource(
         path, "folder", fps, total / fps, total, False, False, size, indices, frame_seconds(indices, fps), read
     )
 
 
-def _constant_rate(index: Index) -> float | None:
-    """The rate at which every frame is shown within half a frame of its turn, or None.
+def _constant_rate(index: PacketIndex) -> float | None:
+    """The rate at which every frame's time is within half a frame of number / rate, or None.
 
-    The container's own average rate comes first, because the original counts with it.
+    The container's own average rate is tried first, because the original uses it.
     """
     times, count = index.times, len(index.times)
     if count == 1:
@@ -246,13 +244,13 @@ def _constant_rate(index: Index) -> float | None:
     for rate in (index.rate, measured):
         if rate and np.all(np.abs(times * rate - np.arange(count)) <= 0.5):
             return rate
-    # Frames that all carry one time tell nothing: take the container's word.
+    # If all frames have the same timestamp, rely on the container.
     return None if measured else index.rate or 25.0
 
 
 @contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Says in one line, before a decoder does in its own words, that a path cannot be read."""
+def _check_readable(path: Path) -> Iterator[None]:
+    """Raise VideoError for a path that cannot be read, instead of a decoder's own error."""
     try:
         if not path.exists():
             raise VideoError(f"{path}: no such file; give the path of a video, an image or a folder of images")

@@ -1,11 +1,13 @@
-"""Which frames of a video are watched, and the seconds they are stamped with.
+"""Which frames of a video are watched, and their timestamps.
 
 Symbols: N frames in the video, F frames chosen, r the native rate in frames per second.
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
+from jaxtyping import Float64, Int, Int64, Real
 
 from vxl2_jax.errors import VideoError
 
@@ -18,25 +20,24 @@ def sample_indices(
     max_frames: int | None = None,
     max_fps: float | None = 4.0,
     multiple_of_4: bool = False,
-) -> np.ndarray:
-    """The frames that the original's loader picks from a video of constant rate.
+) -> Int64[np.ndarray, " F"]:
+    """Choose frames of a video with a constant rate, as the original's loader does.
 
-    Every ``round(r / fps)``-th frame is taken. A video too short to fill `max_frames` at `fps` is
-    taken at a higher rate, up to `max_fps`; one too long is thinned evenly to `max_frames`.
-    Where the original fails (a step of 0, fewer than 4 frames) the step is at least 1 and what there
-    is, is kept.
+    Takes every ``round(r / fps)``-th frame. If that gives fewer than `max_frames`, the rate is raised, up to `max_fps`;
+    if it gives more, `max_frames` evenly spaced frames are taken. Where the original fails (a step of 0, fewer than 4
+    frames), the step is at least 1 and all frames are kept.
 
     Args:
       total_frames: N, at least 1.
       native_fps: r > 0, frames per second.
-      fps: the wanted rate, frames per second.
-      max_frames: at most this many frames; None sets no limit and never raises the rate.
+      fps: the desired rate, frames per second.
+      max_frames: maximum number of frames; None sets no limit and never raises the rate.
       max_fps: the highest rate for short videos; None never raises the rate.
-      multiple_of_4: drop the last F mod 4 frames (unless that would leave none), as the original's
-        evaluation without chunks does; its other evaluations keep them.
+      multiple_of_4: drop the last F mod 4 frames (unless none would be left), as the original's evaluation without
+        chunks does; its other evaluations keep them.
 
     Returns:
-      int64 (F,), strictly increasing, from 0 up to at most N - 1; F >= 1.
+      Strictly increasing frame numbers from 0 to at most N - 1; F >= 1.
 
     Raises:
       VideoError: `fps` or `max_fps` is not a positive number, or `max_frames` is below 1.
@@ -45,14 +46,14 @@ def sample_indices(
     check_options(fps=fps, max_frames=max_frames, max_fps=max_fps)
     if total_frames < 1:
         raise ValueError(f"total_frames must be at least 1, not {total_frames}")
-    if not _positive(native_fps):
+    if not _is_positive(native_fps):
         raise ValueError(f"native_fps must be a positive number, not {native_fps}")
     indices = np.arange(0, total_frames, _step(native_fps, fps), dtype=np.int64)
     if max_frames is not None:
         if max_fps is not None:
-            higher = min(max_frames // len(indices), max_fps)
-            if higher > fps:
-                indices = np.arange(0, total_frames, _step(native_fps, higher), dtype=np.int64)
+            raised_fps = min(max_frames // len(indices), max_fps)
+            if raised_fps > fps:
+                indices = np.arange(0, total_frames, _step(native_fps, raised_fps), dtype=np.int64)
         if len(indices) > max_frames:
             indices = np.linspace(0, total_frames - 1, max_frames).astype(np.int64)
     if multiple_of_4 and len(indices) >= 4:
@@ -60,82 +61,74 @@ def sample_indices(
     return indices
 
 
-def frame_seconds(indices: np.ndarray, native_fps: float) -> np.ndarray:
-    """The original's timestamps: index / rate, rounded to one decimal.
-
-    Args:
-      indices: int (F,), frame numbers.
-      native_fps: frames per second, > 0.
-
-    Returns:
-      float64 (F,), seconds.
-    """
-    return _one_decimal([int(i) / float(native_fps) for i in indices])
+def frame_seconds(indices: Int[np.ndarray, " F"], native_fps: float) -> Float64[np.ndarray, " F"]:
+    """The original's timestamps: index / rate in seconds, rounded to one decimal."""
+    return _round_to_tenths(int(i) / float(native_fps) for i in indices)
 
 
-def sample_times(
-    pts_seconds: np.ndarray,
+def sample_timestamps(
+    timestamps: Real[np.ndarray, " N"],
     *,
     fps: float = 1.0,
     max_frames: int | None = None,
     max_fps: float | None = 4.0,
     multiple_of_4: bool = False,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The same choice for a video of variable rate, made on the clock instead of the frame count.
+) -> tuple[Int64[np.ndarray, " F"], Float64[np.ndarray, " F"]]:
+    """Choose frames of a video with a variable rate, by time instead of frame number.
 
-    The rule of `sample_indices` at the average rate r = (N - 1) / (last - first) gives instants
-    index / r; each instant takes the frame that is on screen then (the last one with pts <= instant),
-    stamped with that frame's own time since the first. A frame that stays on screen over several
-    instants is repeated. For evenly spaced times this is `sample_indices`.
+    `sample_indices` at the average rate r = (N - 1) / (last - first) gives the times index / r. Each time selects the
+    frame on screen then (the last one with timestamp <= time). A frame on screen at several of the times is repeated.
+    For evenly spaced timestamps this equals `sample_indices`.
 
     Args:
-      pts_seconds: float64 (N,), N >= 1, display times in seconds, non-decreasing; any origin.
+      timestamps: N >= 1 display times in seconds, non-decreasing; any origin.
       fps, max_frames, max_fps, multiple_of_4: as in `sample_indices`.
 
     Returns:
-      indices: int64 (F,), non-decreasing. seconds: float64 (F,), rounded to one decimal.
+      indices: non-decreasing frame numbers.
+      seconds: the frames' own timestamps since the first frame of the video, rounded to one decimal.
 
     Raises:
       VideoError: as `sample_indices`.
-      ValueError: no times, or times that decrease.
+      ValueError: no timestamps, or decreasing ones.
     """
-    times = np.asarray(pts_seconds, dtype=np.float64)
+    times = np.asarray(timestamps, dtype=np.float64)
     if times.ndim != 1 or len(times) == 0:
-        raise ValueError("pts_seconds must hold one time per frame, at least one")
+        raise ValueError("timestamps must hold one time per frame, at least one")
     times = times - times[0]
     if np.any(np.diff(times) < 0):
-        raise ValueError("pts_seconds must not decrease")
+        raise ValueError("timestamps must not decrease")
     options = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps, "multiple_of_4": multiple_of_4}
     check_options(fps=fps, max_frames=max_frames, max_fps=max_fps)
     if times[-1] == 0.0:
         return np.zeros(1, np.int64), np.zeros(1)
     rate = (len(times) - 1) / float(times[-1])
-    instants = sample_indices(len(times), rate, **options) / rate
-    # Container clocks tick in fractions that floats cannot hold: a frame due exactly now counts as shown.
+    sampled = sample_indices(len(times), rate, **options) / rate
+    # Floats cannot hold the container's clock ticks exactly: a frame due exactly at a sampled time counts as shown.
     tolerance = 1e-6 * max(1.0, float(times[-1]))
-    indices = np.searchsorted(times, instants + tolerance, side="right") - 1
-    return indices.astype(np.int64), _one_decimal(times[indices])
+    indices = np.searchsorted(times, sampled + tolerance, side="right") - 1
+    return indices.astype(np.int64), _round_to_tenths(times[indices])
 
 
 def check_options(*, fps: float, max_frames: int | None, max_fps: float | None) -> None:
-    """Raises VideoError if a sampling option makes no sense."""
-    if not _positive(fps):
+    """Raise VideoError if a sampling option is invalid."""
+    if not _is_positive(fps):
         raise VideoError(f"fps={fps}: give a positive number of frames per second, such as fps=1")
-    if max_fps is not None and not _positive(max_fps):
+    if max_fps is not None and not _is_positive(max_fps):
         raise VideoError(f"max_fps={max_fps}: give a positive number of frames per second, such as max_fps=4")
     if max_frames is not None and max_frames < 1:
         raise VideoError(f"max_frames={max_frames}: give at least 1, or None for no limit")
 
 
 def _step(native_fps: float, fps: float) -> int:
-    # Python's own round (ties to even), as in the original's loader; numpy integers would not change it.
+    # Python's round (ties to even), as in the original's loader.
     return max(1, round(float(native_fps) / float(fps)))
 
 
-def _one_decimal(seconds) -> np.ndarray:
+def _round_to_tenths(seconds: Iterable[float]) -> Float64[np.ndarray, " F"]:
     # Python rounds the exact binary value; np.round scales first and differs where x.x5 is not exact.
     return np.array([round(float(s), 1) for s in seconds], dtype=np.float64)
 
 
-def _positive(number: float) -> bool:
-    return math.isfinite(number) and number > 0
+def _is_positive(number: float) -> bool:
+    return bool(0 < number < math.inf)
