@@ -61,10 +61,10 @@ class Option:
     @property
     def range(self) -> str:
         """The values that are allowed, in words."""
-        lower = ["above 0"] if self.positive else [] if self.minimum is None else [f"at least {self.minimum}"]
-        upper = [] if self.maximum is None else [f"at most {self.maximum}"]
-        number = {int: "a whole number", float: "a number", str: "text"}[self.kind]
-        return " ".join([number, " and ".join(lower + upper)]).strip() + (" (or None)" if self.none else "")
+        lower = ["> 0"] if self.positive else [] if self.minimum is None else [f">= {self.minimum}"]
+        upper = [] if self.maximum is None else [f"<= {self.maximum}"]
+        number = "a whole number" if self.kind is int else "a number"
+        return f"{number} {' and '.join(lower + upper)}" + (" (or None)" if self.none else "")
 
     def describe(self, none: str | None = None) -> str:
         """The help text, with the meaning of None, which is written as `none`."""
@@ -153,7 +153,11 @@ class AskOptions:
     """How chunks are selected for a question, and how its answer is decoded."""
 
     relevance: str | RelevanceFunction | Oracle = _option(
-        "attention", str, "NAME", f"how chunks are ranked: {', '.join(SCORERS)} or {PREFIX}FILE"
+        "attention",
+        str,
+        "NAME",
+        "how chunks are ranked: attention (from the question, re-rotated to the position right before it), mass (from the "
+        f"question, in place), uniform, random, recent, or {PREFIX}FILE (the original's selections; a file or a folder)",
     )
     top_k: int | None = _option(
         4,
