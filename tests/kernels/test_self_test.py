@@ -1,0 +1,48 @@
+"""The self-test passes a correct kernel, and reports one that is wrong, broken or gives NaN."""
+
+import dataclasses
+import importlib
+from types import SimpleNamespace
+
+import jax.numpy as jnp
+import pytest
+
+from pallas_kernels import attention
+from pallas_kernels.attention import reference
+from pallas_kernels.attention.kernel import BACKENDS
+
+self_test = importlib.import_module("pallas_kernels.attention.self_test")
+
+
+def fail(out):
+    raise RuntimeError("no such instruction\nmore")
+
+
+CASES = {
+    "correct": (lambda out: out, None),
+    "wrong": (lambda out: out.at[..., 0].multiply(1.1), "relative error"),
+    "NaN": (lambda out: jnp.full_like(out, jnp.nan), "nan"),
+    "broken": (fail, "RuntimeError: no such instruction"),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_wrong_kernels_are_reported_in_one_line(name, monkeypatch):
+    change, problem = CASES[name]
+
+    def attend_tiles(*args, **options):
+        out, lse = reference.attend_tiles(*args, **options)
+        return change(out), lse
+
+    backend = SimpleNamespace(attend_tiles=attend_tiles, refusal=reference.refusal, WIDTH_MULTIPLE=1)
+    monkeypatch.setitem(BACKENDS, name, backend)
+    for constant, small in {"QUERIES": (9,), "KEYS": (40, 7), "FRAMES": (1, 4, 1, 8)}.items():
+        monkeypatch.setattr(self_test, constant, small)
+    found = self_test.self_test(dataclasses.replace(attention.REFERENCE, name=name), dtype="float32", width=16)
+    assert found is None if problem is None else problem in found and "\n" not in found
+
+
+@pytest.mark.kernels
+def test_the_tpu_kernel_passes():
+    kernel = attention.choose_kernel("tpu", dtype="float32", width=16).kernel
+    assert self_test.self_test(kernel, dtype="float32", width=16) is None
