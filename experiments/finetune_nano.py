@@ -66,7 +66,7 @@ alpha = 16.0
 [[stages]]
 name = "language"
 train = ["language"]
-rate = 2e-3
+learning_rate = 2e-3
 epochs = {epochs}
 warmup = 5
 

@@ -25,7 +25,7 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import video_xl_2
 from vxl2_jax.training import step
 from vxl2_jax.training.collate import Batch
-from vxl2_jax.training.settings import MODULES, Data, Lora, Stage, TrainingSettings
+from vxl2_jax.training.settings import MODULES, DataSettings, LoraSettings, Stage, TrainingSettings
 
 CONFIG = video_xl_2()
 GROUPS, ROWS = 64, 768  # 256 frames; their timestamps, a question and its answer
@@ -33,12 +33,12 @@ GROUPS, ROWS = 64, 768  # 256 frames; their timestamps, a question and its answe
 
 def programs() -> dict[str, TrainingSettings]:
     """By name, what is to learn."""
-    common = {"out": "", "data": Data(("x",)), "compute_dtype": "bfloat16"}
+    common = {"out": "", "data": DataSettings(("x",)), "compute_dtype": "bfloat16"}
     return {
         "low-rank updates": TrainingSettings(
-            stages=(Stage("language", ("language",), 1e-4),), lora=Lora(rank=16), **common
+            stages=(Stage("language", ("language",), 1e-4, steps=100),), lora=LoraSettings(rank=16), **common
         ),
-        "everything": TrainingSettings(stages=(Stage("all", MODULES, 1e-5),), **common),
+        "everything": TrainingSettings(stages=(Stage("all", MODULES, 1e-5, steps=100),), **common),
     }
 
 
@@ -49,8 +49,8 @@ def lowered(settings: TrainingSettings, mesh: Any) -> Any:
         dtype=jnp.bfloat16, width=CONFIG.language.head_width, device=mesh.devices.flat[0]
     ).kernel
     params = huggingface.abstract_params(CONFIG)
-    whole = jax.eval_shape(lambda p: step.attach(p, settings), params)
-    state, frozen = jax.eval_shape(lambda p: step.prepare(CONFIG, p, settings, stage, 100)[:2], whole)
+    whole = jax.eval_shape(lambda p: step.attach_lora(p, settings), params)
+    state, frozen = jax.eval_shape(lambda p: step.init_stage(CONFIG, p, settings, stage, 100)[:2], whole)
 
     def placed(tree):
         return jax.tree.map(
@@ -69,11 +69,11 @@ def lowered(settings: TrainingSettings, mesh: Any) -> Any:
     dtype = {"frames": jnp.uint8}
     batch = Batch(
         **{
-            name: jax.ShapeDtypeStruct((count, *shape), dtype.get(name, jnp.int32), sharding=parallel.examples(mesh))
+            name: jax.ShapeDtypeStruct((count, *shape), dtype.get(name, jnp.int32), sharding=parallel.batch_sharding(mesh))
             for name, shape in shapes._asdict().items()
         }
     )
-    update = step.make_update(CONFIG, settings, stage, 100, kernel=kernel, mesh=mesh)
+    update = step.make_train_step(CONFIG, settings, stage, 100, kernel=kernel, mesh=mesh)
     return update.lower(placed(state), placed(frozen), batch)
 
 

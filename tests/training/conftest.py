@@ -1,4 +1,4 @@
-"""A tiny model with random weights, short clips and questions about them: enough to train on in seconds."""
+"""A tiny model with random weights, short clips and questions about them, to train on in seconds."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def tiny(tiny_dir) -> vxl2.Model:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
-    """A folder with train.jsonl, seven examples about five clips of 8, 12 and 20 seconds (2, 3 and 5 groups)."""
+    """A folder with train.jsonl, seven samples about five clips of 8, 12 and 20 seconds (2, 3 and 5 groups)."""
     folder = tmp_path_factory.mktemp("data")
     for number, seconds in enumerate((8, 8, 12, 12, 20)):
         write_clip(folder / f"{number}.mp4", seconds, number)
@@ -56,12 +56,10 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def config(tmp_path, tiny_dir, data):
-    """A function that writes a configuration, of 6 steps of 2 examples unless told otherwise, and gives its path."""
+    """A function that writes a settings file, by default for 6 steps of 2 samples, and returns its path."""
 
     def write(top: str = "", stages: str | None = None, rest: str = "", out: str = "run", steps: int = 6) -> Path:
-        stage = (
-            f'[[stages]]\nname = "all"\ntrain = ["language", "projector"]\nrate = 1e-2\nsteps = {steps}\nwarmup = 2\n'
-        )
+        stage = f'[[stages]]\nname = "all"\ntrain = ["language", "projector"]\nlearning_rate = 1e-2\nsteps = {steps}\nwarmup = 2\n'
         path = tmp_path / f"{out}.toml"
         path.write_text(
             f'model = "{tiny_dir}"\nout = "{tmp_path / out}"\nbatch = 2\nlog_every = 1\n{top}\n'

@@ -1,4 +1,4 @@
-"""Toy examples for training, and their loss in the plainest terms."""
+"""Toy samples for training, and a reference for their loss."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ RULE = PrefillRule(block_size=1, prev_blocks=1)
 LAYOUTS = (Layout(5, (3, 2, 4, 3, 2), 4), Layout(5, (2, 2, 3), 4))
 
 
-def drawn(number: int, config=toys.CONFIG, layout: Layout | None = None):
-    """frames, layout, global ids, conversation, targets of example `number`; its last group lacks frames."""
+def draw(number: int, config=toys.CONFIG, layout: Layout | None = None):
+    """frames, layout, global ids, conversation, targets of sample `number`; its last group may lack frames."""
     rng = np.random.default_rng(number)
     layout = layout or LAYOUTS[number % len(LAYOUTS)]
     side, words = config.vision.image_size, config.language.vocabulary
@@ -30,16 +30,16 @@ def drawn(number: int, config=toys.CONFIG, layout: Layout | None = None):
 def batch(count: int = 2, groups: int = 6, rows: int = 32, config=toys.CONFIG) -> collate.Batch:
     made = []
     for number in range(count):
-        frames, layout, *ids = drawn(number, config)
-        made.append(collate.example(config, frames, layout, RULE, *ids, groups=groups, rows=rows))
+        frames, layout, *ids = draw(number, config)
+        made.append(collate.build_sample(config, frames, layout, RULE, *ids, groups=groups, rows=rows))
     return collate.collate(made)
 
 
 def plain_loss(params, count: int = 2, config=toys.CONFIG) -> jax.Array:
-    """All tokens of one video after the other, in natural order under a boolean mask."""
+    """One video at a time, all tokens in natural order under a boolean mask."""
     total, tokens = 0.0, 0
     for number in range(count):
-        frames, layout, ids, conversation, targets = drawn(number, config)
+        frames, layout, ids, conversation, targets = draw(number, config)
         padded = np.concatenate([frames, np.repeat(frames[-1:], -len(frames) % 4, axis=0)])
         visual = video_xl_2.encode_frames(params, config, jnp.asarray(padded))
         table = params["language"]["embed"]

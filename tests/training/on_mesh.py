@@ -1,4 +1,4 @@
-"""Run in a process of its own: two steps on a mesh of four simulated devices and on one; prints their losses as JSON."""
+"""Two steps on a mesh of four simulated devices and on one, in a separate process; prints their metrics as JSON."""
 
 import json
 import os
@@ -10,19 +10,19 @@ import toys
 
 from vxl2_jax import parallel
 from vxl2_jax.training import step
-from vxl2_jax.training.settings import MODULES, Data, Stage, TrainingSettings
+from vxl2_jax.training.settings import MODULES, DataSettings, Stage, TrainingSettings
 
-STAGE = Stage("all", MODULES, rate=1e-2)
+STAGE = Stage("all", MODULES, learning_rate=1e-2, steps=2)
 
 
 def losses(mesh):
-    toy, settings = toys.model(), TrainingSettings("", Data(("x",)), (STAGE,))
-    state, frozen, update = step.prepare(toy.config, toy.params, settings, STAGE, 2, mesh=mesh)
-    found = []
+    toy, settings = toys.model(), TrainingSettings("", DataSettings(("x",)), (STAGE,))
+    state, frozen, train_step = step.init_stage(toy.config, toy.params, settings, STAGE, 2, mesh=mesh)
+    results = []
     for _ in range(2):
-        state, measures = update(state, frozen, examples.batch())
-        found.append([float(measures[name]) for name in ("loss", "right", "grad_norm")])
-    return found
+        state, metrics = train_step(state, frozen, examples.batch())
+        results.append([float(metrics[name]) for name in ("loss", "accuracy", "grad_norm")])
+    return results
 
 
 if __name__ == "__main__":

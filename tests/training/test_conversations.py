@@ -1,4 +1,4 @@
-"""Conversations in the formats that people have."""
+"""Conversations in all supported formats."""
 
 import json
 
@@ -40,7 +40,7 @@ PARTS = {
 
 @pytest.mark.parametrize("entry", [LLAVA, CHAT, PARTS], ids=["conversations", "messages", "parts"])
 @pytest.mark.parametrize("listed", [False, True])
-def test_all_forms_say_the_same(tmp_path, entry, listed):
+def test_all_forms_are_equivalent(tmp_path, entry, listed):
     path = tmp_path / "train.json"
     path.write_text(json.dumps([entry], indent=1) if listed else f"\n{json.dumps(entry)}\n")
     (found,) = conversations.read([path])
@@ -64,37 +64,37 @@ def test_files_follow_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entry", "told"),
+    ("entry", "expected"),
     [
         ({"question": "q", "answer": "a"}, "names no video"),
-        ({"video": ["a", "b"], "question": "q", "answer": "a"}, "does not name one video"),
-        ({"video": "a"}, "holds neither conversations, nor messages, nor question and answer"),
+        ({"video": ["a", "b"], "question": "q", "answer": "a"}, "one video"),
+        ({"video": "a"}, "neither conversations, nor messages"),
         ({"video": "a", "question": "q", "answer": ""}, "has an empty question or answer"),
         ({"video": "a", "question": "<video>", "answer": "a"}, "has an empty question or answer"),
-        ({"video": "a", "question": "q", "answer": 3}, "has a question or answer that is no text"),
+        ({"video": "a", "question": "q", "answer": 3}, "not text"),
         ({"video": "a", "messages": "hello"}, "messages must be a list"),
-        ({"video": "a", "messages": []}, "must hold questions and answers in turn"),
-        ({"video": "a", "messages": CHAT["messages"][1:2]}, "must hold questions and answers in turn"),
-        ({"video": "a", "messages": CHAT["messages"][2:4]}, "must hold questions and answers in turn"),
-        ({"video": "a", "messages": [{"role": "system", "content": "Be rude."}]}, "has a system text"),
+        ({"video": "a", "messages": []}, "must alternate"),
+        ({"video": "a", "messages": CHAT["messages"][1:2]}, "must alternate"),
+        ({"video": "a", "messages": CHAT["messages"][2:4]}, "must alternate"),
+        ({"video": "a", "messages": [{"role": "system", "content": "Be rude."}]}, "has a system message"),
         ({"video": "a", "messages": [{"role": "tool", "content": "x"}]}, 'a message must have "role"'),
         (["a"], "not an object"),
     ],
 )
-def test_an_unfit_entry_is_named_with_its_line(tmp_path, entry, told):
+def test_an_invalid_entry_is_reported_with_its_line(tmp_path, entry, expected):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(CHAT) + "\n\n" + json.dumps(entry) + "\n")
-    with pytest.raises(RequestError, match=f"{path}, line 3: {told}"):
+    with pytest.raises(RequestError, match=f"{path}, line 3: .*{expected}"):
         conversations.read([path])
 
 
 @pytest.mark.parametrize(
-    ("text", "told"), [("", "no conversation"), ("[3", "not a JSON list"), ("{", "line 1: not JSON")]
+    ("text", "expected"), [("", "no conversation"), ("[3", "not a JSON list"), ("{", "line 1: not JSON")]
 )
-def test_a_file_that_is_none_of_these_is_named(tmp_path, text, told):
+def test_an_invalid_file_is_named(tmp_path, text, expected):
     path = tmp_path / "train.jsonl"
     path.write_text(text)
-    with pytest.raises(RequestError, match=told):
+    with pytest.raises(RequestError, match=expected):
         conversations.read([path])
     with pytest.raises(RequestError, match="absent: cannot read the conversations"):
         conversations.read([tmp_path / "absent"])

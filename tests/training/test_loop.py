@@ -1,4 +1,4 @@
-"""Whole runs of `vxl2 train`, in processes of their own: killed anywhere, they end as if nothing had happened."""
+"""Whole training runs: killed anywhere and resumed, they give the same result."""
 
 import json
 import os
@@ -26,21 +26,21 @@ STAGES = """
 [[stages]]
 name = "eyes"
 train = ["projector"]
-rate = 1e-2
+learning_rate = 1e-2
 steps = 40
 [[stages]]
 name = "words"
 train = ["language"]
-rate = 1e-2
-rates = { language = 5e-3 }
+learning_rate = 1e-2
+learning_rates = { language = 5e-3 }
 epochs = 20
 warmup = 5
 """
 REST = '[lora]\nrank = 2\ntargets = ["query", "up"]\n[checkpoint]\nevery = 15\n'
 STEPS = 100  # 40, and twenty epochs of three batches
 
-# Dies while a checkpoint is half written: its place in the data is about to be, its name is still another.
-DIES_WRITING = """
+# Dies while a checkpoint is half written: before its position in the data, and before the final rename.
+DIE_WHILE_SAVING = """
 import os, signal, sys
 import grain
 from vxl2_jax.cli import main
@@ -58,7 +58,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_dir):
-    """A configuration of 100 steps in two stages about clips of one length, so that each stage is one program."""
+    """Settings for 100 steps in two stages; all clips have one length, so that each stage compiles once."""
     folder = tmp_path_factory.mktemp("kills")
     for number in range(3):
         write_clip(folder / f"{number}.mp4", 8, number)
@@ -79,8 +79,8 @@ def folder(tmp_path_factory, tiny_dir):
     return folder
 
 
-def command(folder, name, dies=0):
-    program = ["-c", DIES_WRITING, str(dies)] if dies else ["-m", "vxl2_jax"]
+def command(folder, name, die_at_save=0):
+    program = ["-c", DIE_WHILE_SAVING, str(die_at_save)] if die_at_save else ["-m", "vxl2_jax"]
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
@@ -97,8 +97,8 @@ def command(folder, name, dies=0):
     )
 
 
-def finished(process):
-    """(exit code, what it said)."""
+def finish(process):
+    """(exit code, output)."""
     out, err = process.communicate(timeout=400)
     return process.returncode, out + err
 
@@ -107,8 +107,8 @@ def lines(folder, name):
     return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
 
 
-def reach(process, folder, name, step):
-    """Wait until the run's figures tell a step."""
+def wait_for_step(process, folder, name, step):
+    """Wait until the metrics have a line of the step."""
     path = folder / name / "metrics.jsonl"
     while process.poll() is None:
         if path.exists() and f'"step": {step},' in path.read_text():
@@ -119,35 +119,35 @@ def reach(process, folder, name, step):
 
 @pytest.fixture(scope="module")
 def straight(folder):
-    """A run that nothing disturbed."""
-    code, said = finished(command(folder, "straight"))
-    assert code == 0, said
-    assert f"{folder / 'straight' / 'model'}: complete" in said
+    """A run that was not interrupted."""
+    code, output = finish(command(folder, "straight"))
+    assert code == 0, output
+    assert f"{folder / 'straight' / 'model'}: complete" in output
     return folder / "straight"
 
 
 @pytest.mark.timeout(900)
-def test_killed_in_every_way_it_ends_as_if_nothing_had_happened(folder, straight):
-    # While the second checkpoint (step 30) was being written: the first stage, step 15, remains.
-    assert finished(command(folder, "killed", dies=2))[0] == -signal.SIGKILL
+def test_a_run_killed_in_every_way_gives_the_same_result(folder, straight):
+    # Killed while the second checkpoint (step 30) is written: the first one (step 15) remains.
+    assert finish(command(folder, "killed", die_at_save=2))[0] == -signal.SIGKILL
     left = [path.name for path in (folder / "killed" / "checkpoints").iterdir()]
     assert "15" in left and "30" not in left and any(name.startswith("30.") for name in left)
-    # Between checkpoints, in the second stage, and with a line torn off.
+    # Killed between checkpoints, in the second stage, with an incomplete line of metrics.
     process = command(folder, "killed")
-    reach(process, folder, "killed", 66)
+    wait_for_step(process, folder, "killed", 66)
     process.kill()
-    assert "going on after step 15 of 100" in finished(process)[1]
+    assert "resuming after step 15 of 100" in finish(process)[1]
     with (folder / "killed" / "metrics.jsonl").open("a") as file:
         file.write('{"step": 68, "sta')
-    # Asked to stop: saves where it is.
+    # Stopped by a signal: saves a checkpoint first.
     process = command(folder, "killed")
-    reach(process, folder, "killed", 80)
+    wait_for_step(process, folder, "killed", 80)
     process.send_signal(signal.SIGTERM)
-    code, said = finished(process)
-    assert code == 130 and "the same command goes on where it was" in said, said
-    # Killed before the model was there.
-    code, said = finished(command(folder, "killed"))
-    assert code == 0, said
+    code, output = finish(process)
+    assert code == 130 and "resume" in output, output
+    # Resumed once more, to the end.
+    code, output = finish(command(folder, "killed"))
+    assert code == 0, output
 
     def timeless(line):
         return {key: value for key, value in line.items() if key not in ("seconds", "tokens_per_s")}
@@ -161,16 +161,16 @@ def test_killed_in_every_way_it_ends_as_if_nothing_had_happened(folder, straight
 
 
 @pytest.mark.timeout(900)
-def test_figures_tell_stages_rates_and_a_falling_loss(folder, straight):
-    told = lines(folder, "straight")
-    assert [line["stage"] for line in told] == ["eyes"] * 20 + ["words"] * 30
-    assert told[0]["rate"] > told[18]["rate"] > told[19]["rate"]
-    assert told[-1]["loss"] < 0.9 * told[0]["loss"]
-    assert all(line["unread"] == 0 and line["tokens"] > 0 for line in told)
+def test_metrics_show_stages_learning_rates_and_a_falling_loss(folder, straight):
+    written = lines(folder, "straight")
+    assert [line["stage"] for line in written] == ["eyes"] * 20 + ["words"] * 30
+    assert written[0]["learning_rate"] > written[18]["learning_rate"] > written[19]["learning_rate"]
+    assert written[-1]["loss"] < 0.9 * written[0]["loss"]
+    assert all(line["skipped"] == 0 and line["tokens"] > 0 for line in written)
 
 
 @pytest.mark.timeout(900)
-def test_the_model_holds_what_was_learnt_and_nothing_else(straight, tiny_dir):
+def test_only_trained_parameters_change(straight, tiny_dir):
     (_, before), (_, after) = (huggingface.load(path, "float32") for path in (tiny_dir, straight / "model"))
 
     def same(*path):
@@ -191,94 +191,93 @@ def _leaf(tree, path):
 
 
 @pytest.mark.timeout(900)
-def test_a_complete_run_stays_and_another_is_refused(folder, straight):
-    said = []
+def test_a_complete_run_is_kept_and_another_is_refused(folder, straight):
+    messages = []
     run = settings.read(folder / "straight.toml")
-    assert train(run, TrainingLog(say=said.append)) == straight / "model"
-    assert said == [
-        "attention: reference, in float32: no kernel is written for cpu",
-        f"{straight / 'model'} is complete",
-    ]
+    assert train(run, TrainingLog(info=messages.append)) == straight / "model"
+    assert "attention: reference" in messages[0] and messages[1] == f"{straight / 'model'} is complete"
     text = (folder / "straight.toml").read_text()
-    for changed, told in (
+    for changed, expected in (
         (text.replace("batch = 2", "batch = 1"), "holds another run: batch was 2 and is 1"),
         (text.replace("steps = 40", "steps = 41"), r"stages\[0\].steps was 40 and is 41"),
         (text.replace("rank = 2", "rank = 3"), "lora.rank was 2 and is 3"),
     ):
         (folder / "other.toml").write_text(changed)
-        with pytest.raises(RequestError, match=told):
+        with pytest.raises(RequestError, match=expected):
             train(settings.read(folder / "other.toml"))
 
 
-def test_a_model_of_somebody_else_is_not_overwritten(config, tmp_path):
+def test_another_model_is_not_overwritten(config, tmp_path):
     (tmp_path / "run" / "model").mkdir(parents=True)
-    with pytest.raises(RequestError, match="there is a model already, not of this run"):
+    with pytest.raises(RequestError, match="not of this run"):
         train(settings.read(config()))
 
 
-def test_an_out_that_cannot_be_made_is_named(config, tmp_path):
+def test_an_out_that_cannot_be_created_is_named(config, tmp_path):
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(RequestError, match="run: cannot be made"):
+    with pytest.raises(RequestError, match="run: cannot be created"):
         train(settings.read(config()))
 
 
-def stand_in(losses):
-    """A step that learns nothing, tells these losses one after the other, and needs no compiling."""
+def fake_step(losses):
+    """A step module that trains nothing and returns these losses in turn, without compilation."""
 
-    def prepare(config, params, settings, stage, steps, *, kernel, mesh):
-        def update(state, frozen, batch):
+    def init_stage(config, params, settings, stage, steps, *, kernel, mesh):
+        def train_step(state, frozen, batch):
             count = int(state.step)
-            told = {"loss": losses[count % len(losses)], "right": 0.5, "grad_norm": 1.0, "rate": 0.1}
+            written = {"loss": losses[count % len(losses)], "accuracy": 0.5, "grad_norm": 1.0, "learning_rate": 0.1}
             targets = float((batch.targets >= 0).sum())
             return TrainState(np.int32(count + 1), state.params, ()), {
-                name: np.float32(value) for name, value in {**told, "tokens": targets}.items()
+                name: np.float32(value) for name, value in {**written, "tokens": targets}.items()
             }
 
-        return TrainState(np.int32(0), {}, ()), params, update
+        return TrainState(np.int32(0), {}, ()), params, train_step
 
     return SimpleNamespace(
-        prepare=prepare,
-        attach=lambda params, settings: params,
-        join=lambda learnt, params: params,
-        divide=lambda params, settings, stage: ({}, params),
+        TrainState=TrainState,
+        TrainStep=None,
+        init_stage=init_stage,
+        attach_lora=lambda params, settings: params,
+        combine=lambda trained, params: params,
+        partition=lambda params, settings, stage: ({}, params),
     )
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_is_not_kept(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "step", stand_in([1.0, 1.0, 1.0, float("nan")]))
-    with pytest.raises(
-        RequestError, match="at step 4 the loss is nan and its gradient 1.0; .* lower rate for stage all"
-    ):
+def test_a_loss_of_nan_stops_the_run_without_a_checkpoint(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "step", fake_step([1.0, 1.0, 1.0, float("nan")]))
+    with pytest.raises(RequestError, match="step 4 .* nan .* lower learning_rate for stage all"):
         train(settings.read(config(rest="[checkpoint]\nevery = 2")))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["2"]
     assert len(lines(tmp_path, "run")) == 3 and not (tmp_path / "run" / "model").exists()
 
 
-def test_examples_without_a_video_are_named_and_counted(config, tmp_path, data, monkeypatch):
-    monkeypatch.setattr(loop, "step", stand_in([1.0]))
+def test_samples_without_a_video_are_reported_and_counted(config, tmp_path, data, monkeypatch):
+    monkeypatch.setattr(loop, "step", fake_step([1.0]))
     broken = tmp_path / "broken"
     shutil.copytree(data, broken)
-    (broken / "0.mp4").unlink()  # of two examples
+    (broken / "0.mp4").unlink()  # of two samples
     path = config()
     path.write_text(path.read_text().replace(str(data), str(broken)))
-    said, told, steps = [], [], []
+    messages, written, steps = [], [], []
     train(
         settings.read(path),
-        TrainingLog(warn=said.append, line=told.append, step=lambda done, total: steps.append((done, total))),
+        TrainingLog(
+            warning=messages.append, metrics=written.append, step=lambda done, total: steps.append((done, total))
+        ),
     )
-    assert [text.split(": ")[0] for text in said] == ["left out"] * 2 and "0.mp4: no such file" in said[0]
-    assert [line["unread"] for line in told] == [2] * 6 and told == lines(tmp_path, "run")
+    assert [text.split(": ")[0] for text in messages] == ["skipped"] * 2 and "0.mp4" in messages[0]
+    assert [line["skipped"] for line in written] == [2] * 6 and written == lines(tmp_path, "run")
     assert steps == [(done, 6) for done in range(1, 7)]
 
 
 def test_epochs_are_counted_in_steps(config, tmp_path, monkeypatch):
-    """Seven examples in batches of two are four steps an epoch."""
-    monkeypatch.setattr(loop, "step", stand_in([1.0]))
-    train(settings.read(config(stages='[[stages]]\nname = "s"\ntrain = ["language"]\nrate = 1\nepochs = 3\n')))
+    """Seven samples in batches of two are four steps per epoch."""
+    monkeypatch.setattr(loop, "step", fake_step([1.0]))
+    train(settings.read(config(stages='[[stages]]\nname = "s"\ntrain = ["language"]\nlearning_rate = 1\nepochs = 3\n')))
     assert lines(tmp_path, "run")[-1]["step"] == 12
 
 
-def test_two_processes_do_not_write_one_run(config, tmp_path):
+def test_two_processes_cannot_write_one_run(config, tmp_path):
     (tmp_path / "run").mkdir()
     with (
         locking.open_locked(tmp_path / "run" / "metrics.jsonl"),

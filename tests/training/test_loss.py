@@ -1,4 +1,4 @@
-"""The training loss and its gradient against all tokens at once under a boolean mask."""
+"""The training loss and its gradient against a reference under a boolean mask."""
 
 import examples
 import jax
@@ -33,30 +33,30 @@ def assert_alike(found, wanted, tolerance=2e-4):
 @pytest.mark.parametrize("remat", [False, True])
 def test_loss_and_every_gradient_equal_the_definition(toy, plain, remat):
     batch = examples.batch()
-    (value, measures), grads = jax.jit(
+    (value, metrics), grads = jax.jit(
         jax.value_and_grad(lambda p: loss(p, toy.config, batch, remat=remat), has_aux=True)
     )(toy.params)
     np.testing.assert_allclose(value, plain[0], rtol=2e-5)
-    assert measures["tokens"] == (batch.targets >= 0).sum() and 0 <= measures["right"] <= 1
+    assert metrics["tokens"] == (batch.targets >= 0).sum() and 0 <= metrics["accuracy"] <= 1
     assert_alike(grads, plain[1])
 
 
-def test_padding_and_buckets_change_nothing(toy, plain):
+def test_padding_changes_nothing(toy, plain):
     large = examples.batch(groups=9, rows=50)
     np.testing.assert_allclose(loss(toy.params, toy.config, large)[0], plain[0], rtol=2e-5)
 
 
 def test_the_rule_matters(toy, plain, monkeypatch):
-    """Had the chunked rule been ignored, the loss would be another."""
+    """Ignoring chunked pre-filling gives a different loss."""
     monkeypatch.setattr(examples, "RULE", examples.PrefillRule(1, None))
     dense = loss(toy.params, toy.config, examples.batch())[0]
     assert abs(float(dense) - float(plain[0])) > 2e-4
 
 
-def test_an_example_too_large_for_its_bucket_is_refused(toy):
-    frames, layout, *ids = examples.drawn(0)
-    with pytest.raises(RequestError, match="do not fit a bucket of 4"):
-        collate.example(toy.config, frames, layout, examples.RULE, *ids, groups=4, rows=32)
+def test_a_sample_larger_than_its_padded_size_is_refused(toy):
+    frames, layout, *ids = examples.draw(0)
+    with pytest.raises(RequestError, match="do not fit"):
+        collate.build_sample(toy.config, frames, layout, examples.RULE, *ids, groups=4, rows=32)
 
 
 def test_a_mesh_of_one_changes_nothing(toy, plain):

@@ -32,7 +32,7 @@ def test_steps_on_four_simulated_devices_equal_steps_on_one():
     np.testing.assert_allclose(spread, alone, rtol=2e-4)
 
 
-def test_parameters_and_moments_are_split_alike():
+def test_parameters_and_optimiser_state_are_sharded_alike():
     mesh = parallel.make_mesh(toys.CONFIG, 1, 1)
     kernel = jax.ShapeDtypeStruct((3, 32, 64), "float32")
     tree = {"language": {"layers": {"query": {"kernel": kernel}, "down": {"kernel": kernel}}, "embed": kernel}}
@@ -45,8 +45,8 @@ def test_parameters_and_moments_are_split_alike():
         assert layers["down"]["kernel"].spec == P(None, "model", "data")
 
 
-def test_what_cannot_be_split_is_refused():
-    with pytest.raises(RequestError, match="needs 6 devices, there are 2"):
+def test_a_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(RequestError, match="needs 6 devices"):
         parallel.make_mesh(toys.CONFIG, 3, 2, devices=[0, 1])
-    with pytest.raises(RequestError, match="2 key heads cannot be split 3 ways"):
+    with pytest.raises(RequestError, match="cannot be split 3 ways"):
         parallel.make_mesh(toys.CONFIG, 1, 3, devices=[0, 1, 2])

@@ -1,4 +1,4 @@
-"""What learns, how fast, and low-rank updates."""
+"""Trained and frozen parameters, learning rates, low-rank updates."""
 
 import examples
 import jax
@@ -10,13 +10,13 @@ from jax.tree_util import keystr, tree_leaves_with_path
 
 from vxl2_jax.training import lora, step
 from vxl2_jax.training.loss import loss
-from vxl2_jax.training.settings import Data, Lora, Stage, TrainingSettings
+from vxl2_jax.training.settings import DataSettings, LoraSettings, Stage, TrainingSettings
 
-STAGE = Stage("all", ("vision", "dts", "projector", "language"), rate=1e-3)
+STAGE = Stage("all", ("vision", "dts", "projector", "language"), learning_rate=1e-3, steps=1)
 
 
 def settings_of(stage=STAGE, **more):
-    return TrainingSettings(out="", data=Data(("x",)), stages=(stage,), **more)
+    return TrainingSettings(out="", data=DataSettings(("x",)), stages=(stage,), **more)
 
 
 @pytest.fixture(scope="module")
@@ -25,15 +25,15 @@ def toy():
 
 
 def run(toy, settings, steps=3, batch=None):
-    """Parameters after some steps, and the measures of each."""
+    """Parameters after some steps, and the metrics of each."""
     batch = batch or examples.batch()
-    whole = step.attach(toy.params, settings)
-    state, frozen, update = step.prepare(toy.config, whole, settings, settings.stages[0], steps)
-    measured = []
+    whole = step.attach_lora(toy.params, settings)
+    state, frozen, train_step = step.init_stage(toy.config, whole, settings, settings.stages[0], steps)
+    history = []
     for _ in range(steps):
-        state, measures = update(state, frozen, batch)
-        measured.append({name: float(value) for name, value in measures.items()})
-    return step.join(state.params, frozen), measured
+        state, metrics = train_step(state, frozen, batch)
+        history.append({name: float(value) for name, value in metrics.items()})
+    return step.combine(state.params, frozen), history
 
 
 def changed(before, after):
@@ -42,23 +42,23 @@ def changed(before, after):
     return {keystr(path) for (path, a), b in pairs if not np.array_equal(a, b)}
 
 
-def test_everything_learns_and_the_loss_falls(toy):
+def test_all_modules_are_trained_and_the_loss_falls(toy):
     settings = settings_of()
-    after, measured = run(toy, settings, steps=12)
-    assert measured[-1]["loss"] < 0.8 * measured[0]["loss"]
+    after, history = run(toy, settings, steps=12)
+    assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert {name.split("'")[1] for name in changed(toy.params, after)} == set(STAGE.train)
-    assert measured[0]["grad_norm"] > 0 and measured[0]["rate"] == pytest.approx(1e-3)
+    assert history[0]["grad_norm"] > 0 and history[0]["learning_rate"] == pytest.approx(1e-3)
 
 
-def test_a_stage_leaves_other_modules_as_they_are(toy):
-    stage = Stage("projector", ("projector",), rate=1e-2)
+def test_a_stage_does_not_change_other_modules(toy):
+    stage = Stage("projector", ("projector",), learning_rate=1e-2, steps=1)
     names = changed(toy.params, run(toy, settings_of(stage))[0])
     assert names and all("projector" in name for name in names)
 
 
-def test_a_modules_own_rate_scales_its_first_step(toy):
-    """Adam's first step is the rate itself, whatever the gradient."""
-    stage = Stage("two", ("projector", "language"), rate=1e-3, rates={"projector": 1e-5})
+def test_a_learning_rate_per_module_scales_its_first_step(toy):
+    """Adam's first step has the size of the learning rate, whatever the gradient."""
+    stage = Stage("two", ("projector", "language"), learning_rate=1e-3, steps=1, learning_rates={"projector": 1e-5})
     after, _ = run(toy, settings_of(stage), steps=1)
 
     def moved(module):
@@ -70,19 +70,22 @@ def test_a_modules_own_rate_scales_its_first_step(toy):
     assert moved("language") == pytest.approx(1e-3, rel=0.02) and moved("projector") == pytest.approx(1e-5, rel=0.05)
 
 
-def test_updates_begin_as_nothing_and_learn_alone(toy):
-    settings = settings_of(Stage("language", ("language",), rate=1e-2), lora=Lora(rank=4, targets=("query", "down")))
-    begun = step.attach(toy.params, settings)
+def test_low_rank_updates_start_at_zero_and_only_they_are_trained(toy):
+    settings = settings_of(
+        Stage("language", ("language",), learning_rate=1e-2, steps=1),
+        lora=LoraSettings(rank=4, targets=("query", "down")),
+    )
+    begun = step.attach_lora(toy.params, settings)
     batch = examples.batch()
     np.testing.assert_array_equal(loss(begun, toy.config, batch)[0], loss(toy.params, toy.config, batch)[0])
-    after, measured = run(toy, settings, steps=8)
-    assert measured[-1]["loss"] < measured[0]["loss"]
+    after, history = run(toy, settings, steps=8)
+    assert history[-1]["loss"] < history[0]["loss"]
     names = changed(begun, after)
     assert names and all("lora" in name and ("query" in name or "down" in name) for name in names)
 
 
 def test_merged_updates_compute_the_same(toy):
-    settings = settings_of(Stage("language", ("language",), rate=1e-2), lora=Lora(rank=4))
+    settings = settings_of(Stage("language", ("language",), learning_rate=1e-2, steps=1), lora=LoraSettings(rank=4))
     after, _ = run(toy, settings, steps=3)
     merged = lora.merge(after)
     assert jax.tree.structure(merged) == jax.tree.structure(toy.params)
@@ -90,8 +93,8 @@ def test_merged_updates_compute_the_same(toy):
     np.testing.assert_allclose(loss(merged, toy.config, batch)[0], loss(after, toy.config, batch)[0], rtol=1e-5)
 
 
-def test_bfloat16_keeps_what_learns_in_float32(toy):
-    after, measured = run(toy, settings_of(compute_dtype="bfloat16"), steps=2)
+def test_bfloat16_keeps_trained_parameters_in_float32(toy):
+    after, history = run(toy, settings_of(compute_dtype="bfloat16"), steps=2)
     full = run(toy, settings_of(), steps=2)[1]
     assert after["language"]["embed"].dtype == jnp.float32
-    assert measured[1]["loss"] == pytest.approx(full[1]["loss"], rel=0.02)
+    assert history[1]["loss"] == pytest.approx(full[1]["loss"], rel=0.02)

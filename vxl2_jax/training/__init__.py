@@ -1,1 +1,1 @@
-"""Training: conversations about videos in, a model out; every part of it can be cut off and resumed."""
+"""Training: conversations about videos in, a model out. A run can be interrupted at any point and resumed."""

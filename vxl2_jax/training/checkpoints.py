@@ -1,14 +1,13 @@
-"""What a run keeps on disk so that it can go on after any end: Orbax checkpoints under OUT.
+"""What a run keeps on disk so that it can resume: Orbax checkpoints under OUT.
 
-    OUT/checkpoints/STEP/   the state, the place in the data, and a note: stage, identity of the run, figures so far
-    OUT/stages/N/           the parameters that the stages before the present one have learnt
+    OUT/checkpoints/STEP/   the state, the position in the data, and a note: stage, identity of the run, metrics so far
+    OUT/stages/N/           the parameters trained by the stages before the current one
 
-Everything takes its name when it is complete; what a kill left behind is removed on the next start.
+Everything is renamed into place when it is complete; leftovers of a killed process are removed on the next start.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import shutil
@@ -18,52 +17,60 @@ from typing import Any
 
 import grain
 import jax
+import msgspec
 import orbax.checkpoint as ocp
 
 from vxl2_jax.errors import CheckpointError, RequestError, first_line
 from vxl2_jax.training.settings import TrainingSettings
 
-_ELSEWHERE = ("out", "data", "mesh", "remat", "checkpoint", "log_every")
-"""Settings that do not change what is computed, save for rounding; of the data its content counts."""
+_NOT_IDENTITY = ("out", "data", "mesh", "remat", "checkpoint", "log_every")
+"""Settings that do not change what is computed, but for rounding. Of the data, its content is what counts."""
 
 
 def identity(settings: TrainingSettings, data: str, model: str) -> dict[str, Any]:
-    """What decides the curve of a run, flat: the settings that do, and fingerprints of the data and of the model."""
-    told = {key: value for key, value in dataclasses.asdict(settings).items() if key not in _ELSEWHERE}
-    return _flat({**told, "fingerprint of the data": data, "fingerprint of the model": model}, "")
+    """What a run computes, as a flat dict: the settings that matter, and fingerprints of the data and the model."""
+    matter = {key: value for key, value in msgspec.to_builtins(settings).items() if key not in _NOT_IDENTITY}
+    return _flatten({**matter, "fingerprint of the data": data, "fingerprint of the model": model}, "")
 
 
-def _flat(value: Any, at: str) -> dict[str, Any]:
-    """{"stages[0].rate": 1e-4, …}, of JSON's types."""
+def _flatten(value: Any, path: str) -> dict[str, Any]:
+    """{"stages[0].learning_rate": 1e-4, …}, with JSON values."""
     if isinstance(value, Mapping):
-        parts = [(f"{at}.{key}" if at else str(key), one) for key, one in value.items()]
+        children = [(f"{path}.{key}" if path else str(key), child) for key, child in value.items()]
     elif isinstance(value, (list, tuple)):
-        parts = [(f"{at}[{number}]", one) for number, one in enumerate(value)]
+        children = [(f"{path}[{index}]", child) for index, child in enumerate(value)]
     else:
-        return {at: value}
-    return {key: leaf for name, one in parts for key, leaf in _flat(one, name).items()}
+        return {path: value}
+    return {key: leaf for name, child in children for key, leaf in _flatten(child, name).items()}
 
 
 class Checkpoints:
-    """The checkpoints of one run. Use as a context: leaving waits for what is being written.
+    """The checkpoints of one run. Use as a context manager: leaving it waits for pending writes.
 
-    `note`, a dict of JSON, is that of the latest checkpoint, None where there is none.
+    Attributes:
+      step: the step of the latest checkpoint; None if there is none.
+      note: the JSON dict saved with it.
     """
 
-    def __init__(self, out: str | Path, keep: int, identity: Mapping[str, Any]):
-        """Raises RequestError if OUT holds another run's, or cannot be written; CheckpointError if they are damaged."""
+    def __init__(self, out: str | Path, keep: int, identity: Mapping[str, Any]) -> None:
+        """Open OUT.
+
+        Raises:
+          RequestError: OUT holds another run, or cannot be written.
+          CheckpointError: the latest checkpoint is damaged.
+        """
         self._out, self._identity = Path(out).absolute(), dict(identity)
-        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax tells every file it touches
+        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file
         policy = ocp.checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         try:
             self._manager = ocp.CheckpointManager(self._out / "checkpoints", options=options)
         except OSError as error:
-            raise RequestError(f"{out}: cannot be written ({error.strerror}); choose another place") from error
+            raise RequestError(f"{out}: cannot be written ({error.strerror}); choose another out") from error
         self.step = self._manager.latest_step()
         self.note: dict[str, Any] | None = None
         if self.step is not None:
-            self.note = self._restored(note=ocp.args.JsonRestore())["note"]
+            self.note = self._read(note=ocp.args.JsonRestore())["note"]
             _check_same(self._out, self.note["identity"], self._identity)
 
     def __enter__(self) -> Checkpoints:
@@ -73,8 +80,11 @@ class Checkpoints:
         self._manager.close()
 
     def save(self, step: int, state: Any, data: grain.DatasetIterator, note: Mapping[str, Any]) -> None:
-        """Write a checkpoint, unless that of this step is there. Returns when the arrays may change again; the files
-        are written behind. Raises RequestError when they cannot be."""
+        """Write a checkpoint, unless there is one of this step. The files are written in the background.
+
+        Raises:
+          RequestError: they cannot be written.
+        """
         if step in self._manager.all_steps():
             return
         try:
@@ -90,54 +100,54 @@ class Checkpoints:
             raise RequestError(f"{self._out}: cannot be written ({error}); free some space and start again") from error
 
     def wait(self) -> None:
-        """Return when everything is on disk."""
+        """Return when all writes are finished."""
         self._manager.wait_until_finished()
 
     def restore(self, state: Any, data: grain.DatasetIterator) -> Any:
-        """The state of the latest checkpoint, laid out like `state`; `data` moves to its place."""
+        """The state of the latest checkpoint, with the shardings of `state`. Moves `data` to its position."""
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        found = self._restored(state=ocp.args.StandardRestore(target), data=grain.checkpoint.CheckpointRestore(data))
-        return found["state"]
+        restored = self._read(state=ocp.args.StandardRestore(target), data=grain.checkpoint.CheckpointRestore(data))
+        return restored["state"]
 
-    def _restored(self, **wanted: Any) -> Any:
+    def _read(self, **items: Any) -> Any:
         try:
-            return self._manager.restore(self.step, args=ocp.args.Composite(**wanted))
+            return self._manager.restore(self.step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            where = self._out / "checkpoints" / str(self.step)
-            told = f"damaged ({first_line(error)}); remove it to go on from the one before"
-            raise CheckpointError(f"{where}: {told}") from error
+            path = self._out / "checkpoints" / str(self.step)
+            fix = "remove it to resume from the one before"
+            raise CheckpointError(f"{path}: damaged ({first_line(error)}); {fix}") from error
 
-    def keep_stage(self, number: int, learnt: Any) -> None:
-        """Keep what a stage has learnt, for those after it."""
-        path = self._stage(number)
+    def save_stage(self, index: int, params: Any) -> None:
+        """Keep the trained parameters of a stage for the stages after it."""
+        path = self._stage_path(index)
         if path.exists():
             return
         part = path.with_name(f".{path.name}.part")
         if jax.process_index() == 0:
             shutil.rmtree(part, ignore_errors=True)
         with ocp.StandardCheckpointer() as writer:
-            writer.save(part, learnt)
+            writer.save(part, params)
         if jax.process_index() == 0:
             os.replace(part, path)
 
-    def stage(self, number: int, like: Any) -> Any:
-        """What `keep_stage` kept, laid out like the parameters `like`."""
+    def load_stage(self, index: int, like: Any) -> Any:
+        """The parameters that `save_stage` kept, with the shapes, dtypes and shardings of `like`."""
+        path = self._stage_path(index)
         try:
             with ocp.StandardCheckpointer() as reader:
-                return reader.restore(self._stage(number), jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
+                return reader.restore(path, jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
         except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{self._stage(number)}: missing or damaged ({first_line(error)}); start again in another folder"
-            ) from error
+            fix = "start again in another folder"
+            raise CheckpointError(f"{path}: missing or damaged ({first_line(error)}); {fix}") from error
 
-    def _stage(self, number: int) -> Path:
-        return self._out / "stages" / str(number)
+    def _stage_path(self, index: int) -> Path:
+        return self._out / "stages" / str(index)
 
 
-def _check_same(out: Path, kept: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise RequestError naming what differs between a run that is there and the one wanted."""
-    keys = [key for key in {**kept, **wanted} if kept.get(key) != wanted.get(key)]
+def _check_same(out: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Raise RequestError with the differences between the saved run and the current one."""
+    keys = [key for key in {**saved, **current} if saved.get(key) != current.get(key)]
     if keys:
-        told = "; ".join(f"{key} was {kept.get(key)} and is {wanted.get(key)}" for key in keys[:3])
+        changes = "; ".join(f"{key} was {saved.get(key)} and is {current.get(key)}" for key in keys[:3])
         more = f" (and {len(keys) - 3} more)" if len(keys) > 3 else ""
-        raise RequestError(f"{out}: holds another run: {told}{more}; set these back, or give another out")
+        raise RequestError(f"{out}: holds another run: {changes}{more}; set these back, or choose another out")

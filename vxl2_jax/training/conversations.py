@@ -1,12 +1,12 @@
-"""Conversations about videos, from the files that supervised data usually comes in.
+"""Conversations about videos, from the usual formats of supervised data.
 
-A line of JSON each, or one JSON list. An entry names a video and what was said about it, in one of three ways:
+A file is JSONL or one JSON list. An entry names a video and has one of three forms:
 
     {"video": "a.mp4", "conversations": [{"from": "human", "value": "<video>\\nIs …?"}, {"from": "gpt", "value": "yes"}]}
     {"video": "a.mp4", "messages": [{"role": "user", "content": "Is …?"}, {"role": "assistant", "content": "yes"}]}
     {"video": "a.mp4", "question": "Is …?", "answer": "yes"}
 
-Questions and answers take turns, as many as there are. Other fields are left alone.
+Questions and answers alternate. Other fields are ignored.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from typing import Any
 
 from vxl2_jax.errors import RequestError
 
-_MARK = re.compile(r"\s*<(video|image)>\s*")
+_MEDIA_TOKEN = re.compile(r"\s*<(video|image)>\s*")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-_USUAL_SYSTEM = "You are a helpful assistant."
-_MEND = 'write {"video": "a.mp4", "question": "…", "answer": "…"} (see `vxl2 train --help` for conversations)'
+_DEFAULT_SYSTEM = "You are a helpful assistant."
+_FIX = 'write {"video": "a.mp4", "question": "…", "answer": "…"} (other forms: `vxl2 train --help`)'
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """turns: (question, answer), oldest first, at least one; name: the video as the file has it; video: where it is."""
+    """name: the video as written in the file; video: its path; turns: (question, answer), oldest first, at least one."""
 
     name: str
     video: Path
@@ -36,9 +36,13 @@ class Conversation:
 
 
 def read(files: Sequence[str | Path], videos: str | Path | None = None) -> list[Conversation]:
-    """All conversations of the files, in order. Paths of videos count from `videos`, else from their file's folder.
+    """All conversations of the files, in order. Whether the videos exist is not checked.
 
-    Raises RequestError naming file and line (or entry of a list). That a video is there is not looked at.
+    Args:
+      videos: the folder that paths of videos are relative to; None: the folder of each file.
+
+    Raises:
+      RequestError: with the file and the line (or the entry of a list).
     """
     return [
         Conversation(name, (path.parent if videos is None else Path(videos)) / name, turns)
@@ -53,85 +57,85 @@ def _conversations(path: Path) -> Iterator[tuple[str, tuple[tuple[str, str], ...
     except (OSError, UnicodeDecodeError) as error:
         raise RequestError(f"{path}: cannot read the conversations ({error}); give a file of JSON lines") from error
     empty = True
-    for at, entry in _entries(path, text):
+    for where, entry in _entries(path, text):
         try:
-            found = _name_and_turns(entry)
-        except _Unfit as error:
-            raise RequestError(f"{at}: {error}; {_MEND}") from error
-        yield found
+            conversation = _name_and_turns(entry)
+        except _InvalidEntry as error:
+            raise RequestError(f"{where}: {error}; {_FIX}") from error
+        yield conversation
         empty = False
     if empty:
-        raise RequestError(f"{path}: no conversation in it; {_MEND}")
+        raise RequestError(f"{path}: holds no conversation; {_FIX}")
 
 
 def _entries(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """(where, entry) of a list, or of lines."""
+    """(location for messages, entry) of a list or of lines."""
     if text.lstrip().startswith("["):
         try:
             entries = json.loads(text)
         except ValueError as error:
-            raise RequestError(f"{path}: not a JSON list ({error})") from error
+            raise RequestError(f"{path}: not a JSON list ({error}); {_FIX}") from error
         yield from ((f"{path}, entry {number}", entry) for number, entry in enumerate(entries, 1))
         return
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may hold other line separators
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: JSON may contain other line separators
         if line.strip():
             try:
                 yield f"{path}, line {number}", json.loads(line)
             except ValueError as error:
-                raise RequestError(f"{path}, line {number}: not JSON ({error}); {_MEND}") from error
+                raise RequestError(f"{path}, line {number}: not JSON ({error}); {_FIX}") from error
 
 
-class _Unfit(Exception):
+class _InvalidEntry(Exception):
     """What is wrong with an entry."""
 
 
 def _name_and_turns(entry: Any) -> tuple[str, tuple[tuple[str, str], ...]]:
     if not isinstance(entry, dict):
-        raise _Unfit("not an object")
-    said, name = _said(entry)
+        raise _InvalidEntry("not an object")
+    messages, name = _messages(entry)
     name = entry.get("video", entry.get("image", name))
     if not isinstance(name, str) or not name:
-        raise _Unfit("names no video" if name is None else "does not name one video")
-    if said and said[0] == ("system", _USUAL_SYSTEM):
-        said = said[1:]
-    if any(role == "system" for role, _ in said):
-        raise _Unfit("has a system text, but the model's own is fixed")
-    turns = tuple((question, answer) for (_, question), (_, answer) in zip(said[::2], said[1::2], strict=False))
-    roles = [role for role, _ in said]
-    if not turns or len(said) % 2 or roles != ["user", "assistant"] * len(turns):
-        raise _Unfit("must hold questions and answers in turn")
-    if not all(part for turn in turns for part in turn):
-        raise _Unfit("has an empty question or answer")
+        raise _InvalidEntry("names no video" if name is None else "must name exactly one video")
+    if messages and messages[0] == ("system", _DEFAULT_SYSTEM):
+        messages = messages[1:]
+    if any(role == "system" for role, _ in messages):
+        raise _InvalidEntry("has a system message, but the model's system message is fixed")
+    turns = tuple((question, answer) for (_, question), (_, answer) in zip(messages[::2], messages[1::2], strict=False))
+    roles = [role for role, _ in messages]
+    if not turns or roles != ["user", "assistant"] * len(turns):
+        raise _InvalidEntry("must alternate questions and answers")
+    if not all(text for turn in turns for text in turn):
+        raise _InvalidEntry("has an empty question or answer")
     return name, turns
 
 
-def _said(entry: dict) -> tuple[list[tuple[str, str]], str | None]:
+def _messages(entry: dict[str, Any]) -> tuple[list[tuple[str, str]], str | None]:
     """([(role, text)], the video if one of the messages names it)."""
     for field, role, content in (("conversations", "from", "value"), ("messages", "role", "content")):
         if field in entry:
             if not isinstance(entry[field], list):
-                raise _Unfit(f"{field} must be a list")
-            spoken = [_spoken(one, role, content) for one in entry[field]]
-            return [(who, text) for who, text, _ in spoken], next((name for *_, name in spoken if name), None)
+                raise _InvalidEntry(f"{field} must be a list")
+            messages = [_message(message, role, content) for message in entry[field]]
+            return [(who, text) for who, text, _ in messages], next((name for *_, name in messages if name), None)
     if "question" not in entry or "answer" not in entry:
-        raise _Unfit("holds neither conversations, nor messages, nor question and answer")
+        raise _InvalidEntry("has neither conversations, nor messages, nor question and answer")
     return [("user", _plain(entry["question"])), ("assistant", _plain(entry["answer"]))], None
 
 
-def _spoken(one: Any, role: str, content: str) -> tuple[str, str, str | None]:
-    if not isinstance(one, dict) or one.get(role) not in _ROLES:
-        raise _Unfit(f'a message must have "{role}" ({", ".join(_ROLES)}) and "{content}"')
-    value, name = one.get(content), None
+def _message(message: Any, role: str, content: str) -> tuple[str, str, str | None]:
+    if not isinstance(message, dict) or message.get(role) not in _ROLES:
+        raise _InvalidEntry(f'a message must have "{role}" ({", ".join(_ROLES)}) and "{content}"')
+    value, name = message.get(content), None
     if isinstance(value, list):  # [{"type": "video", "video": "a.mp4"}, {"type": "text", "text": "…"}]
         if not all(isinstance(part, dict) for part in value):
-            raise _Unfit(f'"{content}" must be text, or a list of objects')
+            raise _InvalidEntry(f'"{content}" must be text or a list of objects')
         name = next((part[kind] for part in value for kind in ("video", "image") if kind in part), None)
         value = "\n".join(_plain(part["text"]) for part in value if "text" in part)
-    return _ROLES[one[role]], _plain(value), name
+    return _ROLES[message[role]], _plain(value), name
 
 
 def _plain(text: Any) -> str:
-    """The text without the mark where a video belongs, which here is always at the beginning."""
+    """The text without the token where a video belongs: here the video always comes first."""
     if not isinstance(text, str):
-        raise _Unfit("has a question or answer that is no text")
-    return _MARK.sub("\n", text).strip()
+        raise _InvalidEntry("has a question or answer that is not text")
+    return _MEDIA_TOKEN.sub("\n", text).strip()

@@ -1,6 +1,6 @@
-"""Cross-entropy of answers about watched videos, by the modules, the rule and the attention that inference uses.
+"""Cross-entropy of answers about videos, with the modules, visibility rule and attention kernels of inference.
 
-A video goes through at once, not by strides: what the strides' cache carries is what the attention reads here.
+A whole video is processed at once, not in strides: its attention reads the keys that inference reads from the cache.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import optax
 from einops import rearrange
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, UInt8
 
 from pallas_kernels import attention
 from pallas_kernels.attention import REFERENCE, Kernel, KVCache, gradient
@@ -25,7 +27,8 @@ from vxl2_jax.parallel import DATA, MODEL
 from vxl2_jax.training.collate import Batch
 
 Params = Any
-LOGIT_ROWS = 256  # rows of logits that stand in memory at once: a vocabulary of 152,064 is wide
+LOGIT_ROWS = 256
+"""Rows of logits computed at a time: with 152,064 tokens in the vocabulary, all at once would not fit in memory."""
 
 
 def loss(
@@ -35,38 +38,42 @@ def loss(
     *,
     kernel: Kernel = REFERENCE,
     remat: bool = True,
-    vision_learns: bool = True,
+    train_vision: bool = True,
     mesh: Mesh | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Mean cross-entropy over the tokens to be predicted, and {"tokens": how many, "right": share that is most likely}.
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Mean cross-entropy over the predicted tokens.
 
-    `kernel` does the language half's attention, and the vision tower's where that does not learn. `remat`: a gradient
-    makes activations again, layer by layer, group by group and block by block. `mesh` spreads examples and heads over its devices.
+    Args:
+      kernel: attention of the language model, and of the vision tower unless that is trained.
+      remat: recompute activations in the backward pass, per layer, group and block.
+      mesh: devices to spread samples and heads over.
+
+    Returns:
+      The loss, and {"tokens": number of predicted tokens, "accuracy": fraction where the target has the highest logit}.
     """
-    x = hidden(params, config, batch, kernel=kernel, remat=remat, vision_learns=vision_learns, mesh=mesh)
+    x = hidden(params, config, batch, kernel=kernel, remat=remat, train_vision=train_vision, mesh=mesh)
     rows = x[:, -batch.ids.shape[1] :]
     size = min(LOGIT_ROWS, rows.shape[1])
-    fill = -rows.shape[1] % size
-    rows = jnp.pad(rows, ((0, 0), (0, fill), (0, 0)))
-    targets = jnp.pad(batch.targets, ((0, 0), (0, fill)), constant_values=-1)
-    parts = rearrange(rows, "b (n r) e -> n b r e", r=size), rearrange(targets, "b (n r) -> n b r", r=size)
+    padding = -rows.shape[1] % size
+    rows = jnp.pad(rows, ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(batch.targets, ((0, 0), (0, padding)), constant_values=-1)
+    slices = rearrange(rows, "b (n r) e -> n b r e", r=size), rearrange(targets, "b (n r) -> n b r", r=size)
 
-    def scored(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        rows, wanted = part
-        logits, counts = qwen2.logits(params["language"], config.language, rows), wanted >= 0
-        each = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(wanted, 0))
-        return jnp.where(counts, each, 0).sum(), (counts & (logits.argmax(-1) == wanted)).sum()
+    def score(rows: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, predicted = qwen2.logits(params["language"], config.language, rows), targets >= 0
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(targets, 0))
+        return jnp.where(predicted, losses, 0).sum(), (predicted & (logits.argmax(-1) == targets)).sum()
 
-    # Only the end of the global rows, the conversation, has targets.
-    def nothing(_):
-        return (jnp.float32(0), jnp.int32(0))
+    def skip(rows: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jnp.float32(0), jnp.int32(0)
 
-    def some(part):
-        return jax.lax.cond((part[1] >= 0).any(), jax.checkpoint(scored), nothing, part)
+    def score_slice(rows_and_targets: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        # Only the conversation, at the end of the global rows, has targets.
+        return jax.lax.cond((rows_and_targets[1] >= 0).any(), jax.checkpoint(score), skip, *rows_and_targets)
 
-    summed, right = (a.sum() for a in jax.lax.map(some, parts))
+    total, correct = (a.sum() for a in jax.lax.map(score_slice, slices))
     count = jnp.maximum((batch.targets >= 0).sum(), 1)
-    return summed / count, {"tokens": count.astype(jnp.float32), "right": right / count}
+    return total / count, {"tokens": count.astype(jnp.float32), "accuracy": correct / count}
 
 
 def hidden(
@@ -76,30 +83,30 @@ def hidden(
     *,
     kernel: Kernel = REFERENCE,
     remat: bool = True,
-    vision_learns: bool = True,
+    train_vision: bool = True,
     mesh: Mesh | None = None,
-) -> jax.Array:
-    """The residual stream after the last layer [B, G·V + R, E]: visual rows, then global ones."""
+) -> Float[Array, "B N E"]:
+    """The residual stream after the last layer: visual rows, then global rows. Arguments as for `loss`."""
     language, lm = params["language"], config.language
 
-    def at_hand(x):
+    def by_sample(x: jax.Array) -> jax.Array:
         return x if mesh is None else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(DATA)))
 
     visual = visual_tokens(
         params,
         config,
         batch.frames,
-        kernel=REFERENCE if vision_learns else kernel,
-        remat=remat and vision_learns,
+        kernel=REFERENCE if train_vision else kernel,
+        remat=remat and train_vision,
         mesh=mesh,
     )
     embedded = qwen2.embed(language, batch.ids)
-    x = at_hand(jnp.concatenate([visual.astype(embedded.dtype), embedded], axis=1))
+    x = by_sample(jnp.concatenate([visual.astype(embedded.dtype), embedded], axis=1))
     cos, sin = (t[..., None, :] for t in rotation(batch.positions, lm.head_width, lm.rope_theta))
-    look = _spread(partial(_attend, kernel, visual.shape[1]), mesh)
+    attend_batch = _sharded(partial(_attend, kernel, visual.shape[1]), mesh)
 
-    def attend(q, k, v, state, layer):
-        return at_hand(look(rotate(q, cos, sin), rotate(k, cos, sin), v, batch.k_start, batch.k_end)), state
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array, state: Any, layer: Any) -> tuple[jax.Array, Any]:
+        return by_sample(attend_batch(rotate(q, cos, sin), rotate(k, cos, sin), v, batch.k_start, batch.k_end)), state
 
     return qwen2.run_layers(language, lm, x, attend, remat=remat)[0]
 
@@ -107,56 +114,60 @@ def hidden(
 def visual_tokens(
     params: Params,
     config: ModelConfig,
-    frames: jax.Array,
+    frames: UInt8[ArrayLike, "B F S S 3"],
     *,
     kernel: Kernel = REFERENCE,
     remat: bool = True,
     mesh: Mesh | None = None,
-) -> jax.Array:
-    """uint8 frames [B, 4·G, S, S, 3] → [B, G·V, E], a group of every example at a time."""
+) -> Float[Array, "B N E"]:
+    """Projected visual tokens, N = G·V, of F = 4·G frames. One group of every sample is encoded at a time."""
 
-    def encode(params: Params, part: jax.Array) -> jax.Array:
-        flat = rearrange(part, "b f y x c -> (b f) y x c")
+    def encode_group(params: Params, frames: jax.Array) -> jax.Array:
+        flat = rearrange(frames, "b f y x c -> (b f) y x c")
         features = video_xl_2.frame_features(params, config, flat, kernel, remat)
         return video_xl_2.project(params, config, video_xl_2.group_maps(params, config, features))
 
-    def encode_all(params: Params, frames: jax.Array) -> jax.Array:
-        each = partial(jax.checkpoint(encode) if remat else encode, params)
-        parts = rearrange(frames, "b (g f) y x c -> g b f y x c", f=config.frames_per_group)
-        return rearrange(jax.lax.map(each, parts), "g b v e -> b (g v) e")
+    def encode(params: Params, frames: jax.Array) -> jax.Array:
+        encode_one = partial(jax.checkpoint(encode_group) if remat else encode_group, params)
+        groups = rearrange(frames, "b (g f) y x c -> g b f y x c", f=config.frames_per_group)
+        return rearrange(jax.lax.map(encode_one, groups), "g b v e -> b (g v) e")
 
-    halves = {name: params[name] for name in ("vision", "dts", "projector")}
+    vision = {name: params[name] for name in ("vision", "dts", "projector")}
     if mesh is None:
-        return encode_all(halves, frames)
-    # Groups do not see each other: the devices that share an example's heads share its groups out here.
+        return encode(vision, frames)
+    # Groups are independent: devices that split the heads of a sample split its groups here.
     groups = frames.shape[1] // config.frames_per_group
     by_group = P(DATA, MODEL if groups % mesh.shape[MODEL] == 0 else None)
-    return jax.shard_map(encode_all, mesh=mesh, in_specs=(P(), by_group), out_specs=by_group, check_vma=False)(
-        halves, frames
+    return jax.shard_map(encode, mesh=mesh, in_specs=(P(), by_group), out_specs=by_group, check_vma=False)(
+        vision, frames
     )
 
 
 def _attend(
     kernel: Kernel, visual: int, q: jax.Array, k: jax.Array, v: jax.Array, k_start: jax.Array, k_end: jax.Array
 ) -> jax.Array:
-    """Attention of a batch, example after example. q [B, N, H, D]; k, v [B, N, K, D] → [B, N, H, D]."""
-    halves = (slice(None, visual), slice(visual, None))  # as in pre-filling, visual and global rows go apart
+    """Attention of a batch, one sample at a time. q [B, N, H, D]; k, v [B, N, K, D]; k_start, k_end [B, 2, N].
 
-    def one(of: tuple[jax.Array, ...]) -> jax.Array:
-        q, k, v, k_start, k_end = of
+    The first `visual` rows are the visual stream. Returns [B, N, H, D].
+    """
+    halves = (slice(None, visual), slice(visual, None))  # separate calls per stream, as in pre-filling
+
+    def attend_one(sample: tuple[jax.Array, ...]) -> jax.Array:
+        q, k, v, k_start, k_end = sample
         streams = tuple(KVCache(*(jnp.swapaxes(a[half], 0, 1)[None] for a in (k, v))) for half in halves)
-        ready = partial(attention.plan_attention, kernel, heads=q.shape[1], streams=streams)
-        out = [gradient.attend(q[half], streams, ready(k_start[:, half], k_end[:, half])) for half in halves]
-        return jnp.concatenate(out)
+        plan = partial(attention.plan_attention, kernel, heads=q.shape[1], streams=streams)
+        return jnp.concatenate(
+            [gradient.attend(q[half], streams, plan(k_start[:, half], k_end[:, half])) for half in halves]
+        )
 
-    return jax.lax.map(one, (q, k, v, k_start, k_end))
+    return jax.lax.map(attend_one, (q, k, v, k_start, k_end))
 
 
-def _spread(look: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:
-    """The same on every device for its own examples and heads."""
+def _sharded(attend_batch: Callable[..., jax.Array], mesh: Mesh | None) -> Callable[..., jax.Array]:
+    """The same, where each device computes its own samples and heads."""
     if mesh is None:
-        return look
+        return attend_batch
     heads, ranges = P(DATA, None, MODEL), P(DATA)
     return jax.shard_map(
-        look, mesh=mesh, in_specs=(heads, heads, heads, ranges, ranges), out_specs=heads, check_vma=False
+        attend_batch, mesh=mesh, in_specs=(heads, heads, heads, ranges, ranges), out_specs=heads, check_vma=False
     )

@@ -1,4 +1,4 @@
-"""The figures of a run: a line of JSON every few steps, which a resumed run continues as if it had never ended."""
+"""Metrics of a run: a line of JSON every few steps. A resumed run continues the file as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -11,83 +11,88 @@ from typing import IO, Any
 
 from vxl2_jax.errors import RequestError
 
-MEASURES = ("loss", "right", "grad_norm", "rate", "tokens")
-"""What a step tells."""
-_BEGIN = '{"step": '
+STEP_METRICS = ("loss", "accuracy", "grad_norm", "learning_rate", "tokens")
+"""What a training step returns."""
+_LINE_START = '{"step": '
 
 
 @dataclass
 class Tally:
-    """Figures since the last line, and over the whole run; a checkpoint keeps them.
+    """Metrics since the last line and over the whole run. Checkpoints keep it.
 
-    steps: measures of the steps since the last line; read: tokens since then, of videos and conversations; pace_s:
-    seconds since then; seconds: of training in all; unread: examples so far that weighed nothing because of their video.
+    Attributes:
+      steps: metrics of the steps since the last line.
+      tokens_read: tokens of videos and conversations since the last line.
+      window_s: seconds since the last line.
+      total_s: seconds of training in all.
+      skipped: samples so far that were skipped because their video cannot be read.
     """
 
     steps: list[dict[str, float]] = field(default_factory=list)
-    read: int = 0
-    pace_s: float = 0.0
-    seconds: float = 0.0
-    unread: int = 0
+    tokens_read: int = 0
+    window_s: float = 0.0
+    total_s: float = 0.0
+    skipped: int = 0
 
-    def add(self, measures: Mapping[str, float], read: int, unread: int, seconds: float) -> None:
-        """Count a step."""
-        self.steps.append({name: float(measures[name]) for name in MEASURES})
-        self.read += read
-        self.unread += unread
-        self.pace_s += seconds
-        self.seconds += seconds
+    def add(self, metrics: Mapping[str, Any], tokens_read: int, skipped: int, seconds: float) -> None:
+        """Add a step; `metrics` holds scalars."""
+        self.steps.append({name: float(metrics[name]) for name in STEP_METRICS})
+        self.tokens_read += tokens_read
+        self.skipped += skipped
+        self.window_s += seconds
+        self.total_s += seconds
 
     def line(self, step: int, stage: str) -> dict[str, Any]:
-        """The line of a step; the tally begins anew.
+        """The line after `step`; starts the next window.
 
-        loss and right are means over the tokens that were to be predicted (`tokens`), grad_norm is a mean over steps
-        and rate that of the last step.
+        loss and accuracy are means over the predicted tokens (`tokens`), grad_norm is the mean over steps, learning_rate
+        is that of the last step.
         """
         tokens = math.fsum(one["tokens"] for one in self.steps)
 
-        def over_tokens(name):
+        def token_mean(name: str) -> float:
             return math.fsum(one[name] * one["tokens"] for one in self.steps) / max(tokens, 1.0)
 
-        told = {
+        line = {
             "step": step,
             "stage": stage,
-            "loss": over_tokens("loss"),
-            "right": over_tokens("right"),
+            "loss": token_mean("loss"),
+            "accuracy": token_mean("accuracy"),
             "grad_norm": math.fsum(one["grad_norm"] for one in self.steps) / max(len(self.steps), 1),
-            "rate": self.steps[-1]["rate"] if self.steps else 0.0,
+            "learning_rate": self.steps[-1]["learning_rate"] if self.steps else 0.0,
             "tokens": int(tokens),
-            "unread": self.unread,
-            "tokens_per_s": round(self.read / max(self.pace_s, 1e-9), 1),
-            "seconds": round(self.seconds, 3),
+            "skipped": self.skipped,
+            "tokens_per_s": round(self.tokens_read / max(self.window_s, 1e-9), 1),
+            "seconds": round(self.total_s, 3),
         }
-        self.steps, self.read, self.pace_s = [], 0, 0.0
-        return told
+        self.steps, self.tokens_read, self.window_s = [], 0, 0.0
+        return line
 
     def as_data(self) -> dict[str, Any]:
         """JSON, for `Tally(**…)`."""
         return asdict(self)
 
 
-def cut(file: IO[str], path: Path, step: int) -> None:
-    """Remove the lines after `step` from a file of metrics, and the beginning of one that a kill left.
+def truncate(file: IO[str], path: Path, step: int) -> None:
+    """Remove the lines after `step` from a metrics file, and an incomplete line that a killed process left.
 
-    Raises RequestError for a file that holds anything else, and leaves it alone.
+    Raises:
+      RequestError: for a file that holds anything else; it is not changed.
     """
     length = 0
     try:
         for line in file.read().splitlines(keepends=True):
-            torn = not line.endswith("\n") and line.startswith(_BEGIN[: len(line)])
-            if torn or json.loads(line)["step"] > step:
+            incomplete = not line.endswith("\n") and line.startswith(_LINE_START[: len(line)])
+            if incomplete or json.loads(line)["step"] > step:
                 break
             length += len(line.encode())
     except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path}: holds no metrics of a run; choose another out, or remove it") from error
+        raise RequestError(f"{path}: not a metrics file; choose another out, or remove the file") from error
     file.seek(length)
     file.truncate()
 
 
 def append(file: IO[str], line: Mapping[str, Any]) -> None:
-    """Add a line."""
+    """Append a line."""
     file.write(json.dumps(line) + "\n")
     file.flush()

@@ -1,57 +1,61 @@
-"""A conversation as tokens, just as asking puts it, and the sizes that examples are padded to."""
+"""Conversations as tokens, exactly as in inference, and the sizes that samples are padded to."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int, Int32
 
 from vxl2_jax.buckets import bucket
 from vxl2_jax.errors import RequestError
 from vxl2_jax.text import prompt
 from vxl2_jax.text.tokenizer import Tokenizer
 
-_STOP = "<|im_end|>"
+_END_OF_TURN = "<|im_end|>"
 
 
 def tokens(
     tokenizer: Tokenizer, stop_tokens: Sequence[int], turns: Sequence[tuple[str, str]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(ids, targets), int32 [Q]: what comes after the video, and the next token where it is an answer's, else −1.
+) -> tuple[Int32[np.ndarray, " N"], Int32[np.ndarray, " N"]]:
+    """(ids, targets) of a conversation: the tokens after the video, and the next token where an answer is predicted, else −1.
 
-    Every answer of the conversation is learnt, with the token that ends it. Before each stand the tokens that asking
-    that question, with the turns before it, would put there.
+    Every answer is trained on, including the token that ends it. The tokens before it are those of asking its question
+    with the earlier turns as history.
 
-    Raises RequestError where the tokenizer has no single token to end an answer that the model stops at.
+    Raises:
+      RequestError: the tokenizer has no single end-of-turn token, or generation does not stop at it.
     """
-    stop = tokenizer.encode(_STOP)
+    stop = tokenizer.encode(_END_OF_TURN)
     if len(stop) != 1 or stop[0] not in stop_tokens:
-        told = f"the tokenizer gives {_STOP} as {stop}, the model stops at {list(stop_tokens)}"
-        raise RequestError(f"{told}: they do not belong together; copy the tokenizer.json that the model came with")
+        raise RequestError(
+            f"the tokenizer encodes {_END_OF_TURN} as {stop}, but the model stops at {list(stop_tokens)}; "
+            "use the tokenizer.json that came with the model"
+        )
     ids: list[int] = []
-    learnt: list[bool] = []
-    before = ""
-    for number, (question, answer) in enumerate(turns):
-        asked = prompt.suffix_text(question, turns[:number])
-        between, answered = tokenizer.encode(asked.removeprefix(before)), tokenizer.encode(answer)
-        before = asked + answer
-        ids += between + answered
-        # What follows an answer begins with the token that ends it.
-        learnt += [number > 0] + [False] * (len(between) - 1) + [True] * len(answered)
-    whole, wanted = np.asarray(ids + stop, np.int32), np.asarray(learnt + [True])
-    return whole[:-1], np.where(wanted[1:], whole[1:], -1).astype(np.int32)
+    is_answer: list[bool] = []
+    text = ""
+    for index, (question, answer) in enumerate(turns):
+        suffix = prompt.suffix_text(question, turns[:index])
+        question_ids, answer_ids = tokenizer.encode(suffix.removeprefix(text)), tokenizer.encode(answer)
+        text = suffix + answer
+        ids += question_ids + answer_ids
+        # The text after an answer starts with the token that ends it.
+        is_answer += [index > 0] + [False] * (len(question_ids) - 1) + [True] * len(answer_ids)
+    all_ids, predicted = np.asarray(ids + stop, np.int32), np.asarray(is_answer + [True])
+    return all_ids[:-1], np.where(predicted[1:], all_ids[1:], -1).astype(np.int32)
 
 
-def sizes(groups: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The padded size of each example: int [N, 2] from groups [N] and global rows [N].
+def sizes(groups: Int[np.ndarray, " N"], rows: Int[np.ndarray, " N"]) -> Int[np.ndarray, "N 2"]:
+    """The padded size (groups, global rows) of each sample.
 
-    Groups are rounded up; examples of as many groups get as many rows, and more groups never fewer rows. So there are
-    at most eight shapes to compile for every doubling of length, and a larger size holds any smaller one.
+    Groups are rounded up. Samples of equal groups get equal rows, and more groups never get fewer rows. So there are at
+    most eight shapes to compile per doubling of the length, and a larger size holds every smaller one.
     """
     rounded = np.array([bucket(int(n)) for n in groups])
-    most = 0
-    room = {}
+    largest = 0
+    capacity = {}
     for size in np.unique(rounded):
-        most = max(most, bucket(int(rows[rounded == size].max()), minimum=64))
-        room[size] = most
-    return np.stack([rounded, [room[size] for size in rounded]], axis=1)
+        largest = max(largest, bucket(int(rows[rounded == size].max()), minimum=64))
+        capacity[size] = largest
+    return np.stack([rounded, [capacity[size] for size in rounded]], axis=1)

@@ -1,19 +1,18 @@
-"""What a training run is to do: TOML in, frozen dataclasses out.
+"""Settings of a training run, read from TOML.
 
-Every key of the file is a field here and every table a dataclass, so that a mistake is told by the names that exist.
-Importing this takes no JAX.
+The types and bounds of the fields are the rules that a file is checked against. Importing this takes no JAX.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import re
 import tomllib
-import types
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, get_args
+
+import msgspec
+from msgspec import Meta
 
 from vxl2_jax.errors import RequestError
 
@@ -22,291 +21,257 @@ Target = Literal["query", "key", "value", "out", "gate", "up", "down"]
 Dtype = Literal["float32", "bfloat16"]
 MODULES: tuple[str, ...] = get_args(Module)
 
+Natural = Annotated[int, Meta(ge=0)]
+PositiveInt = Annotated[int, Meta(ge=1)]
+# lt: TOML has inf, and msgspec takes finite bounds only.
+NonNegative = Annotated[float, Meta(ge=0, lt=1e300)]
+Positive = Annotated[float, Meta(gt=0, lt=1e300)]
 
-@dataclass(frozen=True)
-class Data:
-    """files: conversations, see `conversations`; videos: the folder that their paths count from, None: each file's own;
-    strict: a video that cannot be read ends the run; cache_gb: decoded frames kept in memory, in 10⁹ bytes."""
 
-    files: tuple[str, ...]
+class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the file."""
+
+
+class DataSettings(_Table):
+    """Where the training data is.
+
+    Attributes:
+      files: conversations, see `conversations`.
+      videos: the folder that paths of videos are relative to; None: the folder of each file.
+      strict: fail on a video that cannot be read, instead of skipping its samples.
+      cache_gb: decoded frames kept in memory, in 10⁹ bytes.
+    """
+
+    files: Annotated[tuple[str, ...], Meta(min_length=1)]
     videos: str | None = None
     strict: bool = False
-    cache_gb: float = 1.0
+    cache_gb: NonNegative = 1.0
 
 
-@dataclass(frozen=True)
-class Video:
-    """How videos are watched, as in `api.Model.watch`; max_frames None sets no limit, prev_blocks None is dense."""
+class VideoSettings(_Table):
+    """How videos are sampled and pre-filled, as in `api.Model.watch`.
 
-    fps: float = 1.0
-    max_frames: int | None = None
-    max_fps: float = 4.0
-    block_size: int = 4
-    prev_blocks: int | None = 3
+    Attributes:
+      max_frames: None is no limit.
+      prev_blocks: None is dense pre-filling.
+    """
+
+    fps: Positive = 1.0
+    max_frames: PositiveInt | None = None
+    max_fps: Positive = 4.0
+    block_size: PositiveInt = 4
+    prev_blocks: Natural | None = 3
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A part of the run, with an optimiser of its own.
+class Stage(_Table):
+    """A part of the run with its own trained modules and optimiser.
 
-    train: the modules that learn; their learning rate rises linearly from 0 over `warmup` steps to `rate` (to that of
-    `rates` for the modules named there), then falls by a cosine to `end` times that at the last step. Of steps and
-    epochs one is given.
+    Attributes:
+      train: the modules that are trained.
+      learning_rate: the peak. It rises linearly from 0 over `warmup` steps, then follows a cosine.
+      steps, epochs: the length; exactly one is given.
+      learning_rates: peaks of modules that differ from `learning_rate`.
+      final_lr_scale: the learning rate of the last step, as a fraction of the peak.
     """
 
     name: str
-    train: tuple[Module, ...]
-    rate: float
-    steps: int | None = None
-    epochs: int | None = None
-    rates: Mapping[Module, float] = field(default_factory=dict, hash=False)
-    warmup: int = 0
-    end: float = 0.0
+    train: Annotated[tuple[Module, ...], Meta(min_length=1)]
+    learning_rate: Positive
+    steps: PositiveInt | None = None
+    epochs: PositiveInt | None = None
+    learning_rates: Mapping[Module, Positive] = {}
+    warmup: Natural = 0
+    final_lr_scale: NonNegative = 0.0
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError(f"stage {self.name} needs either steps or epochs")
+        if unused := sorted(set(self.learning_rates) - set(self.train)):
+            raise ValueError(f"learning_rates names {unused[0]}, which is not trained; add it to train, or remove it")
 
 
-@dataclass(frozen=True)
-class Lora:
-    """Low-rank updates of the language half's linear layers learn in their place; they are scaled by alpha / rank."""
+class LoraSettings(_Table):
+    """Low-rank updates, scaled by alpha / rank, are trained instead of the language model's linear layers."""
 
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[Target, ...] = get_args(Target)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """every: steps between checkpoints; keep: how many stay."""
-
-    every: int = 100
-    keep: int = 2
+    rank: PositiveInt = 16
+    alpha: Positive = 32.0
+    targets: Annotated[tuple[Target, ...], Meta(min_length=1)] = get_args(Target)
 
 
-@dataclass(frozen=True)
-class Mesh:
-    """Devices along each axis: data (examples; None: all that are left) and model (heads, MLP)."""
+class CheckpointSettings(_Table):
+    """every: steps between checkpoints; keep: the number of latest checkpoints that are kept."""
 
-    data: int | None = None
-    model: int = 1
+    every: PositiveInt = 100
+    keep: PositiveInt = 2
 
 
-@dataclass(frozen=True)
-class TrainingSettings:
-    """A whole run. `batch`: examples of a step, over all devices; clip: greatest norm of a gradient.
+class MeshSettings(_Table):
+    """Devices along each axis: data (samples; None: all devices that are left) and model (heads and MLP channels)."""
 
-    params_dtype: of the parameters that learn and of the optimiser's state; compute_dtype: of those that do not, of
-    activations, and of the model that is written at the end. remat: make activations again in the backward pass.
+    data: PositiveInt | None = None
+    model: PositiveInt = 1
+
+
+class TrainingSettings(_Table):
+    """A whole run.
+
+    Attributes:
+      batch: samples per step, over all devices.
+      params_dtype: of the trained parameters and the optimiser's state.
+      compute_dtype: of frozen parameters, activations and the exported model.
+      remat: recompute activations in the backward pass.
+      max_grad_norm: gradients are clipped to this global norm.
+      log_every: steps between lines of metrics.
     """
 
     out: str
-    data: Data
-    stages: tuple[Stage, ...]
+    data: DataSettings
+    stages: Annotated[tuple[Stage, ...], Meta(min_length=1)]
     model: str = "nano"
-    seed: int = 0
-    batch: int = 1
-    video: Video = field(default_factory=Video)
-    lora: Lora | None = None
+    seed: Natural = 0
+    batch: PositiveInt = 1
+    video: VideoSettings = VideoSettings()
+    lora: LoraSettings | None = None
     params_dtype: Dtype = "float32"
     compute_dtype: Dtype = "float32"
     remat: bool = True
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
-    log_every: int = 10
-    mesh: Mesh = field(default_factory=Mesh)
-
-    @property
-    def block_size(self) -> int:
-        """Groups in a block of chunk-based pre-filling."""
-        return self.video.block_size
-
-    @property
-    def prev_blocks(self) -> int | None:
-        """Earlier blocks that a block sees whole; None is dense."""
-        return self.video.prev_blocks
+    max_grad_norm: Positive = 1.0
+    weight_decay: NonNegative = 0.0
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    log_every: PositiveInt = 10
+    mesh: MeshSettings = MeshSettings()
 
 
 EXAMPLE = """\
 model = "nano"                 # nano, a checkpoint directory, or a name on the Hugging Face hub
-out = "runs/first"             # checkpoints, metrics.jsonl and, at the end, the model; relative to where you start
+out = "runs/first"             # checkpoints, metrics.jsonl and the trained model; relative to the working directory
 seed = 0
-batch = 1                      # examples a step, over all devices
-params_dtype = "float32"       # of the parameters that learn, and of the optimiser
-compute_dtype = "float32"      # of all else; "bfloat16" on GPU and TPU
-remat = true                   # make activations again in the backward pass: less memory, more time
-clip = 1.0                     # greatest norm of a gradient
+batch = 1                      # samples per step, over all devices
+params_dtype = "float32"       # of trained parameters and the optimiser
+compute_dtype = "float32"      # of everything else; use "bfloat16" on GPU and TPU
+remat = true                   # recompute activations in the backward pass: less memory, more time
+max_grad_norm = 1.0            # gradients are clipped to this global norm
 weight_decay = 0.0
 log_every = 10                 # steps between lines of metrics
 
 [data]
 files = ["train.jsonl"]        # conversations; relative to this file
-# videos = "videos"            # the folder that their paths count from; else each file's own
-strict = false                 # true: a video that cannot be read ends the run, instead of being left out
+# videos = "videos"            # folder of the videos; default: the folder of each file
+strict = false                 # true: fail on a video that cannot be read, instead of skipping its samples
 cache_gb = 1.0                 # decoded frames kept in memory
 
 [video]
-fps = 1.0                      # frames looked at per second
-max_frames = "none"            # or a number; short videos are then looked at more densely, up to max_fps
+fps = 1.0                      # frames sampled per second
+max_frames = "none"            # or a number; shorter videos are then sampled more densely, up to max_fps
 max_fps = 4.0
-block_size = 4                 # groups of 4 frames in a block of chunk-based pre-filling
-prev_blocks = 3                # earlier blocks a block sees whole; "none": dense
+block_size = 4                 # groups of 4 frames per block of chunked pre-filling
+prev_blocks = 3                # earlier blocks that a block attends to; "none": all (dense)
 
-[lora]                         # without this table the language half itself learns
+[lora]                         # remove this table to train the language model's own weights
 rank = 16
 alpha = 32.0
 targets = ["query", "key", "value", "out", "gate", "up", "down"]
 
-[[stages]]                     # as many as you like, one after the other
+[[stages]]                     # one or more, run in order
 name = "language"
-train = ["language"]           # of vision, dts, projector, language
-rate = 2e-4                    # learning rate
+train = ["language"]           # any of vision, dts, projector, language
+learning_rate = 2e-4           # peak
 epochs = 3                     # or steps
-warmup = 10                    # steps from 0 to the rate; then a cosine falls to end × rate
-end = 0.0
-# rates = { projector = 1e-4 } # modules with another rate
+warmup = 10                    # steps from 0 to the peak, before a cosine decay
+final_lr_scale = 0.0           # the cosine ends at this fraction of the peak
+# learning_rates = { projector = 1e-4 } # modules with a different peak
 
 [checkpoint]
 every = 100                    # steps
-keep = 2
+keep = 2                       # latest checkpoints
 
 [mesh]                         # devices along each axis
-data = "all"                   # examples
-model = 1                      # heads and MLP
+data = "all"                   # samples
+model = 1                      # heads and MLP channels
 """
-"""A configuration with everything that there is to set; what it leaves at their defaults has them written out."""
+"""A settings file with every option. Options that a file omits have the values shown here, but for lora and stages."""
 
-_WORDS_FOR_NONE = {"max_frames": "none", "prev_blocks": "none", "data": "all"}
+_NONE = {"video.max_frames": "none", "video.prev_blocks": "none", "mesh.data": "all"}  # TOML has no null
+_RENAMED = {
+    "rate": "learning_rate",
+    "rates": "learning_rates",
+    "end": "final_lr_scale",
+    "clip": "max_grad_norm",
+}
+_CHOICES = {
+    "train": Module,
+    "learning_rates": Module,
+    "targets": Target,
+    "params_dtype": Dtype,
+    "compute_dtype": Dtype,
+}
+TABLES = {
+    "": TrainingSettings,
+    "data": DataSettings,
+    "video": VideoSettings,
+    "stages": Stage,
+    "lora": LoraSettings,
+    "checkpoint": CheckpointSettings,
+    "mesh": MeshSettings,
+}
 
 
 def read(path: str | Path) -> TrainingSettings:
-    """Settings from a TOML file; data's paths are made to count from the file's folder.
+    """Read settings from a TOML file. Paths in [data] become relative to the file's folder.
 
-    Raises RequestError with one line that names the file, the key and what is allowed there.
+    Raises:
+      RequestError: in one line, the file, the option and what is allowed there.
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        settings = parse(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        mend = "`vxl2 train --print-config` gives one"
-        raise RequestError(f"{path}: cannot read the configuration ({error}); {mend}") from error
-    try:
-        settings = parse(text)
+        fix = "`vxl2 train --print-config` prints an example"
+        raise RequestError(f"{path}: cannot read the settings ({error}); {fix}") from error
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
-    data, from_here = settings.data, lambda name: str(path.parent / Path(name).expanduser())
-    return dataclasses.replace(
-        settings,
-        out=str(Path(settings.out).expanduser()),
-        data=dataclasses.replace(
-            data,
-            files=tuple(map(from_here, data.files)),
-            videos=None if data.videos is None else from_here(data.videos),
-        ),
+
+    def resolve(name: str) -> str:
+        return str(path.parent / Path(name).expanduser())
+
+    data = settings.data
+    data = msgspec.structs.replace(
+        data, files=tuple(map(resolve, data.files)), videos=None if data.videos is None else resolve(data.videos)
     )
+    return msgspec.structs.replace(settings, out=str(Path(settings.out).expanduser()), data=data)
 
 
 def parse(text: str) -> TrainingSettings:
-    """Settings from TOML, with paths as they are written. Raises RequestError as `read`, without the file's name."""
+    """Read settings from TOML text, with paths as written. Raises RequestError as `read`, without the file's name."""
     try:
-        table = tomllib.loads(text)
+        tables = tomllib.loads(text)
+        for path, word in _NONE.items():
+            table, option = path.split(".")
+            if isinstance(options := tables.get(table), dict) and options.get(option) == word:
+                options[option] = None
+        return msgspec.convert(tables, TrainingSettings)
     except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"not TOML: {error}") from error
-    settings = _dataclass(TrainingSettings, table, "")
-    _check(settings)
-    return settings
+        raise RequestError(f"not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise RequestError(_explain(str(error))) from error
 
 
-def _dataclass(kind: type, table: Any, at: str) -> Any:
-    if not isinstance(table, dict):
-        raise RequestError(f"{at} must be a table, not {table!r}")
-    hints, fields = get_type_hints(kind), {one.name: one for one in dataclasses.fields(kind)}
-
-    def named(key):
-        return f"{at}.{key}" if at else key
-
-    for key in table:
-        if key not in fields:
-            where = f"in {at}" if at else "at the top"
-            raise RequestError(f"unknown key {key!r} {where}; there is {', '.join(fields)}")
-    for key, one in fields.items():
-        needed = one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING
-        if needed and key not in table:
-            raise RequestError(f"{named(key)} is missing; `vxl2 train --print-config` shows where it stands")
-    return kind(**{key: _value(hints[key], value, named(key)) for key, value in table.items()})
-
-
-def _value(kind: Any, value: Any, at: str, else_: str = "") -> Any:
-    """`value` as TOML has it, as the type `kind`; else_: what is allowed beside that, for the error."""
-    origin, parts = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind):
-        return _dataclass(kind, value, at)
-    if origin in (Union, types.UnionType):  # T | None
-        word = _WORDS_FOR_NONE.get(at.rsplit(".", 1)[-1])
-        return None if word and value == word else _value(parts[0], value, at, f', or "{word}"' if word else "")
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise RequestError(f"{at} must be a list, not {value!r}")
-        return tuple(_value(parts[0], one, f"{at}[{number}]") for number, one in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            raise RequestError(f"{at} must be a table, not {value!r}")
-
-        def named(key):
-            return _value(parts[0], key, f"a key of {at}")
-
-        return {named(key): _value(parts[1], one, f"{at}.{key}") for key, one in value.items()}
-    if origin is Literal:
-        if value not in parts:
-            raise RequestError(f"{at} must be one of {', '.join(parts)}, not {value!r}")
-        return value
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or value in (math.inf, -math.inf):
-        names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-        raise RequestError(f"{at} must be {names[kind]}{else_}, not {value!r}")
-    return value
-
-
-def _check(settings: TrainingSettings) -> None:
-    """Raise RequestError for values that no run could use."""
-    data, video, mesh, lora = settings.data, settings.video, settings.mesh, settings.lora
-    checkpoint = settings.checkpoint
-    least = {
-        "batch": (settings.batch, 1),
-        "log_every": (settings.log_every, 1),
-        "checkpoint.every": (checkpoint.every, 1),
-        "checkpoint.keep": (checkpoint.keep, 1),
-        "data.cache_gb": (data.cache_gb, 0),
-        "weight_decay": (settings.weight_decay, 0),
-        "seed": (settings.seed, 0),
-        "video.block_size": (video.block_size, 1),
-        "video.prev_blocks": (video.prev_blocks, 0),
-        "mesh.data": (mesh.data, 1),
-        "mesh.model": (mesh.model, 1),
-        "video.max_frames": (video.max_frames, 1),
-        "lora.rank": (lora and lora.rank, 1),
-    }
-    above = {"clip": settings.clip, "video.fps": video.fps, "video.max_fps": video.max_fps}
-    above["lora.alpha"] = lora and lora.alpha
-    filled: dict[str, Any] = {"data.files": data.files, "stages": settings.stages}
-    filled["lora.targets"] = not lora or lora.targets
-    for number, stage in enumerate(settings.stages):
-        at = f"stages[{number}]"
-        if (stage.steps is None) == (stage.epochs is None):
-            raise RequestError(f"{at} ({stage.name}) needs steps or epochs, one of them")
-        least |= {f"{at}.steps": (stage.steps, 1), f"{at}.epochs": (stage.epochs, 1)}
-        least |= {f"{at}.warmup": (stage.warmup, 0), f"{at}.end": (stage.end, 0)}
-        above |= {f"{at}.rate": stage.rate} | {f"{at}.rates.{key}": rate for key, rate in stage.rates.items()}
-        filled[f"{at}.train"] = stage.train
-        if idle := sorted(set(stage.rates) - set(stage.train)):
-            raise RequestError(
-                f"{at}.rates names {idle[0]}, which does not learn there; add it to train, or leave it out"
-            )
-    for key, value in filled.items():
-        if not value:
-            raise RequestError(f"{key} is empty; name at least one")
-    for key, (value, bound) in least.items():
-        if value is not None and not value >= bound:
-            raise RequestError(f"{key} must be at least {bound}, not {value}")
-    for key, value in above.items():
-        if value is not None and not value > 0:
-            raise RequestError(f"{key} must be above 0, not {value}")
+def _explain(error: str) -> str:
+    """msgspec's message in the terms of TOML, with the option first and the possible choices last."""
+    message, _, where = error.partition(" - at ")
+    path = re.sub(r"`key` in |[`$]", "", where).removeprefix(".").removesuffix("[...]")
+    name = re.sub(r"\[\d+\]", "", path).rpartition(".")[2]
+    if unknown := re.search(r"unknown field `(.*)`", message):
+        key, place = unknown[1], f" in {path}" if path else ""
+        if key in _RENAMED:
+            return f"unknown option {key!r}{place}; it is now called {_RENAMED[key]}"
+        return f"unknown option {key!r}{place}; the options are {', '.join(TABLES[name].__struct_fields__)}"
+    if missing := re.search(r"missing required field `(.*)`", message):
+        key = f"{path}.{missing[1]}" if path else missing[1]
+        return f"{key} is missing; `vxl2 train --print-config` shows where it belongs"
+    if message.startswith("Invalid enum value"):
+        message += f"; choose from {', '.join(get_args(_CHOICES[name]))}"
+    if path in _NONE:
+        message = message.replace("null", f'"{_NONE[path]}"')
+    message = message.replace("`object`", "a table").replace("`array`", "a list").replace(" enum", "").replace("`", "")
+    return f"{path}: {message[0].lower()}{message[1:]}"

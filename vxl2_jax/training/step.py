@@ -1,4 +1,4 @@
-"""One step of training: what learns and what does not, the loss's gradient, the optimiser."""
+"""A training step: trained and frozen parameters, the gradient of the loss, the optimiser."""
 
 from __future__ import annotations
 
@@ -20,41 +20,44 @@ from vxl2_jax.training.loss import loss
 from vxl2_jax.training.settings import Stage, TrainingSettings
 
 Params = Any
-Update = Callable[["TrainState", Params, Batch], tuple["TrainState", dict[str, jax.Array]]]
 
 
 class TrainState(NamedTuple):
-    """What a step changes. step int32: how many were made in this stage; params: those that learn; optimiser: optax's."""
+    """What a step changes. step int32: steps done in this stage; params: the trained ones; optimiser: optax's state."""
 
     step: jax.Array
     params: Params
     optimiser: Any
 
 
-def divide(params: Params, settings: TrainingSettings, stage: Stage) -> tuple[Params, Params]:
-    """(parameters that learn in a stage, all others); of the language half only its low-rank updates, if it has any."""
+TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def partition(params: Params, settings: TrainingSettings, stage: Stage) -> tuple[Params, Params]:
+    """(trained parameters, frozen parameters) of a stage. With LoRA only the language model's low-rank updates train."""
     flat = flatten_dict(params)
 
-    def learns(path):
+    def is_trained(path: tuple[str, ...]) -> bool:
         return path[0] in stage.train and (path[0] != "language" or not settings.lora or lora.is_update(path))
 
-    parts = ({path: leaf for path, leaf in flat.items() if learns(path) == wanted} for wanted in (True, False))
-    return tuple(unflatten_dict(part) for part in parts)
+    trained = {path: leaf for path, leaf in flat.items() if is_trained(path)}
+    frozen = {path: leaf for path, leaf in flat.items() if path not in trained}
+    return unflatten_dict(trained), unflatten_dict(frozen)
 
 
-def join(learning: Params, frozen: Params) -> Params:
-    """The whole tree again."""
-    return unflatten_dict({**flatten_dict(frozen), **flatten_dict(learning)})
+def combine(trained: Params, frozen: Params) -> Params:
+    """The whole tree; where both have a parameter, that of `trained`."""
+    return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trained)})
 
 
-def attach(params: Params, settings: TrainingSettings) -> Params:
-    """Parameters as a run begins: with low-rank updates of the language half, if the settings want them."""
+def attach_lora(params: Params, settings: TrainingSettings) -> Params:
+    """The parameters at the start of a run: with low-rank updates of the language model if the settings have lora."""
     if settings.lora is None:
         return params
     return lora.attach(jax.random.key(settings.seed), params, settings.lora.rank, settings.lora.targets)
 
 
-def prepare(
+def init_stage(
     config: ModelConfig,
     params: Params,
     settings: TrainingSettings,
@@ -63,22 +66,26 @@ def prepare(
     *,
     kernel: Kernel = REFERENCE,
     mesh: Mesh | None = None,
-) -> tuple[TrainState, Params, Update]:
-    """(state, frozen parameters, update) at the beginning of a stage of `steps` steps.
+) -> tuple[TrainState, Params, TrainStep]:
+    """(state, frozen parameters, train step) at the start of a stage of `steps` steps.
 
-    params: the whole tree, of `attach` or of the stage before (`join`). update(state, frozen, batch) returns the next
-    state, in the old one's memory, and fp32 scalars: loss, tokens, right, grad_norm (before clipping), rate.
+    Args:
+      params: the whole tree, from `attach_lora` or the stage before (`combine`).
+
+    Returns:
+      The third, called with (state, frozen, batch), returns the next state, in the buffers of the old one, and float32
+      scalars: loss, tokens, accuracy, grad_norm (before clipping), learning_rate.
     """
-    learning, frozen = divide(params, settings, stage)
-    learning = jax.tree.map(lambda a: jnp.array(a, settings.params_dtype), learning)  # a copy: a step gives it up
+    trained, frozen = partition(params, settings, stage)
+    trained = jax.tree.map(lambda a: jnp.array(a, settings.params_dtype), trained)  # a copy: a step donates it
     frozen = jax.tree.map(lambda a: jnp.asarray(a, settings.compute_dtype), frozen)
-    state = TrainState(jnp.int32(0), learning, optimiser.build(settings, stage, steps).init(learning))
+    state = TrainState(jnp.int32(0), trained, optimiser.build(settings, stage, steps).init(trained))
     if mesh is not None:
         state, frozen = (jax.device_put(tree, parallel.shardings(mesh, tree)) for tree in (state, frozen))
-    return state, frozen, make_update(config, settings, stage, steps, kernel=kernel, mesh=mesh)
+    return state, frozen, make_train_step(config, settings, stage, steps, kernel=kernel, mesh=mesh)
 
 
-def make_update(
+def make_train_step(
     config: ModelConfig,
     settings: TrainingSettings,
     stage: Stage,
@@ -86,34 +93,33 @@ def make_update(
     *,
     kernel: Kernel = REFERENCE,
     mesh: Mesh | None = None,
-) -> Update:
-    """The jitted step of a stage, see `prepare`."""
-    optimise, rate = optimiser.build(settings, stage, steps), optimiser.schedule(stage, steps)
-    vision_learns = bool({"vision", "dts", "projector"} & set(stage.train))
+) -> TrainStep:
+    """The jitted step of a stage, see `init_stage`."""
+    optimizer, learning_rate = optimiser.build(settings, stage, steps), optimiser.schedule(stage, steps)
+    train_vision = bool({"vision", "dts", "projector"} & set(stage.train))
 
-    def update(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        def of(learning: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
-            narrow = jax.tree.map(lambda a: a.astype(settings.compute_dtype), learning)
+    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        def loss_of(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
+            trained = jax.tree.map(lambda a: a.astype(settings.compute_dtype), trained)
             return loss(
-                join(narrow, frozen),
+                combine(trained, frozen),
                 config,
                 batch,
                 kernel=kernel,
                 remat=settings.remat,
-                vision_learns=vision_learns,
+                train_vision=train_vision,
                 mesh=mesh,
             )
 
-        (value, measures), grads = jax.value_and_grad(of, has_aux=True)(state.params)
-        updates, moments = optimise.update(grads, state.optimiser, state.params)
-        measures |= {"loss": value, "grad_norm": optax.tree.norm(grads), "rate": rate(state.step)}
-        learned = optax.apply_updates(state.params, updates)
+        (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        updates, optimiser_state = optimizer.update(grads, state.optimiser, state.params)
+        metrics |= {"loss": value, "grad_norm": optax.tree.norm(grads), "learning_rate": learning_rate(state.step)}
+        params = optax.apply_updates(state.params, updates)
         if mesh is not None:
+            params, optimiser_state = (
+                jax.lax.with_sharding_constraint(tree, parallel.shardings(mesh, tree))
+                for tree in (params, optimiser_state)
+            )
+        return TrainState(state.step + 1, params, optimiser_state), jax.tree.map(jnp.float32, metrics)
 
-            def keep(tree):
-                return jax.lax.with_sharding_constraint(tree, parallel.shardings(mesh, tree))
-
-            learned, moments = keep(learned), keep(moments)
-        return TrainState(state.step + 1, learned, moments), jax.tree.map(jnp.float32, measures)
-
-    return jax.jit(update, donate_argnums=0)
+    return jax.jit(train_step, donate_argnums=0)
