@@ -1,12 +1,13 @@
-"""Compile every attention kernel with the table's tiles for a machine that is not here; one JSON line each.
+"""Compile every attention kernel, with the tiles of devices.json, for a machine that is not here; one JSON line each.
 
     python tests/targets/compile_kernels.py h100
 
-Real sizes: 28 layers (2 on TPUs, whose compiler counts the whole cache against the memory of the chip), 4 key
-heads of width 128, bf16, a visual stream of 400,000 tokens, a global one of 25,000; in decoding the sparse level and the tail beside them, and items that share tiles of rows. The vision
-tower: 64 frames of 16 heads and 729 patches. GPU lines have registers, spills and shared memory of the
-program (on Hopper the tiles in shared memory; barriers come to some 2 KB more, and too much is an error of
-the compiler); TPU lines the least VMEM limit (MiB) under which it compiles.
+Problems of real size: 28 layers (2 on TPUs, whose compiler counts the whole cache against the memory of the chip), 4
+key heads of width 128, bf16, a visual stream of 400,000 tokens, a global one of 25,000; in decoding also the sparse
+level and the tail, with items that share query tiles. The vision tower: 64 frames of 16 heads and 729 patches.
+
+Lines for GPUs have the program's registers, spills and shared memory (on Hopper that of the tiles; barriers add about
+2 KB, and too much is a compiler error). Lines for TPUs have the smallest VMEM limit (MiB) under which it compiles.
 """
 
 from __future__ import annotations
@@ -32,20 +33,21 @@ import jax
 import jax.numpy as jnp
 from machines import GPUS, machine, topology
 
-from pallas_kernels.attention import KVCache, dispatch, tile_sizes
+from pallas_kernels.attention import KVCache, select, tile_sizes
+from pallas_kernels.attention.kernel import BACKENDS
 from pallas_kernels.attention.tile_schedule import TileSchedule
 
 LAYERS, KV_HEADS, WIDTH = 28, 4, 128
 VISUAL, GLOBAL, SPARSE, TAIL = 400_000, 25_008, 125_008, 144
 VMEM_MIB = (4, 6, 8, 12, 16)
-"""Limits tried on a TPU; 16 is what a kernel gets by default."""
+"""Limits to try on a TPU; 16 is the default of a kernel."""
 
 
 def problems(kernel: str, device: tile_sizes.DeviceTiles):
-    """(name, tiles, heads, width, layers, stream lengths, items, tiles of rows, output dtype)."""
+    """(name, tiles, heads, width, layers, stream lengths, items, query tiles, output dtype)."""
     largest, layers = device.by_rows[-1], 2 if kernel == "tpu" else LAYERS
     yield "pre-fill", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 512, 512, jnp.bfloat16
-    yield "pre-fill, cut", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 120, 24, jnp.float32
+    yield "pre-fill, split", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 120, 24, jnp.float32
     for entry in device.by_rows:
         lengths = (VISUAL, GLOBAL, SPARSE, TAIL)
         yield "decode", entry, KV_HEADS, WIDTH, layers, lengths, 300, 20, jnp.float32
@@ -63,7 +65,7 @@ def lowered(
     layers,
     lengths,
     items,
-    row_tiles,
+    q_tiles,
     out_dtype,
 ) -> Any:
     """`attend_tiles` of one problem, lowered."""
@@ -72,58 +74,58 @@ def lowered(
         return abstract(shape, jnp.int32)
 
     streams, bf16 = len(lengths), jnp.bfloat16
-    work = TileSchedule(ints(items), *[ints(streams, items)] * 4, *[ints(streams, row_tiles, entry.rows)] * 2)
+    schedule = TileSchedule(ints(items), *[ints(streams, items)] * 4, *[ints(streams, q_tiles, entry.rows)] * 2)
     caches = tuple(KVCache(*[abstract((layers, heads, length, width), bf16)] * 2) for length in lengths)
 
-    def run(q, caches, layer, work):
-        return dispatch.BACKENDS[kernel].attend_tiles(
-            q, caches, layer, work, scale=width**-0.5, tiles=entry, out_dtype=out_dtype
+    def run(q, caches, layer, schedule):
+        return BACKENDS[kernel].attend_tiles(
+            q, caches, layer, schedule, scale=width**-0.5, tiles=entry, out_dtype=out_dtype
         )
 
-    return jax.jit(run).lower(abstract((heads, row_tiles, entry.rows, width), bf16), caches, ints(), work)
+    return jax.jit(run).lower(abstract((heads, q_tiles, entry.rows, width), bf16), caches, ints(), schedule)
 
 
 def on_tpu(program: Any) -> dict:
-    """The least VMEM limit that will do."""
+    """The smallest VMEM limit under which the program compiles."""
     for limit in VMEM_MIB:
         try:
             program.compile(compiler_options={"xla_tpu_scoped_vmem_limit_kib": str(limit * 1024)})
             return {"vmem_mib": limit}
         except jax.errors.JaxRuntimeError as error:
-            told = str(error)
-    raise RuntimeError(told.splitlines()[0])
+            message = str(error)
+    raise RuntimeError(message.splitlines()[0])
 
 
-def on_gpu(kernel: str, program: Any, in_ring: int) -> dict:
-    """Registers, spilled bytes and shared memory, from ptxas. `in_ring`: bytes of the tiles of a Hopper program."""
+def on_gpu(kernel: str, program: Any, tile_bytes: int) -> dict:
+    """Registers, spilled bytes and shared memory, from ptxas. tile_bytes: of the tiles of a Hopper program."""
     for old in glob.glob(f"{_DUMP}/*"):
         os.remove(old)
     if kernel == "hopper":
-        told, shared = _captured(program.compile), in_ring
+        log, shared = _captured(program.compile), tile_bytes
     else:
         program.compile()
         (file,) = [name for name in glob.glob(f"{_DUMP}/*.ptx") if "range_attention" in Path(name).read_text()]
         arch = re.search(r"\.target (\w+)", Path(file).read_text())[1]
         command = [ptxas(), "-v", "-arch", arch, file, "-o", f"{file}.cubin"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+        log = subprocess.run(command, capture_output=True, text=True, check=True).stderr
         (plan,) = glob.glob(f"{_DUMP}/*thunk_sequence.txt")
         shared = max(map(int, re.findall(r"shared_memory: (\d+)", Path(plan).read_text())), default=0)
-    used = [int(n) for n in re.findall(r"Used (\d+) registers", told)]
-    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", told)]
+    used = [int(n) for n in re.findall(r"Used (\d+) registers", log)]
+    spilled = [int(n) for n in re.findall(r"(\d+) bytes spill", log)]
     return {"registers": max(used), "spilled_bytes": sum(spilled), "shared_bytes": shared}
 
 
 def ptxas() -> str:
-    """The assembler: of NVIDIA's wheel, or the machine's."""
-    of_wheels = (str(path) for root in sys.path if root for path in Path(root).glob("nvidia/*/bin/ptxas"))
-    path = next(of_wheels, None) or shutil.which("ptxas")
+    """Path of the assembler, from NVIDIA's wheel or the machine."""
+    in_wheels = (str(path) for root in sys.path if root for path in Path(root).glob("nvidia/*/bin/ptxas"))
+    path = next(in_wheels, None) or shutil.which("ptxas")
     if not path:
         raise RuntimeError("ptxas is missing: pip install nvidia-cuda-nvcc")
     return path
 
 
 def _captured(call: Callable[[], Any]) -> str:
-    """What a call, native code in it too, writes to standard output and error."""
+    """What a call writes to standard output and error, native code included."""
     with tempfile.TemporaryFile("w+") as file:
         saved = [os.dup(1), os.dup(2)]
         sys.stdout.flush(), sys.stderr.flush()
@@ -142,15 +144,15 @@ def main(name: str) -> None:
     """Compile every kernel written for the machine."""
     device = topology(name).devices[0]
     with machine(name) as abstract:
-        for kernel in dispatch._candidates(device):
+        for kernel in select._candidates(device):
             for problem, entry, *sizes in problems(kernel, tile_sizes.lookup(kernel, device.device_kind)):
                 start = time.monotonic()
                 program = lowered(kernel, abstract, entry, *sizes)
-                in_ring = (entry.rows + 2 * entry.stages * entry.keys) * sizes[1] * 2
-                found = on_gpu(kernel, program, in_ring) if name in GPUS else on_tpu(program)
-                tile = "x".join(map(str, vars(entry).values()))
-                told = {"machine": name, "kernel": kernel, "problem": problem, "tiles": tile}
-                print(json.dumps(told | found | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
+                tile_bytes = (entry.rows + 2 * entry.stages * entry.keys) * sizes[1] * 2
+                found = on_gpu(kernel, program, tile_bytes) if name in GPUS else on_tpu(program)
+                tile = "x".join(map(str, (entry.rows, entry.keys, entry.stages, entry.warps)))
+                line = {"machine": name, "kernel": kernel, "problem": problem, "tiles": tile}
+                print(json.dumps(line | found | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
 
 
 if __name__ == "__main__":

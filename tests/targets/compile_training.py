@@ -2,9 +2,9 @@
 
     python tests/targets/compile_training.py v5e:16x16 4
 
-The second argument is how many ways heads and MLP channels are split; all other devices hold an example each. Programs,
-all of them unless a third argument names one: "low-rank updates" of the language half, and "everything" learning
-(parameters and moments fp32). Every line has the memory that XLA plans per device.
+The second argument is the size of the mesh's model axis, over which heads and MLP channels are split; the data axis
+holds one example per device. Programs, all of them unless a third argument names one: "low-rank updates" of the
+language half, and "everything" trainable (parameters and moments fp32). Lines have the memory that XLA plans per device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GROUPS, ROWS = 64, 768  # 256 frames; their timestamps, a question and its answe
 
 
 def programs() -> dict[str, TrainingSettings]:
-    """By name, what is to learn."""
+    """Training settings by program name."""
     common = {"out": "", "data": DataSettings(("x",)), "compute_dtype": "bfloat16"}
     return {
         "low-rank updates": TrainingSettings(
@@ -43,7 +43,7 @@ def programs() -> dict[str, TrainingSettings]:
 
 
 def lowered(settings: TrainingSettings, mesh: Any) -> Any:
-    """The step, lowered for a mesh whose data axis holds one example each."""
+    """The step, lowered for a mesh with one example per device of its data axis."""
     stage, count = settings.stages[0], mesh.shape[parallel.DATA]
     kernel = attention.choose_kernel(
         dtype=jnp.bfloat16, width=CONFIG.language.head_width, device=mesh.devices.flat[0]
@@ -69,7 +69,9 @@ def lowered(settings: TrainingSettings, mesh: Any) -> Any:
     dtype = {"frames": jnp.uint8}
     batch = Batch(
         **{
-            name: jax.ShapeDtypeStruct((count, *shape), dtype.get(name, jnp.int32), sharding=parallel.batch_sharding(mesh))
+            name: jax.ShapeDtypeStruct(
+                (count, *shape), dtype.get(name, jnp.int32), sharding=parallel.batch_sharding(mesh)
+            )
             for name, shape in shapes._asdict().items()
         }
     )
@@ -78,7 +80,7 @@ def lowered(settings: TrainingSettings, mesh: Any) -> Any:
 
 
 def main(name: str, model: str, *wanted: str) -> None:
-    """Compile the programs and print what was found."""
+    """Compile the programs and print the results."""
     devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
     mesh = parallel.make_mesh(CONFIG, model=int(model), devices=devices)
     for program, settings in programs().items():

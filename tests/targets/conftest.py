@@ -1,4 +1,4 @@
-"""Print what the compilers found after the run."""
+"""Print the compilers' results after the run."""
 
 import json
 from pathlib import Path

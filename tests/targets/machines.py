@@ -1,7 +1,7 @@
 """Machines that are not here, to compile for: one TPU core or GPU of each kind, by JAX's topologies.
 
-Needs libtpu for TPUs and the CUDA plug-in for GPUs (no driver, no card). Run it in a process of its own:
-both write to standard error as they please, and some mistakes abort the process.
+Needs libtpu for TPUs and the CUDA plug-in for GPUs (no driver, no card). Run it in a separate process: both write to
+standard error, and some errors abort the process.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jax.experimental import topologies
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 GPUS = ("a100", "h100")
 MEMORY_GB = {"v4": 16.4, "v5e": 16.9, "v5p": 95, "v6e": 32, "a100": 80, "h100": 80}
-"""Memory (GB) of one device: for v4 and v5e what the compiler lets a program have (a v4 device of these
-topologies is one of a chip's two cores), else of the makers' data sheets, the larger A100."""
+"""Memory (GB) of one device: for v4 and v5e the compiler's limit for a program (a v4 device of these topologies is one
+of a chip's two cores), otherwise from the data sheets, the larger A100."""
 
 
 def topology(name: str):
-    """The topology of a machine. Raises RuntimeError where its compiler is not installed."""
+    """The topology of a machine. Raises RuntimeError if its compiler is not installed."""
     if name in TPUS:
         return topologies.get_topology_desc(topology_name=TPUS[name], platform="tpu")
     text = (Path(__file__).parent / f"{name}.txtpb").read_text()
