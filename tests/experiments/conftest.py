@@ -1,6 +1,60 @@
-"""Lets tests import what the scripts in experiments/ import."""
+"""Runs the scripts of experiments/ in the process of the tests."""
 
-import pathlib
+import contextlib
+import runpy
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "experiments"))
+import pytest
+from absl import app, flags
+from absl.testing import flagsaver
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "experiments"
+app.define_help_flags()  # now, so that they do not end with the first script
+
+
+class Ended(NamedTuple):
+    """What a script left: its exit code, standard output and standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@contextlib.contextmanager
+def without_script_flags() -> Iterator[None]:
+    """No flag of a script is registered inside: different scripts define flags of the same name."""
+    module_of = flags.FLAGS.find_module_defining_flag
+    others = {name: flags.FLAGS[name] for name in flags.FLAGS if not (module_of(name) or "").startswith("absl")}
+    for name in others:
+        delattr(flags.FLAGS, name)
+    try:
+        with flagsaver.flagsaver():  # also removes the flags that are defined inside
+            yield
+    finally:
+        for name, flag in others.items():
+            flags.FLAGS[name] = flag
+
+
+@pytest.fixture
+def run_script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
+    """Runs a script of experiments/, by name, with command-line arguments, as `python` would."""
+
+    def run(name: str, *arguments: str) -> Ended:
+        code: int | str | None = 0
+        capsys.readouterr()
+        with monkeypatch.context() as patch, without_script_flags():
+            patch.setattr(sys, "argv", [name, *arguments])
+            patch.setattr(sys, "path", [*sys.path])
+            try:
+                runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+        out, err = capsys.readouterr()
+        if isinstance(code, str):  # what sys.exit prints
+            code, err = 1, f"{err}{code}\n"
+        return Ended(code or 0, out, err)
+
+    return run

@@ -1,9 +1,10 @@
-"""The benchmarks run from end to end on a CPU, say that their timings mean nothing there, and count what they claim."""
+"""The benchmarks run end to end on a CPU, mark their timings there as not measured, and count operations correctly."""
 
 import contextlib
 import json
 import math
 import re
+from dataclasses import replace
 
 import bench_attention
 import bench_decode
@@ -29,7 +30,7 @@ TOP = ceilings.Ceilings(flops=1e12, bytes=1e11, product="a product", copy="a cop
 
 
 def run(script, *arguments: str) -> int:
-    """A script's main with these flags; its exit code. Nothing is optimised: most of the time would go there."""
+    """Runs a script's main with these flags. Returns its exit code. XLA optimises little: that would take most of the time."""
     given = dict(argument.removeprefix("--").split("=") for argument in arguments)
     with flagsaver.flagsaver(), quickly_compiled():
         flags.FLAGS.mark_as_parsed()
@@ -50,7 +51,7 @@ def quickly_compiled():
 
 
 def results(folder, name: str) -> dict:
-    """The JSON of a run whose other files are there and say what a CPU's timings are worth."""
+    """The JSON of a run. Checks that its plot and table exist and mark a CPU's timings as not measured."""
     document = json.loads((folder / f"{name}.json").read_text())
     assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert machine.NOT_MEASURED.encode().upper() in (folder / f"{name}.png").read_bytes().upper(), "the plot's title"
@@ -60,7 +61,7 @@ def results(folder, name: str) -> dict:
     assert all(document["ceilings"][unit] > 0 for unit in ("flops", "bytes"))
     assert {"device", "jax", "jaxlib", "torch", "commit", "date"} <= set(document)
     for row in document["rows"]:
-        assert row["name"] in table and (row["seconds"] or row["note"]), "a row without a timing says why"
+        assert row["name"] in table and (row["seconds"] or row["note"]), "a row without a timing has a note"
         assert not row["wrong"]
         if row["seconds"]:
             assert len(row["rounds"]) == 2 and row["share"] == pytest.approx(row["floor_s"] / row["seconds"])
@@ -69,16 +70,16 @@ def results(folder, name: str) -> dict:
 
 
 def test_attention_from_end_to_end(tmp_path):
-    tiny = ["--frames=32", "--visual=8", "--stride_groups=3", "--block_size=2", "--prev_blocks=1", f"--out={tmp_path}"]
+    tiny = ["--frames=24", "--visual=8", "--stride_groups=3", "--block_size=2", "--prev_blocks=1", f"--out={tmp_path}"]
     tiny += ["--backends=ampere,reference", "--tiles=32,32;64,48", "--baselines=xla,cudnn"]
     assert run(bench_attention, *tiny) == 0
     rows = {row["name"]: row for row in results(tmp_path, "attention")["rows"]}
-    layout = layouts.video(32, 8)
+    layout = layouts.video(24, 8)
     kept, causal = attention_pairs(layout, PrefillRule(2, 1))
     assert kept < causal
     for name in ("ampere 32,32,2,4", "reference"):
         assert rows[name]["flops"] == 4 * 128 * 2 * kept and rows[name]["error"] < 1e-2
-        assert rows[name]["details"]["strides"] == [0, 1, 2]
+        assert rows[name]["details"]["strides"] == [0, 1]
     assert "power of two" in rows["ampere 64,48,2,4"]["note"]
     plain = rows["jax.nn.dot_product_attention, XLA"]
     assert plain["flops"] == 4 * 128 * 2 * causal and plain["kind"] == BASELINE and plain["error"] < 1e-2
@@ -107,27 +108,23 @@ def test_decode_reads_runs_in_place_by_a_kernel(tmp_path):
     assert row["error"] < 1e-2 and "interpreted" in row["note"]
 
 
-def test_vision_from_end_to_end(tmp_path):
+def test_vision_from_end_to_end(tmp_path, monkeypatch):
+    nano = config.nano(512)
+    nano = replace(nano, vision=replace(nano.vision, layers=1))
+    monkeypatch.setattr(bench_vision, "geometry", lambda large: nano)
     assert run(bench_vision, "--batches=4", "--backends=reference", "--baselines=xla,mgpu", f"--out={tmp_path}") == 0
     rows = {(row["name"], row["computes"]): row for row in results(tmp_path, "vision")["rows"]}
-    nano = config.nano(512)
     assert rows["reference", "SigLIP tower"]["flops"] == 4 * counts.tower_flops(nano.vision)
     assert rows["reference", "SigLIP, DTS, projector"]["details"]["frames_per_s"] > 0
     assert rows["reference", "attention, 49 patches, 2 heads of 72"]["flops"] == 4 * 4 * 72 * 2 * 49**2
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--frames=x"],
-        ["--backends=cuda"],
-        ["--baselines=flash"],
-        ["--tiles=a"],
-        ["--strides=0"],
-        ["--heads=3", "--kv_heads=2"],
-    ],
-)
-def test_flags_that_make_no_sense_end_with_one_line(arguments, tmp_path, capsys):
+@pytest.mark.parametrize("arguments", [
+    ["--frames=x"], ["--backends=cuda"], ["--baselines=flash"], ["--tiles=a"], ["--strides=0"],
+    ["--heads=3", "--kv_heads=2"],
+])  # fmt: skip
+def test_bad_flags_end_with_one_line(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(ceilings, "take", lambda *_, **__: TOP)
     assert run(bench_attention, "--frames=8", "--visual=4", *arguments, f"--out={tmp_path}") == 2
     assert capsys.readouterr().err.splitlines()[-1].startswith("bench_attention: ")
 
@@ -141,7 +138,7 @@ def videos(draw):
 
 
 @given(video=videos())
-def test_the_mask_of_two_tokens_is_the_rule(video):
+def test_the_mask_of_two_tokens_follows_the_layout(video):
     layout, rule = video
     mask = natural_mask(layout, rule)
     every, window = np.arange(layout.length), masks.window(rule)
@@ -173,8 +170,8 @@ def test_operations_and_bytes_are_those_of_the_mask(video, stride):
         "bfloat16",
         sizes,
         tuple(range(len(planned))),
-        [cut(one.starts) for one in planned],
-        [cut(one.stops) for one in planned],
+        [cut(one.k_start) for one in planned],
+        [cut(one.k_end) for one in planned],
     )
     mask = natural_mask(layout, rule)
     flops = nbytes = 0
@@ -245,7 +242,7 @@ def test_a_real_layout_has_the_tokens_of_the_design():
     assert layouts.video(9, 144).groups == 3
 
 
-def test_work_in_a_loop_is_done_every_turn_and_for_every_set():
+def test_the_timed_loop_calls_every_set_in_every_turn():
     record = []
 
     def call(number, first, factor):
@@ -255,10 +252,10 @@ def test_work_in_a_loop_is_done_every_turn_and_for_every_set():
     out = measure.repeated(call, 3)([(jnp.ones(2), 2.0), (jnp.full(2, 5.0), 3.0)])
     jax.effects_barrier()
     assert sorted(record) == [(turn, factor) for turn in range(3) for factor in (2.0, 3.0)]
-    np.testing.assert_array_equal(out, [15.0, 15.0], "touching changes no argument")
+    np.testing.assert_array_equal(out, [15.0, 15.0], "arguments are unchanged")
 
 
-def test_no_compiler_takes_the_work_out_of_the_loop():
+def test_the_compiler_hoists_no_work_out_of_the_timed_loop():
     square = jnp.ones((64, 64))
     run = measure.repeated(lambda _, a, b: a @ b, 5)
     text = run.lower([(square, square), (square + 1, square)]).compile().as_text()
@@ -304,7 +301,7 @@ def test_every_row_is_on_disk_at_once_and_nan_is_wrong(tmp_path):
     assert document["rows"][0]["floor_s"] == 1e-3 and document["rows"][0]["bound"] == "arithmetic"
 
 
-def test_what_fails_or_comes_too_late_leaves_its_reason(tmp_path):
+def test_a_row_that_fails_or_starts_too_late_records_why(tmp_path):
     row = Row("case", "kernel", "pairs", 1, 1)
 
     def fail():

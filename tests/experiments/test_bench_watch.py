@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,6 @@ from vxl2_jax.ingest import layout_of
 from vxl2_jax.layout import PrefillRule
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "experiments" / "bench_watch.py"
 MACHINE = {
     "machine": {
         "device": "made up",
@@ -43,11 +41,6 @@ def compiled(tmp_path_factory):
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
         patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(SCRIPT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
 
 def test_growth_is_the_power_of_the_length():
@@ -92,10 +85,13 @@ def test_what_is_done_is_kept_when_the_rest_is_cut_short(tmp_path):
     document.start(MACHINE)
     for frames in (100, 1000):
         document.add_watched(watched(frames, frames / 100))
+        ours = against.summary(lines([frames / 50], 0, 100))
+        document.add_compared({"frames": frames, "tokens": 1, "ours": ours, "torch": None, "notes": ["no torch"]})
     document.add_watched({"frames": 9000, "runs": [], "note": "not done within 3 s"})
     written = json.loads((tmp_path / "watch.json").read_text())
     assert not written["complete"] and len(written["rows"]) == 3 and "total_s" not in written["rows"][2]
     assert written["growth"]["total_s"] == pytest.approx(1) and written["growth"]["cache_bytes"] == pytest.approx(0)
+    assert written["growth"]["ours_median_s"] == pytest.approx(1)
     assert "not done within 3 s" in (tmp_path / "watch.md").read_text()
     document.finish()
     assert (tmp_path / "watch.png").read_bytes().startswith(b"\x89PNG")
@@ -179,29 +175,28 @@ def test_random_weights_are_a_model_that_lays_out_videos_as_the_plan_does(monkey
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} == {"bfloat16"} == {model.dtype.name}
     released = planning.layout_for(video_xl_2(), None, 4000, 1.0)
     layout, ids = layout_of(model, [4.0 * group for group in range(released.groups)])
-    assert (layout.prefix, layout.stamps) == (released.prefix, released.stamps) and ids.max() < 152064
+    assert (layout.prefix, layout.timestamp_lengths) == (released.prefix, released.timestamp_lengths) and ids.max() < 152064
 
 
-def test_watching_from_end_to_end(tmp_path):
-    arguments = ["--frames=8,24", "--samples=1", "--turns=1", "--against=torch", "--python=no-such-python", "--json"]
-    ended = run(*arguments, f"--out={tmp_path}")
-    assert ended.returncode == 0, ended.stderr
-    document = json.loads(ended.stdout)
+def test_watching_from_end_to_end(run_script, tmp_path):
+    """The machine, a length and our side of the comparison: three processes."""
+    arguments = ["--frames=24", "--samples=1", "--turns=1", "--against=torch", "--python=no-such-python", "--json"]
+    ended = run_script("bench_watch.py", *arguments, f"--out={tmp_path}")
+    assert ended.code == 0, ended.err
+    document = json.loads(ended.out)
     assert document == json.loads((tmp_path / "watch.json").read_text()) and document["complete"]
     assert {"device", "cores", "jax", "commit", "date", "flags", "growth", "against", "target"} <= set(document)
     config, tokenizer = planning.model_of("nano")
-    for row, frames in zip(document["rows"], (8, 24), strict=True):
-        layout = planning.layout_for(config, tokenizer, frames, 1.0)
-        assert row["frames"] == frames and row["tokens"] == layout.length
-        assert row["flops"] == planning.plan(config, layout, PrefillRule(), question_tokens=0).flops
-        assert len(row["runs"]) == 2 and row["runs"][0]["total_s"] > row["total_s"] > 0
-        assert sum(row["stages"].values()) == pytest.approx(row["total_s"]) and min(row["stages"].values()) >= 0
-        assert row["peak_bytes"] > row["loaded_bytes"] > 2**20 and row["watching_bytes"] > 0
-        assert row["planned_bytes"] > row["cache_bytes"] > 0
-    assert {"total_s", "watching_bytes", "ours_median_s"} <= set(document["growth"])
-    for row in document["against"]:
-        assert row["ours"]["median_s"] > 0 and row["torch"] is None and "times_faster" not in row
-        assert row["notes"] == ["torch: no-such-python does not run (No such file or directory)"], "ours is given still"
+    [row], layout = document["rows"], planning.layout_for(config, tokenizer, 24, 1.0)
+    assert row["frames"] == 24 and row["tokens"] == layout.length
+    assert row["flops"] == planning.plan(config, layout, PrefillRule(), question_tokens=0).flops
+    assert len(row["runs"]) == 2 and row["runs"][0]["total_s"] > row["total_s"] > 0
+    assert sum(row["stages"].values()) == pytest.approx(row["total_s"]) and min(row["stages"].values()) >= 0
+    assert row["peak_bytes"] > row["loaded_bytes"] > 2**20 and row["watching_bytes"] > 0
+    assert row["planned_bytes"] > row["cache_bytes"] > 0
+    [row] = document["against"]
+    assert row["ours"]["median_s"] > 0 and row["torch"] is None and "times_faster" not in row
+    assert row["notes"] == ["torch: no-such-python does not run (No such file or directory)"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["watch.json", "watch.md", "watch.png"]
 
 
@@ -243,12 +238,12 @@ def test_a_baseline_that_misses_the_golden_logits_is_not_timed(golden, tmp_path)
     assert row["golden"]["worst"] > 1 and row["torch"] is None and "not timed" in row["notes"][0]
 
 
-@pytest.mark.parametrize(
-    "arguments, why",
-    [(["--frames=9,x"], "--frames"), (["600"], "--frames 256,600"), (["--model=real"], "too much for a CPU")],
-)
-def test_flags_that_make_no_sense_end_with_one_line(arguments, why, tmp_path):
-    ended = run(*arguments, f"--out={tmp_path}")
-    assert ended.returncode == 2 and not ended.stdout
-    last = ended.stderr.splitlines()[-1]
+@pytest.mark.parametrize("arguments, why", [
+    (["--frames=9,x"], "--frames"), (["600"], "--frames 256,600"), (["--model=real"], "too much for a CPU"),
+])  # fmt: skip
+def test_bad_flags_end_with_one_line(run_script, monkeypatch, arguments, why, tmp_path):
+    monkeypatch.setattr(process, "run", lambda *_, **__: ([{"accelerator": False}], ""))
+    ended = run_script("bench_watch.py", *arguments, f"--out={tmp_path}")
+    assert ended.code == 2 and not ended.out
+    last = ended.err.splitlines()[-1]
     assert last.startswith("bench_watch: ") and why in last and not list(tmp_path.iterdir())

@@ -1,8 +1,6 @@
 """The README's table is what the script prints."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import plan_table
@@ -38,7 +36,6 @@ def test_machines_without_room_for_the_weights_are_named_so(found):
     assert len(lines) == len(plan_table.FRAMES) and all(line.endswith("– (weights alone: 16.2 GB) |") for line in lines)
 
 
-def test_json_is_one_document(found):
-    command = [sys.executable, ROOT / "experiments" / "plan_table.py", "--json"]
-    out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-    assert json.loads(out) == json.loads(json.dumps(found))
+def test_json_is_one_document(found, run_script):
+    ended = run_script("plan_table.py", "--json")
+    assert ended.code == 0 and json.loads(ended.out) == json.loads(json.dumps(found))
