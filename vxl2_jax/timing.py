@@ -16,12 +16,12 @@ _PREFIXES = ("/jax/core/compile/", "/jax/compilation_cache/")
 _thread = threading.local()
 
 
-def _record_compilation(event: str, duration: float, **_: object) -> None:
+def _record_compilation(event: str, duration_secs: float, **_: str | int) -> None:
     """Record when this thread compiled. Events can be nested: an outer one replaces those inside it."""
     if not event.startswith(_PREFIXES) or "saved" in event or not hasattr(_thread, "intervals"):
         return
     stop = time.perf_counter()
-    start, intervals = stop - duration, _thread.intervals
+    start, intervals = stop - duration_secs, _thread.intervals
     while intervals and intervals[-1][0] >= start - 1e-4:
         intervals.pop()
     intervals.append((start, stop))

@@ -1,4 +1,4 @@
-"""Loading a Hugging Face directory, whole or broken."""
+"""Loading a Hugging Face directory, complete or broken."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vxl2_jax.checkpoints import huggingface, names
+from vxl2_jax.checkpoints import huggingface, key_mapping
 from vxl2_jax.errors import CheckpointError
 
 
@@ -31,7 +31,7 @@ def refusal(directory) -> str:
     return str(caught.value)
 
 
-def test_geometry_is_read_from_the_files(golden):
+def test_the_configuration_is_read_from_the_files(golden):
     config, params = huggingface.load(golden / "tiny_checkpoint", "float32")
     assert (config.vision.layers, config.vision.grid, config.resized_grid, config.visual_tokens) == (2, 27, 24, 144)
     assert (config.language.heads, config.language.kv_heads, config.language.vocabulary) == (4, 2, 512)
@@ -40,29 +40,27 @@ def test_geometry_is_read_from_the_files(golden):
     jax.tree.map(lambda a, b: a.shape == b.shape or pytest.fail(f"{a.shape} {b.shape}"), params, expected)
 
 
-def test_every_weight_arrives_once_and_unchanged(golden):
+def test_every_weight_is_loaded_once_and_unchanged(golden):
     config, params = huggingface.load(golden / "tiny_checkpoint", "float32")
     tensors = load_file(golden / "tiny_checkpoint" / "model.safetensors")
     used = []
-    for rule in names.rules(config):
-        leaf = params
-        for part in rule.path:
-            leaf = leaf[part]
-        for number, key in enumerate(rule.sources()):
-            ours = np.asarray(leaf if rule.layers is None else leaf[number])
-            np.testing.assert_array_equal(rule.layout.to_original(ours), tensors[key])
+    for mapping in key_mapping.key_mappings(config):
+        leaf = mapping.leaf(params)
+        for number, key in enumerate(mapping.original_keys()):
+            ours = np.asarray(leaf if mapping.layers is None else leaf[number])
+            np.testing.assert_array_equal(mapping.transform.to_original(ours), tensors[key])
             used.append(key)
-    left = set(tensors) - set(used)
-    assert len(used) == len(set(used)) and all(any(part in key for part in names.IGNORED) for key in left)
+    unused = set(tensors) - set(used)
+    assert len(used) == len(set(used)) and all(any(part in key for part in key_mapping.IGNORED) for key in unused)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_weights_are_cast_as_asked(golden, dtype):
+def test_weights_are_cast(golden, dtype):
     _, params = huggingface.load(golden / "tiny_checkpoint", dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
 
 
-def test_shards_give_what_one_file_gives(golden, copy):
+def test_shards_give_the_same_as_one_file(golden, copy):
     tensors = load_file(copy / "model.safetensors")
     parts = {
         "model-00001-of-00002.safetensors": sorted(tensors)[::2],
@@ -82,7 +80,7 @@ def test_shards_give_what_one_file_gives(golden, copy):
 
 def test_unused_tensors_may_be_absent(copy):
     def drop(tensors):
-        for key in [key for key in tensors if any(part in key for part in names.IGNORED)]:
+        for key in [key for key in tensors if any(part in key for part in key_mapping.IGNORED)]:
             del tensors[key]
 
     rewrite(copy, drop)
@@ -119,7 +117,7 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(copy):
 
 
 @pytest.mark.parametrize("field", ["num_hidden_layers", "vocab_size", "intermediate_size"])
-def test_a_config_that_does_not_fit_the_weights_is_refused(copy, field):
+def test_a_config_that_does_not_match_the_weights_is_refused(copy, field):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps(config | {field: config[field] + 1}))
     assert "does not fit" in refusal(copy)

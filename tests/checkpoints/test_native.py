@@ -17,7 +17,7 @@ def saved(tmp_path_factory, toy):
     return directory, toy.config, params
 
 
-def test_what_is_saved_is_loaded(saved):
+def test_a_saved_checkpoint_can_be_loaded(saved):
     directory, config, params = saved
     found, again = native.load(directory, "float32")
     assert found == config
@@ -25,7 +25,7 @@ def test_what_is_saved_is_loaded(saved):
     assert native.load(directory, "bfloat16")[1]["dts"]["temporal_encoding"].dtype == "bfloat16"
 
 
-def test_nothing_is_overwritten_and_nothing_half_written_stays(saved, tmp_path):
+def test_nothing_is_overwritten_and_no_partial_directory_remains(saved, tmp_path):
     directory, config, params = saved
     with pytest.raises(CheckpointError, match="exists already"):
         native.save(directory, config, params, "{}")
@@ -50,12 +50,12 @@ def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
 
 
 @pytest.mark.parametrize("name", ["no/such/folder", "nothing", "./here", "~/there/x"])
-def test_a_name_that_is_nowhere_is_refused_without_a_download(name, monkeypatch):
+def test_an_unknown_name_is_refused_without_a_download(name, monkeypatch):
     monkeypatch.setattr(fetch, "_download", lambda name: pytest.fail("went to the network"))
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         fetch.find(name)
 
 
-def test_two_words_with_a_slash_are_a_hub_name(monkeypatch, tmp_path):
+def test_two_words_with_a_slash_are_a_hugging_face_name(monkeypatch, tmp_path):
     monkeypatch.setattr(fetch, "_download", lambda name: tmp_path / name)
     assert fetch.find("BAAI/Video-XL-2") == tmp_path / "BAAI/Video-XL-2"

@@ -1,1 +1,1 @@
-"""Weights in and out: the original's Hugging Face directories, and our own native ones."""
+"""Loading and saving checkpoints: the original's Hugging Face directories, and native ones."""

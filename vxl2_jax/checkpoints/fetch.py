@@ -1,4 +1,4 @@
-"""From the name of a model to its configuration and parameters."""
+"""Finding and loading a checkpoint by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ NANO = Path(__file__).parent.parent / "assets" / "nano"
 
 
 def find(name: str | Path) -> Path:
-    """The directory of a model: "nano", a path, or a name on the Hugging Face hub (downloaded once)."""
+    """The directory of a checkpoint: "nano", a path, or a name on the Hugging Face hub, which is downloaded.
+
+    Raises CheckpointError if there is none.
+    """
     if str(name) == "nano":
         return NANO
     path = Path(name).expanduser()
@@ -23,7 +26,7 @@ def find(name: str | Path) -> Path:
     parts = str(name).split("/")
     if path.exists() or len(parts) != 2 or not all(parts) or str(name).startswith((".", "~")):
         raise CheckpointError(
-            f"{name}: no such checkpoint directory; give nano, a directory, or a hub name like BAAI/Video-XL-2"
+            f"{name}: no such checkpoint directory; give nano, a directory, or a Hugging Face name like BAAI/Video-XL-2"
         )
     return _download(str(name))
 
@@ -33,16 +36,17 @@ def _download(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # network, name and permission errors come in many classes
+    except Exception as error:  # network, name and permission errors have many classes
         raise CheckpointError(
-            f"{name}: neither a directory here nor to be had from the Hugging Face hub ({first_line(error)})"
+            f"{name}: no such directory, and cannot be downloaded from the Hugging Face hub ({first_line(error)}); "
+            "check the name and the connection"
         ) from error
 
 
 def load(
     name: str | Path, dtype: Any, progress: Callable[[int, int], None] | None = None
 ) -> tuple[Path, tuple[ModelConfig, Any]]:
-    """(directory, (config, params)) of a named model."""
+    """Returns (directory, (config, params)). Arguments and errors as in `find` and `huggingface.load`."""
     directory = find(name)
     reader = native if native.is_native(directory) else huggingface
     return directory, reader.load(directory, dtype, progress)

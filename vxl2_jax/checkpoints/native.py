@@ -1,6 +1,6 @@
-"""Our own checkpoint directories: parameters by Orbax, configuration as JSON, the tokenizer beside them.
+"""Native checkpoint directories: parameters saved by Orbax, the configuration as JSON, and tokenizer.json.
 
-They load straight into place: no renaming, no transposing.
+Loading them needs no renaming or transposing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def is_native(directory: Path) -> bool:
 
 
 def check_target(directory: str | Path) -> Path:
-    """The directory to write, absolute; CheckpointError when it exists already."""
+    """The absolute path of a directory to be written. Raises CheckpointError if it exists already."""
     directory = Path(directory).expanduser().absolute()
     if directory.exists():
         raise CheckpointError(f"{directory} exists already; choose a new directory or remove it")
@@ -38,7 +38,7 @@ def check_target(directory: str | Path) -> Path:
 
 
 def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
-    """Write a directory that did not exist before, all or nothing."""
+    """Write a new directory atomically. Raises CheckpointError if it exists already or cannot be written."""
     directory = check_target(directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     try:
@@ -49,7 +49,9 @@ def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json
         (partial / _CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1))
         os.replace(partial, directory)
     except OSError as error:
-        raise CheckpointError(f"{directory}: cannot write the checkpoint ({error})") from error
+        raise CheckpointError(
+            f"{directory}: cannot write the checkpoint ({error}); choose another path, or free some space"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -57,17 +59,15 @@ def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json
 def load(
     directory: str | Path, dtype: Any = "bfloat16", progress: Callable[[int, int], None] | None = None
 ) -> tuple[ModelConfig, Any]:
-    """Read what `save` wrote, cast to `dtype`. Raises CheckpointError when it is damaged."""
+    """Read what `save` wrote, cast to `dtype`. Raises CheckpointError if it is damaged."""
     directory = Path(directory).expanduser().absolute()
     try:
-        described = json.loads((directory / _CONFIG).read_text())
-        vision, language = VisionConfig(**described.pop("vision")), LanguageConfig(**described.pop("language"))
-        config = ModelConfig(
-            vision=vision, language=language, **described | {"stop_tokens": tuple(described["stop_tokens"])}
-        )
-        place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        fields = json.loads((directory / _CONFIG).read_text())
+        vision, language = VisionConfig(**fields.pop("vision")), LanguageConfig(**fields.pop("language"))
+        config = ModelConfig(vision=vision, language=language, **fields | {"stop_tokens": tuple(fields["stop_tokens"])})
+        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=place),
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding),
             huggingface.abstract_params(config),
         )
         with ocp.StandardCheckpointer() as reader:

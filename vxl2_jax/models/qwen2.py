@@ -86,7 +86,7 @@ def logits(
     params: Params, config: LanguageConfig, x: Float[Array | np.ndarray, "*N E"]
 ) -> Float32[Array, "*N vocabulary"]:
     """Residual stream → logits: final norm and language-model head."""
-    h = RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
+    h: Any = RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
     head = params["embed"].T if config.tied else params["head"]
     return jnp.matmul(h, head, preferred_element_type=jnp.float32)
 

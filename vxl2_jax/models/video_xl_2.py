@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, PRNGKeyArray, UInt8
 
@@ -16,6 +17,10 @@ from vxl2_jax.models import dts, qwen2, siglip
 from vxl2_jax.models.projector import Projector
 
 Params = Any
+
+
+def _apply(module: nn.Module, params: Params, *inputs: Any) -> Any:
+    return module.apply({"params": params}, *inputs)
 
 
 def init(key: PRNGKeyArray, config: ModelConfig) -> Params:
@@ -41,7 +46,7 @@ def frame_features(
 ) -> Float[Array, "F patches width"]:
     """Frames → SigLIP patch features; `remat` as in `siglip.SigLIP`."""
     tower = siglip.SigLIP(config.vision, kernel, remat)
-    return tower.apply({"params": params["vision"]}, siglip.normalise(frames, params["vision"]["position"].dtype))
+    return _apply(tower, params["vision"], siglip.normalise(frames, params["vision"]["position"].dtype))
 
 
 def group_maps(
@@ -50,16 +55,14 @@ def group_maps(
     """SigLIP features of F = 4·G frames → DTS maps."""
     maps = dts.resize(features, config.vision.grid, config.resized_grid)
     grouped = dts.regroup(maps, config.frames_per_group)
-    module = dts.DTS(config.norm_groups, config.max_relative)
-    return module.apply({"params": params["dts"]}, grouped)
+    return _apply(dts.DTS(config.norm_groups, config.max_relative), params["dts"], grouped)
 
 
 def project(
     params: Params, config: ModelConfig, maps: Float[Array, "G y x width"], pool: int | None = None
 ) -> Float[Array, "G V E"]:
     """DTS maps → visual tokens; `pool` overrides the configured pooling window."""
-    module = Projector(config.language.width)
-    return module.apply({"params": params["projector"]}, maps, config.pool if pool is None else pool)
+    return _apply(Projector(config.language.width), params["projector"], maps, config.pool if pool is None else pool)
 
 
 def encode_frames(

@@ -12,13 +12,14 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Int
@@ -134,7 +135,7 @@ class MemoryFileWriter:
             self._file.close()
         self.partial.unlink(missing_ok=True)
 
-    def _enqueue(self, make_record: Callable[[], tuple[str, list[np.ndarray | bytes]]]) -> None:
+    def _enqueue(self, make_record: Callable[[], tuple[str, Sequence[np.ndarray | bytes]]]) -> None:
         self._raise_failure()
         self._queue.put(make_record)
 
@@ -203,7 +204,7 @@ def restore_streams(streams: DenseCache, level: StoredLevel) -> DenseCache:
     sizes = _record_rows(level.layout)
     for index in range(len(level.group_records)):
         padded = [
-            KVCache(*(np.pad(a, ((0, 0), (0, 0), (0, size - a.shape[2]), (0, 0))) for a in stream))
+            KVCache(*(jnp.asarray(np.pad(a, ((0, 0), (0, 0), (0, size - a.shape[2]), (0, 0)))) for a in stream))
             for stream, size in zip(level.read_record(index), sizes, strict=True)
         ]
         ranges = rows_of_groups(level.layout, *record_groups(level.layout)[index])

@@ -49,15 +49,15 @@ def start(file: BinaryIO) -> None:
 
 def append(file: BinaryIO, kind: str, parts: Iterable[np.ndarray | bytes]) -> Record:
     """Write a record at the file's current position. Its payload is the concatenation of the parts' bytes."""
-    parts = [part if isinstance(part, bytes) else memoryview(_as_bytes(part)) for part in parts]
-    length, checksum = sum(len(part) for part in parts), 0
-    for part in parts:
-        checksum = zlib.crc32(part, checksum)
+    buffers = [part if isinstance(part, bytes) else memoryview(_as_bytes(part)) for part in parts]
+    length, checksum = sum(map(len, buffers)), 0
+    for buffer in buffers:
+        checksum = zlib.crc32(buffer, checksum)
     header = _HEADER.pack(kind.encode().ljust(8), length, checksum, 0)
     file.write(header[:-4] + struct.pack("<I", zlib.crc32(header[:-4])))
     record = Record(kind, file.tell(), length, checksum)
-    for part in parts:
-        file.write(part)
+    for buffer in buffers:
+        file.write(buffer)
     file.write(bytes(record.end - record.offset - length))
     return record
 

@@ -74,7 +74,7 @@ def read_index(path: Path) -> PacketIndex:
                 last = packet
         except av.FFmpegError:
             complete = False
-        complete = complete and bool(pts) and any(bytes(last))
+        complete = complete and bool(pts) and last is not None and any(bytes(last))
         if not (complete and _can_decode(stream, first_key) and _can_decode(stream, last_key)):
             return _index_by_decoding(path, rate)
 
@@ -129,8 +129,9 @@ def _decode_once(path: Path, index: PacketIndex, frames: Int64[np.ndarray, " M"]
     with _open(path) as (container, stream):
         # Several threads may conceal an error differently each time.
         stream.codec_context.thread_count = 1 if index.damaged else 0
-        number_of_pts = None if index.pts is None else {int(p): i for i, p in enumerate(index.pts)}
-        pts_to_read = {int(index.pts[i]) for i in frames} if skipping else set()
+        pts = index.pts
+        numbers: dict[int | None, int] = {} if pts is None else {int(p): i for i, p in enumerate(pts)}
+        pts_to_read = set() if pts is None else set(pts[frames].tolist())
         skips_non_reference = skipping and stream.codec_context.name in _SKIPPING_DECODERS
         done, decoded, resume_at = 0, 0, 0
         previous: av.VideoFrame | None = None
@@ -145,7 +146,7 @@ def _decode_once(path: Path, index: PacketIndex, frames: Int64[np.ndarray, " M"]
                 needed = packet is None or packet.pts in pts_to_read
                 stream.codec_context.skip_frame = "DEFAULT" if needed else "NONREF"
             for frame in _decode(stream, packet):
-                number = decoded if number_of_pts is None else number_of_pts.get(frame.pts)
+                number = decoded if pts is None else numbers.get(frame.pts)
                 decoded += 1
                 if number is None or (skipping and frame.is_corrupt):
                     continue
@@ -179,11 +180,12 @@ def _index_by_decoding(path: Path, rate: float | None) -> PacketIndex:
         # Drop corrupt frames at the end: the decoder concealed what was cut off.
         count = max((i + 1 for i, (_, corrupt) in enumerate(decoded) if not corrupt), default=len(decoded))
         pts = [pts for pts, _ in decoded[:count]]
-        if not pts:
+        if not count:
             raise VideoError(f"{path}: no frame of it can be decoded; give another copy of the video")
-        ticks = None if None in pts else sorted(pts)
+        known = sorted(p for p in pts if p is not None)
+        ticks = known if len(known) == count else None
         empty = np.zeros(0, np.int64)
-        times = _times(ticks, float(stream.time_base), len(pts), rate)
+        times = _times(ticks, float(stream.time_base), count, rate)
         return PacketIndex(times=times, rate=rate, pts=None, key_pts=empty, key_packets=empty, damaged=True)
 
 
@@ -247,6 +249,7 @@ def _is_shown(stream: av.VideoStream, packet: av.Packet) -> bool:
 
 def _key_packet_before(index: PacketIndex, frame: int | np.integer) -> int:
     """Number of the packet from which on the frame can be decoded."""
+    assert index.pts is not None
     key = bisect.bisect_right(index.key_pts, index.pts[frame]) - 1
     return int(index.key_packets[key]) if key >= 0 else 0
 

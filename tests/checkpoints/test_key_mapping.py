@@ -1,11 +1,11 @@
-"""The real checkpoint's 807 tensors, written down here apart from the code."""
+"""The released checkpoint's 807 tensors, listed here independently of the code."""
 
 from functools import partial
 
 import jax
 import numpy as np
 
-from vxl2_jax.checkpoints import names
+from vxl2_jax.checkpoints import key_mapping
 from vxl2_jax.config import video_xl_2
 from vxl2_jax.models import video_xl_2 as network
 
@@ -65,26 +65,24 @@ def shapes_of(config) -> dict:
 
 
 def test_our_tree_is_the_released_checkpoint_and_nothing_else():
-    expected, ours = released(), names.original_shapes(video_xl_2(), shapes_of(video_xl_2()))
+    expected, ours = released(), key_mapping.original_shapes(video_xl_2(), shapes_of(video_xl_2()))
     assert ours.keys() == expected.keys()
     assert ours == expected
     assert len(expected) + len(IGNORED) == 807
 
 
-def test_what_the_computation_never_uses_is_ignored():
-    assert all(any(part in key for part in names.IGNORED) for key in IGNORED)
-    assert not [key for key in released() if any(part in key for part in names.IGNORED)]
+def test_unused_tensors_are_ignored():
+    assert all(any(part in key for part in key_mapping.IGNORED) for key in IGNORED)
+    assert not [key for key in released() if any(part in key for part in key_mapping.IGNORED)]
 
 
-def test_every_leaf_of_our_tree_has_one_rule(toy):
+def test_every_leaf_of_our_tree_has_one_mapping(toy):
     leaves = [tuple(part.key for part in path) for path, _ in jax.tree_util.tree_leaves_with_path(toy.params)]
-    assert sorted(rule.path for rule in names.rules(toy.config)) == sorted(leaves)
+    assert sorted(mapping.path for mapping in key_mapping.key_mappings(toy.config)) == sorted(leaves)
 
 
-def test_layout_changes_undo_each_other(toy):
-    for rule in names.rules(toy.config):
-        leaf = toy.params
-        for part in rule.path:
-            leaf = leaf[part]
-        leaf = np.asarray(leaf if rule.layers is None else leaf[0])
-        np.testing.assert_array_equal(rule.layout.to_ours(rule.layout.to_original(leaf)), leaf)
+def test_transforms_are_inverses(toy):
+    for mapping in key_mapping.key_mappings(toy.config):
+        leaf = mapping.leaf(toy.params)
+        leaf = np.asarray(leaf if mapping.layers is None else leaf[0])
+        np.testing.assert_array_equal(mapping.transform.to_ours(mapping.transform.to_original(leaf)), leaf)
