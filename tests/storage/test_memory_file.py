@@ -1,4 +1,4 @@
-"""Memory files: what comes back, what is read, what is refused."""
+"""Saving and loading memory files, reading parts of them, and refusing damaged ones."""
 
 import dataclasses
 import errno
@@ -17,17 +17,17 @@ from vxl2_jax.storage import memory_file, memory_writer, records
 
 @pytest.fixture(autouse=True)
 def small_records(monkeypatch):
-    """Several records in a small memory."""
+    """A small memory then has several records."""
     monkeypatch.setattr(memory_file, "GROUPS_PER_RECORD", 2)
 
 
 @pytest.fixture
 def memory(toy):
     remembered = toys.remembered(toy, toys.video(4), PrefillRule(2, None), compression=3)
-    opened = ResumeState(
+    resume_state = ResumeState(
         np.arange(24, dtype=np.float32).reshape(2, 4, 3), np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     )
-    return remembered.replace(open=opened, video="a film.mkv", video_hash="ab12", last_s=27.0)
+    return remembered.replace(resume_state=resume_state, video="a video.mkv", video_hash="ab12", last_s=27.0)
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def same_streams(layout, one, other):
             np.testing.assert_array_equal(np.asarray(x)[:, :, :length], np.asarray(y)[:, :, :length])
 
 
-def test_save_and_load_give_the_same_memory_back(memory, path):
+def test_a_loaded_memory_equals_the_saved_one(memory, path):
     found = VideoMemory.load(path)
     for field in dataclasses.fields(memory):
         if field.name == "dense":
@@ -51,15 +51,15 @@ def test_save_and_load_give_the_same_memory_back(memory, path):
             for got, want in zip(found.sparse, memory.sparse, strict=True):
                 assert got.shape == want.shape
                 np.testing.assert_array_equal(got[:, :, : memory.sparse_length], want[:, :, : memory.sparse_length])
-        elif field.name == "open":
-            jax.tree.map(np.testing.assert_array_equal, found.open, memory.open)
+        elif field.name == "resume_state":
+            jax.tree.map(np.testing.assert_array_equal, found.resume_state, memory.resume_state)
         else:
             assert getattr(found, field.name) == getattr(memory, field.name), field.name
     assert found.identity() == memory.identity()
-    assert [p.name for p in path.parent.iterdir()] == ["m.vxl2"], "no partial file stays behind"
+    assert [p.name for p in path.parent.iterdir()] == ["m.vxl2"], "no partial file remains"
 
 
-def test_dtypes_come_back(toy, tmp_path):
+def test_dtypes_are_preserved(toy, tmp_path):
     streams, _ = toys.prefilled(toy, toys.video(), dtype="bfloat16")
     memory = toys.remembered(toy, toys.video()).replace(dense=streams)
     memory = memory.replace(sparse=jax.tree.map(lambda a: a.astype("bfloat16"), memory.sparse))
@@ -82,16 +82,16 @@ def test_a_memory_loaded_from_disk_can_be_saved_and_repooled(memory, path, tmp_p
 
 
 @pytest.mark.parametrize("groups", [[0], [1, 2], [0, 3, 6], [], range(7)])
-def test_gather_reads_the_prefix_and_the_groups_asked_for(memory, path, groups):
+def test_gather_reads_the_prefix_and_the_given_groups(memory, path, groups):
     layout, found = memory.layout, VideoMemory.load(path, verify=False)
     got = found.dense.gather(np.asarray(list(groups), int))
     visual = [g * layout.visual + i for g in groups for i in range(layout.visual)]
-    stamps = [i for g in groups for i in range(layout.timestamp_ends[g] - layout.stamps[g], layout.timestamp_ends[g])]
-    for part, dense, index in zip(got, memory.dense, (visual, [*range(layout.prefix), *stamps]), strict=True):
+    timestamps = [i for g in groups for i in range(layout.timestamp_starts[g], layout.timestamp_ends[g])]
+    for part, dense, index in zip(got, memory.dense, (visual, [*range(layout.prefix), *timestamps]), strict=True):
         jax.tree.map(lambda a, b, i=index: np.testing.assert_array_equal(a, np.asarray(b)[:, :, i]), part, dense)
 
 
-def test_only_what_is_touched_is_read_and_checked(path):
+def test_only_the_records_read_are_verified(path):
     scanned, _ = records.scan(path)
     damaged = [record for record in scanned if record.kind == "GROUPS"][2]  # groups 4 and 5
     content = bytearray(path.read_bytes())
@@ -108,18 +108,17 @@ def test_only_what_is_touched_is_read_and_checked(path):
             VideoMemory.load(path, verify=verify)
 
 
-def test_every_altered_byte_that_means_anything_is_refused(path):
+def test_every_altered_byte_outside_padding_is_refused(path):
     whole = path.read_bytes()
     padding = {at for record in records.scan(path)[0] for at in range(record.offset + record.length, record.end)}
-    places = sorted({*range(0, len(whole), 97), *range(200)} - padding)
-    for place in places:
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
+    for at in sorted({*range(0, len(whole), 97), *range(200)} - padding):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
         with pytest.raises(RequestError) as caught:
             VideoMemory.load(path)
         assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_file_cut_anywhere_is_refused(path):
+def test_a_file_truncated_anywhere_is_refused(path):
     whole = path.read_bytes()
     for length in {*range(0, len(whole), 211), len(whole) - 1, len(whole) - 64}:
         path.write_bytes(whole[:length])
@@ -129,7 +128,7 @@ def test_a_file_cut_anywhere_is_refused(path):
 
 
 @pytest.mark.parametrize("damage", ["missing", "text", "folder", "other version", "appended", "no sparse level"])
-def test_foreign_files_are_refused_in_one_line(path, damage):
+def test_other_files_are_refused_in_one_line(path, damage):
     if damage == "missing":
         path.unlink()
     elif damage == "text":
@@ -156,19 +155,19 @@ def test_foreign_files_are_refused_in_one_line(path, damage):
         assert "version 99" in str(caught.value)
 
 
-def test_a_place_that_cannot_be_written_is_reported_in_one_line(memory, tmp_path):
+def test_a_path_that_cannot_be_written_is_reported_in_one_line(memory, tmp_path):
     with pytest.raises(RequestError, match="cannot write the memory") as caught:
         memory.save(tmp_path / "absent" / "m.vxl2")
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_is_reported_and_leaves_nothing(memory, tmp_path, monkeypatch):
-    written = records.append
+def test_a_full_disk_is_reported_and_no_file_remains(memory, tmp_path, monkeypatch):
+    append = records.append
 
     def full(file, kind, parts):
         if kind == "SPARSE":
             raise OSError(errno.ENOSPC, "No space left on device")
-        return written(file, kind, parts)
+        return append(file, kind, parts)
 
     monkeypatch.setattr(memory_writer.records, "append", full)
     with pytest.raises(RequestError, match="No space left on device.*free some space") as caught:
@@ -176,14 +175,14 @@ def test_a_full_disk_is_reported_and_leaves_nothing(memory, tmp_path, monkeypatc
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_too_full_is_noticed_before_anything_is_written(memory, tmp_path, monkeypatch):
+def test_too_little_disk_space_is_reported_before_anything_is_written(memory, tmp_path, monkeypatch):
     monkeypatch.setattr(memory_writer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4000}))
     with pytest.raises(RequestError, match="needs .* more, and 4e-06 GB are free.*; free some space") as caught:
         memory.save(tmp_path / "m")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
-def test_what_was_there_stays_when_saving_fails(memory, path, monkeypatch):
+def test_an_existing_file_is_kept_if_saving_fails(memory, path, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr(memory_writer.memory_file, "pack_arrays", lambda arrays: 1 / 0)
     with pytest.raises(ZeroDivisionError):

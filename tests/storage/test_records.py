@@ -22,7 +22,7 @@ def path(tmp_path):
     return path
 
 
-def test_what_was_written_is_found_again(path):
+def test_scan_finds_the_records_written(path):
     written, end = records.scan(path)
     data = records.memory_map(path)
     assert [record.kind for record in written] == list(PARTS) and end == path.stat().st_size
@@ -32,7 +32,7 @@ def test_what_was_written_is_found_again(path):
         assert records.payload(data, record).tobytes() == raw
 
 
-def test_a_file_cut_anywhere_keeps_its_complete_records(path):
+def test_a_file_truncated_anywhere_keeps_its_complete_records(path):
     written, whole = records.scan(path)[0], path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
@@ -44,7 +44,7 @@ def test_a_file_cut_anywhere_keeps_its_complete_records(path):
             assert found == (kept, kept[-1].end if kept else records.ALIGN)
 
 
-def test_every_altered_byte_is_noticed(path):
+def test_every_altered_byte_outside_padding_is_detected(path):
     whole = path.read_bytes()
     written, _ = records.scan(path)
     for offset in range(len(whole)):
