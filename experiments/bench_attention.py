@@ -61,7 +61,7 @@ PARTS = ("visual rows", "timestamp rows")
 
 @dataclass(frozen=True)
 class Problem:
-    """One layer of pre-filling a layout. starts, stops: per stride and part, int32 [2, rows of the part]."""
+    """One layer of pre-filling a layout. k_start, k_end: per stride and part, int32 [2, rows of the part]."""
 
     layout: Layout
     rule: PrefillRule
@@ -79,7 +79,7 @@ class Problem:
         return f"{4 * self.layout.groups} frames, {self.layout.length} tokens"
 
     def ranges(self, stride: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(starts, stops) of both parts."""
+        """(k_start, k_end) of both parts."""
         return list(zip(self.k_start[stride], self.k_end[stride], strict=True))
 
     def work(self, parts: tuple[int, ...] = (0, 1)) -> tuple[int, int]:

@@ -11,12 +11,12 @@ from vxl2_jax.config import ModelConfig, VisionConfig
 
 
 def pairs(k_start: np.ndarray, k_end: np.ndarray) -> int:
-    """Pairs of a query and a key it sees. starts, stops int32 [S, N]."""
+    """Pairs of a query and a key it sees. k_start, k_end int32 [S, N]."""
     return int((k_end.astype(np.int64) - k_start).sum())
 
 
 def keys_read(k_start: np.ndarray, k_end: np.ndarray) -> int:
-    """Keys that at least one query sees. starts, stops int32 [S, N]."""
+    """Keys that at least one query sees. k_start, k_end int32 [S, N]."""
     total = 0
     for low, high in zip(k_start, k_end, strict=True):
         edges = np.zeros(int(high.max(initial=0)) + 2, np.int64)

@@ -22,7 +22,7 @@ def attend(
 ) -> jax.Array:
     """Attention of few queries, all logits at once, one key head after the other.
 
-    Shapes: q [n, H, D]; streams of [L, K, S, D]; starts, stops int32 [S, n] → fp32 [n, H, D].
+    Shapes: q [n, H, D]; streams of [L, K, S, D]; k_start, k_end int32 [S, n] → fp32 [n, H, D].
     """
     count, heads, width = q.shape
     kv_heads = streams[0].k.shape[1]

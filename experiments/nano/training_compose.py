@@ -35,7 +35,7 @@ class Bank:
     tokens: np.ndarray
     seen: np.ndarray
     names: np.ndarray
-    k_start: np.ndarray
+    starts: np.ndarray
     places: dict
 
 
@@ -86,8 +86,8 @@ def make_bank(split: int, frames: training_frames.Frames, tokens: np.ndarray) ->
     places = defaultdict(list)
     for g, row in enumerate(names):
         places[_key(row)].append(g)
-    k_start = frames.k_start[frames.k_start <= count]
-    return Bank(split, tokens, seen, names, k_start, {key: np.array(found) for key, found in places.items()})
+    starts = frames.starts[frames.starts <= count]
+    return Bank(split, tokens, seen, names, starts, {key: np.array(found) for key, found in places.items()})
 
 
 def _key(row: np.ndarray) -> tuple:
@@ -129,11 +129,11 @@ def compose(bank: Bank, rng: np.random.Generator, groups: int) -> Video:
 
 def rendered(bank: Bank, rng: np.random.Generator, groups: int) -> Video | None:
     """A random clip of the bank as it was rendered, None where none is that long."""
-    fitting = np.flatnonzero(np.diff(bank.k_start) == groups)
+    fitting = np.flatnonzero(np.diff(bank.starts) == groups)
     if not len(fitting):
         return None
     i = int(rng.choice(fitting))
-    here = slice(bank.k_start[i], bank.k_start[i + 1])
+    here = slice(bank.starts[i], bank.starts[i + 1])
     tokens, seen = bank.tokens[here].reshape(-1, training_rows.WIDTH), bank.seen[here].reshape(-1)
     return _video(training_frames.draw(bank.split, i, groups), tokens, seen)
 

@@ -98,9 +98,9 @@ def labels(names: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     return one_hot / one_hot.sum(-1, keepdims=True)
 
 
-def windows(k_start: np.ndarray) -> np.ndarray:
+def windows(starts: np.ndarray) -> np.ndarray:
     """First frames of every run of four frames inside one clip (not only the groups'): int [N]."""
-    runs = [np.arange(4 * a, 4 * b - 3) for a, b in zip(k_start[:-1], k_start[1:], strict=True)]
+    runs = [np.arange(4 * a, 4 * b - 3) for a, b in zip(starts[:-1], starts[1:], strict=True)]
     return np.concatenate(runs)
 
 

@@ -29,7 +29,7 @@ class Frames:
     pixels: np.ndarray
     names: np.ndarray
     boxes: np.ndarray
-    k_start: np.ndarray
+    starts: np.ndarray
     done: int
 
 
@@ -75,8 +75,8 @@ def plan(split: int, count: int) -> np.ndarray:
 def render(folder: Path, split: int, count: int) -> None:
     """Render `count` clips into `folder`; goes on where an earlier call was stopped."""
     folder.mkdir(parents=True, exist_ok=True)
-    k_start = plan(split, count)
-    total, counter = int(k_start[-1]), folder / "done.json"
+    starts = plan(split, count)
+    total, counter = int(starts[-1]), folder / "done.json"
     mode = "r+" if counter.exists() else "w+"
     shapes = _shapes(total)
     pixels, names, boxes = (
@@ -85,11 +85,11 @@ def render(folder: Path, split: int, count: int) -> None:
     first = json.loads(counter.read_text())["clips"] if mode == "r+" else 0
     for i in range(first, count):
         rng = np.random.default_rng((split, i, 78))
-        clip = draw(split, i, int(k_start[i + 1] - k_start[i]))
+        clip = draw(split, i, int(starts[i + 1] - starts[i]))
         quality = int(rng.integers(30, 90)) if rng.random() < 0.6 else None
-        for g in range(k_start[i], k_start[i + 1]):
+        for g in range(starts[i], starts[i + 1]):
             for f in range(FRAMES):
-                t = float(FRAMES * (g - k_start[i]) + f)
+                t = float(FRAMES * (g - starts[i]) + f)
                 pixels[g, f] = disturb(clips.render_frame(clip, t, RENDERED), rng, quality)
                 found = clips.boxes(clip, t)
                 names[g, f] = -1 if found is None else found[0]
@@ -106,12 +106,12 @@ def load(folder: Path) -> Frames:
     Raises ValueError where its clips are not those that `draw` gives (clips are drawn otherwise than they were).
     """
     about = json.loads((folder / "done.json").read_text())
-    k_start = plan(about["split"], about["count"])
+    starts = plan(about["split"], about["count"])
     arrays = (np.load(folder / f"{key}.npy", mmap_mode="r") for key in _shapes(0))
-    bank = Frames(*arrays, k_start=k_start[: about["clips"] + 1], done=int(k_start[about["clips"]]))
-    first, times = draw(about["split"], 0, int(k_start[1])), range(FRAMES * int(k_start[1]))
+    bank = Frames(*arrays, starts=starts[: about["clips"] + 1], done=int(starts[about["clips"]]))
+    first, times = draw(about["split"], 0, int(starts[1])), range(FRAMES * int(starts[1]))
     shown = [-1 if (found := clips.boxes(first, float(t))) is None else found[0] for t in times]
-    if shown != bank.names[: k_start[1]].ravel().tolist():
+    if shown != bank.names[: starts[1]].ravel().tolist():
         raise ValueError(f"{folder} holds other clips than are drawn now: remove it and run the stage `frames` again")
     return bank
 

@@ -60,7 +60,7 @@ def features(folder: Path, config: ModelConfig, clips: int = 2400) -> None:
     encode = jax.jit(lambda pixels: video_xl_2.frame_features(tower, config, pixels).astype(np.float16))
     for split, count in ((1, None), (0, clips)):
         bank = training_frames.load(folder / f"frames_{split}")
-        groups = int(bank.k_start[: count and count + 1][-1])
+        groups = int(bank.starts[: count and count + 1][-1])
         pixels = bank.pixels[:groups].reshape(-1, *bank.pixels.shape[2:])
         shape = (len(pixels), config.vision.grid**2, config.vision.width)
         out = np.lib.format.open_memmap(folder / f"features_{split}.npy", "w+", np.float16, shape)
@@ -75,13 +75,13 @@ def feature_bank(folder: Path, split: int) -> tuple[training_frames.Frames, np.n
     """The bank, its features [4·G, 49, C] and clip starts, cut to the clips that have features."""
     bank = training_frames.load(folder / f"frames_{split}")
     found = np.load(folder / f"features_{split}.npy", mmap_mode="r")
-    return bank, found, bank.k_start[4 * bank.k_start <= len(found)]
+    return bank, found, bank.starts[4 * bank.starts <= len(found)]
 
 
 def dts(folder: Path, config: ModelConfig, steps: int = 1200, size: int = 64, rate: float = 1e-3) -> None:
     """Stage 2b: DTS and projector on those features."""
     banks = [feature_bank(folder, split) for split in (0, 1)]
-    firsts = [training_dts.windows(k_start) for _, _, k_start in banks]
+    firsts = [training_dts.windows(starts) for _, _, starts in banks]
     optimise = training_loop.optimiser(rate, steps, warm=60)
     params = training_dts.init(jax.random.key(1), config, training_loop.load(folder / "tower.pickle")["head"])
     state = {"params": params, "state": optimise.init(params), "step": 0}
@@ -111,7 +111,7 @@ def visual_tokens(folder: Path, config: ModelConfig) -> None:
     params = training_loop.load(folder / "dts.pickle")["params"]
     make = jax.jit(lambda seen: training_dts.tokens(params, config, seen).astype(np.float16))
     for split in (1, 0):
-        _, found, k_start = feature_bank(folder, split)
-        groups = found[: 4 * k_start[-1]].reshape(-1, 4, *found.shape[1:])
+        _, found, starts = feature_bank(folder, split)
+        groups = found[: 4 * starts[-1]].reshape(-1, 4, *found.shape[1:])
         parts = [np.asarray(make(groups[i : i + 128])) for i in range(0, len(groups), 128)]
         np.save(folder / f"tokens_{split}.npy", np.concatenate(parts))

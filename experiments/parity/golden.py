@@ -43,6 +43,9 @@ class Archive:
         except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise GoldenError(f"{self.name}: {key} cannot be read ({error})") from error
 
+    def get(self, key: str, default: np.ndarray | None = None) -> np.ndarray | None:
+        return self[key] if key in self else default  # noqa: SIM401 (this is that method)
+
     def matching(self, pattern: str) -> list[re.Match]:
         """Full matches of a pattern among the keys, in the order of the file's names."""
         return [found for key in sorted(self.keys) if (found := re.fullmatch(pattern, key))]

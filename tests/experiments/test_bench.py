@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from bench import ceilings, counts, exact, layouts, machine, masks, measure, options, pytorch
+from bench import ceilings, counts, exact, layouts, machine, masks, measure, options, pytorch, weights
 from bench.report import BASELINE, Report, Row
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +48,17 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+def quick_weights(model: config.ModelConfig, parts, dtype: str, seed: int) -> dict:
+    """What `weights.draw` returns, without compiling a generator of random numbers for every array."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda key: video_xl_2.init(key, model), jax.random.key(0))
+
+    def draw(path, leaf):
+        return jnp.asarray(0.02 * rng.standard_normal(leaf.shape) + (path[-1].key == "scale"), dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, {part: shapes[part] for part in parts})
 
 
 def results(folder, name: str) -> dict:
@@ -86,7 +97,8 @@ def test_attention_from_end_to_end(tmp_path):
     assert "NVIDIA" in rows["jax.nn.dot_product_attention, cuDNN"]["note"]
 
 
-def test_decode_from_end_to_end(tmp_path):
+def test_decode_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "draw", quick_weights)
     tiny = ["--frames=128", "--visual=8", "--kinds=mixed", "--backends=reference", f"--out={tmp_path}"]
     assert run(bench_decode, *tiny, "--baselines=xla", "--model=true", "--new_tokens=2", "--layers=1") == 0
     rows = results(tmp_path, "decode")["rows"]
@@ -112,6 +124,7 @@ def test_vision_from_end_to_end(tmp_path, monkeypatch):
     nano = config.nano(512)
     nano = replace(nano, vision=replace(nano.vision, layers=1))
     monkeypatch.setattr(bench_vision, "geometry", lambda large: nano)
+    monkeypatch.setattr(weights, "draw", quick_weights)
     assert run(bench_vision, "--batches=4", "--backends=reference", "--baselines=xla,mgpu", f"--out={tmp_path}") == 0
     rows = {(row["name"], row["computes"]): row for row in results(tmp_path, "vision")["rows"]}
     assert rows["reference", "SigLIP tower"]["flops"] == 4 * counts.tower_flops(nano.vision)
