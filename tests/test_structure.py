@@ -6,7 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import jax.numpy as jnp
+import jaxtyping
 import pytest
+
+from vxl2_jax.models.rope import rotate
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("vxl2_jax", "pallas_kernels")
@@ -256,3 +260,11 @@ def test_only_layout_computes_pooled_lengths():
         if isinstance(node.op, ast.FloorDiv) and name_of(node.left) == "visual" and file.name != "layout.py"
     ]
     assert not found, listed(found)
+
+
+def test_shapes_are_checked_while_the_tests_run():
+    """Without the jaxtyping option in pyproject.toml, annotations would be comments."""
+    x, half, wrong = jnp.zeros((3, 4)), jnp.zeros((3, 2)), jnp.zeros((3, 1))
+    assert rotate(x, half, half).shape == x.shape
+    with pytest.raises(jaxtyping.TypeCheckError, match="sin"):
+        rotate(x, half, wrong)
