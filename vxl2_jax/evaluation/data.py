@@ -83,7 +83,11 @@ def read(
     files = VideoFiles(videos or folder)
     return [
         BenchmarkVideo(
-            index, video, tuple(rows[video]), *files.find(rows[video][0]), srt=_read_srt(subtitle_folder, video)
+            index,
+            video,
+            tuple(rows[video]),
+            *files.find(video, rows[video][0].files),
+            srt=_read_srt(subtitle_folder, video),
         )
         for index, video in enumerate(list(rows)[:limit])
     ]
@@ -116,21 +120,20 @@ class VideoFiles:
                 if PurePath(name).suffix.lower() in VIDEO_EXTENSIONS:
                     self._by_name.setdefault(name, []).append(Path(place, name))
 
-    def find(self, row: Row) -> tuple[Path | None, str]:
-        """(the file of a row's video, ""), or (None, the reason why there is none)."""
-        for name in row.files:
+    def find(self, video: str, files: Sequence[str]) -> tuple[Path | None, str]:
+        """(the file of a video, ""), or (None, the reason why there is none). files: names to look for, best first."""
+        for name in files:
             if (self.folder / name).is_file():
                 return self.folder / name, ""
-        video = PurePath(row.video).name
-        stem = PurePath(video).stem if PurePath(video).suffix.lower() in VIDEO_EXTENSIONS else video
-        names = [PurePath(name).name for name in row.files]
+        stem = PurePath(video).stem if PurePath(video).suffix.lower() in VIDEO_EXTENSIONS else PurePath(video).name
+        names = [PurePath(name).name for name in files]
         names += [f"{stem}{case}" for extension in VIDEO_EXTENSIONS for case in (extension, extension.upper())]
         found = next((self._by_name[name] for name in names if name in self._by_name), [])
         if not found:
-            return None, f"{row.video}: no such video in {self.folder}"
+            return None, f"{video}: no such video in {self.folder}"
         if len({path.stat().st_size for path in found}) > 1:
             paths = ", ".join(map(str, sorted(found)))
-            return None, f"{row.video}: {len(found)} different files have this name: {paths}"
+            return None, f"{video}: {len(found)} different files have this name: {paths}"
         return min(found), ""
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.data import VideoFiles
 from vxl2_jax.evaluation.files import read_objects
-from vxl2_jax.evaluation.rows import Row, locate_errors, value
+from vxl2_jax.evaluation.rows import locate_errors, value
 
 Window = tuple[float, float]
 """(start, end) in seconds."""
@@ -95,8 +95,7 @@ def group_by_video(moments: Sequence[Moment], folder: Path, limit: int | None = 
         by_video.setdefault(moment.video, []).append(moment)
     files, items = VideoFiles(folder), []
     for index, video in enumerate(list(by_video)[:limit]):
-        row = Row(answer="", groups={}, video=video, files=(f"{video}.mp4",))
-        items.append(GroundingVideo(index, video, tuple(by_video[video]), *files.find(row)))
+        items.append(GroundingVideo(index, video, tuple(by_video[video]), *files.find(video, (f"{video}.mp4",))))
     return items
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +92,7 @@ def groups_of(doc: Mapping[str, Any], fields: tuple[str, ...]) -> dict[str, tupl
 
 
 @contextmanager
-def locate_errors(source: str, number: int) -> Iterator[None]:
+def locate_errors(source: str, number: int) -> Generator[None, None, None]:
     """Prefix a RequestError raised inside with the file and the number of the row, counted from 1."""
     try:
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +83,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def open_records(folder: Path, process: int, processes: int) -> Iterator[IO[str]]:
+def open_records(folder: Path, process: int, processes: int) -> Generator[IO[str], None, None]:
     """The records of one process, open for appending. A partial last line is removed.
 
     Raises RequestError if another process is writing the file, or it holds anything else.

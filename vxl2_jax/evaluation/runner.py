@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -288,7 +288,7 @@ def _version(package: str) -> str:
 
 
 @contextmanager
-def _count_executables() -> Iterator[Callable[[], int]]:
+def _count_executables() -> Generator[Callable[[], int], None, None]:
     """Counts the executables compiled, or loaded from the compilation cache, since the context was entered."""
     durations: list[float] = []  # appending is safe from any thread
 
