@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pallas_kernels.attention import KVCache, hopper, tile_schedule
+from pallas_kernels.attention import KVCache, hopper, reference, tile_schedule
 from pallas_kernels.attention.tile_sizes import TileSizes
 from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, key_ranges
 
@@ -134,6 +136,13 @@ def strides(draw):
     ranges = [key_ranges(layout, rule, VISUAL, first, first + draw(st.integers(1, 4)) * visual)]
     ranges.append(key_ranges(layout, rule, GLOBAL, 0, layout.global_length + draw(st.integers(0, 9))))
     return lengths, *(np.concatenate(part, axis=1) for part in zip(*ranges, strict=True))
+
+
+def backend_like_the_reference(name: str, attend_tiles=reference.attend_tiles, width_multiple: int = 1) -> ModuleType:
+    """A module that serves as a kernel's backend."""
+    module = ModuleType(name)
+    module.attend_tiles, module.refusal, module.WIDTH_MULTIPLE = attend_tiles, reference.refusal, width_multiple
+    return module
 
 
 def backends(float32: float, bfloat16: float) -> list:

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import backends, problem
+from problems import backend_like_the_reference, backends, problem
 
 from pallas_kernels import attention
-from pallas_kernels.attention import dispatch, reference, tile_sizes
+from pallas_kernels.attention import dispatch, tile_sizes
 from pallas_kernels.attention.kernel import BACKENDS
 from pallas_kernels.attention.tile_sizes import TileSizes
 
@@ -120,8 +120,7 @@ def check_attend(kernel, width, dtype, atol):
 
 def test_heads_are_padded_and_split_items_merged(monkeypatch):
     """A backend that takes only widths of 16, 32, …, on a device with many cores."""
-    backend = SimpleNamespace(attend_tiles=reference.attend_tiles, refusal=reference.refusal, WIDTH_MULTIPLE=16)
-    monkeypatch.setitem(BACKENDS, "padding", backend)
+    monkeypatch.setitem(BACKENDS, "padding", backend_like_the_reference("padding", width_multiple=16))
     kernel = dataclasses.replace(attention.REFERENCE, name="padding", cores=64, by_rows=(TileSizes(16, 16),))
     assert check_attend(kernel, 20, "float32", 1e-5).pieces > 1
 

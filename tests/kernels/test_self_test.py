@@ -2,10 +2,10 @@
 
 import dataclasses
 import importlib
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
+from problems import backend_like_the_reference
 
 from pallas_kernels import attention
 from pallas_kernels.attention import reference
@@ -34,8 +34,7 @@ def test_wrong_kernels_are_reported_in_one_line(name, monkeypatch):
         out, lse = reference.attend_tiles(*args, **options)
         return change(out), lse
 
-    backend = SimpleNamespace(attend_tiles=attend_tiles, refusal=reference.refusal, WIDTH_MULTIPLE=1)
-    monkeypatch.setitem(BACKENDS, name, backend)
+    monkeypatch.setitem(BACKENDS, name, backend_like_the_reference(name, attend_tiles))
     for constant, small in {"QUERIES": (9,), "KEYS": (40, 7), "FRAMES": (1, 4, 1, 8)}.items():
         monkeypatch.setattr(self_test, constant, small)
     found = self_test.self_test(dataclasses.replace(attention.REFERENCE, name=name), dtype="float32", width=16)
