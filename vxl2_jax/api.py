@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import jax
 
@@ -86,6 +86,14 @@ class Model(Runtime):
         """
         with self.precision():
             return ingest.watch_more(self, memory, frames, seconds, Callbacks(progress, timings))
+
+    @overload
+    def ask(self, memory: VideoMemory, question: str, *, history: Sequence[Answer] = (), **keywords: Any) -> Answer: ...
+
+    @overload
+    def ask(
+        self, memory: VideoMemory, question: Sequence[str], *, history: Sequence[Answer] = (), **keywords: Any
+    ) -> list[Answer]: ...
 
     @takes(AskOptions)
     def ask(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class JobResult:
     job: Job
     answers: tuple[Answer, ...] = ()
     memory: VideoMemory | None = None
-    timings: dict[str, float] | None = None
+    timings: dict[str, float] = field(default_factory=dict)
     error: VideoError | TooLongError | None = None
 
 
@@ -49,7 +49,7 @@ def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOption
 
         def start_next() -> tuple[Job, Future] | None:
             job = next(jobs, None)
-            return job and (job, background.submit(_open, model, job.video, watch))
+            return None if job is None else (job, background.submit(_open, model, job.video, watch))
 
         following = start_next()
         while following:

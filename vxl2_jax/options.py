@@ -12,7 +12,6 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from numbers import Integral, Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,8 +83,9 @@ class Option:
         """Raise RequestError for a number that is out of range or no number."""
         if self.kind is str or (value is None and self.none):
             return
+        numbers = (int, np.integer) if self.kind is int else (int, float, np.integer, np.floating)
         valid = (
-            isinstance(value, Integral if self.kind is int else Real)
+            isinstance(value, numbers)
             and math.isfinite(value)
             and (self.minimum is None or value >= self.minimum)
             and (self.maximum is None or value <= self.maximum)
@@ -202,7 +202,8 @@ def takes(cls: type) -> Callable[[Function], Function]:
             for item in fields(cls)
         ]
         first = next((i for i, item in enumerate(given) if item.kind is keyword_only), len(given))
-        function.__signature__ = signature.replace(parameters=[*given[:first], *options, *given[first:]])
+        parameters = [*given[:first], *options, *given[first:]]
+        function.__signature__ = signature.replace(parameters=parameters)  # pyrefly: ignore[missing-attribute]
         lines = [
             textwrap.fill(f"{option.name}: {option.describe('None')}.", 108, subsequent_indent=" " * 12)
             for option in options_of(cls)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import jax
@@ -31,7 +31,7 @@ jax.monitoring.register_event_duration_secs_listener(_record_compilation)
 
 
 @contextmanager
-def timed(timings: dict[str, float] | None, stage: str) -> Iterator[None]:
+def timed(timings: dict[str, float] | None, stage: str) -> Generator[None, None, None]:
     """Add the seconds spent inside to `timings[stage]`, and those spent compiling to `timings["compile"]` instead.
 
     Does nothing if `timings` is None. Must not be nested.

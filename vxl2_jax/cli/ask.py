@@ -14,6 +14,7 @@ from jaxtyping import Float, UInt8
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
+from vxl2_jax.generate import Answer
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.video.reader import open_video
@@ -71,13 +72,15 @@ def run(args: argparse.Namespace) -> None:
         plot.check_path(args.plot)
     timings: dict[str, float] = {}
     start = time.perf_counter()
-    memory = VideoMemory.load(args.memory) if video is None else options.check_video(video)
+    memory = VideoMemory.load(args.memory) if video is None else None
+    if memory is None:
+        options.check_video(args.video)
     model = options.load_model(args)
     timings["load model"] = time.perf_counter() - start
-    if video is not None:
+    if memory is None:
         with progress("watching", "frames", args.quiet) as advance:
-            memory = model.watch(video, **watch, progress=advance, timings=timings)
-    answers: list = []
+            memory = model.watch(args.video, **watch, progress=advance, timings=timings)
+    answers: list[Answer] = []
     with progress("answering", "questions", args.quiet) as advance:
         if args.follow:
             for question in questions:

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
             with progress("answering", "videos", args.quiet) as advance:
                 results = model.answer_all(jobs, watch=watch, ask=ask)
                 for number, (row, result) in enumerate(zip(missing, results, strict=True), 1):
-                    if result.error:
+                    if result.memory is None:
                         failed += 1
                         document: dict[str, Any] = {"error": str(result.error)}
                     else:
@@ -91,6 +91,7 @@ def _read_jobs(path: Path) -> Iterator[dict[str, Any]]:
         raise RequestError(f"{path}: cannot read the jobs ({error}); give a file of JSON lines") from error
     for number, line in enumerate(lines, 1):
         if line.strip():
+            row: dict[str, Any] = {}
             try:
                 row = json.loads(line)
                 video, questions = row["video"], row["questions"]

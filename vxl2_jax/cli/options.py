@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ def load_model(args: argparse.Namespace) -> Model:
 
 
 @contextmanager
-def progress(label: str, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+def progress(label: str, unit: str, quiet: bool) -> Generator[Callable[[int, int], None], None, None]:
     """A progress bar on standard error, with rate and time left. Yields a function (done, total) that updates it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

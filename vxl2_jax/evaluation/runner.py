@@ -185,7 +185,7 @@ def _pass_record(
     """The record of one pass over a video; its answers by the index of the row."""
     if result.memory is None:
         return {"error": str(result.error)}
-    entry = _video_entry(result.memory, result.timings or {}, result.answers)
+    entry = _video_entry(result.memory, result.timings, result.answers)
     return entry | {"answers": dict(_answers(benchmark, item, indices, result.answers, replayed))}
 
 

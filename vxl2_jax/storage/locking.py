@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -26,7 +26,7 @@ def lock(file: IO, path: Path) -> None:
 
 
 @contextmanager
-def open_locked(path: Path) -> Iterator[IO[str]]:
+def open_locked(path: Path) -> Generator[IO[str], None, None]:
     """Open a text file for reading and appending, created if missing, and lock it.
 
     Raises RequestError if it cannot be written or another process holds the lock.

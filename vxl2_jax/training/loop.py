@@ -12,7 +12,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -249,7 +249,7 @@ def _stage_spans(settings: TrainingSettings, steps_per_epoch: int) -> list[_Stag
     spans: list[_StageSpan] = []
     for index, stage in enumerate(settings.stages):
         start = spans[-1].end if spans else 0
-        steps = stage.epochs * steps_per_epoch if stage.steps is None else stage.steps
+        steps = stage.steps or (stage.epochs or 0) * steps_per_epoch
         spans.append(_StageSpan(index, stage, start, start + steps))
     return spans
 
@@ -282,16 +282,18 @@ def _trained_shapes(params: Params, settings: TrainingSettings, stage: Stage) ->
 
 
 @contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
+def _stop_requests() -> Generator[threading.Event, None, None]:
     """An event that is set by the first SIGINT or SIGTERM; the second has its usual effect."""
-    requested, handlers = threading.Event(), {}
+    requested = threading.Event()
+    handlers: dict[int, Any] = {}
 
     def request(number: int, _: object) -> None:
         requested.set()
         signal.signal(number, handlers[number])
 
     if threading.current_thread() is threading.main_thread():  # only this thread may set handlers
-        handlers = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, request)
     try:
         yield requested
     finally:

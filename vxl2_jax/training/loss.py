@@ -11,11 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from einops import rearrange
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, UInt8
 
 from pallas_kernels import attention
@@ -114,7 +114,7 @@ def hidden(
 def visual_tokens(
     params: Params,
     config: ModelConfig,
-    frames: UInt8[ArrayLike, "B F S S 3"],
+    frames: UInt8[Array | np.ndarray, "B F S S 3"],
     *,
     kernel: Kernel = REFERENCE,
     remat: bool = True,
@@ -127,7 +127,7 @@ def visual_tokens(
         features = video_xl_2.frame_features(params, config, flat, kernel, remat)
         return video_xl_2.project(params, config, video_xl_2.group_maps(params, config, features))
 
-    def encode(params: Params, frames: jax.Array) -> jax.Array:
+    def encode(params: Params, frames: jax.Array | np.ndarray) -> jax.Array:
         encode_one = partial(jax.checkpoint(encode_group) if remat else encode_group, params)
         groups = rearrange(frames, "b (g f) y x c -> g b f y x c", f=config.frames_per_group)
         return rearrange(jax.lax.map(encode_one, groups), "g b v e -> b (g v) e")

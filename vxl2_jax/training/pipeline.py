@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import grain
 import numpy as np
@@ -82,17 +82,21 @@ def scan_dataset(
       VideoError: a video cannot be read and the settings are strict, or no video can be read.
     """
     paths = sorted({conversation.video for conversation in conversations})
-    starts: dict[Path, tuple[float, ...] | VideoError] = {}
+    starts: dict[Path, tuple[float, ...]] = {}
+    unreadable: dict[Path, VideoError] = {}
     with ThreadPoolExecutor(_threads()) as pool:
         opened = pool.map(lambda path: _starts_or_error(model.config, path, settings.video), paths)
         for done, (path, result) in enumerate(zip(paths, opened, strict=True), 1):
-            starts[path] = result
+            if isinstance(result, VideoError):
+                unreadable[path] = result
+            else:
+                starts[path] = result
             if progress:
                 progress(done, len(paths))
-    errors = [starts[each.video] for each in conversations if isinstance(starts[each.video], VideoError)]
+    errors = [unreadable[each.video] for each in conversations if each.video in unreadable]
     if errors and (settings.data.strict or len(errors) == len(conversations)):
         raise errors[0]
-    used = tuple(each for each in conversations if not isinstance(starts[each.video], VideoError))
+    used = tuple(each for each in conversations if each.video in starts)
     global_lengths = {path: len(layout_of(model, starts[path])[1]) for path in {each.video for each in used}}
     groups = np.array([len(starts[each.video]) for each in used])
     rows = np.array([global_lengths[each.video] + len(_token_ids(model, each)[0]) for each in used])
@@ -192,7 +196,7 @@ class _SampleSlots(grain.MapDataset):
         if isinstance(index, slice):
             return self.slice(index)
         number, offset = divmod(index, self._batch)
-        plan = self._parent[number]
+        plan = cast(_BatchPlan, self._parent[number])
         return _SampleSlot(int(plan.samples[offset]), plan.groups, plan.rows)
 
 

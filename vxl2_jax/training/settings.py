@@ -32,7 +32,7 @@ class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A table of the file."""
 
 
-class DataSettings(_Table):
+class DataSettings(_Table, frozen=True):
     """Where the training data is.
 
     Attributes:
@@ -48,7 +48,7 @@ class DataSettings(_Table):
     cache_gb: NonNegative = 1.0
 
 
-class VideoSettings(_Table):
+class VideoSettings(_Table, frozen=True):
     """How videos are sampled and pre-filled, as in `api.Model.watch`.
 
     Attributes:
@@ -63,7 +63,7 @@ class VideoSettings(_Table):
     prev_blocks: Natural | None = 3
 
 
-class Stage(_Table):
+class Stage(_Table, frozen=True):
     """A part of the run with its own trained modules and optimiser.
 
     Attributes:
@@ -90,7 +90,7 @@ class Stage(_Table):
             raise ValueError(f"learning_rates names {unused[0]}, which is not trained; add it to train, or remove it")
 
 
-class LoraSettings(_Table):
+class LoraSettings(_Table, frozen=True):
     """Low-rank updates, scaled by alpha / rank, are trained instead of the language model's linear layers."""
 
     rank: PositiveInt = 16
@@ -98,21 +98,21 @@ class LoraSettings(_Table):
     targets: Annotated[tuple[Target, ...], Meta(min_length=1)] = get_args(Target)
 
 
-class CheckpointSettings(_Table):
+class CheckpointSettings(_Table, frozen=True):
     """every: steps between checkpoints; keep: the number of latest checkpoints that are kept."""
 
     every: PositiveInt = 100
     keep: PositiveInt = 2
 
 
-class MeshSettings(_Table):
+class MeshSettings(_Table, frozen=True):
     """Devices along each axis: data (samples; None: all devices that are left) and model (heads and MLP channels)."""
 
     data: PositiveInt | None = None
     model: PositiveInt = 1
 
 
-class TrainingSettings(_Table):
+class TrainingSettings(_Table, frozen=True):
     """A whole run.
 
     Attributes:

@@ -7,10 +7,11 @@ Symbols: N frames that the decoder will return, M frames to read, K key frames.
 import bisect
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import av
+import av.stream
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
@@ -196,7 +197,7 @@ def _times(ticks: list[int] | None, tick: float, count: int, rate: float | None)
 
 
 @contextlib.contextmanager
-def _open(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+def _open(path: Path) -> Generator[tuple[av.container.InputContainer, av.VideoStream], None, None]:
     """The container and its main video stream, set up for multi-threaded decoding."""
     try:
         # "file:" and the whitelist: a name with a colon, or a playlist, must not open network connections.

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -249,7 +249,7 @@ def _constant_rate(index: PacketIndex) -> float | None:
 
 
 @contextlib.contextmanager
-def _check_readable(path: Path) -> Iterator[None]:
+def _check_readable(path: Path) -> Generator[None, None, None]:
     """Raise VideoError for a path that cannot be read, instead of a decoder's own error."""
     try:
         if not path.exists():
