@@ -45,8 +45,8 @@ from studies.memories import interior
 
 import vxl2_jax as vxl2
 from vxl2_jax.cache.plan import mixed_length
+from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation.report import write_texts
-from vxl2_jax.memory import check_compression
 
 _QUESTIONS = flags.DEFINE_integer("questions", 400, "Questions per range.", lower_bound=1)
 _PER_CLIP = flags.DEFINE_integer("per_clip", 14, "Questions asked of each clip.", lower_bound=1)

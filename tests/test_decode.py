@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import toys
 
+from pallas_kernels.attention import REFERENCE
 from vxl2_jax import decode
-from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.cache import views
 from vxl2_jax.layout import Layout
 from vxl2_jax.models import qwen2
 from vxl2_jax.relevance import selection
@@ -16,12 +17,11 @@ from vxl2_jax.relevance import selection
 QUESTION = np.asarray([7, 3, 11, 30, 2], np.int32)
 
 
-def base_of(memory) -> decode.KVCacheView:
-    lengths = np.asarray([memory.layout.visual_length, memory.layout.global_length], np.int32)
-    return decode.KVCacheView(tuple(memory.dense), lengths, np.int32(memory.layout.length))
+def dense_view(memory) -> views.KVCacheView:
+    return views.dense_view(memory, REFERENCE)
 
 
-def answer(toy, base, question=QUESTION, count=None, max_new=6, sampling=decode.Sampling(), seed=0, **options):
+def answer(toy, view, question=QUESTION, count=None, max_new=6, sampling=decode.Sampling(), seed=0, **options):
     """Of one question, without the batch's axis."""
     count = np.full(1, len(question) if count is None else count, np.int32)
     return jax.tree.map(
@@ -29,7 +29,7 @@ def answer(toy, base, question=QUESTION, count=None, max_new=6, sampling=decode.
         decode.generate(
             toy.params,
             toy.config,
-            base,
+            view,
             question[None],
             count,
             sampling,
@@ -57,54 +57,52 @@ def by_whole_passes(toy, clip, steps: int) -> tuple[list[int], np.ndarray]:
 def test_greedy_decoding_equals_repeated_whole_passes(toy):
     clip = toys.video()
     tokens, logits = by_whole_passes(toy, clip, 4)
-    found = answer(toy, base_of(toys.remembered(toy, clip)), max_new=4, keep_logits=True)
+    found = answer(toy, dense_view(toys.remembered(toy, clip)), max_new=4, keep_logits=True)
     assert found.tokens.tolist() == tokens
     np.testing.assert_allclose(found.logits, logits, atol=1e-4)
 
 
 def test_padding_behind_the_question_does_not_matter(toy):
-    base = base_of(toys.remembered(toy, toys.video()))
-    plain = answer(toy, base)
-    padded = answer(toy, base, np.concatenate([QUESTION, [9, 9, 9]]).astype(np.int32), count=5)
+    view = dense_view(toys.remembered(toy, toys.video()))
+    plain = answer(toy, view)
+    padded = answer(toy, view, np.concatenate([QUESTION, [9, 9, 9]]).astype(np.int32), count=5)
     assert padded.tokens.tolist() == plain.tokens.tolist()
 
 
 def test_a_fully_dense_mixed_cache_answers_as_the_dense_level(toy):
     memory = toys.remembered(toy, toys.video(1))
-    plan = cache_plan.plan_mixed(memory.layout, 2, 2, selection.dense_chunks(4, None))
-    length = np.int32(len(plan.store))
-    base = decode.KVCacheView((cache_plan.assemble(memory, plan),), length[None], length)
-    want, got = (answer(toy, b, keep_logits=True) for b in (base_of(memory), base))
+    mixed = views.mixed_view(memory, 2, selection.dense_chunks(4, None)[None], REFERENCE)
+    want, got = (answer(toy, view, keep_logits=True) for view in (dense_view(memory), mixed))
     np.testing.assert_allclose(got.logits, want.logits, atol=1e-4)
 
 
 def test_answers_stop_at_a_stop_token_and_count_it(toy):
-    base = base_of(toys.remembered(toy, toys.video()))
-    free = answer(stopping_at(toy, 60), base)
+    view = dense_view(toys.remembered(toy, toys.video()))
+    free = answer(stopping_at(toy, 60), view)
     tokens = free.tokens.tolist()
     stop = next(t for t in tokens[1:] if t != tokens[0])
-    found = answer(stopping_at(toy, 60, stop), base)
+    found = answer(stopping_at(toy, 60, stop), view)
     place = tokens.index(stop)
     assert int(found.count) == place + 1
     assert found.tokens.tolist() == tokens[:place] + [stop] * (6 - place)
 
 
 def test_an_answer_without_stop_token_uses_all_its_steps(toy):
-    found = answer(stopping_at(toy, 60), base_of(toys.remembered(toy, toys.video())))
+    found = answer(stopping_at(toy, 60), dense_view(toys.remembered(toy, toys.video())))
     assert 60 not in found.tokens.tolist() and int(found.count) == 6
 
 
 def test_drawing_depends_on_the_key_alone(toy):
-    base = base_of(toys.remembered(toy, toys.video()))
+    view = dense_view(toys.remembered(toy, toys.video()))
     hot = decode.Sampling(np.float32(2.0), np.float32(1.0))
-    draws = [answer(toy, base, sampling=hot, seed=seed, max_new=12).tokens.tolist() for seed in (1, 1, 2)]
+    draws = [answer(toy, view, sampling=hot, seed=seed, max_new=12).tokens.tolist() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_a_tiny_top_p_is_greedy(toy):
-    base = base_of(toys.remembered(toy, toys.video()))
+    view = dense_view(toys.remembered(toy, toys.video()))
     narrow = decode.Sampling(np.float32(1.5), np.float32(1e-6))
-    assert answer(toy, base, sampling=narrow, seed=3).tokens.tolist() == answer(toy, base).tokens.tolist()
+    assert answer(toy, view, sampling=narrow, seed=3).tokens.tolist() == answer(toy, view).tokens.tolist()
 
 
 def test_drawing_follows_temperature_and_top_p():
@@ -125,10 +123,8 @@ def test_drawing_follows_temperature_and_top_p():
 def test_a_second_question_and_a_second_video_of_like_length_compile_nothing(toy):
     def watch_and_ask(clip, question, dense):
         memory = toys.remembered(toy, clip)
-        answer(toy, base_of(memory), question)
-        plan = cache_plan.plan_mixed(memory.layout, 2, 2, selection.dense_chunks(4, np.asarray(dense)))
-        length = np.int32(len(plan.store))
-        answer(toy, decode.KVCacheView((cache_plan.assemble(memory, plan),), length[None], length), question)
+        answer(toy, dense_view(memory), question)
+        answer(toy, views.mixed_view(memory, 2, selection.dense_chunks(4, dense)[None], REFERENCE), question)
 
     compiled = []
 
@@ -155,9 +151,18 @@ def test_real_sizes_trace():
     params = jax.eval_shape(lambda k: video_xl_2.init(k, config), shape((2,), jnp.uint32))
     params = jax.tree.map(lambda a: shape(a.shape, jnp.bfloat16), params)
     stream = decode.KVCache(*(shape((28, 4, 120_000, 128), jnp.bfloat16) for _ in "kv"))
-    base = decode.KVCacheView((stream,), shape((1,), jnp.int32), shape((), jnp.int32))
+    view = views.whole_view((stream,), [100_000], REFERENCE, 16)
 
-    def run(p, b, ids):
-        return decode.generate(p, config, b, ids, jnp.full(16, 68), decode.Sampling(), jax.random.key(0), max_new=16)
+    def run(p, streams, ids):
+        return decode.generate(
+            p,
+            config,
+            view._replace(streams=streams),
+            ids,
+            jnp.full(16, 68),
+            decode.Sampling(),
+            jax.random.key(0),
+            max_new=16,
+        )
 
-    assert jax.eval_shape(run, params, base, shape((16, 80), jnp.int32)).tokens.shape == (16, 16)
+    assert jax.eval_shape(run, params, (stream,), shape((16, 80), jnp.int32)).tokens.shape == (16, 16)

@@ -12,7 +12,7 @@ from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, attention_pairs
 layouts = st.builds(
     Layout,
     prefix=st.integers(1, 6),
-    stamps=st.lists(st.integers(1, 5), min_size=1, max_size=9).map(tuple),
+    timestamp_lengths=st.lists(st.integers(1, 5), min_size=1, max_size=9).map(tuple),
     visual=st.integers(1, 12),
 )
 rules = st.builds(PrefillRule, block_size=st.integers(1, 10), prev_blocks=st.none() | st.integers(0, 12))
@@ -21,8 +21,8 @@ rules = st.builds(PrefillRule, block_size=st.integers(1, 10), prev_blocks=st.non
 def stated(layout: Layout, rule: PrefillRule, question: int) -> np.ndarray:
     """allowed(q, k) = k ≤ q and (q is global, or k is global, or block(q) − block(k) ≤ prev_blocks)."""
     block: list[int | None] = [None] * layout.prefix  # None: global
-    for group, stamp in enumerate(layout.stamps):
-        block += [None] * stamp + [group // rule.block_size] * layout.visual
+    for group, length in enumerate(layout.timestamp_lengths):
+        block += [None] * length + [group // rule.block_size] * layout.visual
     block += [None] * question
 
     def allowed(q: int, k: int) -> bool:
@@ -58,9 +58,9 @@ def test_a_window_longer_than_the_video_is_dense(layout, rule):
 
 
 @given(layouts, st.integers(1, 6))
-def test_positions_of_both_streams_cover_the_prompt_once(layout, visual):
-    both = np.concatenate([layout.visual_positions(visual), layout.global_positions(visual)])
-    assert sorted(both) == list(range(layout.global_length + layout.groups * visual))
+def test_positions_of_both_streams_cover_the_prompt_once(layout, compression):
+    both = np.concatenate([layout.visual_positions(compression), layout.global_positions(compression)])
+    assert sorted(both) == list(range(layout.sparse_length(compression)))
 
 
 @given(layouts, rules, st.sampled_from([VISUAL, GLOBAL]), st.integers(0, 30), st.integers(0, 60))

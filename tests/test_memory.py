@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 import toys
+from parity.assembled import assemble, plan_mixed
 
+from pallas_kernels.attention import REFERENCE
 from vxl2_jax import decode
-from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.relevance import selection
 
@@ -23,7 +25,7 @@ def stated_mixed(clip: toys.Video, k: np.ndarray, v: np.ndarray, compression: in
     """The mixed cache from unrotated keys and values [L, K, D] in natural order: chunk by chunk."""
     layout, keys, values = clip.layout, [k[: clip.layout.prefix]], [v[: clip.layout.prefix]]
     place = layout.prefix
-    for group, stamp in enumerate(layout.stamps):
+    for group, stamp in enumerate(layout.timestamp_lengths):
         middle, end = place + stamp, place + stamp + layout.visual
         for rows, out in ((k, keys), (v, values)):
             out.append(rows[place:middle])
@@ -60,8 +62,8 @@ def test_mixed_cache_is_dense_and_pooled_chunks_at_recounted_positions(toy, comp
         clip.layout.chunks(chunk_size), chosen if chosen is None else np.asarray(chosen, int)
     )
     dense_group = [dense[group // chunk_size + 1] for group in range(clip.layout.groups)]
-    plan = cache_plan.plan_mixed(clip.layout, compression, chunk_size, dense)
-    stream = cache_plan.assemble(memory, plan)
+    plan = plan_mixed(clip.layout, compression, chunk_size, dense)
+    stream = assemble(memory, plan)
     for layer, (k, v) in enumerate(caches):
         want = stated_mixed(clip, np.asarray(k), np.asarray(v), compression, dense_group, toy.config)
         assert len(plan.store) == len(want[0])
@@ -87,22 +89,17 @@ def test_a_compression_that_fits_no_group_is_refused(toy, compression):
 def test_asking_never_changes_a_memory(toy):
     memory = toys.remembered(toy, toys.video(3))
     before = jax.tree.map(np.array, memory)
-    base = decode.KVCacheView(
-        (memory.sparse,), np.asarray([memory.sparse_length], np.int32), np.int32(memory.sparse_length)
-    )
-    for _ in range(2):
+    mixed = views.mixed_view(memory, 2, selection.dense_chunks(4, [2])[None], REFERENCE)
+    for view in (views.sparse_view(memory, REFERENCE), mixed):
         decode.generate(
             toy.params,
             toy.config,
-            base,
+            view,
             np.arange(6, dtype=np.int32)[None],
             np.full(1, 6, np.int32),
             decode.Sampling(),
             jax.random.key(0),
             max_new=4,
-        )
-        cache_plan.assemble(
-            memory, cache_plan.plan_mixed(memory.layout, 2, 2, selection.dense_chunks(4, np.asarray([2])))
         )
     jax.tree.map(np.testing.assert_array_equal, before, memory)
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from parity.assembled import plan_mixed
 
 from vxl2_jax import cli, planning
-from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.errors import RequestError
 from vxl2_jax.hardware import SMALL
 from vxl2_jax.layout import Layout, PrefillRule
@@ -70,15 +70,13 @@ def test_bytes_are_those_of_the_arrays_that_watching_and_asking_make(toy):
 
     assert (found["dense"], found["sparse"]) == (size(memory.dense), size(memory.sparse))
     assert found["weights"] == size(toy.params)
-    dense = selection.dense_chunks(toys.LAYOUT.groups, np.asarray([3, 5]))
-    assert found["mixed"] == size(cache_plan.assemble(memory, cache_plan.plan_mixed(toys.LAYOUT, 2, 1, dense)))
 
 
 @pytest.mark.parametrize(("chunk_size", "top_k"), [(1, 0), (1, 3), (2, 1), (3, 1), (2, 4), (4, 0), (9, 4), (1, None)])
 def test_cached_bytes_are_those_of_the_tokens_that_a_question_loads(chunk_size, top_k):
     layout, chunks = toys.LAYOUT, toys.LAYOUT.chunks(chunk_size)
     chosen = None if top_k is None else selection.top_chunks(np.arange(chunks, dtype=float), top_k)
-    loaded = cache_plan.plan_mixed(layout, 2, chunk_size, selection.dense_chunks(chunks, chosen))
+    loaded = plan_mixed(layout, 2, chunk_size, selection.dense_chunks(chunks, chosen))
     found = planning.plan(
         toys.CONFIG, layout, PrefillRule(), compression=2, chunk_size=chunk_size, top_k=top_k, itemsize=4
     )
@@ -233,7 +231,7 @@ LONG = planning.layout_for(NANO, None, 10_000, 1.0)
 
 def check(limit: int | None, used: int = NANO_WEIGHTS, frames: int = 10_000) -> None:
     """For the last frames of a long video: so are their timestamps when fewer frames are taken of all of it."""
-    layout = Layout(LONG.prefix, LONG.stamps[-(frames // 4) :], LONG.visual)
+    layout = Layout(LONG.prefix, LONG.timestamp_lengths[-(frames // 4) :], LONG.visual)
     planning.check_memory(
         NANO,
         layout,

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import toys
 
-from vxl2_jax import decode, relevance
+from pallas_kernels.attention import REFERENCE
+from vxl2_jax import relevance
+from vxl2_jax.cache import views
 
 QUESTION = np.asarray([7, 3, 11, 30, 2, 0, 0, 0], np.int32)
 
@@ -78,8 +80,8 @@ def test_attention_mass_is_what_the_layers_attend(toy):
     clip = toys.video(1)
     memory = toys.remembered(toy, clip, toys.PrefillRule(prev_blocks=None), compression=1)
     count, length = 5, memory.sparse_length
-    base = decode.KVCacheView((memory.sparse,), np.asarray([length], np.int32), np.int32(length))
-    mass = np.asarray(relevance.mass_per_key(toy.params, toy.config, base, QUESTION[None], np.full(1, count)))[0]
+    view = views.sparse_view(memory, REFERENCE)
+    mass = np.asarray(relevance.mass_per_key(toy.params, toy.config, view, QUESTION[None], np.full(1, count)))[0]
     total = weights_of_a_whole_pass(toy, clip, QUESTION[:count])
     np.testing.assert_allclose(mass[:length], total, atol=1e-5)
     assert not mass[length:].any(), "keys past the end receive nothing"
@@ -99,7 +101,7 @@ def test_a_chunk_that_the_question_attends_to_scores_highest(toy, scorer):
     """Its keys are made longer than the others'."""
     memory = toys.remembered(toy, toys.video(2))
     kept = memory.layout.visual // memory.compression
-    rows = memory.layout.visual_positions(kept).reshape(memory.layout.groups, kept)
+    rows = memory.layout.visual_positions(memory.compression).reshape(memory.layout.groups, kept)
     plain = scored(scorer, request_of(toy, memory))
     for chunk in range(4):  # 0 is the first video chunk
         places = rows[2 * chunk : 2 * chunk + 2].ravel()

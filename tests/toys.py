@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vxl2_jax import prefill
+from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
 from vxl2_jax.layout import Layout, PrefillRule, natural_mask
-from vxl2_jax.memory import VideoMemory, sparse_level
+from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models import qwen2, video_xl_2
 
 CONFIG = ModelConfig(
@@ -26,7 +27,7 @@ CONFIG = ModelConfig(
     visual_placeholder=60,
     stop_tokens=(59,),
 )
-LAYOUT = Layout(prefix=5, stamps=(3, 3, 4, 3, 4, 4, 5), visual=4)
+LAYOUT = Layout(prefix=5, timestamp_lengths=(3, 3, 4, 3, 4, 4, 5), visual=4)
 RULE = PrefillRule(block_size=2, prev_blocks=1)
 
 

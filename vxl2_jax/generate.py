@@ -1,26 +1,26 @@
-"""Asking a memory, step by step: relevance → selection → mixed cache → decoding → answers.
+"""Answering questions about a memory: relevance → chunk selection → view of the cache → decoding → answers.
 
-Questions go through the steps in batches. Each is answered as if it were asked alone.
+Questions go through these steps in batches. Each is answered as if it were asked alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import PurePath
+from typing import TypeVar
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from vxl2_jax import decode, hardware, relevance
 from vxl2_jax.buckets import bucket
-from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, RelevanceFunction
-from vxl2_jax.relevance import oracle, selection
+from vxl2_jax.relevance.oracle import oracle_of
+from vxl2_jax.relevance.selection import ChunkSelection, top_chunks
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.text import prompt
 from vxl2_jax.timing import timed
@@ -28,7 +28,7 @@ from vxl2_jax.timing import timed
 
 @dataclass(frozen=True)
 class Chunk:
-    """One bi-level chunk of the video: its time span in seconds, its relevance, how it was loaded."""
+    """One bi-level chunk of the video: its time span in seconds, its relevance score, and whether it was loaded dense."""
 
     start_s: float
     end_s: float
@@ -38,10 +38,15 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a question got. Of `cache_tokens_dense` key/value tokens, `cache_tokens` were loaded.
+    """The answer to one question.
 
-    `stopped` is False where max_new_tokens cut the answer off. `timings` holds seconds per stage, of the whole batch
-    that the question was part of: `batch` questions shared them.
+    Attributes:
+      question, text: the question and its answer.
+      tokens: token ids of the answer.
+      stopped: False where max_new_tokens truncated the answer.
+      chunks: the chunks of the video, in order.
+      cache_tokens: tokens of the key/value cache that were loaded, of the `cache_tokens_dense` of the whole memory.
+      timings: seconds per stage of the whole batch, which had `batch` questions.
     """
 
     question: str
@@ -56,108 +61,97 @@ class Answer:
 
     @property
     def cache_ratio(self) -> float:
-        """Key/value bytes loaded over those of the dense memory."""
+        """Key/value bytes loaded, as a share of the whole dense memory."""
         return self.cache_tokens / self.cache_tokens_dense
 
 
-def ask(model: Runtime, memory: VideoMemory, question: str, options: AskOptions, history: Sequence[Answer]) -> Answer:
-    """One question. Nothing of the memory changes, and nothing of an earlier question is felt save `history`."""
+def ask(
+    model: Runtime, memory: VideoMemory, question: str, options: AskOptions, history: Sequence[Answer] = ()
+) -> Answer:
+    """Answer one question. The memory does not change; earlier questions have an effect only through `history`."""
     return ask_many(model, memory, [question], options, history)[0]
 
 
 def ask_many(
-    model: Runtime, memory: VideoMemory, questions: Sequence[str], options: AskOptions, history: Sequence[Answer]
+    model: Runtime,
+    memory: VideoMemory,
+    questions: Sequence[str],
+    options: AskOptions,
+    history: Sequence[Answer] = (),
 ) -> list[Answer]:
-    """Many questions, all after the same `history`, in batches; each is answered as if it were asked alone.
+    """Answer many questions, all after the same `history`, in batches.
 
-    Sizes of batches and lengths of questions are rounded up, so that other questions need no other executables.
-    Raises RequestError before anything is asked.
+    Batch sizes and question lengths are rounded up, so that other questions need no other executables.
+
+    Raises:
+      RequestError: an option out of range, an empty question, or another model's memory. Nothing has run then.
     """
     options.check()
     if not all(question.strip() for question in questions):
         raise RequestError("the question is empty")
-    if memory.model != model.fingerprint:
-        made = memory.sparse.k.dtype
-        mend = "watch the video again with it" if made == model.dtype else f"load the model that made it, in {made}"
-        raise RequestError(f"this memory was made by another model than {model.name} in {model.dtype}; {mend}")
+    _check_model(model, memory)
     hardware.clear_jit_caches()
-    said = [(answer.question, answer.text) for answer in history]
-    asked = [
-        _Question(number, text, model.tokenizer.encode(prompt.suffix_text(text, said)))
+    turns = [(answer.question, answer.text) for answer in history]
+    encoded = [
+        _Question(number, text, model.tokenizer.encode(prompt.suffix_text(text, turns)))
         for number, text in enumerate(questions)
     ]
+    oracle = oracle_of(options.relevance)
     answers: dict[int, Answer] = {}
-    for batch in _batches(asked, views.MAX_BATCH):
+    for batch in _batches(encoded):
         timings: dict[str, float] = {}
         with timed(timings, "relevance"):
-            choices = _choose(model, memory, batch, options)
-        # An oracle file may set compression and chunk size question by question.
-        alike: dict[tuple, list[_Question]] = {}
-        for question, choice in zip(batch, choices, strict=True):
-            alike.setdefault((choice.memory.compression, choice.chunk_size, choice.all_dense), []).append(question)
-        chosen = {question.number: choice for question, choice in zip(batch, choices, strict=True)}
-        for group in alike.values():
-            one = chosen[group[0].number]
-            slots = max(chosen[question.number].slots for question in group)
-            most = views.MAX_BATCH if one.all_dense else views.max_batch(one.memory, model.kernel, slots)
-            for part in _batches(group, most):
-                own = {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
-                answers |= _answer(model, part, [chosen[question.number] for question in part], options, own)
-    return [answers[number] for number in range(len(asked))]
+            if oracle:
+                selections = oracle.select(memory, [question.text for question in batch], options.chunk_size)
+            else:
+                selections = select_chunks(model, memory, batch, options)
+        # An oracle may set compression and chunk size question by question.
+        groups: dict[tuple, list[tuple[_Question, ChunkSelection]]] = {}
+        for question, chosen in zip(batch, selections, strict=True):
+            key = chosen.memory.compression, chosen.chunk_size, chosen.all_dense
+            groups.setdefault(key, []).append((question, chosen))
+        for group in groups.values():
+            for part in _batches(group):
+                shared = {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
+                answers |= _answer(model, part, options, shared)
+    return [answers[number] for number in range(len(encoded))]
+
+
+def _check_model(model: Runtime, memory: VideoMemory) -> None:
+    """Raise RequestError if another model made the memory."""
+    if memory.model != model.fingerprint:
+        dtype = memory.sparse.k.dtype
+        fix = "watch the video again with it" if dtype == model.dtype else f"load the model that made it, in {dtype}"
+        raise RequestError(f"this memory was made by another model than {model.name} in {model.dtype}; {fix}")
 
 
 @dataclass(frozen=True)
 class _Question:
-    """A question and its place among all that were asked; ids: tokens of it and of what comes before it."""
+    """A question with its index among all questions, and the token ids of it and of everything after the video."""
 
     number: int
     text: str
     ids: Sequence[int]
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """What a question reads: chunk numbers of a memory to load dense (None: all), by scores [chunks]. An oracle's own
-    chunk size and compression have replaced those asked for; `most`: interior chunks that other questions of its category
-    load, so that all of them share executables."""
-
-    memory: VideoMemory
-    chunk_size: int
-    scores: np.ndarray
-    chosen: np.ndarray | None
-    most: int = 0
-
-    @cached_property
-    def dense(self) -> np.ndarray:
-        """bool [chunks + 1], the prefix first."""
-        return selection.dense_chunks(len(self.scores), self.chosen)
-
-    @property
-    def all_dense(self) -> bool:
-        return bool(self.dense.all())
-
-    @property
-    def slots(self) -> int:
-        """Tokens of the mixture, or of the largest one of its category."""
-        interior = max(self.most, int(self.dense[2:-1].sum()))
-        return cache_plan.mixed_length(self.memory.layout, self.memory.compression, self.chunk_size, interior)
+_Item = TypeVar("_Item")
 
 
-def _batches(questions: list[_Question], most: int) -> Iterator[list[_Question]]:
-    """Cut into batches of at most `most` questions, a power of two.
+def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
+    """Divide into batches of at most `MAX_BATCH`.
 
-    An accelerator, which waits for its memory, takes a last batch that is filled up; a CPU, which would calculate as
-    long for what fills it, takes smaller ones that are full.
+    An accelerator waits for its memory, so its last batch is filled up with empty questions. A CPU would compute for as
+    long as with real ones, so it gets several smaller batches without empty ones, each a power of two.
     """
     full = jax.default_backend() == "cpu"
-    while questions:
-        size = min(1 << len(questions).bit_length() - 1 if full else len(questions), most)
-        yield questions[:size]
-        questions = questions[size:]
+    while items:
+        size = min(1 << len(items).bit_length() - 1 if full else len(items), views.MAX_BATCH)
+        yield items[:size]
+        items = items[size:]
 
 
-def _stacked(questions: list[_Question]) -> tuple[np.ndarray, np.ndarray]:
-    """(ids int32 [B, N], how many of each are real [B]). B is rounded up to a power of two; the rest are none."""
+def _pad(questions: Sequence[_Question]) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"]]:
+    """(right-padded ids, real tokens of each). B is rounded up to a power of two; the added questions have no tokens."""
     size = 1 << (len(questions) - 1).bit_length()
     ids = np.zeros((size, bucket(max(len(question.ids) for question in questions), minimum=64)), np.int32)
     count = np.zeros(size, np.int32)
@@ -167,43 +161,78 @@ def _stacked(questions: list[_Question]) -> tuple[np.ndarray, np.ndarray]:
     return ids, count
 
 
+def select_chunks(
+    model: Runtime, memory: VideoMemory, questions: Sequence[_Question], options: AskOptions
+) -> list[ChunkSelection]:
+    """Score the chunks for each question and select the best ones. Raises RequestError for a scorer's wrong result."""
+    if callable(options.relevance):
+        # One question after another, each without padding.
+        scores = [_call_scorer(options.relevance, memory, question, options.chunk_size) for question in questions]
+    else:
+        inputs = relevance.ScorerInputs(
+            model.params, model.config, memory, *_pad(questions), options.chunk_size, options.seed, model.kernel
+        )
+        scores = list(relevance.SCORERS[options.relevance](inputs)[: len(questions)])
+    return [
+        ChunkSelection(
+            memory, options.chunk_size, row, None if options.top_k is None else top_chunks(row, options.top_k)
+        )
+        for row in scores
+    ]
+
+
+def _call_scorer(
+    scorer: RelevanceFunction, memory: VideoMemory, question: _Question, chunk_size: int
+) -> Float[np.ndarray, " C"]:
+    scores = np.asarray(scorer(np.asarray(question.ids, np.int32), memory), np.float32)
+    chunks = memory.layout.chunks(chunk_size)
+    if scores.shape != (chunks,):
+        raise RequestError(
+            f"the relevance function must return {chunks} scores, one per chunk, not shape {scores.shape}"
+        )
+    return scores
+
+
 def _answer(
-    model: Runtime, questions: list[_Question], choices: list[_Choice], options: AskOptions, timings: dict[str, float]
+    model: Runtime,
+    part: Sequence[tuple[_Question, ChunkSelection]],
+    options: AskOptions,
+    timings: dict[str, float],
 ) -> dict[int, Answer]:
-    """Answers by number: questions over one memory, chunks of one size, all of them wholly dense or none."""
-    memory, chunk_size = choices[0].memory, choices[0].chunk_size
-    ids, count = _stacked(questions)
+    """Answers by number, of questions with the same memory and chunk size, whose caches are all wholly dense or none."""
+    questions, selections = [question for question, _ in part], [chosen for _, chosen in part]
+    memory, chunk_size = selections[0].memory, selections[0].chunk_size
+    ids, count = _pad(questions)
     with timed(timings, "load"):
-        if choices[0].all_dense:
-            base = views.dense_view(memory, model.kernel, len(ids))
+        if selections[0].all_dense:
+            view = views.dense_view(memory, model.kernel, len(ids))
         else:
-            dense = np.zeros((len(ids), len(choices[0].dense)), bool)
-            dense[: len(choices)] = [choice.dense for choice in choices]
-            most = max(choice.most for choice in choices)
-            base = views.mixed_view(memory, chunk_size, dense, model.kernel, most)
-        jax.block_until_ready(base.streams)
+            dense = np.zeros((len(ids), len(selections[0].dense)), bool)
+            dense[: len(selections)] = [chosen.dense for chosen in selections]
+            max_interior = max(chosen.max_interior for chosen in selections)
+            view = views.mixed_view(memory, chunk_size, dense, model.kernel, max_interior)
+        jax.block_until_ready(view.streams)
     with timed(timings, "decode"):
-        sampling = decode.Sampling(np.float32(options.temperature), np.float32(options.top_p))
         generated = decode.generate(
             model.params,
             model.config,
-            base,
+            view,
             ids,
             count,
-            sampling,
+            decode.Sampling(np.float32(options.temperature), np.float32(options.top_p)),
             jax.random.key(options.seed),
             max_new=options.max_new_tokens,
             kernel=model.kernel,
         )
-        said, length = np.asarray(generated.tokens), np.asarray(generated.count)
-    read = np.broadcast_to(base.position, len(ids))
+        produced, length = np.asarray(generated.tokens), np.asarray(generated.count)
+    loaded = np.broadcast_to(view.position, len(ids))
 
     def answer(row: int) -> Answer:
-        question, choice = questions[row], choices[row]
-        tokens = tuple(int(token) for token in said[row, : length[row]])
+        question, chosen = part[row]
+        tokens = tuple(int(token) for token in produced[row, : length[row]])
         chunks = tuple(
-            Chunk(*memory.chunk_span(number, chunk_size), float(choice.scores[number - 1]), bool(choice.dense[number]))
-            for number in range(1, len(choice.scores) + 1)
+            Chunk(*memory.chunk_span(number, chunk_size), float(chosen.scores[number - 1]), bool(chosen.dense[number]))
+            for number in range(1, len(chosen.scores) + 1)
         )
         return Answer(
             question=question.text,
@@ -211,70 +240,10 @@ def _answer(
             tokens=tokens,
             stopped=tokens[-1] in model.config.stop_tokens,
             chunks=chunks,
-            cache_tokens=int(read[row]),
+            cache_tokens=int(loaded[row]),
             cache_tokens_dense=memory.layout.length,
             timings=timings,
-            batch=len(questions),
+            batch=len(part),
         )
 
     return {question.number: answer(row) for row, question in enumerate(questions)}
-
-
-def _choose(model: Runtime, memory: VideoMemory, questions: list[_Question], options: AskOptions) -> list[_Choice]:
-    """What each question reads."""
-    if isinstance(options.relevance, oracle.Oracle):
-        return _consult(options.relevance, memory, questions, options)
-    if isinstance(options.relevance, str) and options.relevance.startswith(oracle.PREFIX):
-        return _consult(oracle.read(options.relevance.removeprefix(oracle.PREFIX)), memory, questions, options)
-    chunks = memory.layout.chunks(options.chunk_size)
-    if callable(options.relevance):
-        # One after the other, each with its real tokens.
-        scores = [_scored(options.relevance, memory, question, chunks) for question in questions]
-    else:
-        request = relevance.ScorerInputs(
-            model.params, model.config, memory, *_stacked(questions), options.chunk_size, options.seed, model.kernel
-        )
-        scores = relevance.SCORERS[options.relevance](request)[: len(questions)]
-
-    def pick(one):
-        return None if options.top_k is None else selection.top_chunks(one, options.top_k)
-
-    return [_Choice(memory, options.chunk_size, one, pick(one)) for one in scores]
-
-
-def _scored(scorer: RelevanceFunction, memory: VideoMemory, question: _Question, chunks: int) -> np.ndarray:
-    scores = np.asarray(scorer(np.asarray(question.ids, np.int32), memory), np.float32)
-    if scores.shape != (chunks,):
-        raise RequestError(f"the relevance function must give {chunks} scores, one a chunk, not shape {scores.shape}")
-    return scores
-
-
-def _consult(
-    replayed: oracle.Oracle, memory: VideoMemory, questions: list[_Question], options: AskOptions
-) -> list[_Choice]:
-    """Replay oracle files of the original for questions about the memory's video."""
-    pooled = {memory.compression: memory}
-
-    def consult(question: _Question) -> _Choice:
-        keys = [f"{name}_{question.text}" for name in (memory.video, PurePath(memory.video).stem)]
-        found = replayed.find(keys)
-        chunk_size, view, chosen, most = options.chunk_size, memory, None, 0
-        if found is None or found.units is None:
-            if memory.rule.prev_blocks is not None:
-                raise RequestError(
-                    f"{replayed.source}: no units for {keys[0]!r}, which means plain dense pre-fill: "
-                    "watch the video with prev_blocks none"
-                )
-        else:
-            compression, chunk_size = found.compression or memory.compression, found.chunk_size or chunk_size
-            if compression not in pooled:
-                pooled[compression] = memory.with_compression(compression)
-            view = pooled[compression]
-            chunks = memory.layout.chunks(chunk_size)
-            chosen = selection.chunks_of_units(list(found.units), chunks, chunk_size)
-            most = min(replayed.most.get(found.category, 0), max(chunks - 2, 0))
-        scores = np.zeros(memory.layout.chunks(chunk_size), np.float32)
-        scores[... if chosen is None else chosen - 1] = 1.0
-        return _Choice(view, chunk_size, scores, chosen, most)
-
-    return [consult(question) for question in questions]

@@ -25,6 +25,25 @@ LARGE = BatchSizes(stride=64, vision_groups=16)
 """Timestamps look back over the whole video, and there are few of them: large strides make their tiles many."""
 
 
+class CompilerTraits(NamedTuple):
+    """How XLA compiles the model's programs on a platform, as far as memory is concerned.
+
+    slices_layers: it copies one layer's weights out of the stacked weights; fuses_pooling: the sparse level is made
+    without an array of all un-rotated keys; lanes: the last dimension of an array is padded to multiples of this.
+    """
+
+    slices_layers: bool = True
+    fuses_pooling: bool = False
+    lanes: int = 1
+
+
+COMPILERS = {
+    "cpu": CompilerTraits(),
+    "gpu": CompilerTraits(fuses_pooling=True),
+    "tpu": CompilerTraits(slices_layers=False, lanes=128),
+}
+
+
 def capability(device: Any) -> float:
     """CUDA compute capability; 0 for other devices."""
     return float(getattr(device, "compute_capability", 0) or 0)

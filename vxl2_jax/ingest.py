@@ -229,6 +229,7 @@ def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int) -
         itemsize=model.dtype.itemsize,
         sizes=model.sizes,
         kernel=model.kernel,
+        platform=device.platform,
     )
 
 

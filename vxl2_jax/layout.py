@@ -1,17 +1,16 @@
-"""Where every token of a watched video lies, and who attends to whom: the one place that knows.
+"""Positions, visibility and pooled lengths of the tokens of a watched video: the only place that defines them.
 
-A prompt is, in natural order: prefix, then per group of four frames its timestamp tokens and its V
-visual tokens, then the question. Storage keeps two streams apart: the *visual* stream (G·V tokens,
-perfectly regular) and the *global* stream (prefix, then every timestamp token). Attention does not
-mind storage order as long as positions are right, and with the streams apart the rule of chunk-based
-pre-filling (arXiv 2506.19225)
+A prompt is, in natural order: the prefix; per group of four frames its timestamp tokens and its V visual tokens; the
+question. The cache stores two streams apart: the *visual stream* (G·V tokens, perfectly regular) and the *global stream*
+(the prefix, then the tokens of all timestamps). Attention does not depend on the order of storage as long as positions
+are right, and with the streams apart the rule of chunk-based pre-filling (arXiv 2506.19225)
 
     allowed(q, k) = k ≤ q and (q is global, or k is global, or block(q) − block(k) ≤ prev_blocks)
 
-gives every query one contiguous range of keys in each stream. `key_ranges` says which; masks, pair
-counts, kernels and training all derive from it.
+gives every query one contiguous range of keys in each stream. `key_ranges` computes it; masks, pair counts, kernels and
+training all derive from it.
 
-Letters: G groups, V visual tokens per group, P prefix tokens. Everything here is NumPy on the host.
+Letters: G groups, V visual tokens per group, P prefix tokens, C chunks. Everything here is NumPy on the host.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 VISUAL, GLOBAL = 0, 1
 """Stream numbers: the order of streams wherever both are passed."""
@@ -28,56 +28,32 @@ VISUAL, GLOBAL = 0, 1
 
 @dataclass(frozen=True)
 class Layout:
-    """Lengths from which all else follows. `stamps[g]` is the number of timestamp tokens of group g."""
+    """The lengths that determine everything else.
+
+    Attributes:
+      prefix: tokens before the video.
+      timestamp_lengths: tokens of each group's timestamp.
+      visual: visual tokens per group (V).
+    """
 
     prefix: int
-    stamps: tuple[int, ...]
+    timestamp_lengths: tuple[int, ...]
     visual: int
 
     @property
     def groups(self) -> int:
-        return len(self.stamps)
+        """Number of groups (G)."""
+        return len(self.timestamp_lengths)
 
     @property
     def visual_length(self) -> int:
         """Tokens of the visual stream."""
         return self.groups * self.visual
 
-    @cached_property
-    def timestamp_ends(self) -> np.ndarray:
-        """int32 [G]: index in the global stream just past each group's timestamp."""
-        return (self.prefix + np.cumsum(np.asarray(self.stamps, np.int32))).astype(np.int32)
-
-    @cached_property
-    def timestamp_starts(self) -> np.ndarray:
-        """int32 [G]: index in the global stream of each group's first timestamp token."""
-        return self.timestamp_ends - np.asarray(self.stamps, np.int32)
-
-    def global_range(self, first: int, last: int) -> tuple[int, int]:
-        """The global tokens that come with the groups `first` … `last` − 1; the prefix comes with group 0."""
-
-        def bound(group):
-            return int(self.timestamp_ends[group - 1]) if group else self.prefix
-
-        return bound(first) if first else 0, bound(last)
-
-    def global_rows(self, groups: Iterable[int]) -> np.ndarray:
-        """int32: the global tokens of the prefix and of some groups."""
-        stamps = [np.arange(self.timestamp_starts[g], self.timestamp_ends[g]) for g in groups]
-        return np.concatenate([np.arange(self.prefix), *stamps]).astype(np.int32)
-
-    def visual_rows(self, groups: Iterable[int]) -> np.ndarray:
-        """int32: the visual tokens of some groups."""
-        return (
-            (np.asarray(list(groups), np.int32)[:, None] * self.visual + np.arange(self.visual))
-            .reshape(-1)
-            .astype(np.int32)
-        )
-
     @property
     def global_length(self) -> int:
         """Tokens of the global stream."""
-        return self.prefix + sum(self.stamps)
+        return self.prefix + sum(self.timestamp_lengths)
 
     @property
     def length(self) -> int:
@@ -85,52 +61,109 @@ class Layout:
         return self.global_length + self.visual_length
 
     @cached_property
-    def global_groups(self) -> np.ndarray:
-        """int32 [global_length]: the group of each global token; the prefix counts as group 0."""
-        return np.repeat(np.arange(-1, self.groups), (self.prefix, *self.stamps)).clip(0).astype(np.int32)
+    def timestamp_ends(self) -> Int[np.ndarray, " G"]:
+        """Index in the global stream just past each group's timestamp."""
+        return (self.prefix + np.cumsum(np.asarray(self.timestamp_lengths, np.int32))).astype(np.int32)
 
-    def visual_positions(self, visual: int | None = None) -> np.ndarray:
-        """int32 [G·visual]: positions of the visual tokens, were there `visual` of them per group.
+    @cached_property
+    def timestamp_starts(self) -> Int[np.ndarray, " G"]:
+        """Index in the global stream of each group's first timestamp token."""
+        return self.timestamp_ends - np.asarray(self.timestamp_lengths, np.int32)
 
-        With `visual` = V // compression these are the positions of a memory that is sparse throughout.
-        """
-        per_group = self.visual if visual is None else visual
-        g, i = np.divmod(np.arange(self.groups * per_group), max(per_group, 1))
-        return (self.timestamp_ends[g] + g * per_group + i).astype(np.int32)
+    @cached_property
+    def global_groups(self) -> Int[np.ndarray, " global"]:
+        """The group of each token of the global stream; the prefix counts as group 0."""
+        return np.repeat(np.arange(-1, self.groups), (self.prefix, *self.timestamp_lengths)).clip(0).astype(np.int32)
 
-    def global_positions(self, visual: int | None = None) -> np.ndarray:
-        """int32 [global_length]: positions of the global tokens, with `visual` tokens per group."""
-        per_group = self.visual if visual is None else visual
-        return (np.arange(self.global_length) + self.global_groups * per_group).astype(np.int32)
+    def global_range(self, first: int, last: int) -> tuple[int, int]:
+        """Range of the global tokens of the groups `first` … `last` − 1; the prefix belongs to group 0."""
+        ends = (self.prefix, *self.timestamp_ends.tolist())
+        return ends[first] if first else 0, ends[last]
 
-    def chunk_of_group(self, chunk_size: int) -> np.ndarray:
-        """int32 [G]: bi-level chunk of each group, counted from 1 (chunk 0 is the prefix)."""
-        return (np.arange(self.groups) // chunk_size + 1).astype(np.int32)
+    def global_rows(self, groups: Iterable[int]) -> Int[np.ndarray, " n"]:
+        """Indices of the prefix and of the timestamps of some groups."""
+        timestamps = [np.arange(self.timestamp_starts[g], self.timestamp_ends[g]) for g in groups]
+        return np.concatenate([np.arange(self.prefix), *timestamps]).astype(np.int32)
+
+    def visual_rows(self, groups: Iterable[int]) -> Int[np.ndarray, " n"]:
+        """Indices of the visual tokens of some groups."""
+        first = np.asarray(list(groups), np.int32)[:, None] * self.visual
+        return (first + np.arange(self.visual)).reshape(-1).astype(np.int32)
+
+    def visual_positions(self, compression: int = 1) -> Int[np.ndarray, " n"]:
+        """Positions of the visual tokens [G·V]; with `compression`, of the pooled ones in a fully sparse cache."""
+        pooled = self.pooled(compression)
+        group, index = np.divmod(np.arange(self.groups * pooled), max(pooled, 1))
+        return (self.timestamp_ends[group] + group * pooled + index).astype(np.int32)
+
+    def global_positions(self, compression: int = 1) -> Int[np.ndarray, " global"]:
+        """Positions of the global tokens; with `compression`, in a fully sparse cache."""
+        return (np.arange(self.global_length) + self.global_groups * self.pooled(compression)).astype(np.int32)
+
+    # Bi-level caches: chunks of groups, each dense or sparse.
+
+    def pooled(self, compression: int) -> int:
+        """Visual tokens of a group after pooling `compression` tokens into one; an incomplete window is dropped."""
+        return pooled(self.visual, compression)
+
+    def sparse_length(self, compression: int) -> int:
+        """Tokens of the sparse level: the position of a question asked of it."""
+        return self.global_length + self.groups * self.pooled(compression)
+
+    def mixed_length(self, compression: int, chunk_size: int, interior: int) -> int:
+        """Tokens of a mixed cache in which the first, the last and `interior` other chunks are dense."""
+        chunks = self.chunks(chunk_size)
+        if interior >= chunks - 2:
+            return self.length
+        last = self.groups - (chunks - 1) * chunk_size
+        dense = (interior + 1) * chunk_size + last
+        return self.sparse_length(compression) + dense * (self.visual - self.pooled(compression))
 
     def chunks(self, chunk_size: int) -> int:
-        """Number of video chunks; the last may be short."""
+        """Number of video chunks (C); the last one may be short."""
         return -(-self.groups // chunk_size)
+
+    def chunk_of_group(self, chunk_size: int) -> Int[np.ndarray, " G"]:
+        """Chunk of each group, counted from 1 (chunk 0 is the prefix)."""
+        return (np.arange(self.groups) // chunk_size + 1).astype(np.int32)
+
+    def dense_groups(self, chunk_size: int, dense: Bool[np.ndarray, "*B C+1"]) -> Bool[np.ndarray, "*B G"]:
+        """Whether each group belongs to a dense chunk; `dense` includes the prefix, chunk 0."""
+        return np.asarray(dense)[..., self.chunk_of_group(chunk_size)]
+
+    def chunk_slots(self, compression: int, chunk_size: int) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"]]:
+        """Start and end of each chunk in the sparse level, timestamps included."""
+        first = np.arange(0, self.groups, chunk_size)
+        start = self.timestamp_starts[first] + first * self.pooled(compression)
+        return start, np.append(start[1:], self.sparse_length(compression))
+
+
+def pooled(visual: int, compression: int) -> int:
+    """How many tokens remain of `visual` ones when windows of `compression` are pooled; a short window is dropped."""
+    return visual // compression
 
 
 @dataclass(frozen=True)
 class PrefillRule:
-    """Chunk-based pre-filling: blocks of `block_size` groups; `prev_blocks` None is dense pre-fill."""
+    """Chunk-based pre-filling: blocks of `block_size` groups; prev_blocks None is dense pre-filling."""
 
     block_size: int = 4
     prev_blocks: int | None = 3
 
-    def first_group(self, group: np.ndarray) -> np.ndarray:
+    def first_group(self, group: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
         """The earliest group whose visual tokens a visual token of `group` attends to."""
         if self.prev_blocks is None:
             return np.zeros_like(group)
         return np.maximum(group // self.block_size - self.prev_blocks, 0) * self.block_size
 
 
-def key_ranges(layout: Layout, rule: PrefillRule, stream: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+def key_ranges(
+    layout: Layout, rule: PrefillRule, stream: int, start: int, stop: int
+) -> tuple[Int[np.ndarray, "2 N"], Int[np.ndarray, "2 N"]]:
     """The visibility rule: what the queries `start … stop − 1` of a stream attend to.
 
-    Returns int32 starts [2, N] and stops [2, N]: query n sees the keys starts[s, n] ≤ index < stops[s, n]
-    of stream s (VISUAL, GLOBAL) and no others. Queries past the stream's end see nothing.
+    Returns int32 k_start and k_end: query n sees the keys k_start[s, n] ≤ index < k_end[s, n] of stream s (VISUAL,
+    GLOBAL) and no others. Queries past the stream's end see nothing.
     """
     index = np.arange(start, stop)
     k_start = np.zeros((2, len(index)), np.int32)
@@ -148,10 +181,9 @@ def key_ranges(layout: Layout, rule: PrefillRule, stream: int, start: int, stop:
     return k_start, k_end
 
 
-def question_ranges(layout: Layout, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """What `count` tokens after the video attend to, were they appended to the global stream: all of it, and their past.
-
-    Returns int32 starts [2, count] and stops [2, count], as `key_ranges` does.
+def question_ranges(layout: Layout, count: int) -> tuple[Int[np.ndarray, "2 N"], Int[np.ndarray, "2 N"]]:
+    """What `count` tokens after the video attend to, if they are appended to the global stream: the whole video and the
+    tokens before them. Returns what `key_ranges` returns.
     """
     k_end = np.empty((2, count), np.int32)
     k_end[VISUAL] = layout.visual_length
@@ -171,8 +203,8 @@ def attention_pairs(layout: Layout, rule: PrefillRule, question: int = 0) -> tup
     return kept, total * (total + 1) // 2
 
 
-def natural_mask(layout: Layout, rule: PrefillRule, question: int = 0) -> np.ndarray:
-    """bool [L, L] in natural order (prefix, video, question): True = may attend. For tests and training.
+def natural_mask(layout: Layout, rule: PrefillRule, question: int = 0) -> Bool[np.ndarray, "N N"]:
+    """The attention mask in natural order (prefix, video, question): True where a token may attend. For tests.
 
     Inference never builds it: it is quadratic.
     """

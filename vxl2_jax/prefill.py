@@ -1,8 +1,7 @@
-"""Chunk-based pre-filling by strides: a fixed number of groups at a time, the cache as carry.
+"""Chunk-based pre-filling by strides: a fixed number of groups at a time, with the cache as carry.
 
-Activation memory does not grow with the video, and one executable serves every length whose cache has
-the same capacity. The cache holds keys rotated at their positions; nothing else needs to know where a
-stride began.
+Activation memory does not grow with the video, and one executable serves every length whose cache has the same
+capacity. The cache holds keys rotated at their positions, so nothing else needs to know where a stride began.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import attention
 from pallas_kernels.attention import REFERENCE, Kernel, KVCache
@@ -33,8 +34,8 @@ class DenseCache(NamedTuple):
 class Stride(NamedTuple):
     """What one stride feeds through the layers: its visual tokens, then its global tokens (padded).
 
-    ids int32 [N]: the global tokens; positions int32 [rows]; starts, stops int32 [2, rows]: the key
-    ranges of `layout.key_ranges`, empty for padding; offsets: where in each stream the rows are written.
+    ids int32 [N]: the global tokens; positions int32 [rows]; k_start, k_end int32 [2, rows]: the ranges of
+    `layout.key_ranges`, empty for padding; offsets: where in each stream the rows are written.
     """
 
     ids: np.ndarray
@@ -46,7 +47,7 @@ class Stride(NamedTuple):
 
 
 class CacheCapacity(NamedTuple):
-    """Static sizes of a watched video: groups per stride, global rows per stride, tokens per stream."""
+    """Static sizes of a cache: groups per stride, global rows per stride, slots of each stream."""
 
     stride: int
     global_rows: int
@@ -54,66 +55,61 @@ class CacheCapacity(NamedTuple):
     global_: int
 
 
-_LEAST = tuple(keys + 16 for keys in attention.CPU_KEYS)
-"""Room of the shortest streams: on a CPU more than a tile of the reference, which then cuts the same tiles whatever the
-capacity, so that a memory that grew equals, bit for bit, one made at once. (A stream of one tile would be copied whole.)"""
+_MIN_CAPACITY = tuple(keys + 16 for keys in REFERENCE.max_keys)
+"""Capacity of the shortest streams: on a CPU more than a tile of the reference, which then cuts the same tiles whatever the
+capacity, so that an extended memory equals, bit for bit, one made at once. (A stream of one tile would be copied whole.)"""
 
 
 def capacity(layout: Layout, stride: int, since: int = 0) -> CacheCapacity:
-    """Sizes for a layout, rounded up so that videos of like length share executables.
+    """Sizes for a layout, rounded up so that videos of similar length share executables.
 
-    since: the group at which strides begin to be counted, where it is not 0 (see `plan_strides`).
+    since: the group at which the first stride begins (see `plan_strides`).
     """
-    # Beginning within a stride shifts all strides after it.
+    # A first stride that begins inside another one shifts all strides after it.
     strides = bucket(-(-max(layout.groups, 1) // stride) + (since % stride > 0))
-    per_stamp = max(layout.stamps, default=1)
+    per_timestamp = max(layout.timestamp_lengths, default=1)
     prefix = round_up(layout.prefix, 4)
-    rows = prefix + stride * per_stamp
-    # Writes are whole strides wide, so the last one needs room behind the last real token. Multiples of 16 are
-    # what a TPU can cut key tiles from without copying.
-    visual, global_ = strides * stride * layout.visual, 2 * prefix + strides * stride * per_stamp
-    room = (max(round_up(room, 16), least) for room, least in zip((visual, global_), _LEAST, strict=True))
-    return CacheCapacity(stride, rows, *room)
+    rows = prefix + stride * per_timestamp
+    # Whole strides are written, so the last one needs capacity after the last real token. From multiples of 16 a TPU
+    # cuts key tiles without a copy.
+    lengths = strides * stride * layout.visual, 2 * prefix + strides * stride * per_timestamp
+    visual, global_ = (
+        max(round_up(length, 16), minimum) for length, minimum in zip(lengths, _MIN_CAPACITY, strict=True)
+    )
+    return CacheCapacity(stride, rows, visual, global_)
 
 
 def plan_strides(
-    layout: Layout, rule: PrefillRule, global_ids: np.ndarray, sizes: CacheCapacity, since: int = 0
+    layout: Layout, rule: PrefillRule, global_ids: Int[np.ndarray, " global"], sizes: CacheCapacity, since: int = 0
 ) -> list[Stride]:
-    """Cut a layout, from group `since` on, into strides. `global_ids` int32 [layout.global_length]."""
+    """Divide a layout, from group `since` on, into strides. global_ids: tokens of the whole global stream."""
+
+    def pad(rows: np.ndarray, length: int) -> np.ndarray:
+        return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, length - rows.shape[-1])])
+
+    visual_positions, global_positions = layout.visual_positions(), layout.global_positions()
+    visual_rows, global_rows = sizes.stride * layout.visual, sizes.global_rows
     strides = []
     for first in range(since, max(layout.groups, 1), sizes.stride):
-        last = min(first + sizes.stride, layout.groups)
-        begin, end = layout.global_range(first, last)
-        visual = range(first * layout.visual, (first + sizes.stride) * layout.visual)
-        tokens = end - begin
-        ranges_v = key_ranges(layout, rule, VISUAL, visual.start, visual.stop)
-        ranges_g = key_ranges(layout, rule, GLOBAL, begin, end)
-
-        def pad(rows):
-            return np.pad(rows, [(0, 0)] * (rows.ndim - 1) + [(0, sizes.global_rows - rows.shape[-1])])
-
-        visual_positions = layout.visual_positions()[visual.start : visual.stop]
-        assert tokens <= sizes.global_rows
-        strides.append(
-            Stride(
-                ids=pad(np.asarray(global_ids[begin:end], np.int32)),
-                positions=np.concatenate(
-                    [
-                        np.pad(visual_positions, (0, len(visual) - len(visual_positions))),
-                        pad(layout.global_positions()[begin:end]),
-                    ]
-                ),
-                k_start=np.concatenate([ranges_v[0], pad(ranges_g[0])], axis=1),
-                k_end=np.concatenate([ranges_v[1], pad(ranges_g[1])], axis=1),
-                visual_offset=np.int32(visual.start),
-                global_offset=np.int32(begin),
-            )
+        begin, end = layout.global_range(first, min(first + sizes.stride, layout.groups))
+        start = first * layout.visual
+        visual_ranges = key_ranges(layout, rule, VISUAL, start, start + visual_rows)
+        global_ranges = key_ranges(layout, rule, GLOBAL, begin, end)
+        k_start, k_end = (
+            np.concatenate([of_visual, pad(of_global, global_rows)], axis=1)
+            for of_visual, of_global in zip(visual_ranges, global_ranges, strict=True)
         )
+        positions = [
+            pad(visual_positions[start : start + visual_rows], visual_rows),
+            pad(global_positions[begin:end], global_rows),
+        ]
+        ids = pad(np.asarray(global_ids[begin:end], np.int32), global_rows)
+        strides.append(Stride(ids, np.concatenate(positions), k_start, k_end, np.int32(start), np.int32(begin)))
     return strides
 
 
 def empty(config: ModelConfig, sizes: CacheCapacity, dtype: Any) -> DenseCache:
-    """A cache of zeros for a video of the given capacity."""
+    """A cache of zeros with the given capacity."""
     lm = config.language
     return empty_streams(lm.layers, lm.kv_heads, lm.head_width, sizes, dtype)
 
@@ -121,7 +117,7 @@ def empty(config: ModelConfig, sizes: CacheCapacity, dtype: Any) -> DenseCache:
 def empty_streams(layers: int, kv_heads: int, width: int, sizes: CacheCapacity, dtype: Any) -> DenseCache:
     """The same from plain numbers."""
 
-    def stream(length):
+    def stream(length: int) -> KVCache:
         return KVCache(*(jnp.zeros((layers, kv_heads, length, width), dtype) for _ in "kv"))
 
     return DenseCache(stream(sizes.visual), stream(sizes.global_))
@@ -133,15 +129,15 @@ def run_stride(
     config: ModelConfig,
     streams: DenseCache,
     stride: Stride,
-    visual_tokens: jax.Array,
+    visual_tokens: Float[ArrayLike, "stride V E"],
     keep_hidden: bool = False,
     kernel: Kernel = REFERENCE,
-) -> tuple[DenseCache, jax.Array | None]:
+) -> tuple[DenseCache, Float[Array, "rows E"] | None]:
     """Feed one stride through the language model.
 
-    Shapes: visual_tokens [stride, V, E]; `kernel` is the attention to use. Returns the cache with the stride's keys
-    and values written, and (only with `keep_hidden`, for parity) the residual stream after the last layer [rows, E];
-    otherwise the last layer stops at its keys and values, which is all that later tokens need of it.
+    Returns the cache, which is donated, with the stride's keys and values; and, only with `keep_hidden` (for parity), the
+    residual stream after the last layer. Otherwise the last layer stops after its keys and values, which is all that
+    later tokens read.
     """
     lm, language = config.language, params["language"]
     ids = jnp.asarray(stride.ids)
@@ -150,19 +146,22 @@ def run_stride(
     )
     count = x.shape[0] - ids.shape[0]
     cos, sin = (table[:, None] for table in rotation(stride.positions, lm.head_width, lm.rope_theta))
-    # Visual rows read a window, global rows all there is: apart, each kind fills the machine in its own way.
+    # Visual rows read a window, global rows everything before them: separately, each kind fills the device.
     parts = (slice(None, count), slice(count, None))
-    ready = partial(attention.plan_attention, kernel, heads=lm.heads, streams=tuple(streams))
-    reads = [ready(stride.k_start[:, part], stride.k_end[:, part]) for part in parts]
+    plans = [
+        attention.plan_attention(
+            kernel, stride.k_start[:, part], stride.k_end[:, part], heads=lm.heads, streams=tuple(streams)
+        )
+        for part in parts
+    ]
 
-    def attend(q, k, v, state, layer):
-        k = rotate(k, cos, sin)
-        visual = state.visual.write(k[:count], v[:count], layer, stride.visual_offset)
-        global_ = state.global_.write(k[count:], v[count:], layer, stride.global_offset)
-        q = rotate(q, cos, sin)
+    def attend(q, k, v, cache, layer):
+        k, q = rotate(k, cos, sin), rotate(q, cos, sin)
+        visual = cache.visual.write(k[:count], v[:count], layer, stride.visual_offset)
+        global_ = cache.global_.write(k[count:], v[count:], layer, stride.global_offset)
         out = [
-            attention.attend(q[part], (visual, global_), r, layer=layer)[0]
-            for part, r in zip(parts, reads, strict=True)
+            attention.attend(q[part], (visual, global_), plan, layer=layer)[0]
+            for part, plan in zip(parts, plans, strict=True)
         ]
         return jnp.concatenate(out), DenseCache(visual, global_)
 

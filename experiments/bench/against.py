@@ -86,7 +86,7 @@ def layout_of_video(frames: int, visual: int | None) -> Layout:
     """As watching lays out nano's video of so many seconds; with other `visual` tokens per group if given."""
     config, tokenizer = planning.model_of("nano")
     layout = planning.layout_for(config, tokenizer, frames, 1.0)
-    return Layout(layout.prefix, layout.stamps, visual or layout.visual)
+    return Layout(layout.prefix, layout.timestamp_lengths, visual or layout.visual)
 
 
 def case(layout: Layout, seed: int) -> dict[str, np.ndarray]:
@@ -94,7 +94,7 @@ def case(layout: Layout, seed: int) -> dict[str, np.ndarray]:
     lm, rng = planning.model_of("nano")[0].language, np.random.default_rng(seed)
     return {
         "prefix": np.int32(layout.prefix),
-        "stamps": np.asarray(layout.stamps),
+        "stamps": np.asarray(layout.timestamp_lengths),
         "ids": rng.integers(0, lm.vocabulary, layout.global_length).astype(np.int32),
         "visual": rng.normal(size=(layout.groups, layout.visual, lm.width)).astype(np.float32),
         "visual_positions": layout.visual_positions(),

@@ -12,10 +12,11 @@ from pallas_kernels.attention import KVCache
 from vxl2_jax import prefill
 from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.cache import views
+from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.config import LanguageConfig
 from vxl2_jax.decode import KVCacheView
 from vxl2_jax.layout import Layout, PrefillRule
-from vxl2_jax.memory import VideoMemory, sparse_level
+from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.relevance import selection
 

@@ -22,8 +22,8 @@ import numpy as np
 import vxl2_jax as vxl2
 from nano import encode, haystacks
 from nano.needles import judge
+from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation import run_folder, settings
-from vxl2_jax.memory import check_compression
 from vxl2_jax.storage import jsonl
 
 SHORTEST = 2 * haystacks.NEEDLE_S

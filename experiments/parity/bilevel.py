@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
+from parity.assembled import assemble, plan_mixed
 from parity.cases import Case, Runner, turn_back
 from parity.golden import Archive, GoldenError
 from parity.language import DENSE, check_cache, check_greedy
 from parity.report import LOGITS, Report
-from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.cache import views
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.relevance import selection
@@ -92,17 +92,17 @@ def check_run(report: Report, bilevel: Archive, name: str, case: Case, runner: R
     memory = runner.remember(case, PrefillRule(block_size, prev_blocks), compression)
     chunks = case.layout.chunks(chunk_size)
     dense = selection.dense_chunks(chunks, selection.chunks_of_units(units, chunks, chunk_size))
-    plan = cache_plan.plan_mixed(case.layout, compression, chunk_size, dense)
+    plan = plan_mixed(case.layout, compression, chunk_size, dense)
     length = len(plan.store)
     exact = {"num_blocks": chunks + 1, "dense_blocks": np.flatnonzero(dense), "mixed_len": length}
     for kind, got in exact.items():
         if kind in kinds:
             report.exact(f"bilevel {name}_{kind}", got, kinds[kind])
-    stream = cache_plan.assemble(memory, plan)
+    stream = assemble(memory, plan)
     keys, values = (np.asarray(part)[:, :, :length] for part in stream)
     cache = np.stack([turn_back(keys, runner.config), values], axis=1)
     check_cache(report, f"bilevel {name}", kinds, cache, case, "mixed_kv")
-    base = views.mixed_view(memory, chunk_size, dense, runner.kernel)
+    base = views.mixed_view(memory, chunk_size, dense[None], runner.kernel)
     steps = max((len(kinds[kind]) for kind in kinds if kind.startswith("greedy")), default=1)
     answer = jax.block_until_ready(runner.ask(case, base, steps))
     if "suffix_logits" in kinds:

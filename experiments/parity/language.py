@@ -47,7 +47,7 @@ def check_geometry(report: Report, dense: Archive, case: Case, runner: Runner, s
     layout, name = case.layout, f"dense {case.name}"
     per_group = runner.config.frames_per_group
     report.exact(f"{name}_groups", layout.groups, -(-case.frames // per_group))
-    first = layout.timestamp_ends - np.asarray(layout.stamps)
+    first = layout.timestamp_ends - np.asarray(layout.timestamp_lengths)
     ends = {"start": layout.global_positions()[first], "end": layout.global_positions()[layout.timestamp_ends - 1] + 1}
     for end, got in ends.items():
         if (key := f"{case.name}_time_token_{end}_indices") in dense:

@@ -36,7 +36,7 @@ def check_flops(report: Report, table: dict, frames_per_group: int) -> None:
         derived = {
             "groups": layout.groups,
             "num_blocks": layout.chunks(row["block_size"]),
-            "timestamp_tokens": sum(layout.stamps),
+            "timestamp_tokens": sum(layout.timestamp_lengths),
             "visual_token_end_pos": layout.length,
             "total_len": layout.length + row["suffix_tokens"],
             "num_allowed": kept,

@@ -12,8 +12,8 @@ import numpy as np
 from nano.clips import Clip, render_frame
 
 from vxl2_jax import Model, VideoMemory, hardware, ingest, prefill
+from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.layout import PrefillRule
-from vxl2_jax.memory import sparse_level
 from vxl2_jax.video.preprocess import resize_frame
 
 RENDERED = 196

@@ -26,9 +26,9 @@ from jax.experimental import pallas as pl
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.attention.reference import KVCache
 from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
+from pallas_kernels.kv_cache import KVCache
 
 
 def _import_triton() -> Any:
@@ -44,6 +44,8 @@ triton = _import_triton()
 _MASKED = -1e30  # logit of a masked key
 _M_INIT = -1e15  # initial running maximum: 2 ** (_MASKED - _M_INIT) is exactly 0, so masked keys never count
 _MIN_DOT_SIZE = 16  # smallest dimension of a tensor core product
+WIDTH_MULTIPLE = 16
+"""Head widths must be multiples of this; others are padded with zeros."""
 
 
 def refusal(*, dtype: DTypeLike, width: int, rows: int, keys: int = _MIN_DOT_SIZE) -> str | None:

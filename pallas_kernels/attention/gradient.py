@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from pallas_kernels.attention import dispatch
 from pallas_kernels.attention.dispatch import AttentionPlan
-from pallas_kernels.attention.reference import KVCache
+from pallas_kernels.kv_cache import KVCache
 
 QUERY_TILE = KEY_TILE = 512
 _KVGradients = list[tuple[jax.Array, jax.Array]]  # of keys and values [K, S, D] fp32, per stream

@@ -25,9 +25,9 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.attention.reference import KVCache
 from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
+from pallas_kernels.kv_cache import KVCache
 
 _MASKED = -1e30  # logit of a masked key: so far below _M_INIT that its weight is exactly 0
 _M_INIT = -1e15  # initial running maximum: the sum of a row that sees no key is exactly 0
@@ -37,6 +37,8 @@ _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 24, 240  # with two consumers; with o
 _ALIGNMENT = 8  # rows of a block in shared memory; copies start at multiples of it
 # Short tasks share a program, up to this many steps, as long as at least so many programs (8 per core) remain.
 _MAX_SHARED_STEPS, _MIN_PROGRAMS = 64, 1056
+WIDTH_MULTIPLE = 16
+"""Head widths must be multiples of this; others are padded with zeros."""
 
 
 def refusal(*, dtype: DTypeLike, width: int, rows: int, keys: int = 128) -> str | None:
@@ -190,7 +192,7 @@ def _program(
     warpgroup, program = lax.axis_index("warpgroup"), lax.axis_index("program")
     tasks = jnp.minimum(tasks_per_program, heads * items - program * tasks_per_program)
 
-    def head_and_item(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def head_and_item(index) -> tuple[jax.Array, jax.Array]:
         """The head and the item of a task. All items of eight heads come before the next eight heads: the few heads of
         a language model keep the order of the items, and those of a vision tower, with few items, share the cache."""
         task = program * tasks_per_program + index

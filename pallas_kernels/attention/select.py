@@ -2,16 +2,95 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from pallas_kernels.attention.dispatch import REFERENCE, KernelChoice, choose_kernel
+from pallas_kernels.attention.dispatch import refusal
+from pallas_kernels.attention.kernel import NAMES, Kernel, kernel_for
 from pallas_kernels.attention.self_test import self_test
 
 
+class KernelChoice(NamedTuple):
+    """A kernel and one line that says why it was chosen."""
+
+    kernel: Kernel
+    reason: str
+
+
+def _candidates(device: Any) -> list[str]:
+    """Kernels written for a device, best first."""
+    if device.platform == "tpu":
+        return ["tpu"]
+    if device.platform in ("gpu", "cuda"):
+        capability = float(getattr(device, "compute_capability", 0) or 0)
+        return ["hopper", "ampere"] if int(capability) == 9 else ["ampere"] if capability >= 8 else []
+    return []
+
+
+def choose_kernel(
+    name: str = "auto",
+    *,
+    dtype: DTypeLike,
+    width: int,
+    device: Any = None,
+    failed: Mapping[str, str] = MappingProxyType({}),
+) -> KernelChoice:
+    """Choose the kernel for caches of `dtype` and head width `width` on `device`, without running anything.
+
+    Args:
+      name: "auto" chooses the best kernel that can run and falls back to the reference, saying why. Any other kernel is
+        used as named; on a CPU it runs in Pallas' interpreter, which is for checking, not for speed.
+      dtype: of the caches.
+      width: head width D.
+      device: default: the first.
+      failed: kernels that "auto" skips, and why.
+
+    Raises:
+      ValueError: an unknown name, or a named kernel that cannot run on the device or with the dtype and width.
+    """
+    if name not in NAMES:
+        raise ValueError(f"unknown attention kernel {name!r}: choose {', '.join(NAMES)}")
+    device = device or jax.devices()[0]
+    kind = getattr(device, "device_kind", device.platform)
+    plain = kernel_for("reference", "cpu" if device.platform == "cpu" else kind)
+    if name == "reference":
+        return KernelChoice(plain, "reference, as requested")
+    candidates = _candidates(device)
+    if name != "auto":
+        if name not in candidates and device.platform != "cpu":
+            better = f"{candidates[0]} or reference" if candidates else "reference"
+            raise ValueError(f"the {name} attention kernel does not run on {kind}: choose {better}")
+        kernel = kernel_for(name, kind, interpret=device.platform == "cpu")
+        if why := _refusal(kernel, dtype, width):
+            raise ValueError(why)
+        how = ", interpreted: slow, for checking only" if kernel.interpret else ""
+        return KernelChoice(kernel, f"{name}, as requested{how}")
+    if not candidates:
+        return KernelChoice(plain, f"reference, in {jnp.dtype(dtype)}: no kernel is written for {kind}")
+    skipped = []
+    for candidate in candidates:
+        kernel = kernel_for(candidate, kind)
+        if not (why := failed.get(candidate) or _refusal(kernel, dtype, width)):
+            return KernelChoice(kernel, "; ".join([f"{candidate}: written for {kind}", *skipped]))
+        skipped.append(f"not {candidate} ({why})")
+    return KernelChoice(plain, f"reference, in {jnp.dtype(dtype)}: " + "; ".join(skipped))
+
+
+def _refusal(kernel: Kernel, dtype: DTypeLike, width: int) -> str | None:
+    """Why a kernel cannot serve caches of this dtype and width with one of its tiles, or None."""
+    if kernel.name == "ampere" and not kernel.interpret and jnp.dtype(dtype) == jnp.float32:
+        # It compiles, but full float32 products do not use tensor cores and their tiles spill; it is for checking.
+        return "the ampere kernel takes bfloat16 or float16 on a GPU, not float32: use one of these or the reference"
+    return next((why for tiles in kernel.by_rows if (why := refusal(kernel, dtype, width, tiles))), None)
+
+
 def select_kernel(name: str = "auto", *, dtype: DTypeLike, width: int, device: Any = None) -> KernelChoice:
-    """Choose a kernel as `dispatch.choose_kernel` does, but with "auto" skip kernels that fail their self-test.
+    """Choose a kernel as `choose_kernel` does, but with "auto" skip kernels that fail their self-test.
 
     Args:
       name: "auto" or a kernel's name, which is taken without a test.
@@ -25,7 +104,7 @@ def select_kernel(name: str = "auto", *, dtype: DTypeLike, width: int, device: A
     failed: dict[str, str] = {}
     while True:
         choice = choose_kernel(name, dtype=dtype, width=width, device=device, failed=failed)
-        if name != "auto" or choice.kernel == REFERENCE:
+        if name != "auto" or choice.kernel.name == "reference":
             return choice
         failure = self_test(choice.kernel, dtype=dtype, width=width)
         if failure is None:

@@ -8,9 +8,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from pallas_kernels.attention import dispatch
-from pallas_kernels.attention.dispatch import Kernel
-from pallas_kernels.attention.reference import KVCache
+from pallas_kernels.attention.kernel import REFERENCE, Kernel
+from pallas_kernels.kv_cache import KVCache
 
+QUERIES, KEYS = (200, 1), (4096, 304)  # numbers of queries; keys of each stream
+FRAMES = (2, 729, 2, 72)  # frames, patches, heads and width of the vision tower's shape
 TOLERANCE = {2: 3e-2, 4: 1e-3}
 """Largest relative error of the output of any head of a query, by the bytes of the dtype."""
 
@@ -22,7 +24,7 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int) -> str | None:
     detected.
 
     Args:
-      kernel: from `dispatch.choose_kernel`.
+      kernel: from `select.choose_kernel`.
       dtype: of queries and caches.
       width: head width D.
 
@@ -30,7 +32,7 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int) -> str | None:
       What went wrong, in one line, or None.
     """
     try:
-        errors = [*(_range_error(kernel, count, dtype, width) for count in (200, 1)), _full_error(kernel, dtype)]
+        errors = [*(_range_error(kernel, count, dtype, width) for count in QUERIES), _full_error(kernel, dtype)]
         error = float(np.max(errors))  # NaN if one of them is
     except Exception as raised:  # compilers and drivers raise anything
         return f"{type(raised).__name__}: {(str(raised) or 'no message').splitlines()[0][:200]}"
@@ -45,25 +47,25 @@ def _range_error(kernel: Kernel, count: int, dtype: DTypeLike, width: int) -> fl
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), dtype)
 
-    kv_heads, repeats, lengths = 2, 7, (4096, 304)
-    streams = tuple(KVCache(*(normal(2, kv_heads, length, width) for _ in "kv")) for length in lengths)
+    kv_heads, repeats = 2, 7
+    streams = tuple(KVCache(*(normal(2, kv_heads, length, width) for _ in "kv")) for length in KEYS)
     q = normal(count, kv_heads * repeats, width)
-    bounds = np.sort(np.stack([rng.integers(0, length + 1, (2, count)) for length in lengths]), axis=1)
+    bounds = np.sort(np.stack([rng.integers(0, length + 1, (2, count)) for length in KEYS]), axis=1)
     k_start, k_end = jnp.asarray(bounds[:, 0], jnp.int32), jnp.asarray(bounds[:, 1], jnp.int32)
 
     def attend(kernel: Kernel) -> jax.Array:
         plan = dispatch.plan_attention(kernel, k_start, k_end, heads=q.shape[1], streams=streams)
         return jax.jit(dispatch.attend)(q, streams, plan, layer=1)[0]
 
-    return _relative_error(attend(kernel), attend(dispatch.REFERENCE))
+    return _relative_error(attend(kernel), attend(REFERENCE))
 
 
 def _full_error(kernel: Kernel, dtype: DTypeLike) -> float:
-    """The largest relative error of full attention within two frames of SigLIP's shape."""
+    """The largest relative error of full attention within frames of SigLIP's shape."""
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(2, 729, 2, 72)), dtype) for _ in "qkv")
+    q, k, v = (jnp.asarray(rng.normal(size=FRAMES), dtype) for _ in "qkv")
     attend = jax.jit(dispatch.full_attention, static_argnums=0)
-    return _relative_error(attend(kernel, q, k, v), attend(dispatch.REFERENCE, q, k, v))
+    return _relative_error(attend(kernel, q, k, v), attend(REFERENCE, q, k, v))
 
 
 def _relative_error(got: jax.Array, want: jax.Array) -> float:

@@ -19,31 +19,44 @@ class TileSizes:
       keys: keys of a tile, processed per step.
       stages: key tiles in flight.
       warps: warps per program, where the backend allows a choice.
+      other_keys: keys of a tile in all streams but the first, where the backend allows a choice; 0: the same.
+      parallel: items processed side by side in one batched product (reference only).
     """
 
     rows: int
     keys: int
     stages: int = 2
     warps: int = 4
+    other_keys: int = 0
+    parallel: int = 1
 
 
 @dataclass(frozen=True)
 class DeviceTiles:
-    """A row of devices.json.
+    """A row of devices.json: all that differs between devices in how attention is computed on them.
 
     Attributes:
       kernel: name of the kernel.
       cores: items that run in parallel.
       by_rows: tile sizes, from few rows to many.
-      full: tile sizes of full attention over short sequences.
+      full: tile sizes of full attention over short sequences; None: whole matrices of logits.
       full_width: head width to which heads are padded there.
+      equal_tiles: tiles may have any number of rows, so the rows of a call are divided into equal ones.
+      segment_tiles: tile sizes for reading segments with the rows of all segments sorted by their keys; None: segments
+        are cut into items that are read once for all questions of a batch (`pallas_kernels.decode`).
+      chunks_per_step: chunks that relevance scores in one step; None: one by one, without copying their keys.
+      keys_per_step: keys per step where attention is summed per key.
     """
 
     kernel: str
     cores: int
     by_rows: tuple[TileSizes, ...]
-    full: TileSizes
-    full_width: int
+    full: TileSizes | None
+    full_width: int = 0
+    equal_tiles: bool = False
+    segment_tiles: TileSizes | None = None
+    chunks_per_step: int | None = 32
+    keys_per_step: int = 8192
 
 
 @cache
@@ -54,6 +67,8 @@ def _table() -> list[dict[str, Any]]:
 def lookup(kernel: str, device_kind: str) -> DeviceTiles:
     """The first row of a kernel whose pattern matches the device kind, else the kernel's last row, which is safe."""
     rows = [row for row in _table() if row["kernel"] == kernel]
-    row = next((row for row in rows if re.search(row["device"], device_kind, re.IGNORECASE)), rows[-1])
+    row = dict(next((row for row in rows if re.search(row["device"], device_kind, re.IGNORECASE)), rows[-1]))
+    del row["device"]
+    sizes = {name: TileSizes(**row[name]) for name in ("full", "segment_tiles") if row.get(name)}
     by_rows = tuple(TileSizes(**tiles) for tiles in row["by_rows"])
-    return DeviceTiles(kernel, row["cores"], by_rows, TileSizes(**row["full"]), row["full_width"])
+    return DeviceTiles(**{"full": None, **row, **sizes, "by_rows": by_rows})

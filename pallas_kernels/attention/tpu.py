@@ -25,14 +25,16 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels.attention.reference import KVCache
 from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
+from pallas_kernels.kv_cache import KVCache
 
 LANES = 128
 _MASKED = -1e30  # logit of a masked key
 _M_INIT = -1e15  # initial running maximum: exp2(_MASKED − _M_INIT) is exactly 0, so masked keys never count
 _HEAD, _ENTRY, _STEP, _FETCHED, _USED = range(5)  # fields of the cursor: next tile to copy, tiles copied, tiles used
+WIDTH_MULTIPLE = 16
+"""Head widths must be multiples of this; others are padded with zeros."""
 
 
 def sublanes(dtype: DTypeLike) -> int:

@@ -1,15 +1,25 @@
-"""Decoding over a bi-level memory without moving it. The assembled cache is the reference."""
+"""Attention over a bi-level cache in place: nothing is copied, whichever chunks a question reads dense."""
 
-from pallas_kernels.decode.in_place import SegmentPlan, attend, item_count, plan_segments
-from pallas_kernels.decode.segments import Segments, WorkItems, merge_segments, split_segments
+from pallas_kernels.decode.by_items import ItemPlan, item_count, plan_items
+from pallas_kernels.decode.by_rows import RowPlan, SegmentRows, plan_rows
+from pallas_kernels.decode.planning import QUESTION_ROWS, STEP_ROWS, Table, plan_segments, segment_tables
+from pallas_kernels.decode.segments import Segments, WorkItems, merge_segments, no_segments, split_segments
 
 __all__ = [
-    "WorkItems",
-    "SegmentPlan",
+    "QUESTION_ROWS",
+    "STEP_ROWS",
+    "ItemPlan",
+    "RowPlan",
+    "SegmentRows",
     "Segments",
-    "attend",
-    "split_segments",
+    "Table",
+    "WorkItems",
     "item_count",
-    "plan_segments",
     "merge_segments",
+    "no_segments",
+    "plan_items",
+    "plan_rows",
+    "plan_segments",
+    "segment_tables",
+    "split_segments",
 ]

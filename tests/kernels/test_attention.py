@@ -1,5 +1,7 @@
 """Range attention, against softmax written out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import problem
 
-from pallas_kernels.attention import KVCache, reference
+from pallas_kernels.attention import REFERENCE, KVCache, dispatch, plan_attention, reference
+from pallas_kernels.attention.tile_sizes import TileSizes
 
-attend = jax.jit(reference.attend, static_argnames=("query_tile", "key_tile", "abreast"))
+
+@partial(jax.jit, static_argnames=("rows", "keys", "other_keys", "parallel"))
+def attend(q, streams, k_start, k_end, layer=0, rows=72, keys=512, other_keys=0, parallel=1):
+    """The reference with tiles of its own."""
+    tiles = TileSizes(rows=rows, keys=keys, other_keys=other_keys, parallel=parallel)
+    heads = q.shape[1]
+    plan = plan_attention(REFERENCE, k_start, k_end, heads=heads, streams=streams, tiles=tiles)
+    return dispatch.attend(q, streams, plan, layer=layer)
+
+
 key_mass = jax.jit(reference.key_mass, static_argnames="key_tile")
 
 
@@ -48,12 +60,12 @@ def plainly(q, streams, k_start, k_end, layer=0, scale=None):
     heads=st.sampled_from([(1, 1), (1, 4), (2, 1), (2, 3)]),
     tiles=st.sampled_from([(4, 4), (8, 16), (256, 512)]),
     layer=st.integers(0, 1),
-    abreast=st.sampled_from([1, 2, 8]),
+    parallel=st.sampled_from([1, 2, 8]),
 )
 @settings(max_examples=25)
-def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles, layer, abreast):
+def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles, layer, parallel):
     q, streams, k_start, k_end = problem(seed, count, lengths, *heads)
-    got, lse = attend(q, streams, k_start, k_end, layer=layer, query_tile=tiles[0], key_tile=tiles[1], abreast=abreast)
+    got, lse = attend(q, streams, k_start, k_end, layer=layer, rows=tiles[0], keys=tiles[1], parallel=parallel)
     want, want_lse, _ = plainly(q, streams, k_start, k_end, layer)
     np.testing.assert_allclose(got, want, atol=3e-6)
     np.testing.assert_allclose(lse, want_lse, atol=3e-6)
@@ -62,33 +74,31 @@ def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles
 def test_every_stream_may_have_tiles_of_its_own():
     q, streams, k_start, k_end = problem(5, 21, [37, 30])
     want, _, _ = plainly(q, streams, k_start, k_end)
-    for keys, abreast in (((4, 16), 1), ((16, 4), 3)):
-        got, _ = attend(q, streams, k_start, k_end, query_tile=4, key_tile=keys, abreast=abreast)
+    for keys, others, parallel in ((4, 16, 1), (16, 4, 3)):
+        got, _ = attend(q, streams, k_start, k_end, rows=8, keys=keys, other_keys=others, parallel=parallel)
         np.testing.assert_allclose(got, want, atol=3e-6)
 
 
-def test_room_behind_the_last_key_changes_no_bit():
+def test_capacity_after_the_last_key_changes_no_bit():
     q, streams, k_start, k_end = problem(3, 21, [37, 30])
     roomy = [
         KVCache(*(jnp.pad(part, ((0, 0), (0, 0), (0, 11), (0, 0)), constant_values=9.0) for part in s)) for s in streams
     ]
-    for tile, abreast in ((4, 1), (16, 1), (16, 2)):
-        want, got = (
-            attend(q, s, k_start, k_end, query_tile=8, key_tile=tile, abreast=abreast) for s in (streams, roomy)
-        )
+    for keys, parallel in ((4, 1), (16, 1), (16, 2)):
+        want, got = (attend(q, s, k_start, k_end, rows=16, keys=keys, parallel=parallel) for s in (streams, roomy))
         jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 def test_keys_beyond_a_stream_are_none():
     q, streams, k_start, k_end = problem(0, 6, [37])
-    want, got = (attend(q, streams, k_start, jnp.full_like(k_end, stop), key_tile=16)[0] for stop in (37, 45))
+    want, got = (attend(q, streams, k_start, jnp.full_like(k_end, stop), keys=16)[0] for stop in (37, 45))
     np.testing.assert_array_equal(got, want)
 
 
 def test_a_query_that_sees_nothing_gets_zeros():
     q, streams, k_start, k_end = problem(0, 6, [9, 4])
     k_end[:, 2:4] = k_start[:, 2:4]
-    out, lse = attend(q, streams, k_start, k_end, query_tile=2)
+    out, lse = attend(q, streams, k_start, k_end, rows=4)
     assert not np.asarray(out)[2:4].any() and np.isneginf(np.asarray(lse)[2:4]).all()
     assert np.isfinite(out).all()
 
@@ -102,14 +112,14 @@ def test_keys_outside_the_ranges_do_not_matter():
 
     spoiled = (KVCache(*(poison(part) for part in streams[0])),)
     for tile in (4, 16):
-        want, got = (attend(q, s, k_start, k_end, key_tile=tile)[0] for s in (streams, spoiled))
+        want, got = (attend(q, s, k_start, k_end, keys=tile)[0] for s in (streams, spoiled))
         np.testing.assert_array_equal(want, got)
 
 
 def test_large_logits_do_not_overflow():
     q, streams, k_start, k_end = problem(2, 5, [30])
     k_start[:], k_end[:] = 0, 30
-    out, lse = attend(q * 1e4, streams, k_start, k_end, key_tile=8)
+    out, lse = attend(q * 1e4, streams, k_start, k_end, keys=8)
     assert np.isfinite(out).all() and np.isfinite(lse).all()
 
 

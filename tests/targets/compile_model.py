@@ -3,9 +3,9 @@
     python tests/targets/compile_model.py v5p
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
-the memory of 2,048 frames, and the vision half. Weights are abstract. Every line has the memory that XLA plans, against
-the device's, and what `vxl2_jax.footprint` says of the same program; of a program that does not fit, half the layers
-are compiled.
+the memory of 2,048 frames, and the vision half. Weights are abstract. Every line has the memory that XLA plans, the
+device's, and the prediction of `vxl2_jax.planning.memory_model`. A program that does not fit is compiled with half the
+layers.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from vxl2_jax.cache import views
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig, video_xl_2
 from vxl2_jax.layout import Layout, PrefillRule
-from vxl2_jax.memory import VideoMemory, sparse_level
+from vxl2_jax.cache.pooling import sparse_level
+from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.video_xl_2 import encode_frames
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.memory_model import Workload
@@ -43,7 +44,7 @@ QUESTION, ANSWER = 80, 16
 
 
 class Program(NamedTuple):
-    """A program: the name, a function that lowers it, and the bytes it is predicted to hold at once."""
+    """A program: its name, a function that lowers it, and its predicted peak memory in bytes."""
 
     name: str
     lower: Callable[[], Any]
@@ -51,7 +52,7 @@ class Program(NamedTuple):
 
 
 def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Workload]:
-    """The model with a language model of so many layers, and how the device runs it."""
+    """The model with this number of language model layers, and the workload as the device runs it."""
     config = dataclasses.replace(CONFIG, language=dataclasses.replace(CONFIG.language, layers=layers))
     kernel = attention.choose_kernel(dtype=jnp.bfloat16, width=config.language.head_width, device=device).kernel
     settings = Workload(
@@ -69,7 +70,7 @@ def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Workload]:
 def programs(
     abstract: Callable, config: ModelConfig, layout: Layout, settings: Workload, dtype: Any = jnp.bfloat16
 ) -> Iterator[Program]:
-    """The programs of watching and asking. `abstract` makes a ShapeDtypeStruct placed on the device."""
+    """The programs of watching and asking. abstract: a function that makes a ShapeDtypeStruct on the device."""
 
     def placed(tree):
         return jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
@@ -77,7 +78,7 @@ def programs(
     params = jax.tree.map(lambda a: abstract(a.shape, dtype), huggingface.abstract_params(config))
     lm, sizes, kernel = config.language, settings.sizes, settings.kernel
     made, cache = memory_model.programs(config, layout, settings), memory_model.caches(config, layout, settings)
-    # Of its arguments, a program keeps those that it reads.
+    # A program keeps only the arguments that it reads.
     language = size_of({name: part for name, part in params["language"].items() if name != "head"})
     head = size_of(params["language"].get("head", ()))
     unread = size_of(params["language"]["norm"])
@@ -161,14 +162,14 @@ def size_of(tree: Any) -> int:
 
 
 def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, Callable[[Callable], Any]]:
-    """(shape of `call(argument)`, a function that lowers the jitted `module.name` which it calls, given `placed`)."""
+    """The shape of `call(argument)`, and a function of `placed` that lowers the jitted `module.name` inside the call."""
     jitted, seen = getattr(module, name), {}
 
-    def notice(*args: Any, **options: Any) -> Any:
+    def record(*args: Any, **options: Any) -> Any:
         seen["call"] = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), args), options
         return jitted(*args, **options)
 
-    setattr(module, name, notice)
+    setattr(module, name, record)
     try:
         shape = jax.eval_shape(call, argument)
     finally:
@@ -178,7 +179,7 @@ def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, 
 
 
 def main(name: str) -> None:
-    """Compile every program and print what was found."""
+    """Compile every program and print the results."""
     device, limit = topology(name).devices[0], MEMORY_GB[name]
     whole = CONFIG.language.layers
     with machine(name) as abstract:
@@ -191,14 +192,14 @@ def main(name: str) -> None:
             except jax.errors.JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
-                # It does not fit. That half of it compiles shows that memory is all that is lacking.
+                # It does not fit. That half of it compiles shows that memory is the only reason.
                 found |= planned(half[program.name], limit)
                 found |= {"refused": str(error).splitlines()[0], "layers": whole // 2, "fits": False}
             print(json.dumps(found | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
 
 
 def planned(program: Program, limit: float) -> dict:
-    """Compile; the memory that XLA plans, GB, beside what was predicted. `limit`: of the device."""
+    """The memory that XLA plans for a program and the predicted memory, in GB. limit: the device's."""
     plan = program.lower().compile().memory_analysis()
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     peak = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes

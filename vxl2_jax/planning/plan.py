@@ -20,7 +20,7 @@ from vxl2_jax.config import ModelConfig, nano, video_xl_2
 from vxl2_jax.errors import RequestError, TooLongError
 from vxl2_jax.hardware import BatchSizes
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
-from vxl2_jax.memory import check_compression
+from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.memory_model import Workload
 from vxl2_jax.text import prompt
@@ -51,10 +51,10 @@ class DeviceSpec(NamedTuple):
         return USABLE * self.memory_gb * 1e9
 
     def settings(self, config: ModelConfig, itemsize: int = 2) -> dict[str, Any]:
-        """The fields of `footprint.Workload` that follow from the device."""
+        """The fields of `memory_model.Workload` that follow from the device."""
         dtype = jnp.float32 if itemsize == 4 else jnp.dtype(hardware.default_dtype(self))
         kernel = attention.choose_kernel(dtype=dtype, width=config.language.head_width, device=self).kernel
-        return {"itemsize": itemsize, "sizes": self.sizes, "kernel": kernel}
+        return {"itemsize": itemsize, "sizes": self.sizes, "kernel": kernel, "platform": self.platform}
 
 
 DEVICES = {
@@ -93,8 +93,8 @@ class Plan:
 
     @property
     def bytes(self) -> dict[str, int]:
-        """The most that each part (weights, dense, sparse, mixed, activations) ever takes; not all at the same time."""
-        parts = dict.fromkeys(("weights", "dense", "sparse", "mixed", "activations"), 0)
+        """The most that each part (weights, dense, sparse, activations) ever takes; not all at the same time."""
+        parts = dict.fromkeys(("weights", "dense", "sparse", "activations"), 0)
         return {part: max(phase.get(part, 0) for phase in self.phases.values()) for part in parts}
 
     @property
@@ -149,7 +149,7 @@ def layout_for(config: ModelConfig, tokenizer: Tokenizer | None, frames: int, fp
 
 
 def plan(config: ModelConfig, layout: Layout, rule: PrefillRule, **settings: Any) -> Plan:
-    """Count what a layout takes. settings: fields of `footprint.Workload`; see `DeviceSpec.settings`.
+    """Count what a layout takes. settings: fields of `memory_model.Workload`; see `DeviceSpec.settings`.
 
     Raises RequestError for a compression that the model does not allow.
     """
@@ -232,7 +232,7 @@ def most_frames(
     layout = layout_for(config, tokenizer, _MOST_STRIDES * step, fps)
 
     def fits(strides: int) -> bool:
-        part = Layout(layout.prefix, layout.stamps[: strides * device.sizes.stride], layout.visual)
+        part = Layout(layout.prefix, layout.timestamp_lengths[: strides * device.sizes.stride], layout.visual)
         return _peak(memory_model.phases(config, part, how)) <= device.usable_bytes
 
     return step * _most(fits, _MOST_STRIDES)
@@ -251,7 +251,7 @@ def check_memory(
     """Raise TooLongError if watching `frames` frames, or asking one question about them, would run out of memory.
 
     weights_bytes: of the model; used_bytes: all that is taken before watching, weights included; limit_bytes: all
-    there is (None: unknown, and nothing is refused); settings: fields of `footprint.Workload`.
+    there is (None: unknown, and nothing is refused); settings: fields of `memory_model.Workload`.
     """
     how = Workload(**settings)
     beside = used_bytes - weights_bytes
@@ -265,7 +265,7 @@ def check_memory(
 
     def fits(strides: int) -> bool:
         # The longest timestamps are the last ones: fewer frames of the same video have some as long.
-        return needed(Layout(layout.prefix, layout.stamps[-strides * stride :], layout.visual)) <= limit_bytes
+        return needed(Layout(layout.prefix, layout.timestamp_lengths[-strides * stride :], layout.visual)) <= limit_bytes
 
     most = per_group * stride * _most(fits, (layout.groups - 1) // stride)
     mend = (

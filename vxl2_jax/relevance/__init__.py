@@ -1,13 +1,14 @@
 """Which chunks of a video a question is about: a score per chunk.
 
-A scorer is any callable (Request) → scores [B, chunks]: higher is more relevant. `attention` and `mass` look inside
-the model; the others know nothing of the question and are what they are measured against.
+A scorer is a callable (ScorerInputs) → scores [B, C]; higher is more relevant. To add one, write it in a module of its
+own and register it in `SCORERS`. `attention` and `mass` use the model's attention; the others ignore the question and are
+baselines.
 """
 
 from vxl2_jax.relevance.attention_mass import attention_mass_scores, mass_per_key
 from vxl2_jax.relevance.baselines import random, recent, uniform
+from vxl2_jax.relevance.inputs import Scorer, ScorerInputs
 from vxl2_jax.relevance.repositioned import chunk_attention, chunk_slots, repositioned_attention
-from vxl2_jax.relevance.request import Scorer, ScorerInputs
 
 __all__ = [
     "SCORERS",

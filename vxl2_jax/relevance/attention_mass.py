@@ -1,6 +1,6 @@
-"""Relevance by attention mass: all that a question's pass over the whole sparse level attends to, added up.
+"""Relevance by attention mass: the attention of a question's pass over the whole sparse level, summed per chunk.
 
-The plain way. Unfocused heads drown the sharp ones, and the farther a chunk is from the end the less it gets.
+This is the plain way. Unfocused heads hide the focused ones, and the farther a chunk is from the end the less it gets.
 """
 
 from __future__ import annotations
@@ -11,59 +11,59 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
 
 from pallas_kernels import attention
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.cache import views
+from vxl2_jax.cache.views import KVCacheView
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.decode import KVCacheView, empty_tail, extend, left_pad
-from vxl2_jax.relevance.request import ScorerInputs
+from vxl2_jax.decode import empty_tail, extend, left_pad
+from vxl2_jax.relevance.inputs import ScorerInputs
 
 
-def attention_mass_scores(request: ScorerInputs) -> np.ndarray:
+def attention_mass_scores(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     """Share of a question's attention that each chunk receives, summing to 1 over the chunks.
 
-    One pass of all questions over the sparse level, a cheap view of the whole video; the attention of all
-    layers, heads and tokens of a question on a chunk's tokens, timestamps included, is added up.
+    All questions are run over the sparse level once; the attention of all layers, heads and tokens of a question to a
+    chunk's tokens, timestamps included, is summed.
     """
-    memory = request.memory
-    kept = memory.layout.visual // memory.compression
-    chunk_of_group = memory.layout.chunk_of_group(request.chunk_size)
-    room = memory.sparse.k.shape[2]
-    owner = np.zeros(room, np.int32)  # chunk 0, the prefix, also takes the padding
-    global_owner = chunk_of_group[memory.layout.global_groups]
-    global_owner[: memory.layout.prefix] = 0
-    owner[memory.layout.global_positions(kept)] = global_owner
-    owner[memory.layout.visual_positions(kept)] = np.repeat(chunk_of_group, kept)
-    base, count = views.sparse_view(memory, request.kernel, len(request.ids)), np.asarray(request.count, np.int32)
-    mass = np.asarray(mass_per_key(request.params, request.config, base, request.ids, count, request.kernel))
-    scores = np.stack([np.bincount(owner, weights=one, minlength=request.chunks + 1)[1:] for one in mass])
+    memory = inputs.memory
+    view, count = views.sparse_view(memory, inputs.kernel, len(inputs.ids)), np.asarray(inputs.count, np.int32)
+    mass = np.asarray(mass_per_key(inputs.params, inputs.config, view, inputs.ids, count, inputs.kernel))
+    start, end = memory.layout.chunk_slots(memory.compression, inputs.chunk_size)
+    scores = np.stack([mass[:, first:last].sum(axis=1) for first, last in zip(start, end, strict=True)], axis=1)
     return (scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-30)).astype(np.float32)
 
 
 @partial(jax.jit, static_argnames=("config", "kernel"))
 def mass_per_key(
-    params: Any, config: ModelConfig, base: KVCacheView, ids: jax.Array, count: jax.Array, kernel: Kernel = REFERENCE
-) -> jax.Array:
-    """Attention that each key of a shared one-stream base, read from its start, receives from each question, averaged
-    over layers, heads and the question's `count` real tokens. Shapes: ids int32 [B, N], count [B] → fp32 [B, S]."""
+    params: Any,
+    config: ModelConfig,
+    view: KVCacheView,
+    ids: Int[ArrayLike, "B N"],
+    count: Int[ArrayLike, " B"],
+    kernel: Kernel = REFERENCE,
+) -> Float[Array, "B S"]:
+    """The attention that each key of a shared one-stream view receives from each question, averaged over layers, heads
+    and the question's `count` real tokens, in fp32."""
     (questions, rows), lm = ids.shape, config.language
-    (stream,) = base.streams
+    (stream,) = view.streams
     ids, begin = left_pad(ids, count)
     real = jnp.arange(rows) >= begin[:, None]
     share = real / (jnp.maximum(count, 1)[:, None] * lm.heads * lm.layers)
     weights = jnp.broadcast_to(share.astype(jnp.float32)[..., None], (questions, rows, lm.heads))
-    k_end = jnp.where(real, base.position, 0)  # slots of a one-stream base are positions
-    # A CPU wants logits that stay in its cache, an accelerator few and large steps.
-    tile = 512 if kernel.name == "reference" else 8192
+    k_end = jnp.where(real, view.position, 0)  # the slots of a one-stream view are positions
 
-    def observe(mass, q, lse, layer):
-        def one(args):
-            return attention.key_mass(args[0], stream, *args[1:], layer=layer, key_tile=tile)
+    def observe(mass: jax.Array, q: jax.Array, lse: jax.Array, layer: jax.Array) -> jax.Array:
+        def one_question(args: tuple) -> jax.Array:
+            q, *others = args
+            return attention.key_mass(q, stream, *others, layer=layer, key_tile=kernel.keys_per_step)
 
-        # Question by question: logits of all at once would be large.
-        return mass + jax.lax.map(one, (q, k_end, lse, weights))
+        # One question at a time: the logits of all of them would be large.
+        return mass + jax.lax.map(one_question, (q, k_end, lse, weights))
 
-    nothing = jnp.zeros((questions, stream.k.shape[2]), jnp.float32)
-    tail = empty_tail(config, base, questions, rows)
-    return extend(params, config, base, tail, begin, jnp.int32(0), ids, observe=observe, seen=nothing, kernel=kernel)[2]
+    zeros = jnp.zeros((questions, stream.k.shape[2]), jnp.float32)
+    tail = empty_tail(config, view, questions, rows)
+    return extend(params, config, view, tail, begin, jnp.int32(0), ids, observe=observe, state=zeros, kernel=kernel)[2]

@@ -1,26 +1,27 @@
-"""Scores that know nothing of the question: what the others are measured against."""
+"""Baselines: scores that ignore the question."""
 
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
-from vxl2_jax.relevance.request import ScorerInputs
+from vxl2_jax.relevance.inputs import ScorerInputs
 
 
-def uniform(request: ScorerInputs) -> np.ndarray:
+def uniform(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     """Chunks evenly spread over time first: the order of halving intervals (van der Corput)."""
-    n = request.chunks
-    bits = max(n - 1, 1).bit_length()
+    chunks = inputs.chunks
+    bits = max(chunks - 1, 1).bit_length()
     order = sorted(range(2**bits), key=lambda i: int(f"{i:0{bits}b}"[::-1], 2))
-    rank = {chunk: place for place, chunk in enumerate(c * n // 2**bits for c in order[::-1])}
-    return request.for_all(np.asarray([rank.get(chunk, -1) for chunk in range(n)]) / 2**bits)
+    rank = {chunk: place for place, chunk in enumerate(i * chunks // 2**bits for i in order[::-1])}
+    return inputs.for_all(np.asarray([rank.get(chunk, -1) for chunk in range(chunks)]) / 2**bits)
 
 
-def random(request: ScorerInputs) -> np.ndarray:
-    """Chunks by lot, from the request's seed: the same lot for every question, as if it were asked alone."""
-    return request.for_all(np.random.default_rng(request.seed).random(request.chunks))
+def random(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
+    """Chunks at random, from the seed; the same for every question, as if it were asked alone."""
+    return inputs.for_all(np.random.default_rng(inputs.seed).random(inputs.chunks))
 
 
-def recent(request: ScorerInputs) -> np.ndarray:
+def recent(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     """The latest chunks first."""
-    return request.for_all((np.arange(request.chunks) + 1) / request.chunks)
+    return inputs.for_all((np.arange(inputs.chunks) + 1) / inputs.chunks)

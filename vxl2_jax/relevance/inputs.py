@@ -1,4 +1,4 @@
-"""What a scorer gets, and what it gives."""
+"""What a scorer gets, and what it returns."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
@@ -15,24 +16,34 @@ from vxl2_jax.memory import VideoMemory
 
 @dataclass(frozen=True)
 class ScorerInputs:
-    """What a scorer gets: the model, the memory, the questions' padded ids int32 [B, N] and how many of each are real
-    [B], the chunk size, the seed of a lot, the attention kernel."""
+    """The inputs of a scorer.
+
+    Attributes:
+      params, config: the model.
+      memory: what the questions are about.
+      ids: token ids of B right-padded questions.
+      count: how many tokens of each question are real.
+      chunk_size: groups per chunk.
+      seed: of random scores.
+      kernel: the attention kernel.
+    """
 
     params: Any
     config: ModelConfig
     memory: VideoMemory
-    ids: np.ndarray
-    count: np.ndarray
+    ids: Int[np.ndarray, "B N"]
+    count: Int[np.ndarray, " B"]
     chunk_size: int
     seed: int = 0
     kernel: Kernel = REFERENCE
 
     @property
     def chunks(self) -> int:
+        """Number of chunks (C)."""
         return self.memory.layout.chunks(self.chunk_size)
 
-    def for_all(self, scores: np.ndarray) -> np.ndarray:
-        """Scores [chunks] that are the same for every question: [B, chunks]."""
+    def for_all(self, scores: Float[np.ndarray, " C"]) -> Float[np.ndarray, "B C"]:
+        """The same scores for every question."""
         return np.tile(np.asarray(scores, np.float32), (len(self.ids), 1))
 
 

@@ -1,0 +1,66 @@
+"""Kernels as data: a name, and what differs between the devices that it runs on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from types import ModuleType
+
+from pallas_kernels.attention import ampere, hopper, reference, tile_sizes, tpu
+from pallas_kernels.attention.tile_sizes import TileSizes
+
+BACKENDS: dict[str, ModuleType] = {"tpu": tpu, "hopper": hopper, "ampere": ampere, "reference": reference}
+NAMES = ("auto", *BACKENDS)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel with what differs between devices, as jitted functions take it: static and hashable.
+
+    For the fields see `tile_sizes.DeviceTiles`. interpret: run in Pallas' interpreter on the CPU, for checking.
+    """
+
+    name: str
+    cores: int
+    by_rows: tuple[TileSizes, ...]
+    full: TileSizes | None = None
+    full_width: int = 0
+    equal_tiles: bool = False
+    segment_tiles: TileSizes | None = None
+    chunks_per_step: int | None = 32
+    keys_per_step: int = 8192
+    interpret: bool = False
+
+    @property
+    def backend(self) -> ModuleType:
+        """The module with the kernel's `attend_tiles`, `refusal` and `WIDTH_MULTIPLE`."""
+        return BACKENDS[self.name]
+
+    @property
+    def max_keys(self) -> tuple[int, int]:
+        """The most keys of a tile, in the first stream and in others."""
+        return max(t.keys for t in self.by_rows), max(t.other_keys or t.keys for t in self.by_rows)
+
+    def tiles_for(self, rows: int) -> TileSizes:
+        """The smallest tile that holds `rows` packed rows of a key head, else the largest."""
+        return self._equal(next((t for t in self.by_rows if t.rows >= rows), self.by_rows[-1]), rows)
+
+    def segment_tiles_for(self, rows: int) -> TileSizes:
+        """The same for rows of segments that are sorted by their keys."""
+        return self._equal(self.segment_tiles, rows)
+
+    def _equal(self, tile: TileSizes, rows: int) -> TileSizes:
+        return replace(tile, rows=-(-rows // -(-rows // tile.rows))) if self.equal_tiles and rows else tile
+
+
+def kernel_for(name: str, device_kind: str, interpret: bool = False) -> Kernel:
+    """The kernel `name` with the tiles of a device kind; the safest ones where the kind is unknown."""
+    found = vars(tile_sizes.lookup(name, device_kind))
+    # An interpreter is one core: splitting work for many would only add steps.
+    cores = 1 if interpret else found["cores"]
+    return Kernel(
+        name, **{k: v for k, v in found.items() if k not in ("kernel", "cores")}, cores=cores, interpret=interpret
+    )
+
+
+REFERENCE = kernel_for("reference", "cpu")
+"""The reference with a CPU's tiles: what functions use where no kernel is given."""

@@ -1,0 +1,149 @@
+"""Attention over segments in place, by items: every key is read once for all rows of a call.
+
+The shift of a segment is put on the query, which is rotated the opposite way, instead of on the keys. Segments are
+split into items over the device, and the partial results are merged by log-sum-exp. Keys are read once for all query
+heads that share them and for all tokens (of one question or of many) in the rows of a tile. A row that does not use a
+segment is computed all the same; its partial result is dropped when parts are merged. This is for devices that wait
+for their memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange, repeat
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float, Int
+
+from pallas_kernels.attention import tile_schedule
+from pallas_kernels.attention.dispatch import run_items
+from pallas_kernels.attention.kernel import Kernel
+from pallas_kernels.attention.tile_schedule import EVERYTHING, TileSchedule
+from pallas_kernels.attention.tile_sizes import TileSizes
+from pallas_kernels.decode.segments import WorkItems
+from pallas_kernels.kv_cache import KVCache
+
+
+def item_count(kernel: Kernel, kv_heads: int, capacity: int, rows: int = 1, waves: int = 4) -> int:
+    """Into how many items to split a cache of up to `capacity` segments, so that `rows` packed rows fill the device.
+
+    Every item of every tile of rows leaves a partial result behind, so there are no more of them than needed.
+    """
+    tiles_of_rows = -(-rows // kernel.tiles_for(rows).rows)
+    return capacity + -(-waves * kernel.cores // (kv_heads * tiles_of_rows))
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("schedule", "shift", "used"),
+    meta_fields=("kernel", "repeats", "tiles", "tiles_of_rows"),
+)
+@dataclass(frozen=True)
+class ItemPlan:
+    """What queries read, prepared once and used in every layer: a pytree.
+
+    shift int32 [R + 1, N], or [R + 1, 1] where it is the same for all queries: of the segments, and 0 for the tail;
+    used bool [I + 1, tiles, rows]: the rows that each item, and last the tail, is for; None: all.
+    """
+
+    schedule: TileSchedule
+    shift: jax.Array
+    used: jax.Array | None
+    kernel: Kernel
+    repeats: int
+    tiles: TileSizes
+    tiles_of_rows: int
+
+    def positions(self, positions: Int[Array, "B N"]) -> Int[Array, "R BN"]:
+        """The positions at which the rows of `rows` must be rotated, from those of the queries."""
+        return positions.reshape(-1) - self.shift
+
+    def rows(self, q: Float[Array, "B N H D"]) -> Float[Array, "R BN H D"]:
+        """All queries once for every segment and once for the tail, before rotation."""
+        flat = q.reshape(-1, *q.shape[2:])
+        return jnp.broadcast_to(flat, (len(self.shift), *flat.shape))
+
+    def attend(
+        self, rows: Float[Array, "R BN H D"], streams: Sequence[KVCache], *, layer: Int[Array, ""] | int = 0
+    ) -> tuple[Float[Array, "BN H D"], Float[Array, "BN H"]]:
+        """Attention of rotated rows over the streams, the tail last. Returns out and the natural log-sum-exp (fp32)."""
+        _, count, heads, width = rows.shape
+        kv_heads = heads // self.repeats
+        pack = partial(tile_schedule.pack_rows, kv_heads=kv_heads, rows=self.tiles.rows)
+        packed = rearrange(jax.vmap(pack)(rows.astype(streams[0].k.dtype)), "a k t r d -> k (a t) r d")
+        out, lse = run_items(
+            self.kernel,
+            packed,
+            streams,
+            layer,
+            self.schedule,
+            scale=width**-0.5,
+            tiles=self.tiles,
+            out_dtype=jnp.float32,
+        )
+        out, lse = (a.reshape(kv_heads, -1, self.tiles_of_rows, *a.shape[2:]) for a in (out, lse))
+        if self.used is not None:
+            lse = jnp.where(self.used, lse, -jnp.inf)
+        out, lse = tile_schedule.merge_partials(out, lse, axis=1)
+        out, lse = (tile_schedule.unpack_rows(a, count, self.repeats) for a in (out, lse))
+        return out.astype(rows.dtype), lse
+
+
+def plan_items(
+    kernel: Kernel,
+    items: WorkItems,
+    tail_start: Int[ArrayLike, "B N"],
+    tail_end: Int[ArrayLike, "B N"],
+    *,
+    repeats: int,
+) -> ItemPlan:
+    """Plan queries that see all items (or those marked `items.used` for their question), and the keys
+    tail_start ≤ index < tail_end of the tail.
+
+    The tail is what follows the cache: the question itself and the answer so far. A query that sees nothing of the tail
+    is padding; tiles of padding alone cost nothing. repeats: query heads per key head.
+    """
+    tail_start, tail_end = (jnp.ravel(jnp.asarray(bound)) for bound in (tail_start, tail_end))
+    tiles = kernel.tiles_for(len(tail_end) * repeats)
+    tail = tile_schedule.schedule_tiles(tail_start[None], tail_end[None], repeats, tiles.rows)
+    tiles_of_rows = tail.q_tile.shape[0]
+    shift = jnp.asarray(items.shift)
+    shift = jnp.pad(shift if shift.ndim == 2 else shift[:, None], ((0, 1), (0, 0)))
+    used = None
+    if items.used is not None:
+        used = tile_schedule.tile_rows(jnp.asarray(items.used), repeats, tiles.rows)[jnp.asarray(items.segment)]
+        used = jnp.concatenate([used, jnp.ones_like(used[:1])])
+    schedule = _with_tail(items, tail, tiles_of_rows)
+    return ItemPlan(schedule, shift, used, kernel, repeats, tiles, tiles_of_rows)
+
+
+def _with_tail(items: WorkItems, tail: TileSchedule, tiles_of_rows: int) -> TileSchedule:
+    """Every tile of rows takes every item, then its part of the tail. Tiles of q: segment by segment, the tail's last."""
+    segments, streams = len(items.shift), len(items.item_start)
+    rows, tile = tail.row_start.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
+    active = jnp.tile((tail.row_end > tail.row_start).any(axis=(0, 2)), items.item_start.shape[1])
+
+    def bounds(of_items: jax.Array, of_tail: jax.Array) -> jax.Array:
+        """Of items [S, I] and of the tail [1, tiles] → [S + 1, (I + 1) · tiles]."""
+        spread = jnp.where(active, repeat(jnp.asarray(of_items, jnp.int32), "s i -> s (i t)", t=tiles_of_rows), 0)
+        return jnp.concatenate([jnp.pad(spread, ((0, 1), (0, 0))), jnp.pad(of_tail, ((streams, 0), (0, 0)))], axis=1)
+
+    def row_bounds(everywhere: int, of_tail: jax.Array) -> jax.Array:
+        """In the streams every row sees all of an item; in the tail each sees its own range."""
+        anywhere = jnp.full((streams, (segments + 1) * tiles_of_rows, rows), everywhere, jnp.int32)
+        return jnp.concatenate([anywhere, jnp.pad(of_tail, ((0, 0), (segments * tiles_of_rows, 0), (0, 0)))])
+
+    q_tile = rearrange(jnp.asarray(items.segment)[:, None] * tiles_of_rows + tile, "i t -> (i t)")
+    return TileSchedule(
+        q_tile=jnp.concatenate([q_tile, segments * tiles_of_rows + tile]).astype(jnp.int32),
+        item_start=bounds(items.item_start, tail.item_start),
+        item_end=bounds(items.item_end, tail.item_end),
+        full_start=bounds(items.item_start, tail.full_start),
+        full_end=bounds(items.item_end, tail.full_end),
+        row_start=row_bounds(0, tail.row_start),
+        row_end=row_bounds(EVERYTHING, tail.row_end),
+    )

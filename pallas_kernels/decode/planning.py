@@ -1,0 +1,73 @@
+"""Segments made ready for a kernel: as items or as rows, whichever suits the device (`Kernel.segment_tiles`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Int
+
+from pallas_kernels.attention.kernel import Kernel
+from pallas_kernels.decode.by_items import ItemPlan, item_count, plan_items
+from pallas_kernels.decode.by_rows import RowPlan, SegmentRows, plan_rows, segment_rows
+from pallas_kernels.decode.segments import Segments, WorkItems, merge_segments, split_segments
+from pallas_kernels.kv_cache import KVCache
+
+STEP_ROWS, QUESTION_ROWS = 7, 64 * 7
+"""Rows of a usual decoding step and of a usual question of 64 tokens, with 7 query heads per key head. They only
+determine how finely segments are split into items."""
+
+Table = WorkItems | SegmentRows
+"""Segments for a kernel, with a leading axis of independent calls."""
+
+
+def segment_tables(
+    kernel: Kernel, each: Sequence[Segments], *, capacity: int, merged_capacity: int, kv_heads: int, questions: int
+) -> tuple[Table, Table]:
+    """Tables of a decoding step and of whole questions. Their shapes do not depend on which keys are read.
+
+    Args:
+      each: segments of every question, or one for all `questions` alike.
+      capacity: the most segments of a question; merged_capacity: of all of them, split at the boundaries of all.
+      kv_heads: key heads K.
+    """
+    if kernel.segment_tiles is not None:
+        rows = jax.tree.map(lambda a: a[None], segment_rows(each, capacity))
+        return rows, rows
+
+    def split(segments: Segments, capacity: int, rows: int) -> WorkItems:
+        return split_segments(segments, items=item_count(kernel, kv_heads, capacity, rows), capacity=capacity)
+
+    if len(each) == 1:
+        step, question = ([split(each[0], capacity, questions * rows)] for rows in (STEP_ROWS, QUESTION_ROWS))
+    else:
+        step = [split(merge_segments(each), merged_capacity, questions * STEP_ROWS)]
+        # Whole questions are called one after another: their queries, once per segment, would be large together.
+        question = [split(segments, capacity, QUESTION_ROWS) for segments in each]
+    return _stack(step), _stack(question)
+
+
+def _stack(tables: Sequence[WorkItems]) -> WorkItems:
+    return jax.tree.map(lambda *parts: np.stack(parts), *tables)
+
+
+def plan_segments(
+    kernel: Kernel,
+    table: Table,
+    tail_start: Int[ArrayLike, "calls B N"],
+    tail_end: Int[ArrayLike, "calls B N"],
+    *,
+    heads: int,
+    streams: Sequence[KVCache],
+) -> ItemPlan | RowPlan:
+    """Plan each call of a table; see `by_items.plan_items` and `by_rows.plan_rows`. All arrays have a leading axis."""
+
+    def plan(table: Table, start: jax.Array, end: jax.Array) -> ItemPlan | RowPlan:
+        if isinstance(table, SegmentRows):
+            return plan_rows(kernel, table, start, end, heads=heads, streams=streams)
+        return plan_items(kernel, table, start, end, repeats=heads // streams[0].k.shape[1])
+
+    return jax.vmap(plan)(jax.tree.map(jnp.asarray, table), tail_start, tail_end)

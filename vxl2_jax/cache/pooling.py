@@ -1,0 +1,91 @@
+"""The sparse level of a memory: the dense level with the visual tokens of every group mean-pooled."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange, reduce
+
+from pallas_kernels.attention import KVCache
+from vxl2_jax.buckets import bucket
+from vxl2_jax.errors import RequestError
+from vxl2_jax.layout import Layout, pooled
+from vxl2_jax.models.rope import rotate, rotation
+from vxl2_jax.prefill import DenseCache
+
+
+def check_compression(compression: int, visual: int) -> None:
+    """Raise RequestError unless a window of `compression` visual tokens fits into a group of `visual`."""
+    if not 1 <= compression <= visual:
+        raise RequestError(f"compression must be from 1 to {visual} (the visual tokens of a group), not {compression}")
+
+
+def sparse_capacity(layout: Layout, compression: int) -> int:
+    """Slots of a sparse level: its length, rounded up so that videos of similar length share executables."""
+    return bucket(layout.sparse_length(compression), minimum=128)
+
+
+def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta: float) -> KVCache:
+    """Pool the dense level into a sparse one [L, K, S, D] of `sparse_capacity` slots, in natural order.
+
+    Keys are rotated at the positions that they would have if every chunk were sparse, so a slot's index is its position
+    and the level is a plain cache of the whole video. Raises RequestError for a compression out of range.
+    """
+    check_compression(compression, layout.visual)
+    visual_capacity, global_capacity = dense.visual.k.shape[2], dense.global_.k.shape[2]
+    new_visual, new_global = layout.visual_positions(compression), layout.global_positions(compression)
+    # The source of every slot of the sparse level: a global token, or (behind them) a pooled one.
+    source = np.zeros(sparse_capacity(layout, compression), np.int32)
+    source[new_global] = np.arange(len(new_global))
+    source[new_visual] = global_capacity + np.arange(len(new_visual))
+
+    def pad(positions: np.ndarray, length: int) -> np.ndarray:
+        return np.pad(positions, (0, length - len(positions)))
+
+    return _pool(
+        dense,
+        pad(layout.visual_positions(), visual_capacity),
+        pad(new_visual, visual_capacity // layout.visual * layout.pooled(compression)),
+        pad(new_global - layout.global_positions(), global_capacity),
+        source,
+        visual=layout.visual,
+        compression=compression,
+        rope_theta=rope_theta,
+    )
+
+
+@partial(jax.jit, static_argnames=("visual", "compression", "rope_theta"))
+def _pool(
+    dense: DenseCache,
+    old_visual: jax.Array,
+    new_visual: jax.Array,
+    global_shift: jax.Array,
+    source: jax.Array,
+    *,
+    visual: int,
+    compression: int,
+    rope_theta: float,
+) -> KVCache:
+    """Keys are un-rotated before pooling (the original caches them without rotation) and rotated again after it."""
+    width = dense.visual.k.shape[-1]
+    undo, redo, move = (rotation(at, width, rope_theta) for at in (-old_visual, new_visual, global_shift))
+    kept = pooled(visual, compression)
+
+    def pool(rows: jax.Array) -> jax.Array:
+        whole = rows[:, : rows.shape[1] // visual * visual]
+        groups = rearrange(whole, "k (g v) d -> k g v d", v=visual)[:, :, : kept * compression]
+        return reduce(groups.astype(jnp.float32), "k g (n c) d -> k (g n) d", "mean", c=compression)
+
+    def one_layer(layer: DenseCache) -> KVCache:
+        k = rotate(pool(rotate(layer.visual.k.astype(jnp.float32), *undo)), *redo).astype(layer.visual.k.dtype)
+        v = pool(layer.visual.v).astype(k.dtype)
+
+        def gather(global_: jax.Array, pooled: jax.Array) -> jax.Array:
+            return jnp.concatenate([global_, pooled], axis=1)[:, source]
+
+        return KVCache(gather(rotate(layer.global_.k, *move), k), gather(layer.global_.v, v))
+
+    return jax.lax.map(one_layer, dense)
