@@ -4,10 +4,20 @@ import contextlib
 import shutil
 
 import check_parity
+import jax
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """XLA optimises little: that would take most of the time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def run(directory, capfd) -> tuple[int, list[str], str]:

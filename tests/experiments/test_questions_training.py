@@ -1,5 +1,7 @@
 """Training sees what inference sees: the same logits from its own forward pass and from the package's memory."""
 
+from dataclasses import replace
+
 import jax
 import numpy as np
 import pytest
@@ -27,13 +29,25 @@ RULE = PrefillRule(2, 2)
 
 @pytest.fixture(scope="module")
 def nano():
-    """A model with its first parameters, visual tokens at random, and questions about a clip."""
+    """A model with its initial parameters, random visual tokens, and questions about a clip."""
     shape = config.nano(len(vocabulary.words()))
+    shape = replace(shape, vision=replace(shape.vision, layers=1))
     rng = np.random.default_rng(0)
     clip = clips.draw_clip(rng, seconds=4 * GROUPS, names=pictures.load()[0])
     asked = questions.questions(rng, clip, 7)
     visual = (0.1 * rng.standard_normal((GROUPS * training_compose.VISUAL, shape.language.width))).astype(np.float16)
-    return shape, {"language": training_start.init(jax.random.key(0), shape.language)}, clip, asked, visual
+    drawn = toys.model(shape).params["language"]
+    with pytest.MonkeyPatch.context() as patch:
+        # Compiling the initialisers, and what XLA optimises, would take most of the time.
+        patch.setattr(training_start.qwen2, "init", lambda *_: drawn)
+        params = {"language": training_start.init(jax.random.key(0), shape.language)}
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield shape, params, clip, asked, visual
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+forward = jax.jit(training_language.forward, static_argnums=1)
 
 
 def batch_of(clip, asked, visual) -> dict:
@@ -51,7 +65,7 @@ def batch_of(clip, asked, visual) -> dict:
 
 
 def by_inference(nano, base: decode.KVCacheView, ids: np.ndarray) -> np.ndarray:
-    """Logits [N, vocabulary] of one question's tokens over a base."""
+    """Logits [N, vocabulary] of one question's tokens over a cache."""
     shape, params = nano[:2]
     found = decode.generate(
         params,
@@ -86,7 +100,7 @@ def test_dense(nano):
     mask = training_language.video_mask(GROUPS, RULE)
     for i in (0, 4):
         one = {key: value if key in ("ids", "visual") else value[i : i + 1] for key, value in batch.items()}
-        logits, _ = training_language.forward(params["language"], shape.language, one, mask)
+        logits, _ = forward(params["language"], shape.language, one, mask)
         wanted = by_inference(nano, base, batch["asked"][i, : lengths[i]].astype(np.int32))
         np.testing.assert_allclose(np.asarray(logits[0, : lengths[i]]), wanted, atol=1e-4)
 
@@ -99,7 +113,7 @@ def test_mixed(nano, compression, monkeypatch):
     batch = batch_of(clip, asked, visual)
     lengths, memory = batch.pop("lengths"), remembered(nano, compression)
     mask = training_language.video_mask(GROUPS, RULE)
-    logits, _ = training_language.forward(params["language"], shape.language, batch, mask, drawn)
+    logits, _ = forward(params["language"], shape.language, batch, mask, drawn)
     stamps = memory.layout.global_positions()[memory.layout.prefix :]
     for i in (1, 5):
         index = drawn["index"][i][drawn["real"][i]]
