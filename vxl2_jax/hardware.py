@@ -1,4 +1,4 @@
-"""What suits the machine that runs: dtype, how much to do at a time, and how much memory there is."""
+"""The machine: its default dtype, batch sizes, memory, and the jit caches of this process."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import jax
 
 
 class BatchSizes(NamedTuple):
-    """stride: groups fed through the language model at a time; vision_groups: groups whose frames go through
-    the vision tower at a time, which divides `stride`."""
+    """stride: groups per call of the language model; vision_groups: groups per call of the vision tower, a divisor of
+    `stride`."""
 
     stride: int
     vision_groups: int
 
 
 SMALL = BatchSizes(stride=40, vision_groups=4)
-"""What a stride costs however many groups it has is, for nano on two CPU cores, as much as 6 groups; and the last one is
-half empty on average. For videos of some minutes this is about the best between the two."""
+"""A stride has a fixed cost, equal to about 6 groups for nano on two CPU cores, and the last stride is half empty on
+average. For videos of a few minutes, 40 is close to the best trade-off."""
 LARGE = BatchSizes(stride=64, vision_groups=16)
-"""Timestamps look back over the whole video, and there are few of them: large strides make their tiles many."""
+"""Timestamps attend to the whole video, and a group has few of them: only a large stride has enough for many tiles."""
 
 
 class CompilerTraits(NamedTuple):
@@ -50,14 +50,14 @@ def capability(device: Any) -> float:
 
 
 def default_dtype(device: Any) -> str:
-    """float32 on a CPU; float16 on NVIDIA cards without bfloat16 (T4 and older); else bfloat16."""
+    """float32 on a CPU, float16 on NVIDIA cards without bfloat16 (T4 and older), bfloat16 elsewhere."""
     if device.platform == "cpu":
         return "float32"
     return "float16" if 0 < capability(device) < 8 else "bfloat16"
 
 
 def sizes_for(device: Any) -> BatchSizes:
-    """Large strides on accelerators with the memory for them; small ones on a CPU and on older cards."""
+    """LARGE on accelerators; SMALL on a CPU and on NVIDIA cards older than Ampere, which have little memory."""
     return SMALL if device.platform == "cpu" or 0 < capability(device) < 8 else LARGE
 
 
@@ -70,39 +70,50 @@ _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def memory_bytes(device: Any, proc: Path = _PROC, groups: Path = _GROUPS) -> int | None:
-    """Memory that this process can have on a device, what it has already included; None where that is unknown.
+    """Bytes of a device's memory that this process can use, including those in use; None if unknown.
 
-    Of an accelerator: the limit of its allocator. Of a CPU: what is free and what the process holds, or the limit of
-    a control group it is in, whichever is less. proc, groups: where Linux tells of them.
+    On an accelerator this is the allocator's limit. On a CPU it is the free memory plus what the process uses, or the
+    limit of its control groups if that is smaller.
+
+    Args:
+      device: a JAX device.
+      proc, groups: where Linux reports memory and control groups.
     """
     if device.platform != "cpu":
         return _stats(device).get("bytes_limit")
     limits = list(_group_limits(proc, groups))
-    free, held = _kilobytes(proc / "meminfo", "MemAvailable"), _kilobytes(proc / "self" / "status", "VmRSS")
-    if free is not None and held is not None:
-        limits.append(1024 * (free + held))
+    free, used = _kilobytes(proc / "meminfo", "MemAvailable"), _kilobytes(proc / "self" / "status", "VmRSS")
+    if free is not None and used is not None:
+        limits.append(1024 * (free + used))
     return min(limits, default=None)
 
 
 def used_bytes(device: Any, proc: Path = _PROC) -> int | None:
-    """What this process has of that memory now; None where that is unknown."""
+    """Bytes of that memory that this process uses now; None if unknown."""
     if device.platform != "cpu":
         return _stats(device).get("bytes_in_use")
-    held = _kilobytes(proc / "self" / "status", "VmRSS")
-    return None if held is None else 1024 * held
+    used = _kilobytes(proc / "self" / "status", "VmRSS")
+    return None if used is None else 1024 * used
 
 
 def clear_jit_caches(share: float = 0.5, proc: Path = _PROC) -> bool:
-    """Let compiled programs go if this process has used up a share of the memory maps that Linux allows it; whether so.
+    """Clear JAX's jit caches if this process uses more than a share of the memory maps that Linux allows.
 
-    Each of XLA's CPU programs keeps ten maps and more, of 65,530 as a rule, and the program that is refused one ends the
-    process without a word. All that JAX has compiled in this process goes, save what runs; what is wanted again is compiled
-    again, or fetched from JAX's cache on disk where there is one (the command line has). Elsewhere than on a CPU: nothing.
+    Each of XLA's CPU programs uses ten or more maps, of usually 65,530; a process that is refused one dies without a
+    message. Programs that are needed again are compiled again, or loaded from JAX's compilation cache on disk if it is
+    enabled (the command line enables it). On accelerators nothing is done.
+
+    Args:
+      share: the share of the maps above which caches are cleared.
+      proc: where Linux reports maps.
+
+    Returns:
+      Whether the caches were cleared.
     """
     if jax.default_backend() != "cpu":
         return False
-    most = _read(proc / "sys" / "vm" / "max_map_count").strip()
-    if not most.isdigit() or _read(proc / "self" / "maps").count("\n") <= share * int(most):
+    limit = _read(proc / "sys" / "vm" / "max_map_count").strip()
+    if not limit.isdigit() or _read(proc / "self" / "maps").count("\n") <= share * int(limit):
         return False
     jax.clear_caches()
     return True
@@ -111,12 +122,12 @@ def clear_jit_caches(share: float = 0.5, proc: Path = _PROC) -> bool:
 def _stats(device: Any) -> dict[str, int]:
     try:
         return device.memory_stats() or {}
-    except (NotImplementedError, RuntimeError):  # not every runtime keeps count
+    except (NotImplementedError, RuntimeError):  # not every runtime reports statistics
         return {}
 
 
 def _kilobytes(path: Path, name: str) -> int | None:
-    """The number of a line such as "MemAvailable:  123 kB"."""
+    """The number in a line such as "MemAvailable:  123 kB"."""
     for line in _read(path).splitlines():
         key, _, value = line.partition(":")
         if key == name:
@@ -125,13 +136,13 @@ def _kilobytes(path: Path, name: str) -> int | None:
 
 
 def _group_limits(proc: Path, groups: Path) -> Iterator[int]:
-    """Limits of the process's control group and of those around it, versions 1 and 2 of the interface."""
+    """Memory limits of the process's control group and its parents, for cgroup versions 1 and 2."""
     for line in _read(proc / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
         root, name = (groups / "memory", "memory.limit_in_bytes") if controllers else (groups, "memory.max")
-        # Inside a container the path may be that of the host, and only the root is there.
+        # In a container the path may be the host's; then only the root exists.
         parts = [part for part in path.split("/") if part]
         for depth in range(len(parts) + 1):
             limit = _read(root.joinpath(*parts[:depth]) / name).strip()

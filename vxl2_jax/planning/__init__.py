@@ -1,17 +1,7 @@
-"""What watching and asking will take, known beforehand: see `plan` and `memory_model`."""
+"""The cost of a video before it is watched: see `plan`, `memory_model` and `devices`."""
 
-from vxl2_jax.planning.plan import (
-    DEVICES,
-    USABLE,
-    DeviceSpec,
-    Plan,
-    advice,
-    check_memory,
-    layout_for,
-    model_of,
-    most_frames,
-    plan,
-)
+from vxl2_jax.planning.devices import DEVICES, USABLE, DeviceSpec
+from vxl2_jax.planning.plan import Plan, advice, check_memory, layout_for, max_frames, model_of, plan
 
 __all__ = [
     "DEVICES",
@@ -21,7 +11,7 @@ __all__ = [
     "advice",
     "check_memory",
     "layout_for",
+    "max_frames",
     "model_of",
-    "most_frames",
     "plan",
 ]

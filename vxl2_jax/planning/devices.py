@@ -1,0 +1,67 @@
+"""GPUs and TPUs that plans are made for: memory, peak rate, and what JAX reports of them."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from pallas_kernels import attention
+from vxl2_jax import hardware
+from vxl2_jax.config import ModelConfig
+from vxl2_jax.hardware import BatchSizes
+
+USABLE = 0.95
+"""Fraction of a device's memory that arrays can use; the runtime takes the rest."""
+
+
+class DeviceSpec(NamedTuple):
+    """A device that need not be present.
+
+    Attributes:
+      memory_gb: memory in 10⁹ bytes.
+      tflops: peak rate of 16-bit matrix products, in 10¹² operations per second.
+      device_kind, compute_capability: as JAX reports them, so that dtype, kernel and batch sizes are chosen as on the
+        machine itself.
+    """
+
+    memory_gb: float
+    tflops: float
+    device_kind: str
+    compute_capability: str = ""
+
+    @property
+    def platform(self) -> str:
+        """JAX's name of the platform: gpu or tpu."""
+        return "gpu" if self.compute_capability else "tpu"
+
+    @property
+    def sizes(self) -> BatchSizes:
+        """The batch sizes on this device."""
+        return hardware.sizes_for(self)
+
+    @property
+    def usable_bytes(self) -> float:
+        """Bytes that arrays can use."""
+        return USABLE * self.memory_gb * 1e9
+
+    def settings(self, config: ModelConfig, itemsize: int = 2) -> dict[str, Any]:
+        """The fields of `memory_model.Workload` that the device determines."""
+        dtype = jnp.dtype(jnp.float32 if itemsize == 4 else hardware.default_dtype(self))
+        kernel = attention.choose_kernel(dtype=dtype, width=config.language.head_width, device=self).kernel
+        return {"itemsize": itemsize, "sizes": self.sizes, "kernel": kernel, "platform": self.platform}
+
+
+DEVICES = {
+    "t4": DeviceSpec(16, 65, "Tesla T4", "7.5"),
+    "l4": DeviceSpec(24, 121, "NVIDIA L4", "8.9"),
+    "a100-40": DeviceSpec(40, 312, "NVIDIA A100-SXM4-40GB", "8.0"),
+    "a100-80": DeviceSpec(80, 312, "NVIDIA A100-SXM4-80GB", "8.0"),
+    "h100": DeviceSpec(80, 989, "NVIDIA H100 80GB HBM3", "9.0"),
+    "h200": DeviceSpec(141, 790, "NVIDIA H200", "9.0"),
+    "v4": DeviceSpec(32, 275, "TPU v4"),
+    "v5e": DeviceSpec(16, 197, "TPU v5 lite"),
+    "v5p": DeviceSpec(95, 459, "TPU v5"),
+    "v6e": DeviceSpec(32, 918, "TPU v6 lite"),
+}
+"""From the makers' data sheets, except the H200's rate, which was measured on random bfloat16 matrices."""
