@@ -42,9 +42,22 @@ def changed(before, after):
     return {keystr(path) for (path, a), b in pairs if not np.array_equal(a, b)}
 
 
-def test_all_modules_are_trained_and_the_loss_falls(toy):
-    settings = settings_of()
-    after, history = run(toy, settings, steps=12)
+@pytest.fixture(scope="module")
+def trained(toy):
+    """Twelve steps of all modules."""
+    return run(toy, settings_of(), steps=12)
+
+
+@pytest.fixture(scope="module")
+def with_lora(toy):
+    """Parameters with low-rank updates before and after eight steps, and the metrics."""
+    stage = Stage("language", ("language",), learning_rate=1e-2, steps=1)
+    settings = settings_of(stage, lora=LoraSettings(rank=4, targets=("query", "down")))
+    return step.attach_lora(toy.params, settings), *run(toy, settings, steps=8)
+
+
+def test_all_modules_are_trained_and_the_loss_falls(toy, trained):
+    after, history = trained
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert {name.split("'")[1] for name in changed(toy.params, after)} == set(STAGE.train)
     assert history[0]["grad_norm"] > 0 and history[0]["learning_rate"] == pytest.approx(1e-3)
@@ -70,31 +83,24 @@ def test_a_learning_rate_per_module_scales_its_first_step(toy):
     assert moved("language") == pytest.approx(1e-3, rel=0.02) and moved("projector") == pytest.approx(1e-5, rel=0.05)
 
 
-def test_low_rank_updates_start_at_zero_and_only_they_are_trained(toy):
-    settings = settings_of(
-        Stage("language", ("language",), learning_rate=1e-2, steps=1),
-        lora=LoraSettings(rank=4, targets=("query", "down")),
-    )
-    begun = step.attach_lora(toy.params, settings)
+def test_low_rank_updates_start_at_zero_and_only_they_are_trained(toy, with_lora):
+    before, after, history = with_lora
     batch = examples.batch()
-    np.testing.assert_array_equal(loss(begun, toy.config, batch)[0], loss(toy.params, toy.config, batch)[0])
-    after, history = run(toy, settings, steps=8)
+    np.testing.assert_array_equal(loss(before, toy.config, batch)[0], loss(toy.params, toy.config, batch)[0])
     assert history[-1]["loss"] < history[0]["loss"]
-    names = changed(begun, after)
+    names = changed(before, after)
     assert names and all("lora" in name and ("query" in name or "down" in name) for name in names)
 
 
-def test_merged_updates_compute_the_same(toy):
-    settings = settings_of(Stage("language", ("language",), learning_rate=1e-2, steps=1), lora=LoraSettings(rank=4))
-    after, _ = run(toy, settings, steps=3)
+def test_merged_updates_compute_the_same(toy, with_lora):
+    _, after, _ = with_lora
     merged = lora.merge(after)
     assert jax.tree.structure(merged) == jax.tree.structure(toy.params)
     batch = examples.batch()
     np.testing.assert_allclose(loss(merged, toy.config, batch)[0], loss(after, toy.config, batch)[0], rtol=1e-5)
 
 
-def test_bfloat16_keeps_trained_parameters_in_float32(toy):
-    after, history = run(toy, settings_of(compute_dtype="bfloat16"), steps=2)
-    full = run(toy, settings_of(), steps=2)[1]
+def test_bfloat16_keeps_trained_parameters_in_float32(toy, trained):
+    after, history = run(toy, settings_of(compute_dtype="bfloat16"), steps=12)
     assert after["language"]["embed"].dtype == jnp.float32
-    assert history[1]["loss"] == pytest.approx(full[1]["loss"], rel=0.02)
+    assert history[1]["loss"] == pytest.approx(trained[1][1]["loss"], rel=0.02)
