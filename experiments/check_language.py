@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from pallas_kernels.attention import KVCache
+from pallas_kernels.attention import REFERENCE, KVCache
 from vxl2_jax import decode
+from vxl2_jax.cache import views
 from vxl2_jax.checkpoints import huggingface, key_mapping
 from vxl2_jax.config import LanguageConfig, ModelConfig
 
@@ -171,11 +172,11 @@ def decode_ours(params: dict, config: ModelConfig, ids: list[int], count: int) -
     """The same through `decode.generate`, over a memory of nothing."""
     lm = config.language
     nothing = jnp.zeros((lm.layers, lm.kv_heads, 1, lm.head_width))
-    base = decode.KVCacheView((KVCache(nothing, nothing),), jnp.zeros(1, jnp.int32), jnp.int32(0))
+    view = views.whole_view((KVCache(nothing, nothing),), [0], REFERENCE)
     made = decode.generate(
         params,
         config,
-        base,
+        view,
         jnp.asarray([ids], jnp.int32),
         jnp.asarray([len(ids)]),
         decode.Sampling(),

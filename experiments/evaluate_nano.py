@@ -44,7 +44,6 @@ from rich.progress import track
 from studies.memories import interior
 
 import vxl2_jax as vxl2
-from vxl2_jax.cache.plan import mixed_length
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation.report import write_texts
 
@@ -116,7 +115,7 @@ def pooled_to_fit(memory: vxl2.VideoMemory, share: Share) -> vxl2.VideoMemory:
 
 
 def _fits(memory: vxl2.VideoMemory, percent: int) -> bool:
-    least = mixed_length(memory.layout, memory.compression, _CHUNK_SIZE.value, interior=0)
+    least = memory.layout.mixed_length(memory.compression, _CHUNK_SIZE.value, interior=0)
     return 100 * least <= percent * memory.layout.length
 
 

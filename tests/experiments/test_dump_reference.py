@@ -16,12 +16,12 @@ torch = pytest.importorskip("torch")
 import check_parity
 import dump_reference as dump
 from einops import rearrange
+from parity import assembled
 from parity.cases import Case, Runner, turn_back
 from parity.golden import layout_of
 from parity.language import DENSE
 from parity.vision import encode_frames, frame_features, pad_video
 
-from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.cache import views
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.layout import PrefillRule, natural_mask
@@ -143,11 +143,11 @@ class StandIn(torch.nn.Module):
             dense = selection.dense_chunks(
                 chunks, selection.chunks_of_units(units, chunks, selected["selected_chunk_size"])
             )
-            plan = cache_plan.plan_mixed(case.layout, selected["compression"], selected["selected_chunk_size"], dense)
-            keys, values = (np.asarray(part)[:, :, : len(plan.store)] for part in cache_plan.assemble(memory, plan))
+            plan = assembled.plan_mixed(case.layout, selected["compression"], selected["selected_chunk_size"], dense)
+            keys, values = (np.asarray(part)[:, :, : len(plan.store)] for part in assembled.assemble(memory, plan))
             past = legacy(np.stack([turn_back(keys, runner.config), values], axis=1))
             answer = runner.ask(
-                case, views.mixed_view(memory, selected["selected_chunk_size"], dense, runner.kernel), steps
+                case, views.mixed_view(memory, selected["selected_chunk_size"], dense[None], runner.kernel), steps
             )
             calls.append({"inputs_embeds": embeds[:, -len(case.question) :], "past_key_values": past, "gives": past})
             first = np.asarray(answer.question_logits)

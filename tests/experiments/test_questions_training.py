@@ -13,14 +13,17 @@ from nano import (
     training_compose,
     training_language,
     training_mixed,
+    training_rows,
     training_start,
     vocabulary,
 )
 from nano.training_aims import question_row
 from nano.training_compose import LONGEST, fit
+from parity import assembled
 
+from pallas_kernels.attention import REFERENCE
 from vxl2_jax import config, decode
-from vxl2_jax.cache import plan as cache_plan
+from vxl2_jax.cache import views
 from vxl2_jax.layout import PrefillRule
 
 GROUPS = 10
@@ -36,10 +39,11 @@ def nano():
     clip = clips.draw_clip(rng, seconds=4 * GROUPS, names=pictures.load()[0])
     asked = questions.questions(rng, clip, 7)
     visual = (0.1 * rng.standard_normal((GROUPS * training_compose.VISUAL, shape.language.width))).astype(np.float16)
-    drawn = toys.model(shape).params["language"]
+    drawn, count = toys.model(shape).params["language"], len(training_rows.names())
     with pytest.MonkeyPatch.context() as patch:
-        # Compiling the initialisers, and what XLA optimises, would take most of the time.
+        # Compiling the initialisers, spreading names apart and XLA's optimisations would take most of the time.
         patch.setattr(training_start.qwen2, "init", lambda *_: drawn)
+        patch.setattr(training_start, "_apart", lambda width: rng.standard_normal((count, width)) * width**-0.5)
         params = {"language": training_start.init(jax.random.key(0), shape.language)}
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
@@ -64,13 +68,13 @@ def batch_of(clip, asked, visual) -> dict:
     }
 
 
-def by_inference(nano, base: decode.KVCacheView, ids: np.ndarray) -> np.ndarray:
+def by_inference(nano, view: views.KVCacheView, ids: np.ndarray) -> np.ndarray:
     """Logits [N, vocabulary] of one question's tokens over a cache."""
     shape, params = nano[:2]
     found = decode.generate(
         params,
         shape,
-        base,
+        view,
         fit(ids, LONGEST, 0)[None],
         np.full(1, len(ids), np.int32),
         decode.Sampling(),
@@ -93,15 +97,12 @@ def test_dense(nano):
     shape, params, clip, asked, visual = nano
     batch = batch_of(clip, asked, visual)
     lengths, memory = batch.pop("lengths"), remembered(nano, 8)
-    layout = memory.layout
-    base = decode.KVCacheView(
-        tuple(memory.dense), np.asarray([layout.visual_length, layout.global_length], np.int32), np.int32(layout.length)
-    )
+    view = views.dense_view(memory, REFERENCE)
     mask = training_language.video_mask(GROUPS, RULE)
     for i in (0, 4):
         one = {key: value if key in ("ids", "visual") else value[i : i + 1] for key, value in batch.items()}
         logits, _ = forward(params["language"], shape.language, one, mask)
-        wanted = by_inference(nano, base, batch["asked"][i, : lengths[i]].astype(np.int32))
+        wanted = by_inference(nano, view, batch["asked"][i, : lengths[i]].astype(np.int32))
         np.testing.assert_allclose(np.asarray(logits[0, : lengths[i]]), wanted, atol=1e-4)
 
 
@@ -119,12 +120,10 @@ def test_mixed(nano, compression, monkeypatch):
         index = drawn["index"][i][drawn["real"][i]]
         # A group is dense where its own visual tokens follow its timestamp.
         dense = np.concatenate([[True], np.isin(stamps + 1, index)])
-        plan = cache_plan.plan_mixed(memory.layout, compression, 1, dense)
+        plan = assembled.plan_mixed(memory.layout, compression, 1, dense)
         assert len(plan.store) == len(index)
-        base = decode.KVCacheView(
-            (cache_plan.assemble(memory, plan),), np.int32(len(index))[None], np.int32(len(index))
-        )
-        wanted = by_inference(nano, base, batch["asked"][i, : lengths[i]].astype(np.int32))
+        view = assembled.assembled_view(memory, plan)
+        wanted = by_inference(nano, view, batch["asked"][i, : lengths[i]].astype(np.int32))
         np.testing.assert_allclose(np.asarray(logits[i, : lengths[i]]), wanted, atol=1e-4)
 
 
