@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
@@ -42,7 +43,9 @@ def empty_tail(config: ModelConfig, view: KVCacheView, questions: int, length: i
     return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def left_pad(ids: Int[ArrayLike, "B N"], count: Int[ArrayLike, " B"]) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
+def left_pad(
+    ids: Int[Array | np.ndarray, "B N"], count: Int[Array | np.ndarray, " B"]
+) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
     """Move the padding of right-padded questions, with `count` real tokens each, to the left.
 
     Returns (ids, the slot at which each question begins). All questions now end at the same slot, and so do answers.
@@ -63,7 +66,7 @@ def reader(
     config: ModelConfig,
     view: KVCacheView,
     tail: KVCache,
-    begin: Int[ArrayLike, " B"],
+    begin: Int[Array | np.ndarray, " B"],
     slot: Int[ArrayLike, ""],
     count: int,
 ) -> Read:
@@ -73,7 +76,7 @@ def reader(
     and their output is meaningless.
     """
     lm, questions = config.language, len(begin)
-    slots = slot + jnp.arange(count)
+    slots = jnp.asarray(slot) + jnp.arange(count)
     start = jnp.broadcast_to(begin[:, None], (questions, count))
     end = jnp.maximum(slots + 1, start)
     part = jnp.arange(questions)[:, None] * (tail.k.shape[2] // questions)
@@ -84,7 +87,12 @@ def reader(
         return rearrange(a, "(c b) ... -> c b ...", c=calls)
 
     plans = in_place.plan_segments(
-        kernel, table, by_call(start + part), by_call(end + part), heads=lm.heads, streams=(*view.streams, tail)
+        kernel,
+        table,
+        by_call(start + part),
+        by_call(end + part),
+        heads=lm.heads,
+        streams=(*view.streams, tail),
     )
     positions = by_call(_positions(view, begin, slots))
     rotations = _head_rotation(lm, jax.vmap(lambda plan, at: plan.positions(at))(plans, positions))
@@ -106,7 +114,7 @@ def _head_rotation(lm: LanguageConfig, positions: jax.Array) -> tuple[jax.Array,
     return cos[..., None, :], sin[..., None, :]
 
 
-def _positions(view: KVCacheView, begin: jax.Array, slots: jax.Array) -> jax.Array:
+def _positions(view: KVCacheView, begin: jax.Array | np.ndarray, slots: jax.Array) -> jax.Array:
     """int32 [B, N]: positions of the tokens at slots [N] of every question's part of the tail."""
     return jnp.reshape(view.position, (-1, 1)) + slots - begin[:, None]
 
@@ -116,9 +124,9 @@ def extend(
     config: ModelConfig,
     view: KVCacheView,
     tail: KVCache,
-    begin: Int[ArrayLike, " B"],
+    begin: Int[Array | np.ndarray, " B"],
     slot: Int[ArrayLike, ""],
-    ids: Int[ArrayLike, "B N"],
+    ids: Int[Array | np.ndarray, "B N"],
     *,
     observe: Observe | None = None,
     state: Any = None,
@@ -136,7 +144,7 @@ def extend(
       The tail with the keys and values of the tokens, the residual stream, and the state.
     """
     lm, count = config.language, ids.shape[1]
-    own = _head_rotation(lm, _positions(view, begin, slot + jnp.arange(count)))
+    own = _head_rotation(lm, _positions(view, begin, jnp.asarray(slot) + jnp.arange(count)))
     read = reader(kernel, config, view, tail, begin, slot, count)
 
     def attend(q, k, v, carry, layer):
@@ -152,13 +160,16 @@ def extend(
     return tail, x, state
 
 
-def _write_tail(tail: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array, slot: jax.Array) -> KVCache:
+def _write_tail(tail: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array, slot: ArrayLike) -> KVCache:
     """Write rows k, v [B, N, K, D] at `slot` of every question's part of the tail, in one layer."""
 
     def put(cache: jax.Array, rows: jax.Array) -> jax.Array:
-        parts = rearrange(cache, "l k (b t) d -> l k b t d", b=len(rows))
+        # Only one layer is reshaped: a view of the whole tail in another shape would make XLA copy it in every layer.
+        one = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=True)
+        parts = rearrange(one, "l k (b t) d -> l k b t d", b=len(rows))
         rows = rearrange(rows, "b n k d -> 1 k b n d").astype(cache.dtype)
-        return jax.lax.dynamic_update_slice(parts, rows, (layer, 0, 0, slot, 0)).reshape(cache.shape)
+        parts = jax.lax.dynamic_update_slice(parts, rows, (0, 0, 0, slot, 0))
+        return jax.lax.dynamic_update_slice(cache, parts.reshape(one.shape), (layer, 0, 0, 0))
 
     return KVCache(put(tail.k, k), put(tail.v, v))
 
@@ -200,8 +211,8 @@ def generate(
     params: Any,
     config: ModelConfig,
     view: KVCacheView,
-    ids: Int[ArrayLike, "B N"],
-    count: Int[ArrayLike, " B"],
+    ids: Int[Array | np.ndarray, "B N"],
+    count: Int[Array | np.ndarray, " B"],
     sampling: Sampling,
     key: Key[Array, ""],
     *,
@@ -255,7 +266,7 @@ def generate(
     tokens = jnp.concatenate([first[None], later]).T
     stopped = jnp.isin(tokens, stop_tokens)
     produced = jnp.where(stopped.any(axis=1), jnp.argmax(stopped, axis=1) + 1, max_new)
-    if not keep_logits:
+    if later_logits is None:
         return Generated(tokens, produced, None, None)
     logits = jnp.swapaxes(jnp.concatenate([first_logits[None], later_logits]), 0, 1)
     return Generated(tokens, produced, logits, to_logits(x))

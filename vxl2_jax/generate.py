@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -172,7 +172,7 @@ def select_chunks(
         inputs = relevance.ScorerInputs(
             model.params, model.config, memory, *_pad(questions), options.chunk_size, options.seed, model.kernel
         )
-        scores = list(relevance.SCORERS[options.relevance](inputs)[: len(questions)])
+        scores = list(relevance.SCORERS[cast(str, options.relevance)](inputs)[: len(questions)])
     return [
         ChunkSelection(
             memory, options.chunk_size, row, None if options.top_k is None else top_chunks(row, options.top_k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,6 @@ def watch_more(
         raise RequestError(
             f"new frames must come after the memory's last frame at {memory.last_s} s, not at {seconds[0]} s"
         )
-    memory = memory.resident()
     resume = memory.resume_state or ResumeState(jnp.zeros((0, config.visual_tokens, config.language.width)), frames[:0])
     whole, started = memory.frames // per_group, len(resume.frames)
     first = whole - len(resume.tokens)
@@ -140,7 +139,7 @@ def watch_more(
     sizes = prefill.capacity(layout, model.sizes.stride, first)
     streams, resume = _watch_strides(
         model,
-        _copy_with_capacity(memory.dense, sizes),
+        _copy_with_capacity(memory.dense_on_device(), sizes),
         prefill.plan_strides(layout, memory.rule, ids, sizes, first),
         (unencoded[begin:end] for begin, end in pairwise(cuts)),
         layout,
@@ -151,7 +150,8 @@ def watch_more(
     )
     with timed(callbacks.timings, "prefill"):
         sparse = jax.block_until_ready(sparse_level(streams, layout, memory.compression, memory.rope_theta))
-    return memory.replace(
+    return replace(
+        memory,
         dense=streams,
         sparse=sparse,
         resume_state=resume,

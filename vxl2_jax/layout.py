@@ -127,7 +127,7 @@ class Layout:
         """Chunk of each group, counted from 1 (chunk 0 is the prefix)."""
         return (np.arange(self.groups) // chunk_size + 1).astype(np.int32)
 
-    def dense_groups(self, chunk_size: int, dense: Bool[np.ndarray, "*B C+1"]) -> Bool[np.ndarray, "*B G"]:
+    def dense_groups(self, chunk_size: int, dense: Bool[np.ndarray, "*B C1"]) -> Bool[np.ndarray, "*B G"]:
         """Whether each group belongs to a dense chunk; `dense` includes the prefix, chunk 0."""
         return np.asarray(dense)[..., self.chunk_of_group(chunk_size)]
 

@@ -80,34 +80,39 @@ class VideoMemory:
 
     def with_compression(self, compression: int) -> VideoMemory:
         """The same memory with another sparse level."""
-        memory = self.resident()
-        sparse = sparse_level(memory.dense, memory.layout, compression, memory.rope_theta)
-        return memory.replace(sparse=sparse, compression=compression)
+        dense = self.dense_on_device()
+        sparse = sparse_level(dense, self.layout, compression, self.rope_theta)
+        return dataclasses.replace(self, dense=dense, sparse=sparse, compression=compression)
 
     def resident(self) -> VideoMemory:
-        """The memory with its dense level on the device. Of a memory on disk, the whole level is read now.
+        """The memory with its dense level on the device; see `dense_on_device`."""
+        on_device = isinstance(self.dense, DenseCache)
+        return self if on_device else dataclasses.replace(self, dense=self.dense_on_device())
+
+    def dense_on_device(self) -> DenseCache:
+        """The dense level. Of a memory on disk, the whole level is read now.
 
         Raises RequestError for a damaged file.
         """
         if isinstance(self.dense, DenseCache):
-            return self
+            return self.dense
         capacity = prefill.capacity(self.layout, memory_file.GROUPS_PER_RECORD)
         shape = self.dense.shape
         streams = prefill.empty_streams(
             shape.layers, shape.kv_heads, shape.head_width, capacity, jnp.dtype(shape.dtype)
         )
-        return self.replace(dense=restore_streams(streams, self.dense))
+        return restore_streams(streams, self.dense)
 
     def save(self, path: str | Path) -> None:
         """Write a memory file. An existing file is replaced only when all is written.
 
         Raises RequestError if the file cannot be written.
         """
-        memory = self.resident()
+        dense = self.dense_on_device()
         writer = MemoryFileWriter(path, self.identity(), CacheShape.of(self.sparse), resume=False)
         try:
-            writer.append(memory.dense, 0, memory.layout.groups)
-            writer.finish(memory.sparse, memory.sparse_length, resume_arrays(memory.resume_state))
+            writer.append(dense, 0, self.layout.groups)
+            writer.finish(self.sparse, self.sparse_length, resume_arrays(self.resume_state))
         except BaseException:
             writer.close()
             writer.discard()

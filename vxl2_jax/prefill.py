@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import attention
@@ -129,7 +128,7 @@ def run_stride(
     config: ModelConfig,
     streams: DenseCache,
     stride: Stride,
-    visual_tokens: Float[ArrayLike, "stride V E"],
+    visual_tokens: Float[Array | np.ndarray, "stride V E"],
     keep_hidden: bool = False,
     kernel: Kernel = REFERENCE,
 ) -> tuple[DenseCache, Float[Array, "rows E"] | None]:

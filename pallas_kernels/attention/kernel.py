@@ -46,6 +46,8 @@ class Kernel:
 
     def segment_tiles_for(self, rows: int) -> TileSizes:
         """The same for rows of segments that are sorted by their keys."""
+        if self.segment_tiles is None:
+            raise ValueError(f"the {self.name} kernel has no segment tiles on this device: it reads items")
         return self._equal(self.segment_tiles, rows)
 
     def _equal(self, tile: TileSizes, rows: int) -> TileSizes:

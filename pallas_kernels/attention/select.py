@@ -72,7 +72,7 @@ def choose_kernel(
         return KernelChoice(kernel, f"{name}, as requested{how}")
     if not candidates:
         return KernelChoice(plain, f"reference, in {jnp.dtype(dtype)}: no kernel is written for {kind}")
-    skipped = []
+    skipped: list[str] = []
     for candidate in candidates:
         kernel = kernel_for(candidate, kind)
         if not (why := failed.get(candidate) or _refusal(kernel, dtype, width)):

@@ -71,4 +71,5 @@ def lookup(kernel: str, device_kind: str) -> DeviceTiles:
     del row["device"]
     sizes = {name: TileSizes(**row[name]) for name in ("full", "segment_tiles") if row.get(name)}
     by_rows = tuple(TileSizes(**tiles) for tiles in row["by_rows"])
-    return DeviceTiles(**{"full": None, **row, **sizes, "by_rows": by_rows})
+    fields: dict[str, Any] = {"full": None, **row, **sizes, "by_rows": by_rows}
+    return DeviceTiles(**fields)

@@ -15,6 +15,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange, repeat
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
@@ -127,7 +128,7 @@ def _with_tail(items: WorkItems, tail: TileSchedule, tiles_of_rows: int) -> Tile
     rows, tile = tail.row_start.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
     active = jnp.tile((tail.row_end > tail.row_start).any(axis=(0, 2)), items.item_start.shape[1])
 
-    def bounds(of_items: jax.Array, of_tail: jax.Array) -> jax.Array:
+    def bounds(of_items: jax.Array | np.ndarray, of_tail: jax.Array) -> jax.Array:
         """Of items [S, I] and of the tail [1, tiles] → [S + 1, (I + 1) · tiles]."""
         spread = jnp.where(active, repeat(jnp.asarray(of_items, jnp.int32), "s i -> s (i t)", t=tiles_of_rows), 0)
         return jnp.concatenate([jnp.pad(spread, ((0, 1), (0, 0))), jnp.pad(of_tail, ((streams, 0), (0, 0)))], axis=1)

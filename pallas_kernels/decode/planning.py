@@ -20,22 +20,30 @@ STEP_ROWS, QUESTION_ROWS = 7, 64 * 7
 """Rows of a usual decoding step and of a usual question of 64 tokens, with 7 query heads per key head. They only
 determine how finely segments are split into items."""
 
-Table = WorkItems | SegmentRows
+Table = WorkItems | tuple[SegmentRows, ...]
 """Segments for a kernel, with a leading axis of independent calls."""
 
 
 def segment_tables(
-    kernel: Kernel, each: Sequence[Segments], *, capacity: int, merged_capacity: int, kv_heads: int, questions: int
+    kernel: Kernel,
+    each: Sequence[Segments],
+    *,
+    levels: Sequence[tuple[int, ...]],
+    capacity: int,
+    merged_capacity: int,
+    kv_heads: int,
+    questions: int,
 ) -> tuple[Table, Table]:
     """Tables of a decoding step and of whole questions. Their shapes do not depend on which keys are read.
 
     Args:
       each: segments of every question, or one for all `questions` alike.
+      levels: the streams of each level; a segment reads only one level.
       capacity: the most segments of a question; merged_capacity: of all of them, split at the boundaries of all.
       kv_heads: key heads K.
     """
     if kernel.segment_tiles is not None:
-        rows = jax.tree.map(lambda a: a[None], segment_rows(each, capacity))
+        rows = jax.tree.map(lambda a: a[None], segment_rows(each, levels, capacity))
         return rows, rows
 
     def split(segments: Segments, capacity: int, rows: int) -> WorkItems:
@@ -66,8 +74,8 @@ def plan_segments(
     """Plan each call of a table; see `by_items.plan_items` and `by_rows.plan_rows`. All arrays have a leading axis."""
 
     def plan(table: Table, start: jax.Array, end: jax.Array) -> ItemPlan | RowPlan:
-        if isinstance(table, SegmentRows):
-            return plan_rows(kernel, table, start, end, heads=heads, streams=streams)
-        return plan_items(kernel, table, start, end, repeats=heads // streams[0].k.shape[1])
+        if isinstance(table, WorkItems):
+            return plan_items(kernel, table, start, end, repeats=heads // streams[0].k.shape[1])
+        return plan_rows(kernel, table, start, end, heads=heads, streams=streams)
 
-    return jax.vmap(plan)(jax.tree.map(jnp.asarray, table), tail_start, tail_end)
+    return jax.vmap(plan)(jax.tree.map(jnp.asarray, table), jnp.asarray(tail_start), jnp.asarray(tail_end))

@@ -37,7 +37,8 @@ class Segments(NamedTuple):
 
 def no_segments(streams: int) -> Segments:
     """The segments of a question that reads nothing."""
-    return Segments(*np.zeros((2, streams, 0), np.int32), np.zeros(0, np.int32))
+    empty = np.zeros((streams, 0), np.int32)
+    return Segments(empty, empty, np.zeros(0, np.int32))
 
 
 class WorkItems(NamedTuple):

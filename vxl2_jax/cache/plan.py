@@ -15,9 +15,11 @@ from vxl2_jax.layout import GLOBAL, VISUAL, Layout
 
 SPARSE = 2
 """Stream number of the sparse level, after those of the dense level."""
+LEVELS = ((VISUAL, GLOBAL), (SPARSE,))
+"""The streams of the dense and of the sparse level."""
 
 
-def plan_segments(layout: Layout, compression: int, chunk_size: int, dense: Bool[np.ndarray, " C+1"]) -> Segments:
+def plan_segments(layout: Layout, compression: int, chunk_size: int, dense: Bool[np.ndarray, " C1"]) -> Segments:
     """The segments of a mixed cache: the prefix with the dense chunks that follow it, then one segment for every
     sequence of chunks that are all dense or all sparse.
 

@@ -14,7 +14,7 @@ from pallas_kernels import decode as in_place
 from pallas_kernels.attention import Kernel, KVCache
 from pallas_kernels.decode import Segments, Table
 from vxl2_jax.buckets import bucket
-from vxl2_jax.cache.plan import plan_segments, relocate
+from vxl2_jax.cache.plan import LEVELS, plan_segments, relocate
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage.memory_file import StoredLevel
@@ -51,18 +51,18 @@ def dense_view(memory: VideoMemory, kernel: Kernel, questions: int = 1) -> KVCac
     """The whole dense level, shared by `questions`."""
     layout = memory.layout
     lengths = [layout.visual_length, layout.global_length]
-    return whole_view(tuple(memory.resident().dense), lengths, kernel, questions)
+    return whole_view(tuple(memory.dense_on_device()), lengths, kernel, questions)
 
 
 def whole_view(streams: tuple[KVCache, ...], lengths: Sequence[int], kernel: Kernel, questions: int = 1) -> KVCacheView:
     """The first `lengths` slots of each stream, shared by `questions`."""
     k_end = np.asarray(lengths, np.int32)[:, None]
     segments = Segments(np.zeros_like(k_end), k_end, np.zeros(1, np.int32))
-    return _view(streams, [segments], np.int32(sum(lengths)), kernel, questions)
+    return _view(streams, [segments], np.asarray(sum(lengths), np.int32), kernel, questions)
 
 
 def mixed_view(
-    memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B C+1"], kernel: Kernel, interior: int = 0
+    memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B C1"], kernel: Kernel, interior: int = 0
 ) -> KVCacheView:
     """For each question, its chunks `dense` of the dense level and the others of the sparse level.
 
@@ -87,7 +87,7 @@ def mixed_view(
     return _view((*levels, memory.sparse), each, position, kernel, len(each), interior)
 
 
-def groups_read(memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B C+1"]) -> Bool[np.ndarray, " G"]:
+def groups_read(memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B C1"]) -> Bool[np.ndarray, " G"]:
     """The groups that any of the questions reads from the dense level; `dense` as in `mixed_view`."""
     return memory.layout.dense_groups(chunk_size, dense).any(axis=0)
 
@@ -105,7 +105,7 @@ def load_groups(level: StoredLevel, groups: Int[np.ndarray, " n"]) -> DenseCache
 def _view(
     streams: tuple[KVCache, ...],
     each: Sequence[Segments],
-    position: np.ndarray | np.int32,
+    position: np.ndarray,
     kernel: Kernel,
     questions: int,
     interior: int | None = None,
@@ -119,6 +119,7 @@ def _view(
     step, question = in_place.segment_tables(
         kernel,
         each,
+        levels=LEVELS if interior is not None else (tuple(range(len(streams))),),
         capacity=capacity,
         merged_capacity=merged,
         kv_heads=streams[0].k.shape[1],

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels import attention
@@ -42,8 +41,8 @@ def mass_per_key(
     params: Any,
     config: ModelConfig,
     view: KVCacheView,
-    ids: Int[ArrayLike, "B N"],
-    count: Int[ArrayLike, " B"],
+    ids: Int[Array | np.ndarray, "B N"],
+    count: Int[Array | np.ndarray, " B"],
     kernel: Kernel = REFERENCE,
 ) -> Float[Array, "B S"]:
     """The attention that each key of a shared one-stream view receives from each question, averaged over layers, heads

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import REFERENCE, Kernel
@@ -67,10 +66,10 @@ def chunk_attention(
     params: Any,
     config: ModelConfig,
     view: KVCacheView,
-    start: Int[ArrayLike, " C"],
-    end: Int[ArrayLike, " C"],
-    ids: Int[ArrayLike, "B N"],
-    count: Int[ArrayLike, " B"],
+    start: Int[Array | np.ndarray, " C"],
+    end: Int[Array | np.ndarray, " C"],
+    ids: Int[Array | np.ndarray, "B N"],
+    count: Int[Array | np.ndarray, " B"],
     *,
     width: int,
     kernel: Kernel = REFERENCE,
@@ -109,8 +108,11 @@ def chunk_attention(
         return jnp.sum(jnp.where(real, share, 0).max(axis=1) - mean, axis=-1) * weight
 
     def observe(scores: jax.Array, q: jax.Array, lse: jax.Array, layer: jax.Array) -> jax.Array:
+        def one_question(args: tuple[jax.Array, jax.Array]) -> jax.Array:
+            return score(*args, layer)
+
         # One question at a time: the logits of all of them would be large.
-        return scores + jax.lax.map(lambda args: score(*args, layer), (q, begin))
+        return scores + jax.lax.map(one_question, (q, begin))
 
     zeros = jnp.zeros((len(ids), len(start)), jnp.float32)
     tail = empty_tail(config, view, len(ids), rows)

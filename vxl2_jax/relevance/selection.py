@@ -34,7 +34,7 @@ class ChunkSelection:
     max_interior: int = 0
 
     @cached_property
-    def dense(self) -> Bool[np.ndarray, " C+1"]:
+    def dense(self) -> Bool[np.ndarray, " C1"]:
         """Whether each chunk is dense, the prefix first."""
         return dense_chunks(len(self.scores), self.chosen)
 
@@ -44,7 +44,7 @@ class ChunkSelection:
         return bool(self.dense.all())
 
 
-def dense_chunks(chunks: int, chosen: Sequence[int] | Int[np.ndarray, " n"] | None) -> Bool[np.ndarray, " C+1"]:
+def dense_chunks(chunks: int, chosen: Sequence[int] | Int[np.ndarray, " n"] | None) -> Bool[np.ndarray, " C1"]:
     """Whether each chunk is dense: the prefix (chunk 0), the first, the last and the chosen ones; None: every chunk."""
     dense = np.zeros(chunks + 1, bool)
     dense[[0, min(1, chunks), chunks]] = True

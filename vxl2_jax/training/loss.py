@@ -144,7 +144,13 @@ def visual_tokens(
 
 
 def _attend(
-    kernel: Kernel, visual: int, q: jax.Array, k: jax.Array, v: jax.Array, k_start: jax.Array, k_end: jax.Array
+    kernel: Kernel,
+    visual: int,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    k_start: jax.Array | np.ndarray,
+    k_end: jax.Array | np.ndarray,
 ) -> jax.Array:
     """Attention of a batch, one sample at a time. q [B, N, H, D]; k, v [B, N, K, D]; k_start, k_end [B, 2, N].
 

@@ -140,7 +140,7 @@ def content_hash(path: str | Path) -> str:
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def prefetch(iterator: Iterable[Item], depth: int = 2) -> Iterator[Item]:
+def prefetch(iterator: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
     """Run an iterator in a background thread, up to `depth` items ahead of the consumer.
 
     The thread starts when the first item is requested. An exception in the iterator is raised in the consumer, after
@@ -152,7 +152,7 @@ def prefetch(iterator: Iterable[Item], depth: int = 2) -> Iterator[Item]:
     return _prefetch(iterator, depth)
 
 
-def _prefetch(iterator: Iterable[Item], depth: int) -> Iterator[Item]:
+def _prefetch(iterator: Iterable[Item], depth: int) -> Generator[Item, None, None]:
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stopped = threading.Event()
 
