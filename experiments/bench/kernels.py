@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from bench import machine, options
@@ -20,7 +20,7 @@ def chosen(device: Any) -> list[str]:
 
 def label(name: str, tiles: TileSizes | None) -> str:
     """The name, and the tiles where they were asked for."""
-    return name if tiles is None else f"{name} {','.join(str(size) for size in asdict(tiles).values())}"
+    return name if tiles is None else f"{name} {tiles.rows},{tiles.keys},{tiles.stages},{tiles.warps}"
 
 
 def kernel(name: str, tiles: TileSizes | None, *, width: int, dtype: str, device: Any) -> Kernel:

@@ -175,7 +175,10 @@ def test_random_weights_are_a_model_that_lays_out_videos_as_the_plan_does(monkey
     assert {leaf.dtype.name for leaf in jax.tree.leaves(model.params)} == {"bfloat16"} == {model.dtype.name}
     released = planning.layout_for(video_xl_2(), None, 4000, 1.0)
     layout, ids = layout_of(model, [4.0 * group for group in range(released.groups)])
-    assert (layout.prefix, layout.timestamp_lengths) == (released.prefix, released.timestamp_lengths) and ids.max() < 152064
+    assert (layout.prefix, layout.timestamp_lengths) == (
+        released.prefix,
+        released.timestamp_lengths,
+    ) and ids.max() < 152064
 
 
 def test_watching_from_end_to_end(run_script, tmp_path):
