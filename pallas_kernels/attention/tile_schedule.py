@@ -94,11 +94,11 @@ def merge_partials(
     """
     maximum = jnp.max(lse, axis=axis, keepdims=True)
     weights = jnp.exp(lse - jnp.where(jnp.isfinite(maximum), maximum, 0.0))
-    total = jnp.sum(weights, axis=axis)
+    normalizer = jnp.sum(weights, axis=axis)
     weighted = jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=axis if axis >= 0 else axis - 1)
-    seen = total > 0
-    total = jnp.where(seen, total, 1.0)
-    return weighted / total[..., None], jnp.where(seen, jnp.log(total) + jnp.squeeze(maximum, axis), -jnp.inf)
+    seen = normalizer > 0
+    normalizer = jnp.where(seen, normalizer, 1.0)
+    return weighted / normalizer[..., None], jnp.where(seen, jnp.log(normalizer) + jnp.squeeze(maximum, axis), -jnp.inf)
 
 
 def pack_rows(q: Float[Array, "N H D"], kv_heads: int, rows: int) -> Float[Array, "K Q rows D"]:

@@ -131,15 +131,16 @@ def plan_rows(
     repeats = heads // streams[0].k.shape[1]
     real = jnp.asarray(tail_end) > jnp.asarray(tail_start)
 
-    def spread(of_segments: jax.Array) -> jax.Array:
+    def spread(of_segments: jax.Array | np.ndarray) -> jax.Array:
         """Of segments [..., 1 or B, R] → [..., R, B, N]."""
         moved = jnp.swapaxes(jnp.asarray(of_segments), -1, -2)[..., None]
         return jnp.broadcast_to(moved, (*moved.shape[:-2], questions, count))
 
     plans = []
-    for level in levels:
+    for number, level in enumerate(levels):
         k_start, k_end = (jnp.where(real, spread(bound), 0) for bound in (level.k_start, level.k_end))
         k_start, k_end = (bound.reshape(len(level.streams), -1) for bound in (k_start, k_end))
+        segments = level.shift.shape[-1]
         # Rows come in the order of their keys; rows that read nothing come last.
         order = jnp.argsort(jnp.where((k_end > k_start).any(axis=0), k_start[0], _LAST))
         attention = dispatch.plan_attention(
@@ -148,7 +149,7 @@ def plan_rows(
             k_end[:, order],
             heads=heads,
             streams=[streams[number] for number in level.streams],
-            tiles=kernel.segment_tiles_for(len(order) * repeats),
+            tiles=kernel.segment_tiles_for(len(order) * repeats, number if segments > 1 else None),
         )
         place = jnp.argsort(order).reshape(-1, questions * count)
         shift = spread(level.shift).reshape(-1)[order]
@@ -161,7 +162,7 @@ def plan_rows(
         jnp.ravel(jnp.asarray(tail_end))[None],
         heads=heads,
         streams=streams[-1:],
-        tiles=replace(kernel.segment_tiles, rows=count * repeats),
+        tiles=replace(kernel.segment_tiles_for(count * repeats), rows=count * repeats),
     )
     plans.append(LevelPlan(jnp.zeros_like(query), query, query[None], tail, (len(streams) - 1,)))
     return RowPlan(tuple(plans))

@@ -153,7 +153,7 @@ def test_each_benchmark_is_looked_up_by_its_own_keys(docs, name, key):
     item = BenchmarkVideo(0, row.video, (row,), Path("videos") / row.files[0])
     found = replay.Replay(oracle.Oracle("", {key: oracle.OracleSelection("a", (1,))}))
     assert found.describe(item, row) == {
-        "said": "chosen",
+        "outcome": "chosen",
         "category": "a",
         "units": 1,
         "chunk_size": None,
@@ -162,4 +162,4 @@ def test_each_benchmark_is_looked_up_by_its_own_keys(docs, name, key):
     other = replay.Replay(
         oracle.Oracle("", {key + "?": oracle.OracleSelection("a", (1,))}, frozenset(row.groups[benchmark.GROUPS[-1]]))
     )
-    assert other.describe(item, row) == {"said": "null category"} and not other.has_units(item, row)
+    assert other.describe(item, row) == {"outcome": "null category"} and not other.has_units(item, row)

@@ -78,7 +78,7 @@ def test_sums_groups_and_savings(tmp_path):
     found = report.summarise(place)
     assert found["complete"] and (found["videos"], found["questions"]) == (2, 4)
     assert found["accuracy"] == {"correct": 1, "total": 4, "accuracy": 25.0, "interval": [4.56, 69.94]}
-    assert found["mended"]["correct"] == 2 and found["unnamed"] == 1 and found["uncounted"] == 0
+    assert found["corrected"]["correct"] == 2 and found["unnamed"] == 1 and found["uncounted"] == 0
     assert {value: score["correct"] for value, score in found["by"]["duration"].items()} == {"short": 0, "long": 1}
     assert list(found["by"]["video length"]) == ["up to 2 min", "10 to 30 min"]
     assert found["by"]["task_type"]["when"]["total"] == 4
@@ -98,7 +98,7 @@ def test_an_answer_counts_rather_than_a_failure_about_the_same_video(tmp_path):
 
 def test_lvbench_leaves_empty_responses_out_and_counts_them(tmp_path):
     found = report.summarise(run(tmp_path, record(0, ("A", ""), ("B", "B"), benchmark="lvbench"), benchmark="lvbench"))
-    assert found["accuracy"]["total"] == 1 and found["uncounted"] == 1 and found["mended"] is None
+    assert found["accuracy"]["total"] == 1 and found["uncounted"] == 1 and found["corrected"] is None
     assert any("denominator" in note for note in found["notes"])
 
 

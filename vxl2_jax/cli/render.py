@@ -92,9 +92,9 @@ def _stages(timings: dict[str, float]) -> str:
     return ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in timings.items())
 
 
-def _timeline(answer: Answer, most: int = 24) -> RenderableType:
+def _timeline(answer: Answer, max_chunks: int = 24) -> RenderableType:
     """A row per chunk; of a long video only the best-scored, in time order."""
-    best = sorted(sorted(answer.chunks, key=lambda c: (-c.dense, -c.score))[:most], key=lambda c: c.start_s)
+    best = sorted(sorted(answer.chunks, key=lambda c: (-c.dense, -c.score))[:max_chunks], key=lambda c: c.start_s)
     top = max((c.score for c in best), default=0) or 1.0
     table = Table.grid(padding=(0, 2))
     for chunk in best:
@@ -160,8 +160,8 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
         table.add_row(part, gb(count))
     for phase, parts in document["bytes_by_phase"].items():
         table.add_row(f"  during {phase}", gb(sum(parts.values())))
-    room = f"{document['device_memory_gb']} GB on {document['device']}"
-    table.add_row("peak", f"{gb(document['peak_bytes'])} of {room} ({document['peak_phase']})")
+    available = f"{document['device_memory_gb']} GB on {document['device']}"
+    table.add_row("peak", f"{gb(document['peak_bytes'])} of {available} ({document['peak_phase']})")
     table.add_row("floor", f"{document['seconds']:,.2f} s")
     verdict = (
         Text("fits", "bold green") if document["fits"] else Text(f"does not fit: {document['advice']}", "bold red")

@@ -79,11 +79,11 @@ class Replay:
         found = self.selection(item, row)
         if found is None:
             null = any(value in self.oracle.plain for values in row.groups.values() for value in values)
-            return {"said": NULL if null else ABSENT}
+            return {"outcome": NULL if null else ABSENT}
         if found.units is None:
-            return {"said": NULL}
+            return {"outcome": NULL}
         sizes = {"chunk_size": found.chunk_size, "compression": found.compression}
-        return {"said": CHOSEN, "category": found.category, "units": len(found.units), **sizes}
+        return {"outcome": CHOSEN, "category": found.category, "units": len(found.units), **sizes}
 
 
 def read(name: str, path: str, items: Sequence[BenchmarkVideo]) -> Replay:
@@ -92,7 +92,7 @@ def read(name: str, path: str, items: Sequence[BenchmarkVideo]) -> Replay:
     Raises RequestError for files of another format, or without an entry for any question.
     """
     replay = Replay(oracle.read(path))
-    if all(replay.describe(item, row)["said"] == ABSENT for item in items for row in item.rows):
+    if all(replay.describe(item, row)["outcome"] == ABSENT for item in items for row in item.rows):
         raise RequestError(f"{path}: lists none of the questions; give the oracle file or folder of {name}")
     return replay
 

@@ -40,7 +40,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         "questions": len(questions),
         "accuracy": score_data(total(verdicts)),
         "by": by_group(verdicts),
-        "mended": _corrected_accuracy(settings["benchmark"], questions),
+        "corrected": _corrected_accuracy(settings["benchmark"], questions),
         "unnamed": sum(not verdict.named for verdict in verdicts if verdict.counted),
         "uncounted": sum(not verdict.counted for verdict in verdicts),
         "published": RELEASED[settings["benchmark"]][MODES[settings["mode"]]].accuracy,
@@ -92,14 +92,14 @@ def oracle_counts(questions: Sequence[AnsweredQuestion]) -> dict[str, Any] | Non
         return None
     units_by_sizes: dict[tuple, list[int]] = {}
     for entry in entries:
-        if entry["said"] == replay.CHOSEN:
+        if entry["outcome"] == replay.CHOSEN:
             units_by_sizes.setdefault(tuple(entry[name] for name in _SIZES), []).append(entry["units"])
     kinds = (replay.CHOSEN, replay.NULL, replay.ABSENT)
     categories = [
         {**dict(zip(_SIZES, sizes, strict=True)), "questions": len(units), "most_units": max(units)}
         for sizes, units in sorted(units_by_sizes.items(), key=str)
     ]
-    return {**{kind: sum(entry["said"] == kind for entry in entries) for kind in kinds}, "categories": categories}
+    return {**{kind: sum(entry["outcome"] == kind for entry in entries) for kind in kinds}, "categories": categories}
 
 
 def _corrected_accuracy(name: str, questions: Sequence[AnsweredQuestion]) -> dict[str, Any] | None:
@@ -207,8 +207,8 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         f"videos were asked; {len(data['failures'])} videos could not be watched, and {missing} are still to be done.",
         f"{data['unnamed']} responses name no option and count as wrong; {data['uncounted']} are left out as empty.",
     ]
-    if data["mended"]:
-        lines.append(f"With all prefixes removed, as the original intended: {percent(data['mended'])}.")
+    if data["corrected"]:
+        lines.append(f"With all prefixes removed, as the original intended: {percent(data['corrected'])}.")
     if oracle:
         lines.append(
             f"The oracle files select chunks for {oracle[replay.CHOSEN]:,} questions; {oracle[replay.NULL]:,} have a null "

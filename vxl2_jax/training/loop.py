@@ -62,12 +62,12 @@ class TrainingLog:
 
 @dataclass(frozen=True)
 class _StageSpan:
-    """A stage and its steps, counted from the start of the run: start + 1 … end."""
+    """A stage and its steps, counted from the start of the run: start + 1 … stop."""
 
     index: int
     stage: Stage
     start: int
-    end: int
+    stop: int
 
 
 def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
@@ -120,7 +120,7 @@ class _Run:
         self.settings, self.log, self.mesh, self.file, self.path = settings, log, mesh, file, path
         self.out = Path(settings.out)
         self.spans = _stage_spans(settings, pipeline.batches_per_epoch(dataset, settings))
-        self.total = self.spans[-1].end
+        self.total = self.spans[-1].stop
         self.identity = checkpoints.identity(settings, dataset.digest, model.fingerprint)
         self.params, self.model = model.params, replace(model, params=None)
         self.data = pipeline.batches(self.model, dataset, settings, jax.process_index(), jax.process_count())
@@ -168,7 +168,7 @@ class _Run:
             params,
             self.settings,
             span.stage,
-            span.end - span.start,
+            span.stop - span.start,
             kernel=self.model.kernel,
             mesh=self.mesh,
         )
@@ -208,15 +208,15 @@ class _Run:
                 self.log.step(number, self.total)
                 running = None
 
-        while done < span.end:
+        while done < span.stop:
             loaded = next(self.data)
             state, results = train_step(state, frozen, self._to_devices(loaded.batch))
             # The next step is dispatched before the results of the last one are waited for.
             finish_running()
             done, running = done + 1, (done + 1, results, loaded)
             stop = stop_requested.is_set()
-            write_line = done % self.settings.log_every == 0 or done == span.end
-            write_checkpoint = done % self.settings.checkpoint.every == 0 or done == span.end or stop
+            write_line = done % self.settings.log_every == 0 or done == span.stop
+            write_checkpoint = done % self.settings.checkpoint.every == 0 or done == span.stop or stop
             if write_line or write_checkpoint:
                 finish_running()
             if write_line:
@@ -248,7 +248,7 @@ def _stage_spans(settings: TrainingSettings, steps_per_epoch: int) -> list[_Stag
     """The stages with their steps."""
     spans: list[_StageSpan] = []
     for index, stage in enumerate(settings.stages):
-        start = spans[-1].end if spans else 0
+        start = spans[-1].stop if spans else 0
         steps = stage.steps or (stage.epochs or 0) * steps_per_epoch
         spans.append(_StageSpan(index, stage, start, start + steps))
     return spans
