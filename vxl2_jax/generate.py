@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vxl2_jax import decode, hardware, relevance
-from vxl2_jax.buckets import bucket
 from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
+from vxl2_jax.hardware import BatchSizes
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, RelevanceFunction
 from vxl2_jax.relevance.oracle import oracle_of
@@ -150,10 +150,10 @@ def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
         items = items[size:]
 
 
-def _pad(questions: Sequence[_Question]) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"]]:
+def _pad(questions: Sequence[_Question], sizes: BatchSizes) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"]]:
     """(right-padded ids, real tokens of each). B is rounded up to a power of two; the added questions have no tokens."""
     size = 1 << (len(questions) - 1).bit_length()
-    ids = np.zeros((size, bucket(max(len(question.ids) for question in questions), minimum=64)), np.int32)
+    ids = np.zeros((size, sizes.question_length(max(len(question.ids) for question in questions))), np.int32)
     count = np.zeros(size, np.int32)
     for row, question in enumerate(questions):
         count[row] = len(question.ids)
@@ -170,7 +170,13 @@ def select_chunks(
         scores = [_call_scorer(options.relevance, memory, question, options.chunk_size) for question in questions]
     else:
         inputs = relevance.ScorerInputs(
-            model.params, model.config, memory, *_pad(questions), options.chunk_size, options.seed, model.kernel
+            model.params,
+            model.config,
+            memory,
+            *_pad(questions, model.sizes),
+            options.chunk_size,
+            options.seed,
+            model.kernel,
         )
         scores = list(relevance.SCORERS[cast(str, options.relevance)](inputs)[: len(questions)])
     return [
@@ -202,7 +208,7 @@ def _answer(
     """Answers by number, of questions with the same memory and chunk size, whose caches are all wholly dense or none."""
     questions, selections = [question for question, _ in part], [chosen for _, chosen in part]
     memory, chunk_size = selections[0].memory, selections[0].chunk_size
-    ids, count = _pad(questions)
+    ids, count = _pad(questions, model.sizes)
     with timed(timings, "load"):
         if selections[0].all_dense:
             view = views.dense_view(memory, model.kernel, len(ids))

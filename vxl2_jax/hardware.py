@@ -9,16 +9,23 @@ from typing import Any, NamedTuple
 
 import jax
 
+from vxl2_jax.buckets import bucket, round_up
+
 
 class BatchSizes(NamedTuple):
     """stride: groups per call of the language model; vision_groups: groups per call of the vision tower, a divisor of
-    `stride`."""
+    `stride`; question_tokens: the shortest length to which questions are padded."""
 
     stride: int
     vision_groups: int
+    question_tokens: int = 64
+
+    def question_length(self, tokens: int) -> int:
+        """The padded length of a question of `tokens` tokens: few distinct values, so that few programs are compiled."""
+        return bucket(round_up(tokens, 8 if tokens > 64 else 16), minimum=self.question_tokens)
 
 
-SMALL = BatchSizes(stride=40, vision_groups=4)
+SMALL = BatchSizes(stride=40, vision_groups=4, question_tokens=16)
 """A stride has a fixed cost, equal to about 6 groups for nano on two CPU cores, and the last stride is half empty on
 average. For videos of a few minutes, 40 is close to the best trade-off."""
 LARGE = BatchSizes(stride=64, vision_groups=16)

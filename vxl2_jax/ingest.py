@@ -287,7 +287,7 @@ def visual_tokens(
     Returns:
       Visual tokens of one stride; groups past the end are zeros and cost nothing.
     """
-    stride, at_once = model.sizes
+    stride, at_once = model.sizes.stride, model.sizes.vision_groups
     batch = at_once * model.config.frames_per_group
     # Every group keeps its place in the vision batch whatever is known, so that it is rounded the same to the last bit.
     skipped = 0 if known is None else len(known) % at_once

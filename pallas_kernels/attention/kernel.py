@@ -25,7 +25,7 @@ class Kernel:
     full: TileSizes | None = None
     full_width: int = 0
     equal_tiles: bool = False
-    segment_tiles: TileSizes | None = None
+    segment_tiles: tuple[TileSizes, ...] = ()
     chunks_per_step: int | None = 32
     keys_per_step: int = 8192
     interpret: bool = False
@@ -44,11 +44,13 @@ class Kernel:
         """The smallest tile that holds `rows` packed rows of a key head, else the largest."""
         return self._equal(next((t for t in self.by_rows if t.rows >= rows), self.by_rows[-1]), rows)
 
-    def segment_tiles_for(self, rows: int) -> TileSizes:
-        """The same for rows of segments that are sorted by their keys."""
-        if self.segment_tiles is None:
+    def segment_tiles_for(self, rows: int, level: int | None = None) -> TileSizes:
+        """The same for rows of segments that are sorted by their keys, of a level or (None) of whole caches."""
+        if not self.segment_tiles:
             raise ValueError(f"the {self.name} kernel has no segment tiles on this device: it reads items")
-        return self._equal(self.segment_tiles, rows)
+        tile = self.segment_tiles[0 if level is None else min(level + 1, len(self.segment_tiles) - 1)]
+        # Few rows are better read in parallel than in one tile, whose keys would span all segments.
+        return self._equal(replace(tile, rows=max(1, min(tile.rows, -(-rows // tile.parallel)))), rows)
 
     def _equal(self, tile: TileSizes, rows: int) -> TileSizes:
         return replace(tile, rows=-(-rows // -(-rows // tile.rows))) if self.equal_tiles and rows else tile

@@ -42,8 +42,9 @@ class DeviceTiles:
       full: tile sizes of full attention over short sequences; None: whole matrices of logits.
       full_width: head width to which heads are padded there.
       equal_tiles: tiles may have any number of rows, so the rows of a call are divided into equal ones.
-      segment_tiles: tile sizes for reading segments with the rows of all segments sorted by their keys; None: segments
-        are cut into items that are read once for all questions of a batch (`pallas_kernels.decode`).
+      segment_tiles: tile sizes for reading segments with their rows sorted by their keys: first of whole caches, then of
+        the segments of each level (the last one also for further levels). Empty: segments are split into items that are
+        read once for all questions of a batch. See `pallas_kernels.decode`.
       chunks_per_step: chunks that relevance scores in one step; None: one by one, without copying their keys.
       keys_per_step: keys per step where attention is summed per key.
     """
@@ -54,7 +55,7 @@ class DeviceTiles:
     full: TileSizes | None
     full_width: int = 0
     equal_tiles: bool = False
-    segment_tiles: TileSizes | None = None
+    segment_tiles: tuple[TileSizes, ...] = ()
     chunks_per_step: int | None = 32
     keys_per_step: int = 8192
 
@@ -69,7 +70,7 @@ def lookup(kernel: str, device_kind: str) -> DeviceTiles:
     rows = [row for row in _table() if row["kernel"] == kernel]
     row = dict(next((row for row in rows if re.search(row["device"], device_kind, re.IGNORECASE)), rows[-1]))
     del row["device"]
-    sizes = {name: TileSizes(**row[name]) for name in ("full", "segment_tiles") if row.get(name)}
-    by_rows = tuple(TileSizes(**tiles) for tiles in row["by_rows"])
-    fields: dict[str, Any] = {"full": None, **row, **sizes, "by_rows": by_rows}
-    return DeviceTiles(**fields)
+    row["full"] = TileSizes(**row["full"]) if "full" in row else None
+    for name in ("by_rows", "segment_tiles"):
+        row[name] = tuple(TileSizes(**tiles) for tiles in row.get(name, ()))
+    return DeviceTiles(**row)

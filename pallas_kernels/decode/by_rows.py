@@ -162,7 +162,7 @@ def plan_rows(
         jnp.ravel(jnp.asarray(tail_end))[None],
         heads=heads,
         streams=streams[-1:],
-        tiles=replace(kernel.segment_tiles_for(count * repeats), rows=count * repeats),
+        tiles=replace(kernel.segment_tiles[0], rows=count * repeats),
     )
     plans.append(LevelPlan(jnp.zeros_like(query), query, query[None], tail, (len(streams) - 1,)))
     return RowPlan(tuple(plans))

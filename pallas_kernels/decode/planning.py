@@ -42,7 +42,7 @@ def segment_tables(
       capacity: the most segments of a question; merged_capacity: of all of them, split at the boundaries of all.
       kv_heads: key heads K.
     """
-    if kernel.segment_tiles is not None:
+    if kernel.segment_tiles:
         rows = jax.tree.map(lambda a: a[None], segment_rows(each, levels, capacity))
         return rows, rows
 

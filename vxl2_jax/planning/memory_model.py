@@ -53,7 +53,7 @@ class Workload(NamedTuple):
     @property
     def question_rows(self) -> int:
         """Tokens that a question is padded to."""
-        return bucket(self.question_tokens, minimum=64)
+        return self.sizes.question_length(self.question_tokens)
 
 
 @cache
@@ -166,7 +166,7 @@ def _stride(config: ModelConfig, layout: Layout, workload: Workload) -> int:
 
 def _logits(config: ModelConfig, tiles: TileSizes, workload: Workload) -> int:
     """Logits and weights of the tiles that the reference works on in parallel; those of kernels are on the chip."""
-    if workload.kernel.segment_tiles is None:
+    if not workload.kernel.segment_tiles:
         return 0
     return 2 * config.language.kv_heads * tiles.parallel * tiles.rows * tiles.keys * _F32
 
@@ -193,10 +193,10 @@ def _partial_results(config: ModelConfig, workload: Workload, interior: int) -> 
     """What a question leaves per item or per segment before merging, with `interior` dense chunks between the ends."""
     lm, kernel, segments = config.language, workload.kernel, bucket(2 * interior + 3)
     rows = workload.question_rows * (lm.heads // lm.kv_heads)
-    if kernel.segment_tiles is not None:
+    if kernel.segment_tiles:
         # Queries, their rotation, and outputs sorted and in order, for every segment and the tail.
         numbers = (segments + 1) * rows * lm.kv_heads * lm.head_width
-        tiles = kernel.segment_tiles_for((segments + 1) * rows)
+        tiles = kernel.segment_tiles_for((segments + 1) * rows, 0)
         return numbers * (2 * workload.itemsize + 2 * _F32) + _logits(config, tiles, workload)
     tile = kernel.tiles_for(rows).rows
     items = item_count(kernel, lm.kv_heads, segments, QUESTION_ROWS) + 1
