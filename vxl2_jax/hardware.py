@@ -47,6 +47,7 @@ class CompilerTraits(NamedTuple):
 COMPILERS = {
     "cpu": CompilerTraits(),
     "gpu": CompilerTraits(fuses_pooling=True),
+    "cuda": CompilerTraits(fuses_pooling=True),
     "tpu": CompilerTraits(slices_layers=False, lanes=128),
 }
 

@@ -24,14 +24,13 @@ import numpy as np
 from machines import MEMORY_GB, machine, topology  # first: it sets what JAX reads when it is imported
 
 from pallas_kernels import attention
-from vxl2_jax import decode, memory, prefill, relevance
+from vxl2_jax import decode, prefill, relevance
 from vxl2_jax import hardware as suits
-from vxl2_jax.cache import plan as cache_plan
-from vxl2_jax.cache import views
+from vxl2_jax.cache import pooling, views
+from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig, video_xl_2
 from vxl2_jax.layout import Layout, PrefillRule
-from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.video_xl_2 import encode_frames
 from vxl2_jax.planning import memory_model
@@ -63,6 +62,7 @@ def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Workload]:
         max_new_tokens=ANSWER,
         sizes=suits.sizes_for(device),
         kernel=kernel,
+        platform=device.platform,
     )
     return config, Layout(14, (8,) * (FRAMES // 4), config.visual_tokens), settings
 
@@ -96,7 +96,7 @@ def programs(
     def make(s):
         return sparse_level(s, layout, settings.compression, lm.rope_theta)
 
-    sparse, pool = traced(make, "_pool", memory, streams)
+    sparse, pool = traced(make, "_pool", pooling, streams)
     sparse = placed(sparse)
     yield Program("pooling", lambda: pool(placed), cache["dense"] + cache["sparse"] + made["pooling"])
 
@@ -126,17 +126,7 @@ def programs(
     interior = np.arange(2, chunks, max(chunks // settings.top_k, 1))[: settings.top_k]
     dense = selection.dense_chunks(chunks, interior)
     read = cache["dense"] + cache["sparse"]
-    if settings.assembles:
-
-        def make(m):
-            return views.mixed_view(m, settings.chunk_size, dense, kernel).streams
-
-        streams_read, gather = traced(make, "_gather", cache_plan, remembered)
-        yield Program("assembling", lambda: gather(placed), read + cache["mixed"] + made["assembling"])
-        mixture = decode.KVCacheView(placed(streams_read), np.zeros(1, np.int32), np.int32(0))
-        read = cache["mixed"]
-    else:
-        mixture = views.mixed_view(remembered, settings.chunk_size, dense, kernel)
+    mixture = views.mixed_view(remembered, settings.chunk_size, dense[None], kernel)
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
     yield Program(
         "question and answer",

@@ -189,9 +189,9 @@ def _tail(config: ModelConfig, workload: Workload, new_tokens: int) -> int:
     return token_bytes(config, workload.itemsize) * round_up(workload.question_rows + new_tokens, 16)
 
 
-def _partial_results(config: ModelConfig, workload: Workload, interior: int) -> int:
-    """What a question leaves per item or per segment before merging, with `interior` dense chunks between the ends."""
-    lm, kernel, segments = config.language, workload.kernel, bucket(2 * interior + 3)
+def _partial_results(config: ModelConfig, workload: Workload, segments: int) -> int:
+    """What a question leaves per item or per segment before merging."""
+    lm, kernel = config.language, workload.kernel
     rows = workload.question_rows * (lm.heads // lm.kv_heads)
     if kernel.segment_tiles:
         # Queries, their rotation, and outputs sorted and in order, for every segment and the tail.
@@ -209,10 +209,12 @@ def _relevance(config: ModelConfig, layout: Layout, workload: Workload) -> int:
     width = bucket(size * (layout.pooled(workload.compression) + max(layout.timestamp_lengths, default=0)))
     steps = 2 * (workload.kernel.chunks_per_step or 1) * rows * width * _F32
     shares = 3 * bucket(layout.chunks(size)) * rows * _F32
-    return _layer_weights(config, workload) + steps + shares + _tail(config, workload, 0)
+    own = _partial_results(config, workload, 1) + _tail(config, workload, 0)
+    return _layer_weights(config, workload) + steps + shares + own
 
 
 def _question(config: ModelConfig, workload: Workload) -> int:
     """A layer's weights, partial results, the tail of question and answer, and logits (four: sampling sorts them)."""
-    own = _partial_results(config, workload, workload.top_k or 0) + _tail(config, workload, workload.max_new_tokens)
+    segments = 1 if workload.top_k is None else bucket(2 * workload.top_k + 3)
+    own = _partial_results(config, workload, segments) + _tail(config, workload, workload.max_new_tokens)
     return _layer_weights(config, workload) + own + 4 * config.language.vocabulary * _F32
