@@ -1,15 +1,19 @@
-"""A tiny model with random weights, and a short clip, for everything that goes through files."""
+"""A tiny model with random weights, a short clip, and the command line called in this process."""
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import av
 import jax
 import numpy as np
 import pytest
 import tokenizers
+import toys
 
 import vxl2_jax as vxl2
+from vxl2_jax import cli
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
-from vxl2_jax.models import video_xl_2
 
 WORDS = [
     "<unk>",
@@ -32,6 +36,46 @@ WORDS = [
     "there",
     "what",
 ]
+
+
+class Result(NamedTuple):
+    """What a command returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def command(capsys) -> Callable[..., Result]:
+    """Runs `vxl2` with these arguments in this process."""
+
+    def run(*args: object) -> Result:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(arg) for arg in args])
+        except SystemExit as stop:  # argparse: --help and usage errors
+            code = stop.code
+        return Result(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="package", autouse=True)
+def quickly_compiled(tmp_path_factory):
+    """Nearly all time is compilation: XLA optimises little, and programs are kept on disk, since JAX's own caches are
+    cleared between modules."""
+    changed = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {n: getattr(jax.config, n) if hasattr(jax.config, n) else jax.config.read(n) for n in changed}
+    for name, value in changed.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 def word_tokenizer() -> str:
@@ -61,8 +105,7 @@ def model_dir(tmp_path_factory):
         stop_tokens=(3,),
     )
     directory = tmp_path_factory.mktemp("model")
-    params = jax.tree.map(lambda a: 3 * a, video_xl_2.init(jax.random.key(0), config))
-    huggingface.save(directory, config, params, "float32")
+    huggingface.save(directory, config, toys.model(config).params, "float32")
     (directory / "tokenizer.json").write_text(word_tokenizer())
     return directory
 

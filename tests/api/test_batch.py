@@ -1,10 +1,10 @@
-"""A queue of videos with questions, in Python and on the command line."""
+"""A queue of videos with questions, in Python and with `vxl2 batch`."""
 
 import json
 
 import pytest
 
-from vxl2_jax import Job, TooLongError, VideoError, cli, ingest
+from vxl2_jax import Job, TooLongError, VideoError, ingest
 from vxl2_jax.errors import RequestError
 
 from .conftest import noise
@@ -24,12 +24,7 @@ def jobs(clip, tmp_path):
     return path
 
 
-def run(capsys, *args) -> tuple[int, str, str]:
-    code = cli.main([str(arg) for arg in args])
-    return code, *capsys.readouterr()
-
-
-def test_a_queue_answers_as_one_by_one(model, clip):
+def test_a_queue_is_answered_as_one_by_one(model, clip):
     options = {"watch": {"max_frames": 20}, "ask": {"max_new_tokens": 3, "chunk_size": 1, "top_k": 1}}
     videos = [clip, noise(9), "no/such.mp4", clip]
     taken = []
@@ -50,32 +45,38 @@ def test_a_queue_answers_as_one_by_one(model, clip):
     assert taken == [0, 1, 2, 3]
 
 
-def test_bad_options_stop_the_queue(model, clip):
-    with pytest.raises(RequestError, match="top_k"):
-        list(model.answer_all([Job(clip, ["what?"])], ask={"top_k": -1}))
+@pytest.mark.parametrize("options", [{"ask": {"top_k": -1}}, {"watch": {"fps": 0}}])
+def test_a_wrong_option_stops_the_queue_before_a_video_is_opened(model, options):
+    def queue():
+        raise AssertionError("opened")
+        yield
+
+    with pytest.raises(RequestError, match="top_k|fps"):
+        list(model.answer_all(queue(), **options))
 
 
-def test_batch_goes_on_with_what_is_missing(capsys, model_dir, jobs, tmp_path):
+def test_batch_resumes_with_the_missing_lines(command, model_dir, jobs, tmp_path):
     out = tmp_path / "answers.jsonl"
-    command = ("batch", jobs, "--out", out, "--model", model_dir, "--max-new-tokens", 2, "--max-frames", 12, "--quiet")
-    code, told, error = run(capsys, *command)
-    assert code == 2 and error.count("\n") == 1 and "1 of 3 videos could not be watched" in error
-    whole = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["video"] for row in whole] == ["a.mp4", "b.mp4", whole[2]["video"]]
-    assert whole[0]["id"] == 1 and len(whole[0]["answers"]) == 2 and whole[0]["watched"]["frames"] == 12
-    assert "no such file" in whole[1]["error"]
+    short = ("--max-new-tokens", 2, "--max-frames", 12, "--quiet")
+    arguments = ("batch", jobs, "--out", out, "--model", model_dir, *short)
+    code, _, error = command(*arguments)
+    assert code == 2 and error.count("\n") == 1 and "1 of 3" in error
+    first = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["video"] for row in first] == ["a.mp4", "b.mp4", first[2]["video"]]
+    assert first[0]["id"] == 1 and len(first[0]["answers"]) == 2 and first[0]["watched"]["frames"] == 12
+    assert "no such file" in first[1]["error"]
 
     lines = out.read_text().splitlines(keepends=True)
-    out.write_text(lines[0] + lines[2][: len(lines[2]) // 2])  # killed while it wrote the third
+    out.write_text(lines[0] + lines[2][: len(lines[2]) // 2])  # killed while it wrote the third line
     (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes())
-    code, told, error = run(capsys, *command)
-    assert code == 0 and "3 videos, 1 of them were there, 0 could not be watched" in told
+    code, text, _ = command(*arguments)
+    assert code == 0 and "3 videos, 1 answered before, 0 failed" in text
     again = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["video"] for row in again] == [row["video"] for row in whole]
-    answers = [[[answer["answer"] for answer in row.get("answers", ())] for row in rows] for rows in (whole, again)]
+    assert [row["video"] for row in again] == [row["video"] for row in first]
+    answers = [[[answer["answer"] for answer in row.get("answers", ())] for row in rows] for rows in (first, again)]
     assert answers[0][0] == answers[1][0] and answers[0][2] == answers[1][2]
     before = out.read_text()
-    assert run(capsys, *command)[0] == 0 and out.read_text() == before
+    assert command(*arguments).code == 0 and out.read_text() == before
 
 
 def test_a_video_too_long_for_the_memory_does_not_stop_the_queue(model, clip, monkeypatch):
@@ -99,10 +100,10 @@ def test_one_question_may_stand_alone(model):
         (None, "cannot read the jobs"),
     ],
 )
-def test_bad_jobs_are_one_line(capsys, model_dir, tmp_path, text, message):
+def test_bad_jobs_are_one_line(command, model_dir, tmp_path, text, message):
     if text is not None:
         (tmp_path / "jobs").write_text(text)
-    code, told, error = run(capsys, "batch", tmp_path / "jobs", "--out", tmp_path / "out", "--model", model_dir)
+    code, _, error = command("batch", tmp_path / "jobs", "--out", tmp_path / "out", "--model", model_dir)
     assert code == 2 and error.count("\n") == 1 and message in error and not (tmp_path / "out").exists()
 
 
@@ -117,21 +118,21 @@ def test_bad_jobs_are_one_line(capsys, model_dir, tmp_path, text, message):
         "jobs",
     ],
 )
-def test_a_file_that_is_no_file_of_answers_is_left_alone(capsys, model_dir, jobs, tmp_path, content):
+def test_a_file_that_is_no_file_of_answers_is_left_alone(command, model_dir, jobs, tmp_path, content):
     content = jobs.read_bytes() if content == "jobs" else content
     (tmp_path / "precious").write_bytes(content)
-    code, told, error = run(capsys, "batch", jobs, "--out", tmp_path / "precious", "--model", model_dir)
-    assert code == 2 and "no file of answers" in error and error.count("\n") == 1
+    code, _, error = command("batch", jobs, "--out", tmp_path / "precious", "--model", model_dir)
+    assert code == 2 and "not a file of answers" in error and error.count("\n") == 1
     assert (tmp_path / "precious").read_bytes() == content
 
 
-@pytest.mark.parametrize("cut", [1, 10, 40, 60])
-def test_the_first_line_cut_off_is_written_again(capsys, model_dir, tmp_path, clip, cut):
+@pytest.mark.parametrize("length", [1, 10, 60])
+def test_an_incomplete_first_line_is_replaced(command, model_dir, tmp_path, clip, length):
     row = {"video": str(clip), "questions": ["what, überhaupt?"]}
     (tmp_path / "jobs").write_text(json.dumps(row, ensure_ascii=False) + "\n")
     out = tmp_path / "answers"
-    out.write_text((json.dumps(row)[:-1] + ', "model": "x"')[:cut])
-    command = ("batch", tmp_path / "jobs", "--out", out, "--model", model_dir, "--max-new-tokens", 1, "--max-frames", 4)
-    assert run(capsys, *command, "--quiet")[0] == 0
+    out.write_text((json.dumps(row)[:-1] + ', "model": "x"')[:length])
+    short = ("--max-new-tokens", 1, "--max-frames", 4, "--quiet")
+    assert command("batch", tmp_path / "jobs", "--out", out, "--model", model_dir, *short).code == 0
     (line,) = out.read_text().splitlines()
     assert json.loads(line)["answers"][0]["question"] == row["questions"][0]

@@ -6,41 +6,12 @@ import os
 import jax
 import pytest
 
-from pallas_kernels import attention
 from vxl2_jax import cli, hardware
 
 
-@pytest.fixture(autouse=True)
-def no_shared_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-
-def run(capsys, *args: object) -> tuple[int, str, str]:
-    code = cli.main([str(arg) for arg in args])
-    return code, *capsys.readouterr()
-
-
-def test_ask_prints_one_json_document(capsys, model_dir, clip):
-    code, out, _ = run(
-        capsys,
-        "ask",
-        clip,
-        "what?",
-        "is there 7?",
-        "--model",
-        model_dir,
-        "--json",
-        "--top-k",
-        1,
-        "--chunk-size",
-        2,
-        "--max-new-tokens",
-        3,
-        "--block-size",
-        1,
-        "--prev-blocks",
-        2,
-    )
+def test_ask_prints_one_json_document(command, model_dir, clip):
+    asking = ("--top-k", 1, "--chunk-size", 2, "--max-new-tokens", 3, "--block-size", 1, "--prev-blocks", 2)
+    code, out, _ = command("ask", clip, "what?", "is there 7?", "--model", model_dir, "--json", *asking)
     document = json.loads(out)
     assert code == 0
     assert document["video"]["frames"] == 40
@@ -51,118 +22,117 @@ def test_ask_prints_one_json_document(capsys, model_dir, clip):
     assert answer["chunks"][-1]["end_s"] == pytest.approx(40, abs=0.3)
     assert answer["cache"]["ratio"] < 1
     assert {"read", "vision", "prefill"} <= document["timings_s"].keys()
-    assert document["attention_kernel"] == "reference, in float32: no kernel is written for cpu"
+    assert "reference" in document["attention_kernel"] and "float32" in document["attention_kernel"]
 
 
-def test_ask_draws_a_plot_and_a_timeline(capsys, model_dir, clip, tmp_path):
+def test_a_conversation_a_plot_and_a_timeline(command, model_dir, clip, tmp_path):
     picture = tmp_path / "answer.png"
-    code, out, _ = run(capsys, "ask", clip, "what?", "--model", model_dir, "--plot", picture, "--max-new-tokens", 2)
+    short = ("--max-new-tokens", 2, "--max-frames", 8)
+    code, out, _ = command("ask", clip, "what?", "a?", "--follow", "--model", model_dir, "--plot", picture, *short)
     assert code == 0
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert "dense" in out and "saved" in out
-    assert os.listdir(tmp_path).count("answer.png") == 1
+    assert picture.read_bytes().startswith(b"\x89PNG") and os.listdir(tmp_path) == ["answer.png"]
+    assert out.count("Q  ") == 2 and "dense" in out and "saved" in out
 
 
-def test_the_attention_kernel_can_be_chosen_and_is_told(capsys, model_dir, clip):
+def test_the_attention_kernel_can_be_chosen_and_is_reported(command, model_dir, clip):
     arguments = ("ask", clip, "what?", "--model", model_dir, "--max-new-tokens", 2, "--max-frames", 8)
     answers = {}
     for name in ("reference", "tpu"):
-        code, out, error = run(capsys, *arguments, "--attention", name, "--json")
-        assert code == 0 and f"attention: {name}, as asked" in error
+        code, out, error = command(*arguments, "--attention", name, "--json")
+        assert code == 0 and f"attention: {name}" in error
         answers[name] = json.loads(out)["answers"][0]["answer"]
     assert answers["tpu"] == answers["reference"]
-    code, _, error = run(capsys, *arguments, "--attention", "hopper")
-    line = error.strip()
-    assert code == 2 and line.startswith("vxl2: the Hopper kernel") and "\n" not in line
+    code, _, error = command(*arguments, "--attention", "hopper")
+    assert code == 2 and error.strip().startswith("vxl2: the Hopper kernel") and error.strip().count("\n") == 0
 
 
-def test_the_help_names_every_attention_kernel():
-    ask = cli.build_parser()._subparsers._group_actions[0].choices["ask"]
-    (option,) = [action for action in ask._actions if "--attention" in action.option_strings]
-    assert tuple(option.choices) == attention.NAMES
+def test_a_memory_is_written_opened_and_asked(command, model_dir, clip, tmp_path):
+    watch = ("watch", clip, "--out", tmp_path / "m", "--model", model_dir, "--max-frames", 8, "--json")
+    code, out, _ = command(*watch)
+    assert code == 0 and not json.loads(out)["memory"]["was_there"]
+    code, out, _ = command(*watch)
+    assert code == 0 and json.loads(out)["memory"]["was_there"]
+    ask = ("ask", "--memory", tmp_path / "m", "what?", "--model", model_dir, "--max-new-tokens", 2)
+    code, out, _ = command(*ask, "--json")
+    assert code == 0 and json.loads(out)["video"]["frames"] == 8
+    for arguments, key in (((*ask, "--max-frames", 4), "--max-frames"), ((*ask[:3], clip, *ask[3:]), "--memory")):
+        code, out, error = command(*arguments)
+        assert code == 2 and out == "" and key in error and error.count("\n") == 1
 
 
-def test_none_and_all_switch_the_two_ideas_off(capsys, model_dir, clip):
-    code, out, _ = run(
-        capsys,
-        "ask",
-        clip,
-        "what?",
-        "--model",
-        model_dir,
-        "--json",
-        "--prev-blocks",
-        "none",
-        "--top-k",
-        "all",
-        "--max-new-tokens",
-        2,
-    )
-    document = json.loads(out)
-    assert code == 0
-    assert document["attention"]["reduction_percent"] == 0
-    assert document["answers"][0]["cache"]["ratio"] == 1
-
-
-def test_convert_writes_a_directory_that_answers_alike(capsys, model_dir, clip, tmp_path):
+def test_convert_writes_a_directory_that_answers_alike(command, model_dir, clip, tmp_path):
     target = tmp_path / "native"
-    assert run(capsys, "convert", model_dir, target, "--dtype", "float32")[0] == 0
-    ask = ("ask", clip, "what?", "--json", "--max-new-tokens", 4, "--model")
-    ours, theirs = (json.loads(run(capsys, *ask, model)[1])["answers"] for model in (target, model_dir))
-    assert [a["answer"] for a in ours] == [a["answer"] for a in theirs]
-    code, _, err = run(capsys, "convert", model_dir, target)
-    assert code == 2 and "exists" in err
+    assert command("convert", model_dir, target, "--dtype", "float32").code == 0
+    ask = ("ask", clip, "what?", "--json", "--max-new-tokens", 4, "--max-frames", 8, "--model")
+    native, original = (json.loads(command(*ask, model).out)["answers"] for model in (target, model_dir))
+    assert [answer["answer"] for answer in native] == [answer["answer"] for answer in original]
+    code, _, error = command("convert", model_dir, target)
+    assert code == 2 and "exists" in error
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "key"),
     [
         ({"video": "no/such.mp4"}, "no such file"),
         ({"--model": "no/such/dir"}, "no such checkpoint"),
         ({"--top-k": "-3"}, "top_k"),
-        ({"--fps": "0"}, "fps"),
-        ({"--max-frames": "0"}, "max_frames"),
-        ({"--block-size": "0"}, "block_size"),
+        ({"--fps": "nan"}, "fps"),
         ({"--relevance": "magic"}, "magic"),
         ({"--plot": "no/such/folder/p.png"}, "plot"),
         ({"--plot": "p.txt"}, "plot"),
         ({"question": " "}, "empty"),
     ],
 )
-def test_a_mistake_gets_one_line_and_code_2(capsys, model_dir, clip, change, message):
-    options = {"--model": str(model_dir), **{k: v for k, v in change.items() if k.startswith("--")}}
+def test_a_mistake_gets_one_line_and_code_2(command, model_dir, clip, change, key):
+    options = {"--model": model_dir, **{name: value for name, value in change.items() if name.startswith("--")}}
     flags = [part for pair in options.items() for part in pair]
-    code, out, err = run(capsys, "ask", change.get("video", clip), change.get("question", "what?"), "--quiet", *flags)
-    assert code == 2
-    assert out == ""
-    assert err.count("\n") == 1 and message in err
+    code, out, error = command("ask", change.get("video", clip), change.get("question", "what?"), "--quiet", *flags)
+    assert code == 2 and out == ""
+    assert error.count("\n") == 1 and key in error
 
 
-def test_programs_are_kept_apart_by_the_cores_they_were_made_for(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("error", "code", "key"),
+    [
+        (KeyboardInterrupt(), 130, "resumes"),
+        (MemoryError(), 1, "--max-frames"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 8 GB"), 1, "--max-frames"),
+    ],
+)
+def test_an_interrupt_and_too_little_memory_get_one_line(command, clip, tmp_path, monkeypatch, error, code, key):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(cli.options, "load_model", fail)
+    result = command("watch", clip, "--out", tmp_path / "m")
+    assert result.code == code and key in result.err and result.err.count("\n") == 1
+
+
+def test_programs_are_cached_by_number_of_cores(monkeypatch, tmp_path):
     before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     try:
         for cores in (1, 3):
             monkeypatch.setattr(hardware, "cpu_cores", lambda cores=cores: cores)
             jax.config.update("jax_compilation_cache_dir", None)
-            cli._keep_compiled_programs()
+            cli._enable_compilation_cache()
             assert jax.config.jax_compilation_cache_dir == str(tmp_path / "vxl2_jax" / "xla" / f"{cores}-cores")
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
-        cli._keep_compiled_programs()
-        assert jax.config.jax_compilation_cache_dir == "elsewhere", "who has said where is obeyed"
+        cli._enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == "elsewhere", "a folder that the user set is kept"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
 
 
-def test_an_unknown_option_says_how_to_use_it(capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["ask", "clip.mp4", "what?", "--tpo-k", "3"])
-    assert stop.value.code == 2
-    assert "usage" in capsys.readouterr().err
+def test_an_unknown_option_shows_the_usage(command):
+    code, _, error = command("ask", "clip.mp4", "what?", "--tpo-k", "3")
+    assert code == 2 and "usage" in error
 
 
-@pytest.mark.parametrize("command", [["--help"], ["ask", "--help"], ["convert", "--help"]])
-def test_help_teaches(capsys, command):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(command)
-    assert stop.value.code == 0
-    assert "vxl2" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    "name", ["", "ask", "watch", "batch", "eval", "eval report", "eval compare", "plan", "convert"]
+)
+def test_help_teaches(command, name):
+    code, out, _ = command(*name.split(), "--help")
+    assert code == 0 and "vxl2" in out
+    assert len(name.split()) == 2 or "example" in out

@@ -1,7 +1,6 @@
 """Replayed selections differ in how many chunks they load; what is compiled for one of a category serves all of them."""
 
 from vxl2_jax import decode, generate
-from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.relevance.oracle import Oracle, OracleSelection
 
 from .conftest import noise
@@ -9,14 +8,16 @@ from .conftest import noise
 QUESTION = "is there 7?"
 
 
-def replayed(units, most) -> generate.AskOptions:
-    """Options that replay one choice, of a category that chooses `most` chunks elsewhere."""
+def replayed(units, maximum) -> generate.AskOptions:
+    """Options that replay one choice, of a category that chooses `maximum` chunks elsewhere."""
     choice = OracleSelection("a", units, 2, 2)
-    return generate.AskOptions(relevance=Oracle("", {f"_{QUESTION}": choice}, most={"a": most}), max_new_tokens=2)
+    return generate.AskOptions(
+        relevance=Oracle("", {f"_{QUESTION}": choice}, max_chunks={"a": maximum}), max_new_tokens=2
+    )
 
 
-def asked(model, memory, units, most):
-    (answer,) = generate.ask_many(model, memory, [QUESTION], replayed(units, most), ())
+def asked(model, memory, units, maximum):
+    (answer,) = generate.ask_many(model, memory, [QUESTION], replayed(units, maximum), ())
     return answer
 
 
@@ -25,7 +26,7 @@ MANY, FEW = tuple(range(1, 13)), ((1,), (2, 3, 5), (99,))
 
 def test_selections_of_a_category_share_executables(model):
     memory = model.watch(noise(120))  # thirty groups: fifteen chunks, of which at most twelve are chosen
-    compiled = (cache_plan._gather, decode.generate)
+    compiled = (decode.generate,)
     asked(model, memory, MANY, len(MANY))
     sizes = [function._cache_size() for function in compiled]
     for units in FEW:

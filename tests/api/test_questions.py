@@ -8,7 +8,6 @@ import pytest
 
 import vxl2_jax as vxl2
 from vxl2_jax import decode, generate, hardware, relevance
-from vxl2_jax.cache import plan as cache_plan
 
 from .conftest import noise
 
@@ -113,7 +112,7 @@ def test_an_oracle_may_set_chunks_and_compression_for_each_question(model, clip,
 
 
 def test_other_questions_of_a_batch_compile_nothing(model):
-    compiled = (cache_plan._gather, decode.generate, relevance.chunk_attention)
+    compiled = (decode.generate, relevance.chunk_attention)
     sets = [QUESTIONS[:4], QUESTIONS[1:], QUESTIONS[::-1][:4], ["what?"] * 4, [f"is it {n}?" for n in range(4)]]
     sizes = []
     for seed, questions in enumerate(sets):
@@ -122,18 +121,7 @@ def test_other_questions_of_a_batch_compile_nothing(model):
     assert all(size == sizes[0] for size in sizes)
 
 
-def test_questions_that_do_not_fit_together_are_asked_in_parts(model, memory, monkeypatch):
-    from vxl2_jax.cache import views
-
-    read = one_by_one(model, memory, QUESTIONS[:1])[0].cache_tokens
-    of_one = read * sum(part.nbytes // part.shape[2] for part in memory.sparse)
-    monkeypatch.setattr(views, "MAX_ASSEMBLED_BYTES", 4 * of_one - 1)  # two, and not four
-    found = generate.ask_many(model, memory, QUESTIONS[:4], OPTIONS, ())
-    assert [answer.batch for answer in found] == [2] * 4
-    assert_alike(found, one_by_one(model, memory, QUESTIONS[:4]))
-
-
-def test_watching_and_asking_spare_programs(model, memory, monkeypatch):
+def test_watching_and_asking_clear_the_jit_caches(model, memory, monkeypatch):
     spared = []
     monkeypatch.setattr(hardware, "clear_jit_caches", lambda: spared.append(True))
     model.watch(noise(8))

@@ -39,8 +39,8 @@ def same(one, other):
         np.testing.assert_array_equal(
             np.asarray(a)[:, :, : one.sparse_length], np.asarray(b)[:, :, : one.sparse_length]
         )
-    assert (one.open is None) == (other.open is None)
-    jax.tree.map(np.testing.assert_array_equal, one.open, other.open)
+    assert (one.resume_state is None) == (other.resume_state is None)
+    jax.tree.map(np.testing.assert_array_equal, one.resume_state, other.resume_state)
 
 
 def stop_after(frames):
@@ -160,9 +160,9 @@ def test_watching_on_leaves_the_memory_as_it_was_and_works_from_disk(model, tmp_
 def test_what_cannot_be_watched_on_is_refused(model):
     frames, seconds = noise(9)
     memory = model.watch((frames, seconds))
-    with pytest.raises(RequestError, match="after the memory's last one at 8.0 s"):
+    with pytest.raises(RequestError, match="after the memory's last frame at 8.0 s"):
         model.watch_more(memory, frames[:2], [8.0, 9.0])
-    with pytest.raises(RequestError, match="do not decrease"):
+    with pytest.raises(RequestError, match="not decrease"):
         model.watch_more(memory, frames[:2], [10.0, 9.0])
     with pytest.raises(RequestError, match="frames must be uint8"):
         model.watch_more(memory, frames[:2, :5], [9.0, 10.0])
