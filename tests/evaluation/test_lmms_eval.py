@@ -1,4 +1,4 @@
-"""The lmms-eval plug-in: what it makes of arguments, documents and requests; and, where lmms-eval is, a run of it."""
+"""The lmms-eval plug-in: arguments, documents and requests; and a run of lmms-eval where it is installed."""
 
 import json
 import os
@@ -13,18 +13,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vxl2_jax.cli.options import ASKING, WATCHING
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, released
-from vxl2_jax.generate import Answer, AskOptions
+from vxl2_jax.generate import Answer
 from vxl2_jax.lmms_plugin import requests, settings
+from vxl2_jax.options import AskOptions
 
 from .standin import StandIn
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = ROOT / "experiments" / "lmms_task"
 with_lmms_eval = pytest.mark.skipif(
-    find_spec("lmms_eval") is None, reason="lmms-eval is not installed; experiments/lmms_task/make_data.py tells how"
+    find_spec("lmms_eval") is None, reason="lmms-eval is not installed; see experiments/lmms_task/make_data.py"
 )
 
 
@@ -93,36 +93,28 @@ def test_an_argument_replaces_one_setting_whatever_type_it_was_parsed_to():
     assert found.ask == {"relevance": "uniform", "top_k": None, "chunk_size": 2, "seed": 7}
 
 
-def test_every_option_of_watching_and_asking_is_an_argument_or_the_tasks():
-    assert set(WATCHING) | set(ASKING) <= {*settings.KNOWN, *settings.OF_TASKS}
-    assert not set(settings.KNOWN) & {*settings.OF_TASKS, *settings.OF_HARNESS}
-
-
 def test_what_lmms_eval_hands_to_every_model_is_passed_over():
     assert settings.read({"batch_size": 1, "max_batch_size": 8, "device": "cuda"}) == settings.read({})
 
 
 @pytest.mark.parametrize(
-    "given, told",
+    "model_args, key",
     [
-        ({"fsp": 1}, r"unknown fsp; known are pretrained, mode, .*relevance$"),
-        (
-            {"max_new_tokens": 8},
-            r"unknown max_new_tokens; known are .*; answers' lengths and sampling are the task's: --gen_kwargs$",
-        ),
+        ({"fsp": 1}, "unknown fsp; known are pretrained, mode, .*relevance"),
+        ({"max_new_tokens": 8}, "unknown max_new_tokens; .*--gen_kwargs"),
         ({"mode": "sparse"}, "mode=sparse: choose dense, chunked, bilevel"),
         ({"settings": "mmlu"}, "settings=mmlu: choose mlvu, video_mme, longvideobench, lvbench"),
         ({"dtype": "int4"}, "dtype=int4: choose float32"),
-        ({"max_frames": "many"}, r"max_frames=many is no number \(or none\)"),
-        ({"block_size": 2.5}, "block_size=2.5 is no whole number"),
-        ({"fps": "fast"}, "fps=fast is no number"),
-        ({"chunk_size": 0}, "chunk_size must be at least 1, not 0"),
-        ({"relevance": "luck"}, "unknown relevance 'luck'"),
+        ({"max_frames": "many"}, "max_frames: 'many' .*none"),
+        ({"block_size": 2.5}, "block_size: '2.5' .*whole number"),
+        ({"fps": "fast"}, "fps: 'fast' .*number"),
+        ({"chunk_size": 0}, "chunk_size .*not 0"),
+        ({"relevance": "luck"}, "relevance 'luck'"),
     ],
 )
-def test_arguments_that_are_none_are_told_in_one_line(given, told):
-    with pytest.raises(RequestError, match=told) as error:
-        settings.read(given)
+def test_a_wrong_argument_is_named_in_one_line(model_args, key):
+    with pytest.raises(RequestError, match=key) as error:
+        settings.read(model_args)
     assert "\n" not in str(error.value)
 
 
@@ -135,10 +127,10 @@ def test_one_video_is_its_path(visuals):
 
 
 @pytest.mark.parametrize(
-    "visuals, told",
+    "visuals, found",
     [
-        (None, "nothing to see"),
-        ([], "nothing to see"),
+        (None, "no video"),
+        ([], "no video"),
         ([Image.new("RGB", (2, 2))], "Image"),
         (["a.png"], "an image file"),
         (["a.mp4", "b.mp4"], "2 of video"),
@@ -146,10 +138,8 @@ def test_one_video_is_its_path(visuals):
         ([{"url": "a.mp4"}], "dict"),
     ],
 )
-def test_anything_but_one_video_is_refused_in_one_line_that_names_the_document(visuals, told):
-    with pytest.raises(
-        RequestError, match=f"^mmmu, document 3: {told}; vxl2_jax is asked about one video file"
-    ) as error:
+def test_anything_but_one_video_is_refused_in_one_line_with_the_document(visuals, found):
+    with pytest.raises(RequestError, match=f"^mmmu, document 3: {found}; .*one video file") as error:
         requests.request(visuals, "What?", {}, "mmmu, document 3")
     assert "\n" not in str(error.value)
 
@@ -174,11 +164,11 @@ def test_generation_kwargs_become_options_of_asking(given, ask, until):
     AskOptions(**ask).check()
 
 
-def test_beam_search_is_refused_and_what_is_not_followed_is_named():
-    with pytest.raises(RequestError, match="a task: num_beams=5: no beam search"):
+def test_beam_search_is_refused_and_ignored_kwargs_are_named():
+    with pytest.raises(RequestError, match="a task: num_beams=5"):
         requests.generation({"num_beams": 5}, "a task")
     given = [{"image_aspect_ratio": "pad", "until": []}, {"top_k": 5, "max_new_tokens": 2}]
-    assert requests.not_followed(given) == ["image_aspect_ratio", "top_k"]
+    assert requests.ignored_names(given) == ["image_aspect_ratio", "top_k"]
 
 
 # Requests
@@ -191,11 +181,13 @@ def asked(model, wanted, **options):
 
 
 def test_a_video_is_watched_once_for_all_its_questions_and_answers_keep_their_order(videos):
-    model, told = Model(), []
+    model, advanced = Model(), []
     order = [(0, "a"), (0, "b"), (2, "c"), (1, "d"), (0, "e")]
-    texts = asked(model, [requests.EvalRequest(videos[video], text, {}) for video, text in order], advance=told.append)
+    texts = asked(
+        model, [requests.EvalRequest(videos[video], text, {}) for video, text in order], advance=advanced.append
+    )
     assert model.batches == [("0.mp4", ["a", "b", "e"], 64), ("2.mp4", ["c"], 64), ("1.mp4", ["d"], 64)]
-    assert texts == [f"{text}, says I.\n\nMore" for text in "abcde"] and told == [3, 1, 1]
+    assert texts == [f"{text}, says I.\n\nMore" for text in "abcde"] and advanced == [3, 1, 1]
 
 
 def test_questions_of_another_task_are_asked_in_its_way(videos):
@@ -283,12 +275,12 @@ def test_lmms_eval_prints_its_table_with_our_model_in_it(tmp_path):
     (samples,) = (tmp_path / "out").rglob("*_samples_nano_clips.jsonl")
     assert len(samples.read_text().splitlines()) == 4
     (results,) = (tmp_path / "out").rglob("*_results.json")
-    told = json.loads(results.read_text())
-    assert told["config"]["model"] == "vxl2_jax" and 0 <= told["results"]["nano_clips"]["right,none"] <= 1
+    data = json.loads(results.read_text())
+    assert data["config"]["model"] == "vxl2_jax" and 0 <= data["results"]["nano_clips"]["right,none"] <= 1
 
 
 @with_lmms_eval
-def test_what_the_model_cannot_do_is_told_in_one_line():
+def test_what_the_model_cannot_do_is_reported_in_one_line():
     code = """if True:
         import os
         from vxl2_jax.errors import RequestError
@@ -303,9 +295,9 @@ def test_what_the_model_cannot_do_is_told_in_one_line():
     """
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     found = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    told = found.stdout.strip().splitlines()
-    assert len(told) == 3, found.stderr
-    assert "no log-likelihoods" in told[0] and "one round" in told[1] and "one process" in told[2]
+    lines = found.stdout.strip().splitlines()
+    assert len(lines) == 3, found.stderr
+    assert "no log-likelihoods" in lines[0] and "one round" in lines[1] and "one process" in lines[2]
 
 
 def test_the_data_of_the_task_are_not_overwritten(tmp_path):
