@@ -1,4 +1,4 @@
-"""What suits which machine, and how much memory it has."""
+"""Default dtype, batch sizes and memory of machines; clearing the jit caches."""
 
 import os
 from types import SimpleNamespace
@@ -110,33 +110,33 @@ def test_a_control_group_without_a_smaller_limit_changes_nothing(linux, limit):
     assert linux.limit() == 8 * GIB
 
 
-def test_memory_of_a_cpu_that_says_nothing_is_unknown(tmp_path):
+def test_memory_of_a_cpu_that_reports_nothing_is_unknown(tmp_path):
     assert hardware.memory_bytes(CPU, tmp_path, tmp_path) is None and hardware.used_bytes(CPU, tmp_path) is None
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="tells of Linux only")
-def test_this_machine_holds_what_is_allocated_here():
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="needs Linux's /proc")
+def test_an_allocation_counts_as_used_memory():
     device, before = jax.devices("cpu")[0], hardware.used_bytes(jax.devices("cpu")[0])
     block = np.ones(200 * 2**20, np.uint8)
     assert hardware.used_bytes(device) - before > 0.9 * block.nbytes
     assert hardware.memory_bytes(device) > hardware.used_bytes(device)
 
 
-@pytest.mark.parametrize(("maps", "most", "spared"), [(51, "100\n", True), (50, "100\n", False), (51, "", False)])
-def test_programs_are_let_go_when_maps_run_short(linux, tmp_path, monkeypatch, maps, most, spared):
-    cleared = []
-    monkeypatch.setattr(jax, "clear_caches", lambda: cleared.append(True))
+@pytest.mark.parametrize(("maps", "limit", "cleared"), [(51, "100\n", True), (50, "100\n", False), (51, "", False)])
+def test_jit_caches_are_cleared_when_maps_run_short(linux, tmp_path, monkeypatch, maps, limit, cleared):
+    calls = []
+    monkeypatch.setattr(jax, "clear_caches", lambda: calls.append(True))
     linux.write("proc/self/maps", "7f00-7f01 r-xp 00000000 00:00 0\n" * maps)
-    linux.write("proc/sys/vm/max_map_count", most)
-    assert hardware.clear_jit_caches(proc=tmp_path / "proc") == spared == bool(cleared)
+    linux.write("proc/sys/vm/max_map_count", limit)
+    assert hardware.clear_jit_caches(proc=tmp_path / "proc") == cleared == bool(calls)
 
 
-def test_letting_programs_go_frees_maps():
+def test_clearing_the_jit_caches_frees_maps():
     def maps():
         return hardware._read(hardware._PROC / "self" / "maps").count("\n")
 
     if not maps():
-        pytest.skip("this system does not tell of maps")
+        pytest.skip("this system does not report maps")
     compiled = [jax.jit(lambda x, n=n: x + n) for n in range(30)]
     for number, each in enumerate(compiled):
         each(np.zeros(number + 2, np.float32))

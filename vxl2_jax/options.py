@@ -37,7 +37,7 @@ class Option:
       kind: int, float or str.
       help: what it means, in one phrase.
       metavar: the placeholder in usage lines.
-      none: (the word that stands for None in text, what None means), or None if the option has no None.
+      none: (the word for None on the command line, what None means), if None is allowed.
       minimum, maximum: bounds, inclusive.
       positive: 0 is out of range too.
     """
@@ -70,7 +70,7 @@ class Option:
         return f"{self.help}; {none or self.none[0]}: {self.none[1]}" if self.none else self.help
 
     def parse(self, text: str) -> Any:
-        """The value that a text stands for. Raises ValueError if it stands for none."""
+        """Parse a text. Raises ValueError if it is not a value of this kind."""
         if self.none and text.lower() == self.none[0]:
             return None
         try:

@@ -20,7 +20,7 @@ def leaves_equal(a, b) -> bool:
 SELECT = "pallas_kernels.attention.select"
 
 
-def test_kernels_that_fail_their_trial_are_passed_over_and_the_reason_told(model_dir, monkeypatch):
+def test_kernels_that_fail_their_self_test_are_skipped_with_the_reason(model_dir, monkeypatch):
     from pallas_kernels import attention
 
     choose = attention.choose_kernel
@@ -43,7 +43,7 @@ def test_kernels_that_fail_their_trial_are_passed_over_and_the_reason_told(model
         assert load().kernel.name == "ampere"
 
 
-def test_a_second_video_after_a_first_is_as_if_it_were_the_first(model):
+def test_an_earlier_video_has_no_effect_on_a_later_one(model):
     fresh = model.watch(noise(40, seed=2))
     answer = model.ask(fresh, "is there 7?", top_k=1, chunk_size=2, max_new_tokens=6)
     jax.clear_caches()
@@ -79,7 +79,7 @@ def test_another_question_or_video_of_like_length_compiles_nothing(model):
     assert [function._cache_size() for function in compiled] == sizes
 
 
-def test_all_dense_reads_the_memory_as_it_stands(model):
+def test_all_dense_reads_the_whole_memory(model):
     memory = model.watch(noise(40), prev_blocks=None)
     whole = model.ask(memory, "what?", top_k=None, max_new_tokens=6)
     every_chunk = model.ask(memory, "what?", top_k=99, chunk_size=2, max_new_tokens=6)

@@ -1,4 +1,4 @@
-"""Many questions of one memory at once: answers as one by one."""
+"""Many questions about one memory in one call: the same answers as one by one."""
 
 import dataclasses
 import json
@@ -45,7 +45,7 @@ def assert_alike(found, wanted):
     [(1, False, [1]), (2, False, [2, 2]), (3, True, [3] * 3), (5, False, [4, 4, 4, 4, 1]), (5, True, [5] * 5)],
 )
 def test_a_batch_is_answered_as_one_by_one(model, memory, monkeypatch, count, filled, sizes):
-    """In full batches, as on a CPU, and in one that is filled up, as elsewhere."""
+    """In full batches, as on a CPU, and in one that is filled up, as on accelerators."""
     if filled:
         monkeypatch.setattr(generate.jax, "default_backend", lambda: "gpu")
     found = generate.ask_many(model, memory, QUESTIONS[:count], OPTIONS, ())
@@ -59,7 +59,7 @@ def test_a_batch_is_answered_as_one_by_one(model, memory, monkeypatch, count, fi
         {"temperature": 5.0, "seed": 3}, {"top_k": None}, {"top_k": 0}, {"relevance": "random", "seed": 4},
         {"relevance": lambda ids, memory: np.arange(5) * ids[7] % 7},
     ],
-    ids=["drawn", "dense", "edges", "by lot", "a function"],
+    ids=["drawn", "dense", "edges", "at random", "a function"],
 )  # fmt: skip
 def test_all_options_hold_for_each_question_of_a_batch(model, memory, change):
     options = dataclasses.replace(OPTIONS, **change)
@@ -67,15 +67,15 @@ def test_all_options_hold_for_each_question_of_a_batch(model, memory, change):
     assert_alike(generate.ask_many(model, memory, QUESTIONS[:4], options, ()), wanted)
 
 
-def test_a_batch_goes_on_until_its_last_question_stops(model, memory):
-    """A token that questions say at different steps is made to stop them."""
+def test_a_batch_continues_until_its_last_question_stops(model, memory):
+    """A token that the answers have at different steps is made a stop token."""
     options = dataclasses.replace(OPTIONS, temperature=1.0)
-    said = [answer.tokens for answer in one_by_one(model, memory, QUESTIONS[:4], options)]
+    token_lists = [answer.tokens for answer in one_by_one(model, memory, QUESTIONS[:4], options)]
 
     def places(token):
-        return {tokens.index(token) if token in tokens else -1 for tokens in said}
+        return {tokens.index(token) if token in tokens else -1 for tokens in token_lists}
 
-    stop = max(sorted({token for tokens in said for token in tokens}), key=lambda token: len(places(token)))
+    stop = max(sorted({token for tokens in token_lists for token in tokens}), key=lambda token: len(places(token)))
     stopping = dataclasses.replace(model, config=dataclasses.replace(model.config, stop_tokens=(stop,)))
     wanted = one_by_one(stopping, memory, QUESTIONS[:4], options)
     assert len({len(answer.tokens) for answer in wanted}) > 1 and any(answer.stopped for answer in wanted)
@@ -122,12 +122,12 @@ def test_other_questions_of_a_batch_compile_nothing(model):
 
 
 def test_watching_and_asking_clear_the_jit_caches(model, memory, monkeypatch):
-    spared = []
-    monkeypatch.setattr(hardware, "clear_jit_caches", lambda: spared.append(True))
+    cleared = []
+    monkeypatch.setattr(hardware, "clear_jit_caches", lambda: cleared.append(True))
     model.watch(noise(8))
-    assert len(spared) == 1
+    assert len(cleared) == 1
     generate.ask_many(model, memory, QUESTIONS[:1], OPTIONS, ())
-    assert len(spared) == 2
+    assert len(cleared) == 2
 
 
 def test_more_questions_than_a_batch_holds_and_none_at_all(model, memory):

@@ -1,4 +1,4 @@
-"""Watching into a file, cut off and resumed; watching on from a memory."""
+"""Watching into a file, interrupted and resumed; extending a memory."""
 
 import dataclasses
 import os
@@ -52,7 +52,7 @@ def stop_after(frames):
 
 
 @pytest.mark.parametrize("cut", [1, 64, 65, 128, 190])
-def test_a_cut_off_watch_goes_on_and_gives_the_same_memory(model, tmp_path, cut):
+def test_an_interrupted_watch_resumes_and_gives_the_same_memory(model, tmp_path, cut):
     video = noise(190)
     whole, out, seen = model.watch(video), tmp_path / "m", []
     with pytest.raises(Killed):
@@ -62,21 +62,21 @@ def test_a_cut_off_watch_goes_on_and_gives_the_same_memory(model, tmp_path, cut)
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     same(memory, whole)
     same(VideoMemory.load(out), whole)
-    # The last stride is always done again; of the others none that was whole.
+    # The last stride is always computed again; complete strides before it are not.
     assert seen == [(done, 190) for done in (64, 128, 190) if done > min(-(-cut // 64) * 64, 128)]
 
 
-def test_a_recording_of_something_else_is_begun_anew(model, tmp_path):
+def test_a_partial_file_of_another_memory_is_overwritten(model, tmp_path):
     out = tmp_path / "m"
     with pytest.raises(Killed):
         model.watch(noise(130), out=out, progress=stop_after(128), compression=2)
     seen = []
-    memory = model.watch(noise(130), out=out, progress=lambda *told: seen.append(told))
+    memory = model.watch(noise(130), out=out, progress=lambda *counts: seen.append(counts))
     assert seen[0] == (64, 130)
     same(VideoMemory.load(out), memory)
 
 
-def test_a_torn_record_is_done_again(model, tmp_path):
+def test_an_incomplete_record_is_computed_again(model, tmp_path):
     out, video = tmp_path / "m", noise(190)
     with pytest.raises(Killed):
         model.watch(video, out=out, progress=stop_after(128))
@@ -88,7 +88,7 @@ def test_a_torn_record_is_done_again(model, tmp_path):
     same(memory, model.watch(video))
 
 
-def test_a_file_that_is_there_is_opened_or_refused(model, tmp_path):
+def test_an_existing_file_is_loaded_or_refused(model, tmp_path):
     out = tmp_path / "m"
     first = model.watch(noise(9), out=out)
     same(model.watch(noise(9), out=out, progress=stop_after(0)), first)
@@ -140,7 +140,7 @@ def test_a_process_killed_while_it_writes_can_be_resumed(model_dir, clip, tmp_pa
 
 
 @pytest.mark.parametrize("cuts", [(1, 150), (5, 6, 100, 150), (64, 128, 150), (63, 65, 150), (2, 3, 4, 5, 9, 150)])
-def test_watching_on_equals_watching_at_once_bit_for_bit(model, cuts):
+def test_extending_equals_watching_at_once_bit_for_bit(model, cuts):
     frames, seconds = noise(150)
     memory = model.watch((frames[: cuts[0]], seconds[: cuts[0]]))
     for begin, end in zip(cuts, cuts[1:], strict=False):
@@ -148,7 +148,7 @@ def test_watching_on_equals_watching_at_once_bit_for_bit(model, cuts):
     same(memory, model.watch((frames, seconds)))
 
 
-def test_watching_on_leaves_the_memory_as_it_was_and_works_from_disk(model, tmp_path):
+def test_extending_leaves_the_memory_unchanged_and_works_from_disk(model, tmp_path):
     frames, seconds = noise(90)
     memory = model.watch((frames[:70], seconds[:70]), out=tmp_path / "m")
     before = jax.tree.map(np.array, memory)
@@ -157,7 +157,7 @@ def test_watching_on_leaves_the_memory_as_it_was_and_works_from_disk(model, tmp_
     same(model.watch_more(VideoMemory.load(tmp_path / "m"), frames[70:], seconds[70:]), longer)
 
 
-def test_what_cannot_be_watched_on_is_refused(model):
+def test_frames_that_do_not_follow_are_refused(model):
     frames, seconds = noise(9)
     memory = model.watch((frames, seconds))
     with pytest.raises(RequestError, match="after the memory's last frame at 8.0 s"):

@@ -67,7 +67,7 @@ def test_a_mode_alone_is_as_released_but_for_the_answer(mode):
     }
 
 
-def test_the_released_settings_of_another_benchmark_can_be_begun_with():
+def test_the_released_settings_of_another_benchmark_can_be_the_defaults():
     found = settings.read({"settings": "lvbench", "mode": "chunked", "max_frames": 32})
     assert found.watch == released("lvbench", "chunked")[0] | {"max_frames": 32}
     assert found.watch["prev_blocks"] == 11 and found.ask["top_k"] is None

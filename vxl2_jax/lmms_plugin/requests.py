@@ -22,7 +22,7 @@ _log = logging.getLogger("vxl2_jax")
 
 @dataclass(frozen=True)
 class EvalRequest:
-    """A question about a video. ask: its own options of `Model.ask`; until: strings at which its answer is cut off."""
+    """A question about a video. ask: its own options of `Model.ask`; until: strings that end its answer."""
 
     video: str
     question: str
@@ -67,7 +67,7 @@ def generation(generation_kwargs: Mapping[str, Any], where: str) -> tuple[dict[s
     An answer is sampled if temperature is above 0 and do_sample is not false.
 
     Returns:
-      (options of `Model.ask` that the task sets, strings at which an answer is cut off).
+      (options of `Model.ask` that the task sets, strings that end an answer).
 
     Raises:
       RequestError: beam search is requested; `where` names the document.
