@@ -51,10 +51,10 @@ from bench import (
 )  # fmt: skip
 from bench.measure import Timing
 from bench.report import BASELINE, Report, Row
+from parity import assembled
 
 from pallas_kernels.attention import Kernel, KVCache
 from vxl2_jax import decode
-from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.config import LanguageConfig, ModelConfig, video_xl_2
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.rope import rotate, rotation
@@ -255,7 +255,7 @@ def bench_assembling(report: Report, device: Any, reading: Reading, samples: int
     row = Row(case, "assemble", "the plain cache, once per question", 0, nbytes, kind=BASELINE)
 
     def timing():
-        return measure.clock(lambda m: cache_plan.assemble(m, plan), memory, samples=samples)
+        return measure.clock(lambda m: assembled.assemble(m, plan), memory, samples=samples)
 
     report.attempt(lambda: dataclasses.replace(row, timing=timing()), row)
 

@@ -6,15 +6,15 @@ from typing import Any
 
 import jax
 import numpy as np
+from parity.assembled import MixedPlan, plan_mixed
 
 from bench import layouts
 from pallas_kernels.attention import KVCache
 from vxl2_jax import prefill
-from vxl2_jax.cache import plan as cache_plan
 from vxl2_jax.cache import views
 from vxl2_jax.cache.pooling import sparse_level
+from vxl2_jax.cache.views import KVCacheView
 from vxl2_jax.config import LanguageConfig
-from vxl2_jax.decode import KVCacheView
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.rope import rotate, rotation
@@ -61,18 +61,20 @@ def base(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int, kernel:
     """What a question reads, as asking makes it."""
     if dense is None:
         return views.sparse_view(memory, kernel)
-    return views.dense_view(memory, kernel) if dense.all() else views.mixed_view(memory, chunk_size, dense, kernel)
+    return (
+        views.dense_view(memory, kernel) if dense.all() else views.mixed_view(memory, chunk_size, dense[None], kernel)
+    )
 
 
-def plan(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int) -> cache_plan.MixedPlan:
+def plan(memory: VideoMemory, dense: np.ndarray | None, chunk_size: int) -> MixedPlan:
     """The same slot by slot."""
     if dense is not None:
-        return cache_plan.plan_mixed(memory.layout, memory.compression, chunk_size, dense)
+        return plan_mixed(memory.layout, memory.compression, chunk_size, dense)
     slots = np.arange(memory.sparse_length, dtype=np.int32)
-    return cache_plan.MixedPlan(np.full_like(slots, 2), slots, np.zeros_like(slots))
+    return MixedPlan(np.full_like(slots, 2), slots, np.zeros_like(slots))
 
 
-def unrounded(memory: VideoMemory, plan: cache_plan.MixedPlan, layer: int) -> KVCache:
+def unrounded(memory: VideoMemory, plan: MixedPlan, layer: int) -> KVCache:
     """One layer of a cache gathered slot by slot and turned in float32: [1, K, M, D]."""
     stores = (memory.dense.visual, memory.dense.global_, memory.sparse)
     bounds = np.cumsum([0, *(store.k.shape[2] for store in stores)])

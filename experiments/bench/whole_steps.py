@@ -46,10 +46,10 @@ class Asking:
         ids[:, :count] = np.random.default_rng(seed).integers(0, config.language.vocabulary, (questions, count))
         return cls(config, weights.draw(config, ["language"], dtype, seed), memory, ids, count, **more)
 
-    def dense_base(self, kernel: Kernel, questions: int = 1) -> decode.KVCacheView:
+    def dense_base(self, kernel: Kernel, questions: int = 1) -> views.KVCacheView:
         return views.dense_view(self.memory, kernel, questions)
 
-    def mixed_base(self, kernel: Kernel, questions: int = 1) -> decode.KVCacheView:
+    def mixed_base(self, kernel: Kernel, questions: int = 1) -> views.KVCacheView:
         """The relevance pass of the first questions, the selection, and the caches it gives."""
         request = relevance.ScorerInputs(
             self.params, self.config, self.memory, *self.first(questions), self.chunk_size, kernel=kernel
@@ -62,7 +62,7 @@ class Asking:
         """(ids, count) of the first questions."""
         return self.ids[:questions], np.full(questions, self.count, np.int32)
 
-    def answer(self, base: decode.KVCacheView, kernel: Kernel, tokens: int, questions: int = 1) -> None:
+    def answer(self, base: views.KVCacheView, kernel: Kernel, tokens: int, questions: int = 1) -> None:
         sampling = decode.Sampling(np.float32(0), np.float32(1))
         jax.block_until_ready(
             decode.generate(
@@ -134,7 +134,7 @@ def _rows(
         chunks = layout.chunks(asking.chunk_size)
         dense = selection.dense_chunks(chunks, np.arange(2, 2 + min(asking.top_k, max(chunks - 2, 0))))
         group_dense = dense[layout.chunk_of_group(asking.chunk_size)]
-        per_group = np.where(group_dense, layout.visual, layout.visual // memory.compression)
+        per_group = np.where(group_dense, layout.visual, layout.pooled(memory.compression))
         keys = layout.global_length + int(per_group.sum())
     question, token = asking.work(keys, asking.count), asking.work(keys, 1)
     first = question + (asking.work(memory.sparse_length, asking.count) if kind == "mixed" else 0)
