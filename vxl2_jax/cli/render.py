@@ -1,4 +1,4 @@
-"""What the command line shows of a memory and its answers: plain data for --json, rich text for people."""
+"""Output of the command line: plain data for --json, rich text for a terminal."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _stages(timings: dict[str, float]) -> str:
 
 
 def _timeline(answer: Answer, max_chunks: int = 24) -> RenderableType:
-    """A row per chunk; of a long video only the best-scored, in time order."""
+    """One row per chunk, in time order; of a long video only the dense and the best-scored chunks."""
     best = sorted(sorted(answer.chunks, key=lambda c: (-c.dense, -c.score))[:max_chunks], key=lambda c: c.start_s)
     top = max((c.score for c in best), default=0) or 1.0
     table = Table.grid(padding=(0, 2))
