@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pallas_kernels.attention import KVCache
+from pallas_kernels.attention import REFERENCE, KVCache
 from vxl2_jax import decode, prefill
+from vxl2_jax.cache import views
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import video_xl_2
 from vxl2_jax.layout import Layout, PrefillRule
@@ -41,10 +42,10 @@ def test_a_pre_fill_stride_of_2048_frames_compiles_and_updates_its_cache_in_plac
 def test_a_question_over_20000_tokens_compiles(params):
     lm = CONFIG.language
     store = jax.ShapeDtypeStruct((lm.layers, lm.kv_heads, 20480, lm.head_width), jnp.float32)
-    base = decode.KVCacheView((KVCache(store, store),), np.zeros(1, np.int32), np.int32(0))
+    view = views.whole_view((KVCache(store, store),), [20000], REFERENCE)
     ids = np.zeros((1, 64), np.int32)
     decode.generate.lower(
-        params, CONFIG, base, ids, np.full(1, 9, np.int32), decode.Sampling(), jax.random.key(0), max_new=16
+        params, CONFIG, view, ids, np.full(1, 9, np.int32), decode.Sampling(), jax.random.key(0), max_new=16
     ).compile()
 
 
