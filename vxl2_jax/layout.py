@@ -80,12 +80,12 @@ class Layout:
         ends = (self.prefix, *self.timestamp_ends.tolist())
         return ends[first] if first else 0, ends[last]
 
-    def global_rows(self, groups: Iterable[int] | Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    def global_rows(self, groups: Iterable[int] | Int[np.ndarray, " g"]) -> Int[np.ndarray, " n"]:
         """Indices of the prefix and of the timestamps of some groups."""
         timestamps = [np.arange(self.timestamp_starts[g], self.timestamp_ends[g]) for g in groups]
         return np.concatenate([np.arange(self.prefix), *timestamps]).astype(np.int32)
 
-    def visual_rows(self, groups: Iterable[int] | Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    def visual_rows(self, groups: Iterable[int] | Int[np.ndarray, " g"]) -> Int[np.ndarray, " n"]:
         """Indices of the visual tokens of some groups."""
         first = np.asarray(list(groups), np.int32)[:, None] * self.visual
         return (first + np.arange(self.visual)).reshape(-1).astype(np.int32)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 EVERYTHING = 2**30
 """The end of a row's range where only the item bounds it."""
@@ -38,8 +38,8 @@ class TileSchedule(NamedTuple):
     row_end: jax.Array
 
 
-def tile_rows(per_query: Int[Array, "S N"], repeats: int, rows: int) -> Int[Array, "S Q rows"]:
-    """Spread integers per query over tiles of rows, padded with zeros."""
+def tile_rows(per_query: Shaped[Array, "S N"], repeats: int, rows: int) -> Shaped[Array, "S Q rows"]:
+    """Spread a number or a flag per query over tiles of rows, padded with zeros."""
     padding = -per_query.shape[1] * repeats % rows
     per_row = jnp.pad(jnp.repeat(per_query, repeats, axis=1), ((0, 0), (0, padding)))
     return rearrange(per_row, "s (q r) -> s q r", r=rows)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,8 +53,8 @@ class ItemPlan:
     """
 
     schedule: TileSchedule
-    shift: jax.Array
-    used: jax.Array | None
+    shift: jax.Array | Any
+    used: jax.Array | Any
     kernel: Kernel
     repeats: int
     tiles: TileSizes

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,9 +37,9 @@ class SegmentRows:
     are stacked along a leading axis.
     """
 
-    k_start: jax.Array | np.ndarray
-    k_end: jax.Array | np.ndarray
-    shift: jax.Array | np.ndarray
+    k_start: np.ndarray | Any
+    k_end: np.ndarray | Any
+    shift: np.ndarray | Any
     streams: tuple[int, ...]
 
 
@@ -74,9 +75,9 @@ class LevelPlan:
     shift, query int32 [M]: of each row; place int32 [R, B · N]: where the rows of each query are.
     """
 
-    shift: jax.Array
-    query: jax.Array
-    place: jax.Array
+    shift: jax.Array | Any
+    query: jax.Array | Any
+    place: jax.Array | Any
     attention: AttentionPlan
     streams: tuple[int, ...]
 
