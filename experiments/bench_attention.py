@@ -69,7 +69,7 @@ class Problem:
     kv_heads: int
     width: int
     dtype: str
-    sizes: prefill.CacheCapacity
+    sizes: prefill.PrefillShape
     strides: tuple[int, ...]
     k_start: list[tuple[np.ndarray, np.ndarray]]
     k_end: list[tuple[np.ndarray, np.ndarray]]
@@ -99,7 +99,7 @@ class Problem:
 
 def problem(frames: int, *, visual: int, stride: int, heads: int, kv_heads: int, width: int, dtype: str) -> Problem:
     layout, rule = layouts.video(frames, visual), PrefillRule(_BLOCK_SIZE.value, _PREV_BLOCKS.value)
-    sizes = prefill.capacity(layout, stride)
+    sizes = prefill.shape_for(layout, stride)
     planned = prefill.plan_strides(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
 
     def cut(bounds):

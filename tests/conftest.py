@@ -1,18 +1,25 @@
 """Fixtures shared by all tests: a toy model, and the golden tensors of the original."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
-import beartype
 import pytest
 from hypothesis import settings
-from runtime_types import checked
-
-beartype.beartype = checked  # for --jaxtyping-packages=…,beartype.beartype on the command line
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
+
+# Nearly all time is compilation: XLA optimises little, and programs are kept on disk for both test processes, for the
+# commands that tests start, and because JAX's own caches are cleared between modules.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    programs = tempfile.mkdtemp(prefix="vxl2-tests-")
+    atexit.register(shutil.rmtree, programs, ignore_errors=True)
+    os.environ |= {"JAX_COMPILATION_CACHE_DIR": programs, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 # The Hopper interpreter runs warpgroups, which wait for each other, on XLA's thread pool. With its default size of one
 # thread per core they can deadlock.

@@ -21,7 +21,7 @@ def gpu(capability: str):
 @pytest.mark.parametrize(
     ("device", "dtype", "sizes"),
     [
-        (CPU, "float32", hardware.SMALL),
+        (CPU, "float32", hardware.CPU),
         (gpu("7.5"), "float16", hardware.SMALL),
         (gpu("8.0"), "bfloat16", hardware.LARGE),
         (gpu("9.0"), "bfloat16", hardware.LARGE),
@@ -32,7 +32,7 @@ def test_dtype_and_sizes(device, dtype, sizes):
     assert hardware.default_dtype(device) == dtype and hardware.sizes_for(device) == sizes
 
 
-@pytest.mark.parametrize("sizes", [hardware.SMALL, hardware.LARGE])
+@pytest.mark.parametrize("sizes", [hardware.CPU, hardware.SMALL, hardware.LARGE])
 def test_a_stride_is_whole_vision_batches_and_whole_records(sizes):
     assert sizes.stride % sizes.vision_groups == 0 and sizes.stride % memory_file.GROUPS_PER_RECORD == 0
 

@@ -15,7 +15,7 @@ from parity.assembled import plan_mixed
 
 from vxl2_jax import cli, planning
 from vxl2_jax.errors import RequestError, TooLongError
-from vxl2_jax.hardware import SMALL
+from vxl2_jax.hardware import CPU, SMALL
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models import qwen2, siglip, video_xl_2
 from vxl2_jax.planning import memory_model
@@ -51,8 +51,8 @@ def test_attention_pairs_are_those_of_the_original(golden, capsys):
 
 
 def test_bytes_are_those_of_the_arrays_that_watching_and_asking_make(toy):
-    memory = toys.remembered(toy, toys.video(), compression=2, stride=SMALL.stride)
-    settings = {"compression": 2, "chunk_size": 1, "top_k": 2, "itemsize": 4, "sizes": SMALL}
+    memory = toys.remembered(toy, toys.video(), compression=2, stride=CPU.stride)
+    settings = {"compression": 2, "chunk_size": 1, "top_k": 2, "itemsize": 4, "sizes": CPU}
     found = planning.plan(toys.CONFIG, toys.LAYOUT, PrefillRule(), **settings).bytes
 
     def size(tree):
@@ -107,7 +107,7 @@ def test_what_programs_hold_is_what_the_compiler_plans(monkeypatch):
 
     config, tokenizer = planning.model_of("nano")
     layout = planning.layout_for(config, tokenizer, 600, 1.0)
-    settings = Workload(itemsize=4, sizes=SMALL, max_new_tokens=16)
+    settings = Workload(itemsize=4, sizes=CPU, max_new_tokens=16)
     with jax.default_matmul_precision("highest"):
         found = {
             program.name: compile_model.planned(program, 24)["predicted_over_peak"]
@@ -220,7 +220,7 @@ def check(limit: int | None, used: int = NANO_WEIGHTS, frames: int = 10_000) -> 
         used_bytes=used,
         limit_bytes=limit,
         itemsize=4,
-        sizes=SMALL,
+        sizes=CPU,
     )
 
 
@@ -237,11 +237,11 @@ def test_a_watch_that_does_not_fit_is_refused_in_one_line_with_what_would_fit():
     assert "\n" not in message and 0 < fitting < 10000
     check(500_000_000, frames=fitting)
     with pytest.raises(RequestError):
-        check(500_000_000, frames=fitting + 4 * SMALL.stride)
+        check(500_000_000, frames=fitting + 4 * CPU.stride)
 
 
 def test_other_memory_in_use_counts():
-    phases = memory_model.phases(NANO, LONG, Workload(itemsize=4, sizes=SMALL), NANO_WEIGHTS)
+    phases = memory_model.phases(NANO, LONG, Workload(itemsize=4, sizes=CPU), NANO_WEIGHTS)
     peak = max(sum(phase.values()) for phase in phases.values())
     check(peak)
     with pytest.raises(RequestError):

@@ -73,7 +73,7 @@ def arrays_of(jaxpr) -> list:
 
 def test_no_array_grows_with_the_square_of_the_length(toy):
     layout = Layout(5, (4,) * 3000, 4)
-    sizes = prefill.capacity(layout, 8)
+    sizes = prefill.shape_for(layout, 8)
     (stride, *_) = prefill.plan_strides(Layout(5, (4,) * 8, 4), toys.RULE, np.zeros(37, np.int32), sizes)
     streams = jax.eval_shape(lambda: prefill.empty(toy.config, sizes, jnp.float32))
     tokens = jnp.zeros((8, 4, toy.config.language.width))
@@ -86,7 +86,7 @@ def test_no_array_grows_with_the_square_of_the_length(toy):
 
 def test_activation_memory_does_not_grow_with_the_video(toy):
     def temporary(groups: int) -> int:
-        sizes = prefill.capacity(Layout(5, (4,) * groups, 4), 4)
+        sizes = prefill.shape_for(Layout(5, (4,) * groups, 4), 4)
         (stride, *_) = prefill.plan_strides(Layout(5, (4,) * 4, 4), toys.RULE, np.zeros(21, np.int32), sizes)
         streams = jax.eval_shape(lambda: prefill.empty(toy.config, sizes, jnp.float32))
         tokens = jax.ShapeDtypeStruct((4, 4, toy.config.language.width), jnp.float32)
@@ -103,7 +103,7 @@ def test_real_sizes_trace():
     params = jax.eval_shape(lambda k: video_xl_2.init(k, config), jax.ShapeDtypeStruct((2,), jnp.uint32))
     params = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16), params)
     layout = Layout(14, (9,) * 2500, config.visual_tokens)
-    sizes = prefill.capacity(layout, 16)
+    sizes = prefill.shape_for(layout, 16)
     (stride, *_) = prefill.plan_strides(Layout(14, (9,) * 16, 144), PrefillRule(), np.zeros(14 + 144, np.int32), sizes)
     streams = jax.eval_shape(lambda: prefill.empty(config, sizes, jnp.bfloat16))
     tokens = jax.ShapeDtypeStruct((16, 144, config.language.width), jnp.bfloat16)

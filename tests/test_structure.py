@@ -264,10 +264,8 @@ def test_only_layout_computes_pooled_lengths():
     assert not found, listed(found)
 
 
-def test_wrong_shapes_are_refused_where_annotations_are_checked(request):
-    """See `tests/runtime_types.py`; the option is not yet among the default ones."""
-    if not request.config.getoption("--jaxtyping-packages"):
-        pytest.skip("runs with --jaxtyping-packages=vxl2_jax,pallas_kernels,runtime_types.checked")
+def test_wrong_shapes_are_refused_while_tests_run():
+    """See `tests/runtime_types.py`."""
     x, half, wrong = jnp.zeros((3, 4)), jnp.zeros((3, 2)), jnp.zeros((3, 1))
     assert rotate(x, half, half).shape == x.shape
     with pytest.raises(jaxtyping.TypeCheckError, match="sin"):

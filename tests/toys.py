@@ -74,7 +74,7 @@ def prefilled(
     keep_hidden: bool = False,
 ) -> tuple[prefill.DenseCache, np.ndarray]:
     """The streams, and (with `keep_hidden`) the residual stream in natural order [L, E]."""
-    sizes = prefill.capacity(clip.layout, stride)
+    sizes = prefill.shape_for(clip.layout, stride)
     streams = prefill.empty(toy.config, sizes, dtype)
     padded = np.pad(clip.visual, ((0, -clip.layout.groups % stride), (0, 0), (0, 0)))
     hidden = np.zeros((clip.layout.length, toy.config.language.width), np.float32)

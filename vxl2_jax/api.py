@@ -42,8 +42,8 @@ class Model(Runtime):
         """Watch a video and return its memory.
 
         Args:
-          video: a video file, an image, a folder of images, or (frames uint8 [F, S, S, 3], times in seconds [F]) with
-            S = `config.vision.image_size`.
+          video: a video file, an image, a folder of images, or (frames uint8 [F, px, px, 3], times in seconds [F]) with
+            px = `config.vision.image_size`.
           {options}
           out: a memory file to write while watching. If watching is interrupted, the same call resumes; if the file
             already holds this memory, it is loaded instead.
@@ -77,7 +77,7 @@ class Model(Runtime):
 
         Args:
           memory: a memory made by this model.
-          frames: uint8 [F, S, S, 3], with S = `config.vision.image_size`.
+          frames: uint8 [F, px, px, 3], with px = `config.vision.image_size`.
           seconds: times of the frames [F], not decreasing, after the memory's last frame.
           progress, timings: as in `watch`.
 
@@ -110,7 +110,8 @@ class Model(Runtime):
           {options}
           history: previous answers about the same memory, oldest first: the question continues that conversation.
 
-        `relevance` may also be a function: (int32 token ids of the question [N], memory) → one score per chunk.
+        `relevance` may also be a function: (int32 token ids of the question [N], memory) → one score for each of
+        the `memory.layout.chunks(chunk_size)` chunks.
 
         Raises:
           RequestError: an option is out of range, a question is empty, or another model made the memory.
@@ -166,7 +167,7 @@ def load(
     # Check the kernel's name before a large model is loaded.
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     directory, (config, params) = fetch.load(name, dtype, progress)
-    kernel, reason = _choose(kernels.select_kernel, attention, dtype, config.language.head_width)
+    kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(
         str(name),

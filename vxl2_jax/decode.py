@@ -18,8 +18,8 @@ from einops import rearrange
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
-from pallas_kernels import decode as in_place
 from pallas_kernels.attention import REFERENCE, Kernel, KVCache
+from pallas_kernels.decode import plan_reads
 from vxl2_jax.buckets import round_up
 from vxl2_jax.cache.views import KVCacheView
 from vxl2_jax.config import LanguageConfig, ModelConfig
@@ -80,13 +80,13 @@ def reader(
     start = jnp.broadcast_to(begin[:, None], (questions, count))
     end = jnp.maximum(slots + 1, start)
     part = jnp.arange(questions)[:, None] * (tail.k.shape[2] // questions)
-    table = view.step if count == 1 else view.question
+    table = view.step_table if count == 1 else view.question_table
     calls = jax.tree.leaves(table)[0].shape[0]
 
     def by_call(a: jax.Array) -> jax.Array:
         return rearrange(a, "(c b) ... -> c b ...", c=calls)
 
-    plans = in_place.plan_segments(
+    plans = plan_reads(
         kernel,
         table,
         by_call(start + part),
@@ -137,8 +137,8 @@ def extend(
     Args:
       ids: tokens, placed at slots slot … slot + N − 1 of each question's part of the tail.
       begin: the slot of each question's first token; slots before it are padding.
-      observe: called with every layer's attention; only its `state` is of interest then, so that the last layer stops
-        after its attention.
+      observe: called with every layer's attention. The last layer then stops after it, so the returned residual stream
+        is not the model's output.
 
     Returns:
       The tail with the keys and values of the tokens, the residual stream, and the state.

@@ -14,7 +14,7 @@ from vxl2_jax.video.reader import content_hash, open_video
 
 Seconds = Sequence[float] | np.ndarray
 Frames = tuple[np.ndarray, Seconds]
-"""(frames uint8 [F, S, S, 3], their times in seconds [F])"""
+"""(frames uint8 [F, px, px, 3], their times in seconds [F])"""
 
 
 class FrameSource(NamedTuple):
@@ -22,7 +22,7 @@ class FrameSource(NamedTuple):
 
     Attributes:
       seconds: float64 [F], the time of each frame.
-      batches: (frames per batch, first frame) → arrays uint8 [n, S, S, 3].
+      batches: (frames per batch, first frame) → arrays uint8 [n, px, px, 3].
       end_s: the second at which the last frame ends.
       name, hash: name and SHA-256 of the file; empty if there is no file.
     """
@@ -39,7 +39,7 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
 
     Args:
       video: a file or folder that `video.reader.open_video` reads, or (frames, seconds).
-      size: S, the side of a frame in pixels.
+      size: px, the side of a frame in pixels.
       sampling: keywords of `open_video`; ignored for arrays.
 
     Raises:
@@ -60,7 +60,7 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
 
 def check_frames(
     frames: Any, seconds: Seconds, size: int
-) -> tuple[UInt8[np.ndarray, "F S S 3"], Float[np.ndarray, " F"]]:
+) -> tuple[UInt8[np.ndarray, "F px px 3"], Float[np.ndarray, " F"]]:
     """Frames and their times as arrays. Raises RequestError for a wrong shape, dtype or order."""
     frames, seconds = np.asarray(frames), np.asarray(seconds, float)
     if frames.dtype != np.uint8 or frames.shape != (len(seconds), size, size, 3) or not len(seconds):

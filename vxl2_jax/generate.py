@@ -45,7 +45,7 @@ class Answer:
       tokens: token ids of the answer.
       stopped: False where max_new_tokens truncated the answer.
       chunks: the chunks of the video, in order.
-      cache_tokens: tokens of the key/value cache that were loaded, of the `cache_tokens_dense` of the whole memory.
+      cache_tokens: tokens whose keys and values the question read; cache_tokens_dense: those of the whole dense level.
       timings: seconds per stage of the whole batch, which had `batch` questions.
     """
 
@@ -98,7 +98,7 @@ def ask_many(
     ]
     oracle = oracle_of(options.relevance)
     answers: dict[int, Answer] = {}
-    for batch in _batches(encoded):
+    for batch in _batches(encoded, model.sizes.fills_batches):
         timings: dict[str, float] = {}
         with timed(timings, "relevance"):
             if oracle:
@@ -111,7 +111,7 @@ def ask_many(
             key = chosen.memory.compression, chosen.chunk_size, chosen.all_dense
             groups.setdefault(key, []).append((question, chosen))
         for group in groups.values():
-            for part in _batches(group):
+            for part in _batches(group, model.sizes.fills_batches):
                 shared = {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
                 answers |= _answer(model, part, options, shared)
     return [answers[number] for number in range(len(encoded))]
@@ -137,15 +137,10 @@ class _Question:
 _Item = TypeVar("_Item")
 
 
-def _batches(items: Sequence[_Item]) -> Iterator[Sequence[_Item]]:
-    """Divide into batches of at most `MAX_BATCH`.
-
-    An accelerator waits for its memory, so its last batch is filled up with empty questions. A CPU would compute for as
-    long as with real ones, so it gets several smaller batches without empty ones, each a power of two.
-    """
-    full = jax.default_backend() == "cpu"
+def _batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
+    """Divide into batches of at most `MAX_BATCH`; unless they are filled up later, the size of each is a power of two."""
     while items:
-        size = min(1 << len(items).bit_length() - 1 if full else len(items), views.MAX_BATCH)
+        size = min(len(items) if fill else 1 << (len(items).bit_length() - 1), views.MAX_BATCH)
         yield items[:size]
         items = items[size:]
 
@@ -164,7 +159,8 @@ def _pad(questions: Sequence[_Question], sizes: BatchSizes) -> tuple[Int[np.ndar
 def select_chunks(
     model: Runtime, memory: VideoMemory, questions: Sequence[_Question], options: AskOptions
 ) -> list[ChunkSelection]:
-    """Score the chunks for each question and select the best ones. Raises RequestError for a scorer's wrong result."""
+    """Score the chunks for each question and select the best ones. Raises RequestError if a passed function returns
+    anything but one score per chunk."""
     if callable(options.relevance):
         # One question after another, each without padding.
         scores = [_call_scorer(options.relevance, memory, question, options.chunk_size) for question in questions]
@@ -178,7 +174,7 @@ def select_chunks(
             options.seed,
             model.kernel,
         )
-        scores = list(relevance.SCORERS[cast(str, options.relevance)](inputs)[: len(questions)])
+        scores = list(relevance.SCORERS[cast(str, options.relevance)].score(inputs)[: len(questions)])
     return [
         ChunkSelection(
             memory, options.chunk_size, row, None if options.top_k is None else top_chunks(row, options.top_k)
@@ -205,7 +201,8 @@ def _answer(
     options: AskOptions,
     timings: dict[str, float],
 ) -> dict[int, Answer]:
-    """Answers by number, of questions with the same memory and chunk size, whose caches are all wholly dense or none."""
+    """Answers by the number of their question. All of `part` share memory and chunk size, and either all read the whole
+    dense level or all read mixed caches."""
     questions, selections = [question for question, _ in part], [chosen for _, chosen in part]
     memory, chunk_size = selections[0].memory, selections[0].chunk_size
     ids, count = _pad(questions, model.sizes)
@@ -215,8 +212,8 @@ def _answer(
         else:
             dense = np.zeros((len(ids), len(selections[0].dense)), bool)
             dense[: len(selections)] = [chosen.dense for chosen in selections]
-            max_interior = max(chosen.max_interior for chosen in selections)
-            view = views.mixed_view(memory, chunk_size, dense, model.kernel, max_interior)
+            capacity = max(chosen.interior_capacity for chosen in selections)
+            view = views.mixed_view(memory, chunk_size, dense, model.kernel, capacity)
         jax.block_until_ready(view.streams)
     with timed(timings, "decode"):
         generated = decode.generate(

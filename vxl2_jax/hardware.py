@@ -13,18 +13,30 @@ from vxl2_jax.buckets import bucket, round_up
 
 
 class BatchSizes(NamedTuple):
-    """stride: groups per call of the language model; vision_groups: groups per call of the vision tower, a divisor of
-    `stride`; question_tokens: the shortest length to which questions are padded."""
+    """How work is divided into calls.
+
+    Attributes:
+      stride: groups per call of the language model.
+      vision_groups: groups per call of the vision tower, a divisor of `stride`.
+      question_tokens: the shortest length to which questions are padded.
+      overlaps_calls: the next call of the vision tower is issued before the last one has ended. A CPU would run as many
+        at the same time as it has cores, each with its own activations.
+      fills_batches: the last batch of questions is filled up with empty ones: an accelerator waits for its memory, so
+        they cost nothing. A CPU would compute for as long as with real ones, so it gets several smaller batches.
+    """
 
     stride: int
     vision_groups: int
     question_tokens: int = 64
+    overlaps_calls: bool = True
+    fills_batches: bool = True
 
     def question_length(self, tokens: int) -> int:
         """The padded length of a question of `tokens` tokens: few distinct values, so that few programs are compiled."""
         return bucket(round_up(tokens, 8 if tokens > 64 else 16), minimum=self.question_tokens)
 
 
+CPU = BatchSizes(stride=40, vision_groups=4, question_tokens=32, overlaps_calls=False, fills_batches=False)
 SMALL = BatchSizes(stride=40, vision_groups=4, question_tokens=32)
 """A stride has a fixed cost, equal to about 6 groups for nano on two CPU cores, and the last stride is half empty on
 average. For videos of a few minutes, 40 is close to the best trade-off."""
@@ -65,8 +77,10 @@ def default_dtype(device: Any) -> str:
 
 
 def sizes_for(device: Any) -> BatchSizes:
-    """LARGE on accelerators; SMALL on a CPU and on NVIDIA cards older than Ampere, which have little memory."""
-    return SMALL if device.platform == "cpu" or 0 < capability(device) < 8 else LARGE
+    """LARGE on accelerators, but SMALL on NVIDIA cards older than Ampere, which have little memory."""
+    if device.platform == "cpu":
+        return CPU
+    return SMALL if 0 < capability(device) < 8 else LARGE
 
 
 def cpu_cores() -> int:

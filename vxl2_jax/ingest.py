@@ -13,27 +13,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
 
 from pallas_kernels.attention import KVCache
 from vxl2_jax import hardware, planning, prefill
 from vxl2_jax import memory as memories
 from vxl2_jax.cache.pooling import check_compression, sparse_level
+from vxl2_jax.encode import layout_of, visual_tokens
 from vxl2_jax.errors import RequestError
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import ResumeState, VideoMemory
-from vxl2_jax.models import video_xl_2
 from vxl2_jax.options import WatchOptions
-from vxl2_jax.prefill import CacheCapacity, DenseCache
+from vxl2_jax.prefill import DenseCache, PrefillShape
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.storage.memory_file import CacheShape
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
-from vxl2_jax.text import prompt
 from vxl2_jax.timing import timed
 from vxl2_jax.video.reader import prefetch
-
-_encode = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once", "kernel"))
 
 
 @dataclass(frozen=True)
@@ -81,7 +77,7 @@ def watch(
         writer = None
         if out is not None:
             writer = stack.enter_context(closing(MemoryFileWriter(out, identity, shape, stride=model.sizes.stride)))
-        sizes = prefill.capacity(layout, model.sizes.stride)
+        sizes = prefill.shape_for(layout, model.sizes.stride)
         streams, first = prefill.empty(config, sizes, model.dtype), 0
         if writer and writer.groups:
             with timed(callbacks.timings, "read"):
@@ -136,7 +132,7 @@ def watch_more(
     cuts = [0, *range(per_stride - len(resume.tokens) * per_group, len(unencoded), per_stride), len(unencoded)]
     total = memory.frames + len(frames)
     _check_fits(model, layout, total, memory.compression)
-    sizes = prefill.capacity(layout, model.sizes.stride, first)
+    sizes = prefill.shape_for(layout, model.sizes.stride, first)
     streams, resume = _watch_strides(
         model,
         _copy_with_capacity(memory.dense_on_device(), sizes),
@@ -244,7 +240,7 @@ def _load_same(path: str | Path, identity: dict[str, Any]) -> VideoMemory:
     return memory
 
 
-def _copy_with_capacity(streams: DenseCache, sizes: CacheCapacity) -> DenseCache:
+def _copy_with_capacity(streams: DenseCache, sizes: PrefillShape) -> DenseCache:
     """Copy the streams into caches of capacity `sizes`: the old ones belong to a memory, which never changes."""
 
     def copied(stream: KVCache, capacity: int) -> KVCache:
@@ -256,55 +252,3 @@ def _copy_with_capacity(streams: DenseCache, sizes: CacheCapacity) -> DenseCache
         return KVCache(*map(copy, stream))
 
     return DenseCache(copied(streams.visual, sizes.visual), copied(streams.global_, sizes.global_))
-
-
-def layout_of(model: Runtime, starts: Sequence[float]) -> tuple[Layout, Int[np.ndarray, " S"]]:
-    """The layout of a video and the token ids of its global stream.
-
-    Args:
-      starts: [G], the second at which each group starts.
-
-    Returns:
-      (layout, int32 ids of the prefix and all timestamps [S]).
-    """
-    prefix = model.tokenizer.encode(prompt.prefix_text())
-    timestamps = [model.tokenizer.encode(prompt.timestamp_text(s)) for s in starts]
-    layout = Layout(len(prefix), tuple(map(len, timestamps)), model.config.visual_tokens)
-    return layout, np.asarray(prefix + [token for tokens in timestamps for token in tokens], np.int32)
-
-
-def visual_tokens(
-    model: Runtime, frames: UInt8[np.ndarray, "F P P 3"], known: Float[Array, "g V E"] | None = None
-) -> Float[Array, "stride V E"]:
-    """Encode the frames of up to one stride.
-
-    A last group that lacks frames is filled with copies of its last frame (the original copies features instead).
-
-    Args:
-      frames: frames of P x P pixels.
-      known: tokens of the stride's first g groups, whose frames are not among `frames`.
-
-    Returns:
-      Visual tokens of one stride; groups past the end are zeros and cost nothing.
-    """
-    stride, at_once = model.sizes.stride, model.sizes.vision_groups
-    batch = at_once * model.config.frames_per_group
-    # Every group keeps its place in the vision batch whatever is known, so that it is rounded the same to the last bit.
-    skipped = 0 if known is None else len(known) % at_once
-    frames = _pad_with_copies(frames, skipped * model.config.frames_per_group, 0)
-    parts, one_by_one = [], jax.default_backend() == "cpu"
-    for first in range(0, len(frames), batch):
-        part = frames[first : first + batch]
-        padded = _pad_with_copies(part, 0, batch - len(part))
-        part = _encode(model.params, model.config, padded, groups_at_once=at_once, kernel=model.kernel)
-        # A CPU would run as many batches in parallel as it has cores, each with its own activations.
-        parts.append(part.block_until_ready() if one_by_one else part)
-    tokens = jnp.concatenate(parts)[skipped:]
-    if known is not None:
-        tokens = jnp.concatenate([known.astype(tokens.dtype), tokens])
-    return jnp.pad(tokens, [(0, stride - len(tokens)), (0, 0), (0, 0)])
-
-
-def _pad_with_copies(frames: np.ndarray, before: int, after: int) -> np.ndarray:
-    """Pad with copies of the first and the last frame. No copy is made if none is needed: a stride is 113 MB."""
-    return np.pad(frames, [(before, after), (0, 0), (0, 0), (0, 0)], "edge") if before or after else frames

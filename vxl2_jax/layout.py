@@ -100,6 +100,10 @@ class Layout:
         """Positions of the global tokens; with `compression`, in a fully sparse cache."""
         return (np.arange(self.global_length) + self.global_groups * self.pooled(compression)).astype(np.int32)
 
+    def question_positions(self, count: int) -> Int[np.ndarray, " N"]:
+        """Positions of `count` tokens after the video."""
+        return (self.length + np.arange(count)).astype(np.int32)
+
     # Bi-level caches: chunks of groups, each dense or sparse.
 
     def pooled(self, compression: int) -> int:

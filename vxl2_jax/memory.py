@@ -28,7 +28,7 @@ from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
 class ResumeState(NamedTuple):
     """What extending a memory needs where it does not end with a whole stride and a whole group.
 
-    tokens [n, V, E]: visual tokens of the whole groups since the last stride began; frames uint8 [m, P, P, 3]: the
+    tokens [n, V, E]: visual tokens of the whole groups since the last stride began; frames uint8 [m, px, px, 3]: the
     frames of an incomplete group.
     """
 
@@ -96,11 +96,9 @@ class VideoMemory:
         """
         if isinstance(self.dense, DenseCache):
             return self.dense
-        capacity = prefill.capacity(self.layout, memory_file.GROUPS_PER_RECORD)
+        sizes = prefill.shape_for(self.layout, memory_file.GROUPS_PER_RECORD)
         shape = self.dense.shape
-        streams = prefill.empty_streams(
-            shape.layers, shape.kv_heads, shape.head_width, capacity, jnp.dtype(shape.dtype)
-        )
+        streams = prefill.empty_streams(shape.layers, shape.kv_heads, shape.head_width, sizes, jnp.dtype(shape.dtype))
         return restore_streams(streams, self.dense)
 
     def save(self, path: str | Path) -> None:
@@ -171,6 +169,6 @@ def identity(
     }
 
 
-def resume_arrays(opened: ResumeState | None) -> dict[str, np.ndarray]:
+def resume_arrays(state: ResumeState | None) -> dict[str, np.ndarray]:
     """The arrays that a memory file keeps for extending the memory."""
-    return {} if opened is None else {name: np.asarray(part) for name, part in opened._asdict().items()}
+    return {} if state is None else {name: np.asarray(part) for name, part in state._asdict().items()}

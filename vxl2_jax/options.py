@@ -1,8 +1,7 @@
 """The options of watching and asking: their only definition.
 
 Defaults, bounds and help texts stand here. The keywords of `Model.watch` and `Model.ask`, the arguments of the command
-line and the model_args of the lmms-eval plug-in are made from them. All defaults are constants; one that depends on the
-model or on the video's length would be resolved here, between the keywords given and the dataclass.
+line and the model_args of the lmms-eval plug-in are made from them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ from vxl2_jax.relevance.oracle import PREFIX, Oracle
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 RelevanceFunction = Callable[[np.ndarray, VideoMemory], Sequence[float]]
-"""(int32 token ids of the question [N], memory) → one score per chunk."""
+"""(int32 token ids of the question [N], memory) → C scores, one for each of memory.layout.chunks(chunk_size) chunks."""
+_RANKINGS = "; ".join(f"{name} ({scorer.summary})" for name, scorer in SCORERS.items())
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,11 @@ class WatchOptions:
     max_fps: float = _option(
         4.0, float, "R", "highest sampling rate of a short video, in frames per second", positive=True
     )
-    block_size: int = _option(4, int, "B", "groups of 4 frames per block of chunked pre-filling", minimum=1)
+    block_size: int = _option(
+        PrefillRule.block_size, int, "B", "groups of 4 frames per block of chunked pre-filling", minimum=1
+    )
     prev_blocks: int | None = _option(
-        3,
+        PrefillRule.prev_blocks,
         int,
         "P",
         "number of previous blocks that a block attends to",
@@ -156,14 +158,13 @@ class AskOptions:
         "attention",
         str,
         "NAME",
-        "how chunks are ranked: attention (from the question, re-rotated to the position right before it), mass (from the "
-        f"question, in place), uniform, random, recent, or {PREFIX}FILE (the original's selections; a file or a folder)",
+        f"how chunks are ranked: {_RANKINGS}; or {PREFIX}FILE (the original's selections; a file or a folder)",
     )
     top_k: int | None = _option(
         4,
         int,
         "K",
-        "interior chunks loaded dense, besides the first and the last chunk",
+        "chunks loaded dense, besides the first and the last one",
         none=("all", "all of them"),
         minimum=0,
     )
@@ -190,8 +191,10 @@ def _check(options: WatchOptions | AskOptions) -> None:
 
 
 def takes(cls: type) -> Callable[[Function], Function]:
-    """Decorate a function that passes its **keywords to `cls`: give it a signature that lists them, and put their
-    descriptions in place of the line "{options}" of its docstring."""
+    """Decorate a function that passes its **keywords to `cls`: `help()` and editors then show the options.
+
+    The function's signature lists them, and their descriptions replace the line "{options}" of its docstring.
+    """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)

@@ -45,8 +45,12 @@ class Stride(NamedTuple):
     global_offset: np.int32
 
 
-class CacheCapacity(NamedTuple):
-    """Static sizes of a cache: groups per stride, global rows per stride, slots of each stream."""
+class PrefillShape(NamedTuple):
+    """The static sizes of pre-filling.
+
+    stride: groups per stride; global_rows: global tokens per stride, padding included; visual, global_: cache slots of
+    the two streams.
+    """
 
     stride: int
     global_rows: int
@@ -55,11 +59,11 @@ class CacheCapacity(NamedTuple):
 
 
 _MIN_CAPACITY = tuple(keys + 16 for keys in REFERENCE.max_keys)
-"""Capacity of the shortest streams: on a CPU more than a tile of the reference, which then cuts the same tiles whatever the
-capacity, so that an extended memory equals, bit for bit, one made at once. (A stream of one tile would be copied whole.)"""
+"""Slots of the shortest streams. A stream that is shorter than a key tile of the reference would be read in a smaller tile,
+which sums in another order: an extended memory would then differ in the last bits from one that was made at once."""
 
 
-def capacity(layout: Layout, stride: int, since: int = 0) -> CacheCapacity:
+def shape_for(layout: Layout, stride: int, since: int = 0) -> PrefillShape:
     """Sizes for a layout, rounded up so that videos of similar length share executables.
 
     since: the group at which the first stride begins (see `plan_strides`).
@@ -75,11 +79,11 @@ def capacity(layout: Layout, stride: int, since: int = 0) -> CacheCapacity:
     visual, global_ = (
         max(round_up(length, 16), minimum) for length, minimum in zip(lengths, _MIN_CAPACITY, strict=True)
     )
-    return CacheCapacity(stride, rows, visual, global_)
+    return PrefillShape(stride, rows, visual, global_)
 
 
 def plan_strides(
-    layout: Layout, rule: PrefillRule, global_ids: Int[np.ndarray, " global"], sizes: CacheCapacity, since: int = 0
+    layout: Layout, rule: PrefillRule, global_ids: Int[np.ndarray, " global"], sizes: PrefillShape, since: int = 0
 ) -> list[Stride]:
     """Divide a layout, from group `since` on, into strides. global_ids: tokens of the whole global stream."""
 
@@ -107,13 +111,13 @@ def plan_strides(
     return strides
 
 
-def empty(config: ModelConfig, sizes: CacheCapacity, dtype: Any) -> DenseCache:
+def empty(config: ModelConfig, sizes: PrefillShape, dtype: Any) -> DenseCache:
     """A cache of zeros with the given capacity."""
     lm = config.language
     return empty_streams(lm.layers, lm.kv_heads, lm.head_width, sizes, dtype)
 
 
-def empty_streams(layers: int, kv_heads: int, width: int, sizes: CacheCapacity, dtype: Any) -> DenseCache:
+def empty_streams(layers: int, kv_heads: int, width: int, sizes: PrefillShape, dtype: Any) -> DenseCache:
     """The same from plain numbers."""
 
     def stream(length: int) -> KVCache:

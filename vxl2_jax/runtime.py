@@ -13,7 +13,7 @@ import numpy as np
 
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.hardware import SMALL, BatchSizes
+from vxl2_jax.hardware import CPU, BatchSizes
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
@@ -28,7 +28,7 @@ class Runtime:
       tokenizer: anything with the methods of `text.tokenizer.Tokenizer`.
       fingerprint: identifies the weights; a memory belongs to one fingerprint (see `fingerprint_of`).
       kernel: the attention kernel.
-      attention: why this kernel was chosen, in one line.
+      kernel_reason: why this kernel was chosen, in one line.
       sizes: batch sizes for this machine.
     """
 
@@ -38,8 +38,8 @@ class Runtime:
     tokenizer: Tokenizer | Any = field(repr=False)
     fingerprint: str
     kernel: Kernel = REFERENCE
-    attention: str = "reference"
-    sizes: BatchSizes = SMALL
+    kernel_reason: str = "reference"
+    sizes: BatchSizes = CPU
 
     @property
     def dtype(self) -> np.dtype:

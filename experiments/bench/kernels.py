@@ -28,7 +28,7 @@ def kernel(name: str, tiles: TileSizes | None, *, width: int, dtype: str, device
     found = attention.choose_kernel(name, dtype=dtype, width=width, device=device).kernel
     if tiles is None or name == "reference":
         return found
-    return replace(found, by_rows=(tiles,), full=tiles)
+    return replace(found, row_tiles=(tiles,), full=tiles)
 
 
 def remark(found: Kernel) -> str:

@@ -27,7 +27,7 @@ def remember(
     lm: LanguageConfig, layout: Layout, *, stride: int, compression: int, dtype: str, key: jax.Array
 ) -> VideoMemory:
     """A memory as watching leaves it, of random numbers; its sparse level is pooled from the dense one."""
-    sizes = prefill.capacity(layout, stride)
+    sizes = prefill.shape_for(layout, stride)
 
     def make(k, length):
         return layouts.stream(k, lm.layers, lm.kv_heads, length, lm.head_width, dtype)

@@ -49,7 +49,7 @@ def watch(request: dict, _: Iterable[dict]) -> None:
         say(run=watched(model, video, "first run" if not number else f"run {number + 1}", usage))
         if not number:
             from vxl2_jax import planning
-            from vxl2_jax.ingest import layout_of
+            from vxl2_jax.encode import layout_of
             from vxl2_jax.layout import PrefillRule
 
             layout, _ = layout_of(model, tuple(float(s) for s in range(0, len(video), config.frames_per_group)))
@@ -66,7 +66,7 @@ def watch(request: dict, _: Iterable[dict]) -> None:
             planned = max(sum(phase.values()) - phase["weights"] for phase in of_watching)
             say(
                 tokens=layout.length,
-                attention=model.attention,
+                attention=model.kernel_reason,
                 dtype=str(model.dtype),
                 flops=found.flops,
                 pairs_kept=found.attention_pairs_kept,
@@ -159,7 +159,7 @@ def prefill(request: dict, again: Iterable[dict]) -> None:
     stride = model.sizes.stride
     layout = Layout(int(case["prefix"]), tuple(case["stamps"].tolist()), case["visual"].shape[1])
     visual = np.pad(case["visual"], ((0, -layout.groups % stride), (0, 0), (0, 0)))
-    sizes = prefill.capacity(layout, stride)
+    sizes = prefill.shape_for(layout, stride)
     strides = prefill.plan_strides(layout, PrefillRule(), case["ids"], sizes)
 
     def make():

@@ -9,8 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from nano import questions
-from nano.training_compose import FRAMES, VISUAL
-from nano.training_language import STAMP, layout
+from nano.training_compose import FRAMES
+from nano.training_language import layout
+from vxl2_jax.cache.plan import SPARSE, plan_segments
+from vxl2_jax.layout import Layout
+from vxl2_jax.relevance.selection import dense_chunks
 
 POOLS = (4, 8, 9)  # visual tokens that become one; what is left of a group's nine is dropped
 CHOSEN = 0.8  # share of questions whose evidence is dense, as if chosen by attention
@@ -30,43 +33,46 @@ def draw(rng: np.random.Generator, asked: Sequence[Sequence[questions.Question]]
     found: dict[str, list] = {"video": [], "index": [], "real": [], "answered": []}
     for video, several in enumerate(asked):
         for question in several:
-            chunk = np.arange(groups) // int(rng.integers(1, 5))
-            dense = np.zeros(chunk[-1] + 1, bool)
+            chunk_size = int(rng.integers(1, 5))
+            chunk = lay.chunk_of_group(chunk_size) - 1
+            dense = np.zeros(lay.chunks(chunk_size), bool)
             chosen = rng.random() < CHOSEN
             if chosen:
                 for start, stop in question.evidence:
                     dense[chunk[math.ceil(start) // FRAMES : (math.ceil(stop) - 1) // FRAMES + 1]] = True
             if chosen or rng.random() >= NONE_DENSE:
                 dense |= rng.random(len(dense)) < rng.choice([0.0, 0.1, 0.3, 0.5])
-            dense[[0, -1]] = True
-            index = cache_index(groups, pool, dense[chunk])
+            index = cache_index(lay, pool, chunk_size, dense_chunks(len(dense), np.flatnonzero(dense) + 1))
             found["video"].append(video)
             found["index"].append(np.pad(index, (0, lay.length - len(index))))
             found["real"].append(np.arange(lay.length) < len(index))
             found["answered"].append(float(chosen or rng.random() < ANSWERED))
     types = {"video": np.int32, "index": np.int32, "real": bool, "answered": np.float32}
-    return {"pool": pooling(groups, pool), **{key: np.asarray(value, types[key]) for key, value in found.items()}}
+    return {"pool": pooling(lay, pool), **{key: np.asarray(value, types[key]) for key, value in found.items()}}
 
 
-def pooling(groups: int, pool: int) -> np.ndarray:
+def pooling(lay: Layout, pool: int) -> np.ndarray:
     """fp32 [S, L]: every group's means of `pool` visual tokens in a row. S is that of the finest pooling, so that its
     shape does not depend on `pool`; the rest is zero."""
-    lay, kept = layout(groups), VISUAL // pool
-    means = np.zeros((groups * (VISUAL // min(POOLS)), lay.length), np.float32)
-    for g in range(groups):
-        first = lay.prefix + g * (STAMP + VISUAL) + STAMP
-        for i in range(kept):
-            means[g * kept + i, first + i * pool : first + (i + 1) * pool] = 1 / pool
+    kept = lay.pooled(pool)
+    means = np.zeros((lay.groups * lay.pooled(min(POOLS)), lay.length), np.float32)
+    windows = lay.visual_positions().reshape(lay.groups, lay.visual)[:, : kept * pool].reshape(-1, pool)
+    means[np.arange(len(windows))[:, None], windows] = 1 / pool
     return means
 
 
-def cache_index(groups: int, pool: int, dense: np.ndarray) -> np.ndarray:
-    """int32: the entries of the mixed cache in order. dense: bool [G]."""
-    lay, kept = layout(groups), VISUAL // pool
-    parts = [np.arange(lay.prefix)]
-    for g in range(groups):
-        first = lay.prefix + g * (STAMP + VISUAL)
-        parts.append(first + np.arange(STAMP + VISUAL if dense[g] else STAMP))
-        if not dense[g]:
-            parts.append(lay.length + g * kept + np.arange(kept))
+def cache_index(lay: Layout, pool: int, chunk_size: int, dense: np.ndarray) -> np.ndarray:
+    """int32: the entries of the mixed cache in order. dense: bool [C + 1], the prefix first."""
+    sparse = np.zeros(lay.sparse_length(pool), np.int32)  # what each slot of the sparse level holds
+    sparse[lay.global_positions(pool)] = lay.global_positions()
+    pooled = lay.visual_positions(pool)
+    sparse[pooled] = lay.length + np.arange(len(pooled))
+    segments = plan_segments(lay, pool, chunk_size, dense)
+    # The position of a dense token is the sum of the visual and the global tokens before it.
+    dense_start, dense_end = (bound[:SPARSE].sum(axis=0) for bound in (segments.k_start, segments.k_end))
+    parts = []
+    for start, end, sparse_start, sparse_end in zip(
+        dense_start, dense_end, segments.k_start[SPARSE], segments.k_end[SPARSE], strict=True
+    ):
+        parts += [np.arange(start, end), sparse[sparse_start:sparse_end]]
     return np.concatenate(parts).astype(np.int32)

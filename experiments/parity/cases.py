@@ -94,7 +94,7 @@ class Runner:
         """Pre-fill prefix and video. With `keep_hidden` also the residual stream [layout.length, E]."""
         if not keep_hidden and (case.name, rule) in self._watched:
             return self._watched[case.name, rule], None
-        sizes = prefill.capacity(case.layout, self.stride)
+        sizes = prefill.shape_for(case.layout, self.stride)
         streams = prefill.empty(self.config, sizes, self.dtype)
         padded = np.pad(case.visual, ((0, -case.layout.groups % self.stride), (0, 0), (0, 0)))
         hidden = np.zeros((case.layout.length, self.config.language.width), np.float32)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from nano.clips import Clip, render_frame
 
-from vxl2_jax import Model, VideoMemory, hardware, ingest, prefill
+from vxl2_jax import Model, VideoMemory, encode, hardware, prefill
 from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.video.preprocess import resize_frame
@@ -30,7 +30,7 @@ def visual_tokens(model: Model, frames: np.ndarray) -> list[jax.Array]:
     hardware.clear_jit_caches()
     step = model.sizes.stride * model.config.frames_per_group
     with model.precision():
-        return [ingest.visual_tokens(model, frames[first : first + step]) for first in range(0, len(frames), step)]
+        return [encode.visual_tokens(model, frames[first : first + step]) for first in range(0, len(frames), step)]
 
 
 def remember(
@@ -39,8 +39,8 @@ def remember(
     """The memory that `Model.watch` would make of the frames at `seconds` [F], from their visual tokens."""
     config = model.config
     starts = tuple(float(second) for second in seconds[:: config.frames_per_group])
-    layout, ids = ingest.layout_of(model, starts)
-    sizes = prefill.capacity(layout, model.sizes.stride)
+    layout, ids = encode.layout_of(model, starts)
+    sizes = prefill.shape_for(layout, model.sizes.stride)
     streams = prefill.empty(config, sizes, model.dtype)
     with model.precision():
         for stride, part in zip(prefill.plan_strides(layout, rule, ids, sizes), tokens, strict=True):

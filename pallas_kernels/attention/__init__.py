@@ -3,7 +3,7 @@
 from pallas_kernels.attention.dispatch import AttentionPlan, attend, full_attention, plan_attention
 from pallas_kernels.attention.kernel import NAMES, REFERENCE, Kernel
 from pallas_kernels.attention.reference import key_mass
-from pallas_kernels.attention.select import KernelChoice, choose_kernel, select_kernel
+from pallas_kernels.attention.select import KernelChoice, choose_kernel, choose_tested_kernel
 from pallas_kernels.attention.self_test import self_test
 from pallas_kernels.kv_cache import KVCache
 
@@ -19,6 +19,6 @@ __all__ = [
     "full_attention",
     "key_mass",
     "plan_attention",
-    "select_kernel",
+    "choose_tested_kernel",
     "self_test",
 ]

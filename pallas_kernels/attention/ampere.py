@@ -3,7 +3,7 @@
 Computes: softmax attention of each item's query rows over its key ranges, with the log-sum-exp (`attend_tiles`).
 
 Tiling: one program per item and key head. It loads its query tile once and loops over the item's keys, stream by
-stream, in tiles that start at the item's first key. Tiles between `full_start` and `full_end` run in an unmasked loop,
+stream, in tiles that start at the item's first key. Tiles between `unmasked_start` and `unmasked_end` run in an unmasked loop,
 plain flash attention, which Triton pipelines (asynchronous copies, tensor cores). Tiles at either edge run in a second,
 masked loop. Keys and values are read in place from [L, K, S, D] at a traced layer.
 
@@ -124,7 +124,7 @@ def _softmax_step(
 
 
 def _kernel(
-    layer, q_tile, item_start, item_end, full_start, full_end, row_start, row_end, q, *refs,
+    layer, q_tile, item_start, item_end, unmasked_start, unmasked_end, row_start, row_end, q, *refs,
     stream_ids: tuple[int, ...], scale: float, tiles: TileSizes, interpret: bool,
 ) -> None:  # fmt: skip
     """One item for one key head. Refs of the schedule's tables are whole, of `q` and the caches too; `scale` has log₂ e
@@ -155,8 +155,8 @@ def _kernel(
 
     def attend_stream(stream: int, k, v, carry: tuple) -> tuple:
         k_start, k_end = item_start[stream, item], item_end[stream, item]
-        left_edge = pl.cdiv(full_start[stream, item] - k_start, keys)  # tiles before the first full one
-        full = jnp.maximum((full_end[stream, item] - k_start) // keys - left_edge, 0)
+        left_edge = pl.cdiv(unmasked_start[stream, item] - k_start, keys)  # tiles before the first full one
+        full = jnp.maximum((unmasked_end[stream, item] - k_start) // keys - left_edge, 0)
 
         def full_step(tile, carry):
             start = k_start + tile * keys
@@ -246,6 +246,6 @@ def attend_tiles(
         name="range_attention_ampere",
     )(
         jnp.asarray(layer, jnp.int32).reshape(1), schedule.q_tile, schedule.item_start, schedule.item_end,
-        schedule.full_start, schedule.full_end, schedule.row_start, schedule.row_end, q,
+        schedule.unmasked_start, schedule.unmasked_end, schedule.row_start, schedule.row_end, q,
         *(part for index in stream_ids for part in streams[index]),
     )  # fmt: skip

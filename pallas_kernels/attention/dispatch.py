@@ -26,7 +26,7 @@ from pallas_kernels.kv_cache import KVCache
 )
 @dataclass(frozen=True)
 class AttentionPlan:
-    """What queries read, prepared once and used in every layer: a pytree.
+    """Queries with one key range per stream, scheduled once for all layers: a pytree.
 
     k_start, k_end int32 [S, N]: the key ranges; schedule: the same for the kernel; repeats: query heads per key head;
     pieces: items that each tile of rows is split into.
@@ -71,18 +71,21 @@ def plan_attention(
     repeats = heads // kv_heads
     tiles = tiles or kernel.tiles_for(k_start.shape[1] * repeats)
     schedule = tile_schedule.schedule_tiles(k_start, k_end, repeats, tiles.rows)
-    pieces = pieces_per_tile(schedule.q_tile.shape[0] * kv_heads, kernel.cores, capacity // (4 * tiles.keys))
+    pieces = pieces_per_tile(schedule.q_tile.shape[0] * kv_heads, kernel.concurrent_items, capacity // (4 * tiles.keys))
     schedule = tile_schedule.split_items(schedule, pieces, tiles.keys)
     return AttentionPlan(k_start, k_end, schedule, kernel, repeats, tiles, pieces)
 
 
-def pieces_per_tile(tiles_of_rows: int, cores: int, maximum: int, waves: int = 4) -> int:
-    """How many items to split each tile of rows into, so that `cores` working in parallel finish together.
+def pieces_per_tile(programs: int, concurrent_items: int, maximum: int, waves: int = 4) -> int:
+    """How many items to split each tile of rows into, so that a device that runs `concurrent_items` at once is
+    busy to the end.
 
-    A device works in waves of `cores` items, and the last wave is seldom full; with `waves` waves or more little is
+    A device works in waves of `concurrent_items`, and the last wave is seldom full; with `waves` waves or more little is
     lost. `maximum` bounds the pieces so that each still has a few key tiles.
+
+    programs: tiles of rows times key heads.
     """
-    return max(1, min(-(-waves * cores // tiles_of_rows) if tiles_of_rows < waves * cores else 1, maximum))
+    return max(1, min(-(-waves * concurrent_items // programs) if programs < waves * concurrent_items else 1, maximum))
 
 
 def attend(

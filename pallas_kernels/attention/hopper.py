@@ -284,7 +284,7 @@ def _program(
         def multiply_keys(accumulator, slot) -> None:
             plgpu.wgmma(accumulator, q_tiles.at[warpgroup], k_tiles.at[slot].transpose((1, 0)))
 
-        def attend_step(step, last, start, full_start, full_end, row_start, row_end, carry):
+        def attend_step(step, last, start, unmasked_start, unmasked_end, row_start, row_end, carry):
             """The softmax of a step's logits, their product with the values, and the logits of the next step."""
             acc, m_i, l_i, logits = carry
 
@@ -293,7 +293,7 @@ def _program(
                 seen = (key >= to_columns(row_start, keys)) & (key < to_columns(row_end, keys))
                 return jnp.where(seen, logits, _MASKED)
 
-            full = (start >= full_start) & (start + keys <= full_end)
+            full = (start >= unmasked_start) & (start + keys <= unmasked_end)
             logits = lax.cond(full, lambda logits: logits, mask, logits)
             m_new = jnp.maximum(m_i, logits.max(axis=1) * (scale * _LOG2_E))
             alpha = jnp.exp2(m_i - m_new)
@@ -337,7 +337,7 @@ def _program(
 
             def attend_stream(stream, carry):
                 item_start, item_end = schedule.item_start[stream, item], schedule.item_end[stream, item]
-                full_range = schedule.full_start[stream, item], schedule.full_end[stream, item]
+                full_range = schedule.unmasked_start[stream, item], schedule.unmasked_end[stream, item]
 
                 def load_bound(table) -> jax.Array:
                     ref = table.at[stream, schedule.q_tile[item], own_rows]

@@ -20,8 +20,8 @@ class Kernel:
     """
 
     name: str
-    cores: int
-    by_rows: tuple[TileSizes, ...]
+    concurrent_items: int
+    row_tiles: tuple[TileSizes, ...]
     full: TileSizes | None = None
     full_width: int = 0
     equal_tiles: bool = False
@@ -38,15 +38,24 @@ class Kernel:
     @property
     def max_keys(self) -> tuple[int, int]:
         """The most keys of a tile, in the first stream and in others."""
-        return max(t.keys for t in self.by_rows), max(t.other_keys or t.keys for t in self.by_rows)
+        return max(t.keys for t in self.row_tiles), max(t.other_keys or t.keys for t in self.row_tiles)
+
+    @property
+    def reads_by_rows(self) -> bool:
+        """How segments are read: their rows sorted by key (`decode.by_rows`), or split into items (`decode.by_items`)."""
+        return bool(self.segment_tiles)
 
     def tiles_for(self, rows: int) -> TileSizes:
         """The smallest tile that holds `rows` packed rows of a key head, else the largest."""
-        return self._equal(next((t for t in self.by_rows if t.rows >= rows), self.by_rows[-1]), rows)
+        return self._equal(next((t for t in self.row_tiles if t.rows >= rows), self.row_tiles[-1]), rows)
 
     def segment_tiles_for(self, rows: int, level: int | None = None) -> TileSizes:
-        """The same for rows of segments that are sorted by their keys, of a level or (None) of whole caches."""
-        if not self.segment_tiles:
+        """The tile for `rows` packed rows that are sorted by their keys (`decode.by_rows`).
+
+        level: 0 for the dense, 1 for the sparse level; None where each question reads one whole cache. Raises ValueError
+        if the kernel reads items instead.
+        """
+        if not self.reads_by_rows:
             raise ValueError(f"the {self.name} kernel has no segment tiles on this device: it reads items")
         tile = self.segment_tiles[0 if level is None else min(level + 1, len(self.segment_tiles) - 1)]
         # Few rows are better read in parallel than in one tile, whose keys would span all segments.
@@ -58,12 +67,11 @@ class Kernel:
 
 def kernel_for(name: str, device_kind: str, interpret: bool = False) -> Kernel:
     """The kernel `name` with the tiles of a device kind; the safest ones where the kind is unknown."""
-    found = vars(tile_sizes.lookup(name, device_kind))
-    # An interpreter is one core: splitting work for many would only add steps.
-    cores = 1 if interpret else found["cores"]
-    return Kernel(
-        name, **{k: v for k, v in found.items() if k not in ("kernel", "cores")}, cores=cores, interpret=interpret
-    )
+    found = dict(vars(tile_sizes.lookup(name, device_kind)))
+    del found["kernel"]
+    if interpret:  # one item at a time: splitting work for many would only add steps
+        found["concurrent_items"] = 1
+    return Kernel(name, **found, interpret=interpret)
 
 
 REFERENCE = kernel_for("reference", "cpu")

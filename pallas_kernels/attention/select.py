@@ -86,10 +86,10 @@ def _refusal(kernel: Kernel, dtype: DTypeLike, width: int) -> str | None:
     if kernel.name == "ampere" and not kernel.interpret and jnp.dtype(dtype) == jnp.float32:
         # It compiles, but full float32 products do not use tensor cores and their tiles spill; it is for checking.
         return "the ampere kernel takes bfloat16 or float16 on a GPU, not float32: use one of these or the reference"
-    return next((why for tiles in kernel.by_rows if (why := refusal(kernel, dtype, width, tiles))), None)
+    return next((why for tiles in kernel.row_tiles if (why := refusal(kernel, dtype, width, tiles))), None)
 
 
-def select_kernel(name: str = "auto", *, dtype: DTypeLike, width: int, device: Any = None) -> KernelChoice:
+def choose_tested_kernel(name: str = "auto", *, dtype: DTypeLike, width: int, device: Any = None) -> KernelChoice:
     """Choose a kernel as `choose_kernel` does, but with "auto" skip kernels that fail their self-test.
 
     Args:

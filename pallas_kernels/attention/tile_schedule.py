@@ -24,7 +24,7 @@ class TileSchedule(NamedTuple):
 
     q_tile [T]: the tile of rows that each item takes.
     item_start, item_end [S, T]: the item covers the keys item_start ≤ index < item_end.
-    full_start, full_end [S, T]: every row of the tile sees all keys in between, so that a kernel needs no mask there.
+    unmasked_start, unmasked_end [S, T]: every row of the tile sees all keys in between, so that a kernel needs no mask there.
       (Rows that see nothing at all are not counted; `attend` zeroes them.)
     row_start, row_end [S, Q, rows]: the range of keys that each row sees.
     """
@@ -32,8 +32,8 @@ class TileSchedule(NamedTuple):
     q_tile: jax.Array
     item_start: jax.Array
     item_end: jax.Array
-    full_start: jax.Array
-    full_end: jax.Array
+    unmasked_start: jax.Array
+    unmasked_end: jax.Array
     row_start: jax.Array
     row_end: jax.Array
 
@@ -54,11 +54,13 @@ def schedule_tiles(k_start: Int[Array, "S N"], k_end: Int[Array, "S N"], repeats
     item_start = jnp.minimum(item_start, item_end)
     # A row that sees keys of another stream but none of this one forbids unmasked keys here.
     used = visible.any(axis=0)
-    full_start = jnp.max(jnp.where(used, jnp.where(visible, row_start, EVERYTHING), 0), axis=-1)
-    full_end = jnp.min(jnp.where(used, row_end, EVERYTHING), axis=-1)
-    full_start, full_end = (jnp.clip(bound, item_start, item_end) for bound in (full_start, full_end))
+    unmasked_start = jnp.max(jnp.where(used, jnp.where(visible, row_start, EVERYTHING), 0), axis=-1)
+    unmasked_end = jnp.min(jnp.where(used, row_end, EVERYTHING), axis=-1)
+    unmasked_start, unmasked_end = (jnp.clip(bound, item_start, item_end) for bound in (unmasked_start, unmasked_end))
     q_tile = jnp.arange(row_start.shape[1], dtype=jnp.int32)
-    return TileSchedule(q_tile, item_start, item_end, full_start, jnp.maximum(full_start, full_end), row_start, row_end)
+    return TileSchedule(
+        q_tile, item_start, item_end, unmasked_start, jnp.maximum(unmasked_start, unmasked_end), row_start, row_end
+    )
 
 
 def split_items(schedule: TileSchedule, pieces: int, multiple: int) -> TileSchedule:
@@ -69,8 +71,8 @@ def split_items(schedule: TileSchedule, pieces: int, multiple: int) -> TileSched
     size = -(-(end - start) // (pieces * multiple)) * multiple
     low = start + size * jnp.arange(pieces)
     item_start, item_end = jnp.minimum(low, end), jnp.minimum(low + size, end)
-    full_start = jnp.clip(schedule.full_start[..., None], item_start, item_end)
-    full_end = jnp.maximum(jnp.clip(schedule.full_end[..., None], item_start, item_end), full_start)
+    unmasked_start = jnp.clip(schedule.unmasked_start[..., None], item_start, item_end)
+    unmasked_end = jnp.maximum(jnp.clip(schedule.unmasked_end[..., None], item_start, item_end), unmasked_start)
 
     def flat(a: jax.Array) -> jax.Array:
         return rearrange(a, "s t p -> s (t p)").astype(jnp.int32)
@@ -79,8 +81,8 @@ def split_items(schedule: TileSchedule, pieces: int, multiple: int) -> TileSched
         q_tile=jnp.repeat(schedule.q_tile, pieces),
         item_start=flat(item_start),
         item_end=flat(item_end),
-        full_start=flat(full_start),
-        full_end=flat(full_end),
+        unmasked_start=flat(unmasked_start),
+        unmasked_end=flat(unmasked_end),
     )
 
 

@@ -37,21 +37,21 @@ class DeviceTiles:
 
     Attributes:
       kernel: name of the kernel.
-      cores: items that run in parallel.
-      by_rows: tile sizes, from few rows to many.
-      full: tile sizes of full attention over short sequences; None: whole matrices of logits.
+      concurrent_items: items that the device runs at once (A100: two on each of 108 multiprocessors).
+      row_tiles: tile sizes, fewest rows first; a call takes the first that holds all its rows.
+      full: tile sizes of full attention over short sequences (the patches of a frame); None: whole matrices of logits.
       full_width: head width to which heads are padded there.
       equal_tiles: tiles may have any number of rows, so the rows of a call are divided into equal ones.
-      segment_tiles: tile sizes for reading segments with their rows sorted by their keys: first of whole caches, then of
-        the segments of each level (the last one also for further levels). Empty: segments are split into items that are
-        read once for all questions of a batch. See `pallas_kernels.decode`.
+      segment_tiles: tile sizes for reading segments with their rows sorted by key (`decode.by_rows`): first of whole
+        caches, then of the segments of each level (the last one also for further levels). Empty: segments are split into
+        items instead, which are read once for all questions of a batch (`decode.by_items`).
       chunks_per_step: chunks that relevance scores in one step; None: one by one, without copying their keys.
       keys_per_step: keys per step where attention is summed per key.
     """
 
     kernel: str
-    cores: int
-    by_rows: tuple[TileSizes, ...]
+    concurrent_items: int
+    row_tiles: tuple[TileSizes, ...]
     full: TileSizes | None
     full_width: int = 0
     equal_tiles: bool = False
@@ -71,6 +71,6 @@ def lookup(kernel: str, device_kind: str) -> DeviceTiles:
     row = dict(next((row for row in rows if re.search(row["device"], device_kind, re.IGNORECASE)), rows[-1]))
     del row["device"]
     row["full"] = TileSizes(**row["full"]) if "full" in row else None
-    for name in ("by_rows", "segment_tiles"):
+    for name in ("row_tiles", "segment_tiles"):
         row[name] = tuple(TileSizes(**tiles) for tiles in row.get(name, ()))
     return DeviceTiles(**row)

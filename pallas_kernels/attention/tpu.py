@@ -61,7 +61,7 @@ def refusal(*, dtype: DTypeLike, width: int, rows: int) -> str | None:
 
 
 def _kernel(
-    item_start, item_end, full_start, full_end, _q_tile, layer, q, row_bounds, *refs,
+    item_start, item_end, unmasked_start, unmasked_end, _q_tile, layer, q, row_bounds, *refs,
     streams: int, heads: int, items: int, keys: int, scale: float,
 ) -> None:  # fmt: skip
     """One item for one key head.
@@ -167,7 +167,7 @@ def _kernel(
                 for copy in copies(s, head, 0, slot):
                     copy.wait()
 
-        full = (full_start[entry] <= first_key) & (start == first_key) & (first_key + keys <= full_end[entry])
+        full = (unmasked_start[entry] <= first_key) & (start == first_key) & (first_key + keys <= unmasked_end[entry])
 
         @pl.when(full)
         def _() -> None:
@@ -249,7 +249,7 @@ def attend_tiles(
     count, items, keys = len(streams), schedule.q_tile.shape[0], -(-tiles.keys // LANES) * LANES
     caches = [_pad_slots(cache) for stream in streams for cache in stream]
     row_bounds = jnp.stack([schedule.row_start, schedule.row_end], axis=1).reshape(2 * count, -1, rows).swapaxes(0, 1)
-    key_ranges = (schedule.item_start, schedule.item_end, schedule.full_start, schedule.full_end)
+    key_ranges = (schedule.item_start, schedule.item_end, schedule.unmasked_start, schedule.unmasked_end)
     cores = 2 if kv_heads % 2 == 0 else 1  # chips with two cores in one device split this dimension of the grid
     heads = kv_heads // cores
 

@@ -26,7 +26,7 @@ from pallas_kernels.attention.dispatch import run_items
 from pallas_kernels.attention.kernel import Kernel
 from pallas_kernels.attention.tile_schedule import EVERYTHING, TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
-from pallas_kernels.decode.segments import WorkItems
+from pallas_kernels.decode.segments import SegmentItems
 from pallas_kernels.kv_cache import KVCache
 
 
@@ -36,7 +36,7 @@ def item_count(kernel: Kernel, kv_heads: int, capacity: int, rows: int = 1, wave
     Every item of every tile of rows leaves a partial result behind, so there are no more of them than needed.
     """
     tiles_of_rows = -(-rows // kernel.tiles_for(rows).rows)
-    return capacity + -(-waves * kernel.cores // (kv_heads * tiles_of_rows))
+    return capacity + -(-waves * kernel.concurrent_items // (kv_heads * tiles_of_rows))
 
 
 @partial(
@@ -46,10 +46,10 @@ def item_count(kernel: Kernel, kv_heads: int, capacity: int, rows: int = 1, wave
 )
 @dataclass(frozen=True)
 class ItemPlan:
-    """What queries read, prepared once and used in every layer: a pytree.
+    """Queries that share segments, of which every key is read once; scheduled once for all layers: a pytree.
 
-    shift int32 [R + 1, N], or [R + 1, 1] where it is the same for all queries: of the segments, and 0 for the tail;
-    used bool [I + 1, tiles, rows]: the rows that each item, and last the tail, is for; None: all.
+    shift int32 [R + 1, B·N], or [R + 1, 1] where it is the same for all queries: of the R segments, then 0 for the tail;
+    used bool [I + 1, tiles, rows]: the rows that read each of the I items, and last the tail; None: all rows.
     """
 
     schedule: TileSchedule
@@ -60,17 +60,17 @@ class ItemPlan:
     tiles: TileSizes
     tiles_of_rows: int
 
-    def positions(self, positions: Int[Array, "B N"]) -> Int[Array, "R BN"]:
-        """The positions at which the rows of `rows` must be rotated, from those of the queries."""
+    def positions(self, positions: Int[Array, "B N"]) -> Int[Array, "R1 BN"]:
+        """The positions to which the copies in `rows` are rotated, from those of the queries: minus their segment's shift."""
         return positions.reshape(-1) - self.shift
 
-    def rows(self, q: Float[Array, "B N H D"]) -> Float[Array, "R BN H D"]:
-        """All queries once for every segment and once for the tail, before rotation."""
+    def rows(self, q: Float[Array, "B N H D"]) -> Float[Array, "R1 BN H D"]:
+        """A copy of all queries for every segment, and one for the tail, before rotation."""
         flat = q.reshape(-1, *q.shape[2:])
         return jnp.broadcast_to(flat, (len(self.shift), *flat.shape))
 
     def attend(
-        self, rows: Float[Array, "R BN H D"], streams: Sequence[KVCache], *, layer: Int[Array, ""] | int = 0
+        self, rows: Float[Array, "R1 BN H D"], streams: Sequence[KVCache], *, layer: Int[Array, ""] | int = 0
     ) -> tuple[Float[Array, "BN H D"], Float[Array, "BN H"]]:
         """Attention of rotated rows over the streams, the tail last. Returns out and the natural log-sum-exp (fp32)."""
         _, count, heads, width = rows.shape
@@ -97,16 +97,16 @@ class ItemPlan:
 
 def plan_items(
     kernel: Kernel,
-    items: WorkItems,
+    items: SegmentItems,
     tail_start: Int[ArrayLike, "B N"],
     tail_end: Int[ArrayLike, "B N"],
     *,
     repeats: int,
 ) -> ItemPlan:
-    """Plan queries that see all items (or those marked `items.used` for their question), and the keys
-    tail_start ≤ index < tail_end of the tail.
+    """Plan queries that see the items and the keys tail_start ≤ index < tail_end of the tail.
 
-    The tail is what follows the cache: the question itself and the answer so far. A query that sees nothing of the tail
+    Where items say who uses them (`items.used`), they have one column per query, so batched questions come with N = 1. The
+    tail is what follows the cache: the question itself and the answer so far. A query that sees nothing of the tail
     is padding; tiles of padding alone cost nothing. repeats: query heads per key head.
     """
     tail_start, tail_end = (jnp.ravel(jnp.asarray(bound)) for bound in (tail_start, tail_end))
@@ -123,7 +123,7 @@ def plan_items(
     return ItemPlan(schedule, shift, used, kernel, repeats, tiles, tiles_of_rows)
 
 
-def _with_tail(items: WorkItems, tail: TileSchedule, tiles_of_rows: int) -> TileSchedule:
+def _with_tail(items: SegmentItems, tail: TileSchedule, tiles_of_rows: int) -> TileSchedule:
     """Every tile of rows takes every item, then its part of the tail. Tiles of q: segment by segment, the tail's last."""
     segments, streams = len(items.shift), len(items.item_start)
     rows, tile = tail.row_start.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
@@ -144,8 +144,8 @@ def _with_tail(items: WorkItems, tail: TileSchedule, tiles_of_rows: int) -> Tile
         q_tile=jnp.concatenate([q_tile, segments * tiles_of_rows + tile]).astype(jnp.int32),
         item_start=bounds(items.item_start, tail.item_start),
         item_end=bounds(items.item_end, tail.item_end),
-        full_start=bounds(items.item_start, tail.full_start),
-        full_end=bounds(items.item_end, tail.full_end),
+        unmasked_start=bounds(items.item_start, tail.unmasked_start),
+        unmasked_end=bounds(items.item_end, tail.unmasked_end),
         row_start=row_bounds(0, tail.row_start),
         row_end=row_bounds(EVERYTHING, tail.row_end),
     )

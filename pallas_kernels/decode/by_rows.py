@@ -69,10 +69,11 @@ def _level_rows(each: Sequence[Segments], streams: tuple[int, ...], capacity: in
     meta_fields=("streams",),
 )
 @dataclass(frozen=True)
-class LevelPlan:
-    """What the rows of one level read. M = B · N · R rows, sorted by their keys.
+class SortedRows:
+    """One row for each of B · N queries and R segments of a level, or for the tail; M rows, sorted by the keys they read.
 
-    shift, query int32 [M]: of each row; place int32 [R, B · N]: where the rows of each query are.
+    shift, query int32 [M]: the position shift of each row, and its query; place int32 [R, B · N]: the index of the row
+    of each segment and query; attention: the plan of the rows; streams: those that they read.
     """
 
     shift: jax.Array | Any
@@ -82,33 +83,36 @@ class LevelPlan:
     streams: tuple[int, ...]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("levels",), meta_fields=())
+@partial(jax.tree_util.register_dataclass, data_fields=("parts",), meta_fields=())
 @dataclass(frozen=True)
 class RowPlan:
-    """What queries read, prepared once and used in every layer: a pytree. The last level is the tail."""
+    """Queries with a row of their own for every segment they read, scheduled once for all layers: a pytree.
 
-    levels: tuple[LevelPlan, ...]
+    parts: one per level, then one for the tail.
+    """
+
+    parts: tuple[SortedRows, ...]
 
     def positions(self, positions: Int[Array, "B N"]) -> Int[Array, " M"]:
-        """The positions at which the rows of `rows` must be rotated, from those of the queries."""
+        """The positions to which the rows of `rows` are rotated, from those of the queries: minus their segment's shift."""
         flat = positions.reshape(-1)
-        return jnp.concatenate([flat[level.query] - level.shift for level in self.levels])
+        return jnp.concatenate([flat[part.query] - part.shift for part in self.parts])
 
     def rows(self, q: Float[Array, "B N H D"]) -> Float[Array, "M H D"]:
-        """The query of every row of every level, before rotation."""
-        return q.reshape(-1, *q.shape[2:])[jnp.concatenate([level.query for level in self.levels])]
+        """The query of every row of every part, before rotation."""
+        return q.reshape(-1, *q.shape[2:])[jnp.concatenate([part.query for part in self.parts])]
 
     def attend(
         self, rows: Float[Array, "M H D"], streams: Sequence[KVCache], *, layer: Int[Array, ""] | int = 0
     ) -> tuple[Float[Array, "BN H D"], Float[Array, "BN H"]]:
         """Attention of rotated rows over the streams, the tail last. Returns out and the natural log-sum-exp (fp32)."""
         first, outs, lses = 0, [], []
-        for level in self.levels:
-            count = len(level.query)
-            read = [streams[number] for number in level.streams]
-            out, lse = dispatch.attend(rows[first : first + count], read, level.attention, layer=layer)
-            outs.append(out[level.place])
-            lses.append(lse[level.place])
+        for part in self.parts:
+            count = len(part.query)
+            read = [streams[number] for number in part.streams]
+            out, lse = dispatch.attend(rows[first : first + count], read, part.attention, layer=layer)
+            outs.append(out[part.place])
+            lses.append(lse[part.place])
             first += count
         out, lse = tile_schedule.merge_partials(jnp.concatenate(outs), jnp.concatenate(lses), axis=0)
         return out.astype(rows.dtype), lse
@@ -154,7 +158,7 @@ def plan_rows(
         )
         place = jnp.argsort(order).reshape(-1, questions * count)
         shift = spread(level.shift).reshape(-1)[order]
-        plans.append(LevelPlan(shift, order % (questions * count), place, attention, level.streams))
+        plans.append(SortedRows(shift, order % (questions * count), place, attention, level.streams))
     # In the tail every question reads a part of its own: a tile each.
     query = jnp.arange(questions * count)
     tail = dispatch.plan_attention(
@@ -165,5 +169,5 @@ def plan_rows(
         streams=streams[-1:],
         tiles=replace(kernel.segment_tiles[0], rows=count * repeats),
     )
-    plans.append(LevelPlan(jnp.zeros_like(query), query, query[None], tail, (len(streams) - 1,)))
+    plans.append(SortedRows(jnp.zeros_like(query), query, query[None], tail, (len(streams) - 1,)))
     return RowPlan(tuple(plans))

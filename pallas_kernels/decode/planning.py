@@ -13,15 +13,16 @@ from jaxtyping import Int
 from pallas_kernels.attention.kernel import Kernel
 from pallas_kernels.decode.by_items import ItemPlan, item_count, plan_items
 from pallas_kernels.decode.by_rows import RowPlan, SegmentRows, plan_rows, segment_rows
-from pallas_kernels.decode.segments import Segments, WorkItems, merge_segments, split_segments
+from pallas_kernels.decode.segments import SegmentItems, Segments, merge_segments, split_segments
 from pallas_kernels.kv_cache import KVCache
 
 STEP_ROWS, QUESTION_ROWS = 7, 64 * 7
 """Rows of a usual decoding step and of a usual question of 64 tokens, with 7 query heads per key head. They only
 determine how finely segments are split into items."""
 
-Table = WorkItems | tuple[SegmentRows, ...]
-"""Segments for a kernel, with a leading axis of independent calls."""
+SegmentTable = SegmentItems | tuple[SegmentRows, ...]
+"""What one or several kernel calls read; the first axis of every array numbers the calls. A call serves all questions
+together, or one question. The kernel decides which of the two forms it is (`Kernel.reads_by_rows`)."""
 
 
 def segment_tables(
@@ -33,7 +34,7 @@ def segment_tables(
     merged_capacity: int,
     kv_heads: int,
     questions: int,
-) -> tuple[Table, Table]:
+) -> tuple[SegmentTable, SegmentTable]:
     """Tables of a decoding step and of whole questions. Their shapes do not depend on which keys are read.
 
     Args:
@@ -42,11 +43,11 @@ def segment_tables(
       capacity: the most segments of a question; merged_capacity: of all of them, split at the boundaries of all.
       kv_heads: key heads K.
     """
-    if kernel.segment_tiles:
+    if kernel.reads_by_rows:
         rows = jax.tree.map(lambda a: a[None], segment_rows(each, levels, capacity))
         return rows, rows
 
-    def split(segments: Segments, capacity: int, rows: int) -> WorkItems:
+    def split(segments: Segments, capacity: int, rows: int) -> SegmentItems:
         return split_segments(segments, items=item_count(kernel, kv_heads, capacity, rows), capacity=capacity)
 
     if len(each) == 1:
@@ -58,13 +59,13 @@ def segment_tables(
     return _stack(step), _stack(question)
 
 
-def _stack(tables: Sequence[WorkItems]) -> WorkItems:
+def _stack(tables: Sequence[SegmentItems]) -> SegmentItems:
     return jax.tree.map(lambda *parts: np.stack(parts), *tables)
 
 
-def plan_segments(
+def plan_reads(
     kernel: Kernel,
-    table: Table,
+    table: SegmentTable,
     tail_start: Int[ArrayLike, "calls B N"],
     tail_end: Int[ArrayLike, "calls B N"],
     *,
@@ -73,8 +74,8 @@ def plan_segments(
 ) -> ItemPlan | RowPlan:
     """Plan each call of a table; see `by_items.plan_items` and `by_rows.plan_rows`. All arrays have a leading axis."""
 
-    def plan(table: Table, start: jax.Array, end: jax.Array) -> ItemPlan | RowPlan:
-        if isinstance(table, WorkItems):
+    def plan(table: SegmentTable, start: jax.Array, end: jax.Array) -> ItemPlan | RowPlan:
+        if isinstance(table, SegmentItems):
             return plan_items(kernel, table, start, end, repeats=heads // streams[0].k.shape[1])
         return plan_rows(kernel, table, start, end, heads=heads, streams=streams)
 

@@ -1,8 +1,9 @@
-"""A cache described as segments: contiguous key ranges of a few streams, each with a shift of its positions.
+"""A cache described as segments: contiguous key ranges of a few streams, each with a position shift.
 
 In a bi-level memory each chunk of a video is read dense or pooled, and positions are renumbered. Both levels store their
 keys rotated, and rotations compose, so over every stretch of equally loaded chunks the new positions differ from the
-old ones by one constant. A dozen segments therefore describe the whole cache, and no key is moved.
+old ones by one constant. A dozen segments therefore describe the whole cache, and no key is rotated again: the query
+is rotated the opposite way instead (`by_items`, `by_rows`).
 
 In a batch every question has segments of its own. Split at the boundaries of all of them, each piece is read once for
 all questions: each question has its own shift for the piece, or does not use it.
@@ -41,12 +42,13 @@ def no_segments(streams: int) -> Segments:
     return Segments(empty, empty, np.zeros(0, np.int32))
 
 
-class WorkItems(NamedTuple):
+class SegmentItems(NamedTuple):
     """Segments split into I items of similar size, for kernels. int32.
 
-    segment [I]: the segment of each item; item_start, item_end [S, I]: its keys; shift, used: of the segments, unused
-    ones included. The shapes depend only on the numbers of streams, items, segments and questions. Tables of several
-    independent calls are stacked along a leading axis.
+    segment [I]: the segment of each item; item_start, item_end [S, I]: its keys; shift [R] or [R, B], and used [R, B]: of
+    each segment, see `Segments`. R is a capacity: no item belongs to the segments past the real ones, which are zeros.
+    The shapes depend only on the numbers of streams, items, segments and questions. Tables of several calls are stacked
+    along a leading axis.
     """
 
     segment: np.ndarray
@@ -83,7 +85,7 @@ def _covering(start: np.ndarray, end: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.max(np.where(holds, np.arange(len(start))[:, None], -1), axis=0, initial=-1)
 
 
-def split_segments(segments: Segments, *, items: int, capacity: int, multiple: int = 64) -> WorkItems:
+def split_segments(segments: Segments, *, items: int, capacity: int, multiple: int = 64) -> SegmentItems:
     """Split segments into at most `items` items of similar size (the last one of a segment may be shorter).
 
     Args:
@@ -111,7 +113,7 @@ def split_segments(segments: Segments, *, items: int, capacity: int, multiple: i
     def fill(a: np.ndarray, length: int, axis: int = 0) -> np.ndarray:
         return np.pad(a, [(0, (n == axis) * (length - a.shape[axis])) for n in range(a.ndim)])
 
-    return WorkItems(
+    return SegmentItems(
         fill(segment, items).astype(np.int32),
         fill(item_start, items, axis=1).astype(np.int32),
         fill(item_end, items, axis=1).astype(np.int32),

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import av
-import jax
 import numpy as np
 import pytest
 import tokenizers
@@ -59,23 +58,6 @@ def command(capsys) -> Callable[..., Result]:
         return Result(code, *capsys.readouterr())
 
     return run
-
-
-@pytest.fixture(scope="package", autouse=True)
-def quickly_compiled(tmp_path_factory):
-    """Nearly all time is compilation: XLA optimises little, and programs are kept on disk, since JAX's own caches are
-    cleared between modules."""
-    changed = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "xla"),
-        "jax_persistent_cache_min_compile_time_secs": 0.2,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {n: getattr(jax.config, n) if hasattr(jax.config, n) else jax.config.read(n) for n in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 def word_tokenizer() -> str:

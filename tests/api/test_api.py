@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import vxl2_jax as vxl2
-from vxl2_jax import decode, generate, ingest, prefill, relevance
+from vxl2_jax import decode, encode, generate, prefill, relevance
 
 from .conftest import noise
 from .test_questions import assert_alike
@@ -34,11 +34,11 @@ def test_kernels_that_fail_their_self_test_are_skipped_with_the_reason(model_dir
     first = load()
     monkeypatch.setattr(f"{SELECT}.self_test", lambda kernel, **_: f"{kernel.name} is off")
     second = load()
-    assert first.kernel.name != "reference" and "NVIDIA H200" in first.attention
+    assert first.kernel.name != "reference" and "NVIDIA H200" in first.kernel_reason
     assert second.kernel.name == "reference"
-    assert "not ampere (" in second.attention and "ampere is off" in second.attention
+    assert "not ampere (" in second.kernel_reason and "ampere is off" in second.kernel_reason
     if first.kernel.name == "hopper":
-        assert "not hopper (" in second.attention and "hopper is off" in second.attention
+        assert "not hopper (" in second.kernel_reason and "hopper is off" in second.kernel_reason
         monkeypatch.setattr(f"{SELECT}.self_test", lambda kernel, **_: "off" if kernel.name == "hopper" else None)
         assert load().kernel.name == "ampere"
 
@@ -69,7 +69,7 @@ def test_questions_in_a_list_are_answered_as_one_by_one(model):
 
 
 def test_another_question_or_video_of_like_length_compiles_nothing(model):
-    compiled = (ingest._encode, prefill.run_stride, decode.generate, relevance.chunk_attention)
+    compiled = (encode.encode_groups, prefill.run_stride, decode.generate, relevance.chunk_attention)
     options = {"top_k": 1, "chunk_size": 2, "max_new_tokens": 5}
     model.ask(model.watch(noise(40, seed=1)), "what is there at 7?", **options)
     sizes = [function._cache_size() for function in compiled]

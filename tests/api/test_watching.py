@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from vxl2_jax.errors import RequestError, VideoError
-from vxl2_jax.hardware import BatchSizes
+from vxl2_jax.hardware import CPU
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.storage import memory_writer
 
@@ -21,7 +21,7 @@ from .conftest import noise
 @pytest.fixture(scope="module")
 def model(model):
     """One of short strides, so that short videos have several."""
-    return dataclasses.replace(model, sizes=BatchSizes(stride=16, vision_groups=4))
+    return dataclasses.replace(model, sizes=CPU._replace(stride=16, vision_groups=4))
 
 
 class Killed(Exception):

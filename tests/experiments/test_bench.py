@@ -167,7 +167,7 @@ def test_the_mask_of_two_tokens_follows_the_layout(video):
 @given(video=videos(), stride=st.integers(1, 4))
 def test_operations_and_bytes_are_those_of_the_mask(video, stride):
     layout, rule = video
-    sizes = prefill.capacity(layout, stride)
+    sizes = prefill.shape_for(layout, stride)
     planned = prefill.plan_strides(layout, rule, np.zeros(layout.global_length, np.int32), sizes)
 
     def cut(bounds):

@@ -14,7 +14,7 @@ from bench.growth import exponent
 
 from vxl2_jax import planning
 from vxl2_jax.config import video_xl_2
-from vxl2_jax.ingest import layout_of
+from vxl2_jax.encode import layout_of
 from vxl2_jax.layout import PrefillRule
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,13 +33,10 @@ MACHINE = {
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiled(tmp_path_factory):
-    """Processes share what one of them compiles; nothing is optimised: most of the time would go there."""
+def on_a_cpu():
+    """What the processes that benchmarks start run on."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_PLATFORMS", "cpu")
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
 
 

@@ -35,7 +35,7 @@ def arrays(rng, count, lengths, kv_heads, repeats, width, layers, dtype):
     return normal(count, kv_heads * repeats, width), streams
 
 
-_ENDS = ("item_end", "full_start", "full_end")
+_ENDS = ("item_end", "unmasked_start", "unmasked_end")
 
 
 def hardest_case(lengths, tiles: TileSizes, pieces: int, *, width: int, dtype=jnp.float32):
@@ -56,7 +56,7 @@ def hardest_case(lengths, tiles: TileSizes, pieces: int, *, width: int, dtype=jn
     k_end[:, -3:] = k_start[:, -3:]
     streams = (KVCache(*(a.at[:, :, :3].set(1e4).at[:, :, first - 3 :].set(-1e4) for a in streams[0])), *streams[1:])
     schedule = split_schedule(k_start, k_end, repeats, tiles.rows, pieces, 8)
-    assert int((schedule.full_end - schedule.full_start).max()) >= 2 * tiles.keys, "no tile is full"
+    assert int((schedule.unmasked_end - schedule.unmasked_start).max()) >= 2 * tiles.keys, "no tile is full"
     empty = {name: getattr(schedule, name).at[:, -1].set(schedule.item_start[:, -1]) for name in _ENDS}
     schedule = schedule._replace(**empty)
     return tile_schedule.pack_rows(q, 2, tiles.rows), streams, schedule

@@ -79,14 +79,14 @@ def test_kernels_named_on_a_cpu_are_interpreted():
 )
 def test_every_device_has_tiles(kernel, kind):
     found = tile_sizes.lookup(kernel, kind)
-    assert list(found.by_rows) == sorted(found.by_rows, key=lambda t: t.rows) and found.cores >= 1
+    assert list(found.row_tiles) == sorted(found.row_tiles, key=lambda t: t.rows) and found.concurrent_items >= 1
 
 
 @pytest.mark.parametrize("row", tile_sizes._table(), ids=lambda row: f"{row['kernel']} {row['device'] or 'else'}")
 def test_every_row_of_the_table_is_accepted_by_its_kernel(row):
     if row["kernel"] == "hopper" and not NEW_JAX:
         pytest.skip("the Hopper kernel needs jax 0.11")
-    cases = [(entry, 128) for entry in row["by_rows"]]
+    cases = [(entry, 128) for entry in row["row_tiles"]]
     if row.get("full"):
         cases.append((row["full"], row["full_width"]))
     for entry, width in cases:
@@ -119,9 +119,11 @@ def check_attend(kernel, width, dtype, atol):
 
 
 def test_heads_are_padded_and_split_items_merged(monkeypatch):
-    """A backend that takes only widths of 16, 32, …, on a device with many cores."""
+    """A backend that takes only widths of 16, 32, …, on a device that runs many items at once."""
     monkeypatch.setitem(BACKENDS, "padding", backend_like_the_reference("padding", width_multiple=16))
-    kernel = dataclasses.replace(attention.REFERENCE, name="padding", cores=64, by_rows=(TileSizes(16, 16),))
+    kernel = dataclasses.replace(
+        attention.REFERENCE, name="padding", concurrent_items=64, row_tiles=(TileSizes(16, 16),)
+    )
     assert check_attend(kernel, 20, "float32", 1e-5).pieces > 1
 
 

@@ -120,7 +120,7 @@ def test_shapes_of_tables_do_not_depend_on_what_was_chosen(name, count):
         dense = np.stack([selection.dense_chunks(4, [2 + (n + n * row) % 2]) for row in range(count)])
         return views.mixed_view(memory, 2, dense, kernel)
 
-    assert len({str(jax.tree.map(np.shape, (view(n).step, view(n).question))) for n in (0, 1)}) == 1
+    assert len({str(jax.tree.map(np.shape, (view(n).step_table, view(n).question_table))) for n in (0, 1)}) == 1
 
 
 QUESTIONS = np.asarray([[7, 3, 11, 30, 2], [9, 2, 40, 0, 0], [0, 0, 0, 0, 0]], np.int32)
@@ -201,7 +201,7 @@ def test_kernels_read_segments_as_the_reference_does(name, dtype, tolerance, cho
 
 def tiles_of_16_rows(name: str) -> attention.Kernel:
     kernel = attention.choose_kernel(name, dtype="float32", width=16).kernel
-    return dataclasses.replace(kernel, by_rows=kernel.by_rows[:1])
+    return dataclasses.replace(kernel, row_tiles=kernel.row_tiles[:1])
 
 
 @pytest.mark.parametrize("name", ["tpu", "ampere"])

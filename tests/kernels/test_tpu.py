@@ -100,7 +100,7 @@ def test_items_without_keys_give_zeros_and_minus_infinity():
     q, streams, k_start, k_end = problem(2, 16, [200, 50], width=16)
     schedule = split_schedule(k_start, k_end, 2, 16)
     schedule = schedule._replace(item_end=schedule.item_end.at[:, 0].set(schedule.item_start[:, 0]))
-    schedule = schedule._replace(full_start=schedule.item_start, full_end=schedule.item_start)
+    schedule = schedule._replace(unmasked_start=schedule.item_start, unmasked_end=schedule.item_start)
     q = tile_schedule.pack_rows(q, 2, 16)
     out, lse = run(q, streams, 0, schedule, TileSizes(16, 128))
     assert not np.asarray(out)[:, 0].any() and np.isneginf(lse[:, 0]).all()

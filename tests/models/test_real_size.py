@@ -29,7 +29,7 @@ def test_it_has_the_parameters_of_the_released_model(params):
 
 def test_a_pre_fill_stride_of_2048_frames_compiles_and_updates_its_cache_in_place(params):
     layout = Layout(14, (8,) * 512, CONFIG.visual_tokens)
-    sizes = prefill.capacity(layout, 16)
+    sizes = prefill.shape_for(layout, 16)
     stride = prefill.plan_strides(layout, PrefillRule(4, 3), np.zeros(layout.global_length, np.int32), sizes)[0]
     streams = jax.eval_shape(lambda: prefill.empty(CONFIG, sizes, jnp.float32))
     tokens = jax.ShapeDtypeStruct((16, CONFIG.visual_tokens, CONFIG.language.width), jnp.float32)

@@ -45,10 +45,10 @@ VMEM_MIB = (4, 6, 8, 12, 16)
 
 def problems(kernel: str, device: tile_sizes.DeviceTiles):
     """(name, tiles, heads, width, layers, stream lengths, items, query tiles, output dtype)."""
-    largest, layers = device.by_rows[-1], 2 if kernel == "tpu" else LAYERS
+    largest, layers = device.row_tiles[-1], 2 if kernel == "tpu" else LAYERS
     yield "pre-fill", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 512, 512, jnp.bfloat16
     yield "pre-fill, split", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 120, 24, jnp.float32
-    for entry in device.by_rows:
+    for entry in device.row_tiles:
         lengths = (VISUAL, GLOBAL, SPARSE, TAIL)
         yield "decode", entry, KV_HEADS, WIDTH, layers, lengths, 300, 20, jnp.float32
     rows = -(-729 // device.full.rows)

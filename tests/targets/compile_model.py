@@ -83,7 +83,7 @@ def programs(
     head = size_of(params["language"].get("head", ()))
     unread = size_of(params["language"]["norm"])
 
-    room = prefill.capacity(layout, sizes.stride)
+    room = prefill.shape_for(layout, sizes.stride)
     streams = placed(jax.eval_shape(lambda: prefill.empty(config, room, dtype)))
     stride = placed(prefill.plan_strides(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
     tokens = abstract((sizes.stride, config.visual_tokens, lm.width), dtype)
@@ -113,7 +113,7 @@ def programs(
     )
     ids, count = abstract((1, settings.question_rows), jnp.int32), abstract((1,), jnp.int32)
     view = views.prefix_view(remembered, kernel)
-    k_start, k_end, width = relevance.chunk_slots(remembered, settings.chunk_size)
+    k_start, k_end, width = relevance.padded_chunk_slots(remembered, settings.chunk_size)
     yield Program(
         "relevance pass",
         lambda: relevance.chunk_attention.lower(

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from pallas_kernels import decode as in_place
 from pallas_kernels.attention import Kernel, KVCache
-from pallas_kernels.decode import Segments, Table
+from pallas_kernels.decode import Segments, SegmentTable, no_segments, segment_tables
 from vxl2_jax.buckets import bucket
 from vxl2_jax.cache.plan import LEVELS, plan_segments, relocate
 from vxl2_jax.memory import VideoMemory
@@ -26,15 +25,17 @@ MAX_BATCH = 16
 class KVCacheView(NamedTuple):
     """A cache as questions read it, in place: a pytree.
 
-    streams: caches [L, K, *, D]; position: of the first token after the cache, int32 [B], or a scalar where all
-    questions read the same; step, question: the segments of the streams that are read for one new token of each
-    question, and for whole questions.
+    Attributes:
+      streams: caches [L, K, S, D].
+      position: of the first token after the cache, int32 [B], or a scalar where all questions read the same.
+      step_table, question_table: the same segments of the streams, divided for two workloads: a decoding step, which has
+        one token of each question, and the question pass, which has whole questions.
     """
 
     streams: tuple[KVCache, ...]
     position: jax.Array | np.ndarray
-    step: Table
-    question: Table
+    step_table: SegmentTable
+    question_table: SegmentTable
 
 
 def sparse_view(memory: VideoMemory, kernel: Kernel, questions: int = 1) -> KVCacheView:
@@ -62,27 +63,25 @@ def whole_view(streams: tuple[KVCache, ...], lengths: Sequence[int], kernel: Ker
 
 
 def mixed_view(
-    memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B C1"], kernel: Kernel, interior: int = 0
+    memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B C1"], kernel: Kernel, interior_capacity: int = 0
 ) -> KVCacheView:
     """For each question, its chunks `dense` of the dense level and the others of the sparse level.
 
     Args:
       memory: a memory on disk is read for the chunks that are dense.
-      dense: chunk 0 is the prefix. Prefix, first and last chunk are dense for every question. A row without the prefix
-        fills up a batch and reads nothing.
-      interior: how many chunks except first and last a question has dense at most. Shapes depend on this number, not on
-        the chunks; the actual number is used where it is larger.
+      dense: chunk 0 is the prefix. Prefix, first and last chunk are dense for every real question. A row whose prefix is
+        not marked is a question that fills up the batch and reads nothing.
+      interior_capacity: for how many dense chunks per question, besides first and last, the arrays have room. Shapes, and
+        so the compiled programs, depend on this number and not on the chunks. A larger number of dense chunks counts
+        instead.
     """
     layout, levels = memory.layout, memory.dense
-    each = [
-        plan_segments(layout, memory.compression, chunk_size, row) if row[0] else in_place.no_segments(3)
-        for row in dense
-    ]
+    each = [plan_segments(layout, memory.compression, chunk_size, row) if row[0] else no_segments(3) for row in dense]
     if isinstance(levels, StoredLevel):
         groups = np.flatnonzero(groups_read(memory, chunk_size, dense))
         levels = load_groups(levels, groups)
         each = [relocate(segments, layout, groups) for segments in each]
-    interior = max(interior, int(dense[:, 2:-1].sum(axis=1).max(initial=0)))
+    interior = max(interior_capacity, int(dense[:, 2:-1].sum(axis=1).max(initial=0)))
     position = np.asarray([segments.length for segments in each], np.int32)
     return _view((*levels, memory.sparse), each, position, kernel, len(each), interior)
 
@@ -108,18 +107,18 @@ def _view(
     position: np.ndarray,
     kernel: Kernel,
     questions: int,
-    interior: int | None = None,
+    interior_capacity: int | None = None,
 ) -> KVCacheView:
-    """interior: see `mixed_view`; None: one segment that all questions share."""
+    """interior_capacity: see `mixed_view`; None: one segment that all questions share."""
     capacity = merged = 1
-    if interior is not None:
+    if interior_capacity is not None:
         # Between dense chunks lie sparse ones, and both ends are dense: one segment more than dense chunks on each side.
         # A chunk that only some questions have dense is a segment of both levels, and splits another one.
-        capacity, merged = bucket(2 * interior + 3), bucket(3 * len(each) * interior + 3)
-    step, question = in_place.segment_tables(
+        capacity, merged = bucket(2 * interior_capacity + 3), bucket(3 * len(each) * interior_capacity + 3)
+    step, question = segment_tables(
         kernel,
         each,
-        levels=LEVELS if interior is not None else (tuple(range(len(streams))),),
+        levels=LEVELS if interior_capacity is not None else (tuple(range(len(streams))),),
         capacity=capacity,
         merged_capacity=merged,
         kv_heads=streams[0].k.shape[1],

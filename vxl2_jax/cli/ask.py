@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         document = {
             "model": model.name,
-            "attention_kernel": model.attention,
+            "attention_kernel": model.kernel_reason,
             **render.as_data(memory, answers, timings),
         }
         print(json.dumps(document, ensure_ascii=False, indent=1))

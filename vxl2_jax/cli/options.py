@@ -117,7 +117,7 @@ def load_model(args: argparse.Namespace) -> Model:
     with progress("loading", "tensors", args.quiet) as advance:
         model = load(args.model, args.dtype, attention=args.attention, progress=advance)
     if not args.quiet:
-        print(f"attention: {model.attention}", file=sys.stderr)
+        print(f"attention: {model.kernel_reason}", file=sys.stderr)
     return model
 
 

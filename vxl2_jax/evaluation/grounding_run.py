@@ -86,7 +86,7 @@ def evaluate(
             if "compression" in run.watch:
                 check_compression(run.watch["compression"], model.config.visual_tokens)
             model_settings = {"model_hash": model.fingerprint, "dtype": model.dtype.name}
-            made_with = {"model": Path(model.name).name, "kernel": model.attention, "cores": os.cpu_count()}
+            made_with = {"model": Path(model.name).name, "kernel": model.kernel_reason, "cores": os.cpu_count()}
             run_folder.claim(out, run.settings | model_settings, made_with)
         for item in unanswered:
             if item.path is None and stored.get(item.video, {}).get("error") != item.problem:

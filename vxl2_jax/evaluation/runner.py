@@ -273,7 +273,7 @@ def _made_with(model: Model) -> dict[str, str]:
     device = jax.devices()[0]
     return {
         "model": model.name,
-        "attention": model.attention,
+        "attention": model.kernel_reason,
         "device": device.device_kind,
         "python": platform.python_version(),
         **{package: _version(package) for package in ("vxl2_jax", "jax", "jaxlib", "numpy", "av")},

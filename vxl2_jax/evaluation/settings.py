@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from vxl2_jax.options import AskOptions, WatchOptions
+
 FPS, MAX_FPS = 1.0, 4.0
-"""Frames per second, and the maximum for short videos. Decoding is greedy."""
+"""Frames per second, and the maximum for short videos. Decoding is greedy, as by default."""
 MAX_NEW_TOKENS = {"mlvu": 16, "video_mme": 16, "longvideobench": 32, "lvbench": 16}
 
 
@@ -66,17 +68,9 @@ def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "fps": FPS,
         "max_frames": setting.max_frames,
         "max_fps": MAX_FPS,
-        "block_size": setting.block_size or 4,
+        "block_size": setting.block_size or WatchOptions.block_size,
         "prev_blocks": setting.prev_blocks,
         "compression": COMPRESSION,
     }
-    chosen = {"relevance": "attention", "top_k": 4} if mode == "bilevel" else {"relevance": "recent", "top_k": None}
-    ask = {
-        **chosen,
-        "chunk_size": 4,
-        "max_new_tokens": MAX_NEW_TOKENS[name],
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "seed": 0,
-    }
-    return watch, ask
+    chosen: dict[str, Any] = {} if mode == "bilevel" else {"relevance": "recent", "top_k": None}
+    return watch, asdict(AskOptions(max_new_tokens=MAX_NEW_TOKENS[name], **chosen))

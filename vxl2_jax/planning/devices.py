@@ -64,4 +64,4 @@ DEVICES = {
     "v5p": DeviceSpec(95, 459, "TPU v5"),
     "v6e": DeviceSpec(32, 918, "TPU v6 lite"),
 }
-"""From the makers' data sheets, except the H200's rate, which was measured on random bfloat16 matrices."""
+"""From the makers' data sheets, except the H200's rate: that of products of random bfloat16 matrices (BUILD-notes.md)."""

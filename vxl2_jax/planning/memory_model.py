@@ -1,6 +1,6 @@
 """Peak live device memory, phase by phase, from the shapes that the code makes.
 
-Weights and caches are counted exactly, including the rounded capacities of `prefill.capacity` and of the sparse level. Of
+Weights and caches are counted exactly, including the rounded capacities of `prefill.shape_for` and of the sparse level. Of
 a program's temporaries only the largest arrays that are live together are counted. Compilers differ in what they fuse, so
 the count is rather too large than too small. `tests/targets` compares it with what XLA plans for six machines,
 `tests/test_planning.py` with what it plans for a CPU.
@@ -24,6 +24,7 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import COMPILERS, LARGE, BatchSizes, CompilerTraits
 from vxl2_jax.layout import Layout, pooled
+from vxl2_jax.options import AskOptions, WatchOptions
 
 _F32 = 4
 
@@ -35,11 +36,11 @@ class Workload(NamedTuple):
     number; sizes, kernel, platform: the batch sizes, the attention kernel and JAX's name of the kind of device.
     """
 
-    compression: int = 4
-    chunk_size: int = 4
-    top_k: int | None = 4
+    compression: int = WatchOptions.compression
+    chunk_size: int = AskOptions.chunk_size
+    top_k: int | None = AskOptions.top_k
     question_tokens: int = 68
-    max_new_tokens: int = 64
+    max_new_tokens: int = AskOptions.max_new_tokens
     itemsize: int = 2
     sizes: BatchSizes = LARGE
     kernel: Kernel = REFERENCE
@@ -77,7 +78,7 @@ def cached_tokens(layout: Layout, workload: Workload) -> tuple[int, int]:
 
 def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
     """Bytes of the dense and of the sparse level."""
-    capacity, slot = prefill.capacity(layout, workload.sizes.stride), token_bytes(config, workload.itemsize)
+    capacity, slot = prefill.shape_for(layout, workload.sizes.stride), token_bytes(config, workload.itemsize)
     return {
         "dense": slot * (capacity.visual + capacity.global_),
         "sparse": slot * sparse_capacity(layout, workload.compression),
@@ -158,7 +159,7 @@ def _vision(config: ModelConfig, workload: Workload) -> int:
 def _stride(config: ModelConfig, layout: Layout, workload: Workload) -> int:
     """Visual tokens in; a layer's weights, both halves of the gated MLP and two residual streams."""
     lm, stride = config.language, workload.sizes.stride
-    rows = stride * layout.visual + prefill.capacity(layout, stride).global_rows
+    rows = stride * layout.visual + prefill.shape_for(layout, stride).global_rows
     tiles = workload.kernel.tiles_for(rows * lm.heads // lm.kv_heads)
     own = workload.itemsize * rows * (2 * lm.mlp + 2 * lm.width) + _logits(config, tiles, workload)
     return _stride_tokens(config, workload) + own + _layer_weights(config, workload)
@@ -166,7 +167,7 @@ def _stride(config: ModelConfig, layout: Layout, workload: Workload) -> int:
 
 def _logits(config: ModelConfig, tiles: TileSizes, workload: Workload) -> int:
     """Logits and weights of the tiles that the reference works on in parallel; those of kernels are on the chip."""
-    if not workload.kernel.segment_tiles:
+    if not workload.kernel.reads_by_rows:
         return 0
     return 2 * config.language.kv_heads * tiles.parallel * tiles.rows * tiles.keys * _F32
 
@@ -174,7 +175,7 @@ def _logits(config: ModelConfig, tiles: TileSizes, workload: Workload) -> int:
 def _pooling(config: ModelConfig, layout: Layout, workload: Workload) -> int:
     """Rotation tables, the pooled keys of a layer and, where they are not fused, all un-rotated keys of a layer in fp32
     with their halves, and the row of global and pooled keys that is gathered from."""
-    lm, capacity, compiler = config.language, prefill.capacity(layout, workload.sizes.stride), workload.compiler
+    lm, capacity, compiler = config.language, prefill.shape_for(layout, workload.sizes.stride), workload.compiler
     slots = capacity.visual // layout.visual * pooled(layout.visual, workload.compression)
     whole, half = round_up(lm.head_width, compiler.lanes), round_up(lm.head_width // 2, compiler.lanes)
     tables = 2 * (capacity.visual + slots + capacity.global_) * half * _F32
@@ -193,7 +194,7 @@ def _partial_results(config: ModelConfig, workload: Workload, segments: int) -> 
     """What a question leaves per item or per segment before merging."""
     lm, kernel = config.language, workload.kernel
     rows = workload.question_rows * (lm.heads // lm.kv_heads)
-    if kernel.segment_tiles:
+    if kernel.reads_by_rows:
         # Queries, their rotation, and outputs sorted and in order, for every segment and the tail.
         numbers = (segments + 1) * rows * lm.kv_heads * lm.head_width
         tiles = kernel.segment_tiles_for((segments + 1) * rows, 0)

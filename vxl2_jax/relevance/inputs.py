@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,7 +21,7 @@ class ScorerInputs:
     Attributes:
       params, config: the model.
       memory: what the questions are about.
-      ids: token ids of B right-padded questions.
+      ids: token ids of B right-padded questions; a row without tokens fills up the batch.
       count: how many tokens of each question are real.
       chunk_size: groups per chunk.
       seed: of random scores.
@@ -48,3 +48,11 @@ class ScorerInputs:
 
 
 Scorer = Callable[[ScorerInputs], np.ndarray]
+"""Returns fp32 scores [B, C]; higher is more relevant."""
+
+
+class RegisteredScorer(NamedTuple):
+    """A scorer and what it ranks chunks by, as help texts say it."""
+
+    score: Scorer
+    summary: str

@@ -80,8 +80,8 @@ class Oracle:
             chosen = chunks_of_units(listed.units, chunks, size)
             scores = np.zeros(chunks, np.float32)
             scores[... if chosen is None else chosen - 1] = 1.0
-            max_interior = min(self.max_chunks.get(listed.category, 0), max(chunks - 2, 0))
-            return ChunkSelection(memories[compression], size, scores, chosen, max_interior)
+            interior_capacity = min(self.max_chunks.get(listed.category, 0), max(chunks - 2, 0))
+            return ChunkSelection(memories[compression], size, scores, chosen, interior_capacity)
 
         return [select_one(question) for question in questions]
 

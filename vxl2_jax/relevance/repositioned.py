@@ -28,14 +28,15 @@ from vxl2_jax.relevance.inputs import ScorerInputs
 
 
 def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
-    """How much more a question's tokens attend to each chunk than its average token does, summing to 1 over the chunks.
+    """Scores of each chunk, summing to 1 over the chunks; fp32.
 
-    The question is read by itself. Then it attends to every chunk of the sparse level, timestamps included, with the
-    chunk re-rotated to the positions right before the question, so that a score does not depend on the distance from
-    the end of the video. See `chunk_attention`.
+    The question is read by itself, after the prefix. Its tokens then attend to every chunk of the sparse level,
+    timestamps included, with the chunk's keys rotated to the positions right before the question: a score does not
+    depend on the distance from the end of the video. Per head, a chunk's score is the largest share of attention that
+    any token gives it, minus the mean share over the tokens. See `chunk_attention`.
     """
     view = views.prefix_view(inputs.memory, inputs.kernel, len(inputs.ids))
-    start, end, width = chunk_slots(inputs.memory, inputs.chunk_size)
+    start, end, width = padded_chunk_slots(inputs.memory, inputs.chunk_size)
     scores = chunk_attention(
         inputs.params,
         inputs.config,
@@ -52,7 +53,9 @@ def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def chunk_slots(memory: VideoMemory, chunk_size: int) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"], int]:
+def padded_chunk_slots(
+    memory: VideoMemory, chunk_size: int
+) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"], int]:
     """Start and end of every chunk in the sparse level, padded with empty chunks to a rounded number of chunks, and the
     most slots of a chunk, rounded up."""
     start, end = memory.layout.chunk_slots(memory.compression, chunk_size)

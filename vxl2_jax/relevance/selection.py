@@ -23,15 +23,16 @@ class ChunkSelection:
       memory: the memory, whose compression is that of the sparse chunks.
       chunk_size: groups per chunk.
       scores: relevance of each chunk.
-      chosen: numbers of the chunks to load dense, from 1; None: all.
-      max_interior: the most interior chunks of similar questions, so that all of them share executables.
+      chosen: numbers of the chunks to load dense; chunk 0 is the prefix, the video's begin at 1. None: all.
+      interior_capacity: the most chunks, besides first and last, that any question of a series loads dense: the arrays
+        of all of them get room for so many, and one compiled program serves all. 0: nothing is known of other questions.
     """
 
     memory: VideoMemory
     chunk_size: int
     scores: Float[np.ndarray, " C"]
     chosen: Int[np.ndarray, " n"] | None
-    max_interior: int = 0
+    interior_capacity: int = 0
 
     @cached_property
     def dense(self) -> Bool[np.ndarray, " C1"]:

@@ -17,7 +17,7 @@ class Batch(NamedTuple):
     """B samples padded to one size: G groups of V visual tokens and N global rows. N' = G·V + N.
 
     Attributes:
-      frames: uint8 [B, F, S, S, 3], F = 4·G.
+      frames: uint8 [B, F, px, px, 3], F = 4·G.
       ids: int32 [B, N]: prefix, timestamps, then the conversation, padded.
       targets: int32 [B, N]: the next token where an answer is predicted, else −1.
       positions: int32 [B, N'], visual rows first.
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 def build_sample(
     config: ModelConfig,
-    frames: UInt8[np.ndarray, "F S S 3"],
+    frames: UInt8[np.ndarray, "F px px 3"],
     layout: Layout,
     rule: PrefillRule,
     global_ids: Int[np.ndarray, " _"],
@@ -74,7 +74,7 @@ def build_sample(
     positions = np.zeros(visual + rows, np.int32)
     positions[: layout.visual_length] = layout.visual_positions()
     positions[visual : visual + begin] = layout.global_positions()
-    positions[visual + begin : visual + count] = layout.length + np.arange(len(conversation))
+    positions[visual + begin : visual + count] = layout.question_positions(len(conversation))
 
     ids = np.zeros(rows, np.int32)
     ids[:begin], ids[begin:count] = global_ids, conversation

@@ -98,7 +98,7 @@ def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
         precision = "highest" if settings.compute_dtype == "float32" else "default"
         with jax.default_matmul_precision(precision):
             dataset = pipeline.scan_dataset(model, samples, settings, log.scanned)
-            log.info(f"attention: {model.attention}")
+            log.info(f"attention: {model.kernel_reason}")
             for reason in dataset.skipped:
                 log.warning(f"skipped: {reason}")
             return _Run(settings, log, model, mesh, dataset, file, path).finish()
@@ -264,8 +264,8 @@ def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if needs_mesh else nullcontext():
         model = load(settings.model, dtype, attention="reference")
     # Attention runs in compute_dtype, whatever the dtype of the parameters.
-    kernel, reason = kernels.select_kernel(dtype=settings.compute_dtype, width=model.config.language.head_width)
-    model = replace(model, kernel=kernel, attention=reason)
+    kernel, reason = kernels.choose_tested_kernel(dtype=settings.compute_dtype, width=model.config.language.head_width)
+    model = replace(model, kernel=kernel, kernel_reason=reason)
     if not needs_mesh:
         return model, None
     mesh = parallel.make_mesh(model.config, settings.mesh.data, settings.mesh.model)

@@ -22,8 +22,8 @@ from jaxtyping import Int, UInt8
 
 from vxl2_jax import hardware
 from vxl2_jax.config import ModelConfig
+from vxl2_jax.encode import layout_of
 from vxl2_jax.errors import RequestError, VideoError
-from vxl2_jax.ingest import layout_of
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.training import collate, sequences
@@ -284,7 +284,7 @@ def _starts_or_error(config: ModelConfig, path: Path, video: VideoSettings) -> t
 
 def _frames(
     config: ModelConfig, path: Path, video: VideoSettings
-) -> tuple[UInt8[np.ndarray, "F S S 3"], tuple[float, ...]]:
+) -> tuple[UInt8[np.ndarray, "F px px 3"], tuple[float, ...]]:
     """All sampled frames, and the second at which each group starts."""
     source, starts = _open(config, path, video)
     return np.concatenate(list(source.batches(_FRAMES_PER_READ))), starts

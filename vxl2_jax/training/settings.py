@@ -1,6 +1,6 @@
 """Settings of a training run, read from TOML.
 
-The types and bounds of the fields are the rules that a file is checked against. Importing this takes no JAX.
+The types and bounds of the fields are the rules that a file is checked against.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from vxl2_jax.errors import RequestError
+from vxl2_jax.options import WatchOptions
 
 Module = Literal["vision", "dts", "projector", "language"]
 Target = Literal["query", "key", "value", "out", "gate", "up", "down"]
@@ -56,11 +57,11 @@ class VideoSettings(_Table, frozen=True):
       prev_blocks: None is dense pre-filling.
     """
 
-    fps: Positive = 1.0
-    max_frames: PositiveInt | None = None
-    max_fps: Positive = 4.0
-    block_size: PositiveInt = 4
-    prev_blocks: Natural | None = 3
+    fps: Positive = WatchOptions.fps
+    max_frames: PositiveInt | None = WatchOptions.max_frames
+    max_fps: Positive = WatchOptions.max_fps
+    block_size: PositiveInt = WatchOptions.block_size
+    prev_blocks: Natural | None = WatchOptions.prev_blocks
 
 
 class Stage(_Table, frozen=True):
