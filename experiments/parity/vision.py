@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
@@ -117,7 +118,7 @@ def check_tiles(
 def check_stages(report: Report, vision: Archive, config: ModelConfig, params: Any, case: str) -> None:
     """DTS alone: [B, C, T, H, W] in, the output of every encoder part out."""
     stages: list = []
-    ours = rearrange(vision[f"{case}_in"], "b c t y x -> b t y x c")
+    ours = jnp.asarray(rearrange(vision[f"{case}_in"], "b c t y x -> b t y x c"))
     module = dts.DTS(config.norm_groups, config.max_relative)
     out = module.apply({"params": params["dts"]}, ours, stages)
 

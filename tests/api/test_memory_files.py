@@ -56,10 +56,13 @@ def test_kernels_read_the_same_keys_of_what_was_fetched(memory, chosen):
     whole, part = (views.mixed_view(one, 2, dense, kernel) for one in memory)
     assert part.streams[0].k.shape[2] < whole.streams[0].k.shape[2]
     for base in (whole, part):
-        assert base.step.item_start.shape == whole.step.item_start.shape
-    for item in range(whole.step.segment.shape[1]):
+        assert base.step_table.item_start.shape == whole.step_table.item_start.shape
+    for item in range(whole.step_table.segment.shape[1]):
         for stream in range(3):
-            named = [slice(b.step.item_start[0, stream, item], b.step.item_end[0, stream, item]) for b in (whole, part)]
+            named = [
+                slice(b.step_table.item_start[0, stream, item], b.step_table.item_end[0, stream, item])
+                for b in (whole, part)
+            ]
             keys = [np.asarray(b.streams[stream].k)[:, :, at] for b, at in zip((whole, part), named, strict=True)]
             np.testing.assert_array_equal(*keys)
-    np.testing.assert_array_equal(whole.step.shift, part.step.shift)
+    np.testing.assert_array_equal(whole.step_table.shift, part.step.shift)

@@ -235,13 +235,13 @@ def test_operations_of_the_vision_side_are_those_of_its_program():
     params = jax.eval_shape(lambda key: video_xl_2.init(key, nano), jax.random.key(0))
     grid, side, width = nano.resized_grid, nano.vision.image_size, nano.vision.width
 
-    def counted(f, *shape):
-        return products(jax.make_jaxpr(f)(params, jnp.zeros(shape)).jaxpr)
+    def counted(f, *shape, dtype=jnp.float32):
+        return products(jax.make_jaxpr(f)(params, jnp.zeros(shape, dtype)).jaxpr)
 
     def tower(p, x):
         return video_xl_2.frame_features(p, nano, x)
 
-    assert counts.tower_flops(nano.vision) == counted(tower, 1, side, side, 3)
+    assert counts.tower_flops(nano.vision) == counted(tower, 1, side, side, 3, dtype=jnp.uint8)
     assert counts.projector_flops(nano) == counted(lambda p, x: video_xl_2.project(p, nano, x), 1, grid, grid, width)
 
     def synthesis(p, x):

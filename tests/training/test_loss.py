@@ -12,6 +12,8 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.training import collate
 from vxl2_jax.training.loss import loss
 
+compiled_loss = jax.jit(loss, static_argnums=1)
+
 
 @pytest.fixture(scope="module")
 def toy():
@@ -20,7 +22,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def plain(toy):
-    return jax.value_and_grad(examples.plain_loss)(toy.params)
+    return jax.jit(jax.value_and_grad(examples.plain_loss))(toy.params)
 
 
 def assert_alike(found, wanted, tolerance=2e-4):
@@ -43,13 +45,13 @@ def test_loss_and_every_gradient_equal_the_definition(toy, plain, remat):
 
 def test_padding_changes_nothing(toy, plain):
     large = examples.batch(groups=9, rows=50)
-    np.testing.assert_allclose(loss(toy.params, toy.config, large)[0], plain[0], rtol=2e-5)
+    np.testing.assert_allclose(compiled_loss(toy.params, toy.config, large)[0], plain[0], rtol=2e-5)
 
 
 def test_the_rule_matters(toy, plain, monkeypatch):
     """Ignoring chunked pre-filling gives a different loss."""
     monkeypatch.setattr(examples, "RULE", examples.PrefillRule(1, None))
-    dense = loss(toy.params, toy.config, examples.batch())[0]
+    dense = compiled_loss(toy.params, toy.config, examples.batch())[0]
     assert abs(float(dense) - float(plain[0])) > 2e-4
 
 
