@@ -1,10 +1,10 @@
 """Attention of chunk-based pre-filling, one layer of a whole video: each kernel against its floor and the alternatives.
 
-    python experiments/bench_attention.py                                 # what suits this machine
-    python experiments/bench_attention.py --frames 256,600,2048,10000 --backends hopper,ampere --out runs/bench
-    python experiments/bench_attention.py --frames 10000 --strides median --baselines none \\
+    python -m experiments.bench_attention                                 # what suits this machine
+    python -m experiments.bench_attention --frames 256,600,2048,10000 --backends hopper,ampere --out runs/bench
+    python -m experiments.bench_attention --frames 10000 --strides median --baselines none \\
         --backends hopper --tiles "128,128,2;128,144,2;128,128,3"         # tuning: a row per candidate
-    python experiments/bench_attention.py --torch_python ~/torch/bin/python   # PyTorch from another environment
+    python -m experiments.bench_attention --torch_python ~/torch/bin/python   # PyTorch from another environment
 
 Work is that of pre-filling: strides of 64 groups, per stride the visual rows and the timestamp rows as two calls, keys
 of both streams read in place from a cache of several layers. TFLOP/s count visible pairs only (4 · width · heads
@@ -24,12 +24,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from bench import session
+from experiments.bench import session
 
 session.share_the_gpu()
 
@@ -37,10 +34,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from bench import counts, dense, exact, kernels, layouts, machine, masks, measure, options, pytorch
-from bench.measure import Timing
-from bench.report import BASELINE, Report, Row
 
+from experiments.bench import counts, dense, exact, kernels, layouts, machine, masks, measure, options, pytorch
+from experiments.bench.measure import Timing
+from experiments.bench.report import BASELINE, Report, Row
 from pallas_kernels import attention
 from pallas_kernels.attention import Kernel, KVCache
 from vxl2_jax import prefill

@@ -1,8 +1,8 @@
 """Asking a memory, the attention of it: caches read as runs in place, against reading them assembled and plainly.
 
-    python experiments/bench_decode.py                                    # a 10,000-frame memory on an accelerator
-    python experiments/bench_decode.py --frames 600,10000 --backends hopper,ampere --model --out runs/bench
-    python experiments/bench_decode.py --backends hopper --tiles "64,128,2;64,128,3;64,64,4" --baselines none
+    python -m experiments.bench_decode                                    # a 10,000-frame memory on an accelerator
+    python -m experiments.bench_decode --frames 600,10000 --backends hopper,ampere --model --out runs/bench
+    python -m experiments.bench_decode --backends hopper --tiles "64,128,2;64,128,3;64,64,4" --baselines none
 
 Per kind of cache (mixed: chunks of 4 groups, the best 4 dense, the others pooled by 4; dense; sparse) and per number of
 rows (1, a step of decoding; 68, a question; 16, a question of 16 tokens) one step through all layers,
@@ -21,14 +21,10 @@ Exit code: 0, 1 if a result of ours is wrong, 2 for flags that make no sense.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from bench import session
+from experiments.bench import session
 
 session.share_the_gpu()
 
@@ -36,7 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from bench import (
+
+from experiments.bench import (
     counts,
     dense,
     exact,
@@ -49,10 +46,9 @@ from bench import (
     pytorch,
     whole_steps,
 )  # fmt: skip
-from bench.measure import Timing
-from bench.report import BASELINE, Report, Row
-from parity import assembled
-
+from experiments.bench.measure import Timing
+from experiments.bench.report import BASELINE, Report, Row
+from experiments.parity import assembled
 from pallas_kernels.attention import Kernel, KVCache
 from vxl2_jax import decode
 from vxl2_jax.config import LanguageConfig, ModelConfig, video_xl_2

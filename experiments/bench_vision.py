@@ -1,8 +1,8 @@
 """The vision side: attention over a frame's patches by each kernel and by libraries, and the whole tower at real size.
 
-    python experiments/bench_vision.py                                    # what suits this machine
-    python experiments/bench_vision.py --batches 16,32,64,128 --backends hopper,ampere,reference --out runs/bench
-    python experiments/bench_vision.py --notower --backends hopper --tiles "128,128,2;128,192,2" --baselines none
+    python -m experiments.bench_vision                                    # what suits this machine
+    python -m experiments.bench_vision --batches 16,32,64,128 --backends hopper,ampere,reference --out runs/bench
+    python -m experiments.bench_vision --notower --backends hopper --tiles "128,128,2;128,192,2" --baselines none
 
 Attention: full, over the 729 patches of each frame, 16 heads of width 72; operations are counted at that width,
 whatever a kernel pads to. Tower: SigLIP alone, and SigLIP with temporal synthesis (DTS) and projector as watching runs
@@ -17,14 +17,10 @@ Exit code: 0, 1 if a result of ours is wrong, 2 for flags that make no sense.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from bench import session
+from experiments.bench import session
 
 session.share_the_gpu()
 
@@ -32,10 +28,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
-from bench import counts, dense, exact, kernels, layouts, machine, measure, options, pytorch, weights
-from bench.measure import Timing
-from bench.report import BASELINE, Report, Row
 
+from experiments.bench import counts, dense, exact, kernels, layouts, machine, measure, options, pytorch, weights
+from experiments.bench.measure import Timing
+from experiments.bench.report import BASELINE, Report, Row
 from pallas_kernels import attention
 from pallas_kernels.attention import KVCache
 from vxl2_jax import config as configs

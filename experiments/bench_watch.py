@@ -1,8 +1,8 @@
 """Watching a video: seconds by stage, peak memory and how both grow with its length; pre-filling against PyTorch.
 
-    python experiments/bench_watch.py --frames 256,600,2400                        # nano, this machine
-    python experiments/bench_watch.py --frames 600,2400 --against torch --python VENV/bin/python
-    python experiments/bench_watch.py --model real --frames 2048,10000 --out runs/bench       # an accelerator
+    python -m experiments.bench_watch --frames 256,600,2400                        # nano, this machine
+    python -m experiments.bench_watch --frames 600,2400 --against torch --python VENV/bin/python
+    python -m experiments.bench_watch --model real --frames 2048,10000 --out runs/bench       # an accelerator
 
 Every length is watched in a process of its own (a peak of memory never falls), several times: the first run compiles,
 the others are medians. The clock starts with resized uint8 frames in host memory. nano sees one frame of noise again
@@ -32,13 +32,12 @@ import sys
 import time
 from pathlib import Path
 
-_ROOT = Path(__file__).resolve().parents[1]
-sys.path[1:1] = [str(_ROOT)]
-
 from absl import app, flags
-from bench import against, process, watch_report
-from parity.golden import GoldenError
 
+from experiments.bench import against, process, watch_report
+from experiments.parity.golden import GoldenError
+
+_ROOT = Path(__file__).resolve().parents[1]
 _FRAMES = flags.DEFINE_list("frames", ["256", "600", "2400"], "Lengths of videos, in frames at one a second.")
 _MODEL = flags.DEFINE_enum("model", "nano", ["nano", "real"], "nano, or random weights of the released sizes.")
 _OUT = flags.DEFINE_string("out", "runs/bench", "Folder for the results: JSON, a Markdown table, a plot.")
@@ -91,7 +90,7 @@ def lengths() -> list[int]:
 
 def describe(left_s: float) -> dict:
     """The machine and its ceilings, asked of a process, so that this one never holds an accelerator."""
-    lines, why = process.run("watch_process.py", {"task": "describe", "seed": _SEED.value}, limit_s=left_s)
+    lines, why = process.run("watch_process", {"task": "describe", "seed": _SEED.value}, limit_s=left_s)
     if not lines:
         raise UsageError(f"JAX does not run: {why}")
     if _MODEL.value == "real" and not lines[0]["accelerator"]:
@@ -110,7 +109,7 @@ def watch(frames: int, left_s: float) -> dict:
     lines, why = (
         ([], "not begun: --limit_s is used up")
         if left_s <= 0
-        else process.run("watch_process.py", request, limit_s=left_s, heard=heard)
+        else process.run("watch_process", request, limit_s=left_s, heard=heard)
     )
     runs = [line["run"] for line in lines if "run" in line]
     about = next((line for line in lines if "flops" in line), {})

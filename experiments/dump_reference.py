@@ -8,7 +8,7 @@ In the original's environment, once for each of the three variants of its evalua
 
 then in ours:
 
-    python experiments/check_parity.py --golden golden-real --stride 1
+    python -m experiments.check_parity --golden golden-real --stride 1
 
 The variant's `generate` is run on a short made-up video (noise that drifts) and a question, in float32; forward hooks take
 what its modules give: vision tower, DTS, projector and pooled tokens, the embeddings, the mask, the keys and values of the last

@@ -1,8 +1,8 @@
 """Temporal grounding: when does a sentence happen in a video? R@1 at IoU .3, .5 and .7, and the mean IoU.
 
-    python experiments/eval_grounding.py --form charades_sta --annotations charades_sta_test.txt --videos Charades_v1_480 \\
+    python -m experiments.eval_grounding --form charades_sta --annotations charades_sta_test.txt --videos Charades_v1_480 \\
         --train charades_sta_train.txt --mode bilevel --model BAAI/Video-XL-2 --out runs/charades
-    python experiments/eval_grounding.py --form qvhighlights --annotations highlight_val_release.jsonl --videos videos ...
+    python -m experiments.eval_grounding --form qvhighlights --annotations highlight_val_release.jsonl --videos videos ...
 
 Annotation files as they are published; videos anywhere below --videos, named after them. Two predictors: the span that
 the response names, and the span of the chunks that the question looks at most (see vxl2_jax/evaluation/grounding.py).
@@ -12,8 +12,8 @@ run), and the whole video.
 nano says when something begins, and no spans. It is asked in its own words, and what it says is taken for a span of a
 length that is given:
 
-    python experiments/make_grounding.py --form charades_sta --clips 20 --out runs/sta
-    python experiments/eval_grounding.py --form charades_sta --annotations runs/sta/charades_sta_test.txt \\
+    python -m experiments.make_grounding --form charades_sta --clips 20 --out runs/sta
+    python -m experiments.eval_grounding --form charades_sta --annotations runs/sta/charades_sta_test.txt \\
         --train runs/sta/charades_sta_train.txt --videos runs/sta/videos --template "When does {subject} first appear?" \\
         --said_s 10 --mode bilevel --out runs/sta-bilevel
 

@@ -1,6 +1,6 @@
 """How many questions nano answers rightly, on freshly rendered videos, through the reader.
 
-    python experiments/evaluate_nano.py --questions 400 --seed 7 --json --out seed7.json
+    python -m experiments.evaluate_nano --questions 400 --seed 7 --json --out seed7.json
 
 So many questions are asked of clips of each range of lengths (--ranges, in seconds; frames at 1 fps), behind which
 real video runs that training has not seen. Every clip is rendered to an mp4 as `make_clip.py` does, read back, watched
@@ -35,15 +35,15 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags, logging
-from nano import clips, pictures
-from nano.encode import render_mp4
-from nano.marks import Judged, difference, inside, summary
-from nano.questions import TYPES, Question, chance_levels, is_right, questions
 from rich.console import Console
 from rich.progress import track
-from studies.memories import interior
 
 import vxl2_jax as vxl2
+from experiments.nano import clips, pictures
+from experiments.nano.encode import render_mp4
+from experiments.nano.marks import Judged, difference, inside, summary
+from experiments.nano.questions import TYPES, Question, chance_levels, is_right, questions
+from experiments.studies.memories import interior
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation.report import write_texts
 

@@ -1,6 +1,6 @@
 """Teach nano, from 50 examples, questions in words and answers in a form that it was never trained on.
 
-    python experiments/finetune_nano.py --json
+    python -m experiments.finetune_nano --json
 
 Clips are rendered, 50 examples about half of them are written as JSONL, and the language half is fine-tuned by low-rank
 updates through the code of `vxl2 train`. Four in five are new:
@@ -29,12 +29,12 @@ from typing import NamedTuple
 
 import numpy as np
 from absl import app, flags, logging
-from nano import clips, pictures, questions
-from nano.encode import render_mp4
 from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
+from experiments.nano import clips, pictures, questions
+from experiments.nano.encode import render_mp4
 from vxl2_jax.training.loop import train
 from vxl2_jax.training.settings import parse
 

@@ -1,6 +1,6 @@
 """Makes a small benchmark in the form of a published one, of generated clips such as nano knows: annotations and videos.
 
-    python experiments/make_benchmark.py --benchmark mlvu --out runs/mini-mlvu
+    python -m experiments.make_benchmark --benchmark mlvu --out runs/mini-mlvu
     vxl2 eval --benchmark mlvu --data runs/mini-mlvu --mode bilevel --out runs/mini-mlvu-bilevel
 
 It is there to try `vxl2 eval` end to end where the real videos are not. Wrong options are answers to other questions of the
@@ -23,11 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from nano import clips, encode, pictures
-from nano.questions import questions
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
+from experiments.nano import clips, encode, pictures
+from experiments.nano.questions import questions
 from vxl2_jax.errors import RequestError, Vxl2Error
 from vxl2_jax.evaluation.rows import letter, lettered
 

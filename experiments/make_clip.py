@@ -3,7 +3,7 @@
 A picture of a dog, a car, a banana … comes and goes on a moving background, generated or (--footage) real video. The
 same flags make the same clip and the same questions.
 
-    python experiments/make_clip.py --seed 7 --out clip.mp4 --answers clip.json
+    python -m experiments.make_clip --seed 7 --out clip.mp4 --answers clip.json
 
 The answers file holds "questions", a list of {"question", "answer", "type"} ("when" questions
 also have "start_s", the true start: an answer within 4 seconds of it counts as right; "evidence" holds the spans
@@ -20,7 +20,8 @@ import pathlib
 import sys
 
 import numpy as np
-from nano import clips, encode, pictures, questions
+
+from experiments.nano import clips, encode, pictures, questions
 
 
 class _Parser(argparse.ArgumentParser):

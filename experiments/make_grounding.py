@@ -1,7 +1,7 @@
 """Make a small temporal-grounding benchmark of generated clips in the form of Charades-STA or QVHighlights.
 
-    python experiments/make_grounding.py --form charades_sta --clips 20 --out runs/sta
-    python experiments/make_grounding.py --form qvhighlights --clips 20 --seconds 128 160 --out runs/qvh
+    python -m experiments.make_grounding --form charades_sta --clips 20 --out runs/sta
+    python -m experiments.make_grounding --form qvhighlights --clips 20 --seconds 128 160 --out runs/qvh
 
 The folder receives videos/ and two annotation files under the published names, one of the videos and one of a training
 split, which is there for its lengths only and has no videos. Sentences are of the form "the dog appears". Charades-STA
@@ -20,9 +20,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import make_clip
 import numpy as np
-from nano import clips, encode, pictures, questions
+
+from experiments import make_clip
+from experiments.nano import clips, encode, pictures, questions
 
 CLIP_S = 2  # seconds of QVHighlights' grid
 _TRAINING = 4  # times as many clips as are rendered

@@ -4,7 +4,7 @@ Real clips (or, without --loop, generated backgrounds) are looped; ten times a p
 to 16 seconds, each another of nano's pictures, at random whole seconds: one in each tenth of the film, none
 in its first and last 16 seconds. The same flags make the same film and the same questions.
 
-    python experiments/make_long_clip.py --hours 2.8 --seed 7 --loop a.mp4 b.mp4 --out long.mp4 --answers long.json
+    python -m experiments.make_long_clip --hours 2.8 --seed 7 --loop a.mp4 b.mp4 --out long.mp4 --answers long.json
 
 The answers file is that of make_clip.py: "questions", "seconds" and "events" (the needles); each question
 also has "needle", the name it is about. It adds "loop_s", after how many seconds the background repeats.
@@ -16,13 +16,13 @@ import os
 import pathlib
 import sys
 
-import make_clip
 import numpy as np
-from nano import long_clips, pictures
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import vxl2_jax as vxl2
+from experiments import make_clip
+from experiments.nano import long_clips, pictures
 
 
 def _hours(text: str) -> int:

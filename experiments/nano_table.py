@@ -1,7 +1,7 @@
 """The README's tables of what nano gets right, from reports of evaluate_nano.py over several seeds.
 
-    python experiments/evaluate_nano.py --questions 400 --seed 7 --out experiments/results/nano/seed7.json
-    python experiments/nano_table.py experiments/results/nano/seed*.json
+    python -m experiments.evaluate_nano --questions 400 --seed 7 --out experiments/results/nano/seed7.json
+    python -m experiments.nano_table experiments/results/nano/seed*.json
 
 Counts are added up over the seeds. The README carries what is printed between two marks, `<!-- nano table -->` and
 `<!-- /nano table -->`, and a test compares them.
@@ -15,8 +15,6 @@ import sys
 from collections.abc import Sequence
 from math import sqrt
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from vxl2_jax.evaluation.intervals import wilson
 

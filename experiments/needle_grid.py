@@ -1,7 +1,7 @@
 """Needles in haystacks: is what a film shows once found and told, by the film's length and the needle's depth?
 
-    python experiments/needle_grid.py --out runs/needles
-    python experiments/needle_grid.py --out runs/needles --lengths 64,256,1024,4096 --seeds 16    # adds to what is there
+    python -m experiments.needle_grid --out runs/needles
+    python -m experiments.needle_grid --out runs/needles --lengths 64,256,1024,4096 --seeds 16    # adds to what is there
 
 A needle is one of nano's pictures, on screen for 8 seconds and never again; other pictures come and go all the time,
 behind all of them runs real video. Depth 0 is the first seconds of a film, depth 100 its last. Four questions are asked
@@ -19,8 +19,8 @@ film of its own, which takes longer and is the usual setting.
 --films long.mp4 asks about films that are there instead (made by make_long_clip.py or make_clip.py, the answers beside
 them: long.json): all that they show once is a needle and counts at the nearest of --depths.
 
-    python experiments/make_long_clip.py --hours 2.8 --seed 7 --loop a.mp4 b.mp4 --out long.mp4 --answers long.json
-    python experiments/needle_grid.py --films long.mp4 --chunk_size 4 --out runs/long
+    python -m experiments.make_long_clip --hours 2.8 --seed 7 --loop a.mp4 b.mp4 --out long.mp4 --answers long.json
+    python -m experiments.needle_grid --films long.mp4 --chunk_size 4 --out runs/long
 
 --out receives run.json (settings), rows.*.jsonl (a line per film, as it is done) and report.json, report.md, report.png.
 A run that is cut off goes on with the same command; with more lengths or seeds it is added to. Frames are read, watched
@@ -37,12 +37,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
-from nano import clips, needle_report, needle_run
-from nano.needle_run import Setting
 from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
+from experiments.nano import clips, needle_report, needle_run
+from experiments.nano.needle_run import Setting
 from vxl2_jax.evaluation import run_folder
 from vxl2_jax.evaluation.settings import MODES
 from vxl2_jax.generate import AskOptions

@@ -1,7 +1,7 @@
 """The questions that the method leaves open, measured with nano: a JSON file and a picture for each.
 
-    python experiments/open_questions.py --question block_size
-    python experiments/open_questions.py --question all              # all of them, one after the other
+    python -m experiments.open_questions --question block_size
+    python -m experiments.open_questions --question all              # all of them, one after the other
 
     block_size      how large a pre-fill block, and how many before it
     selection       how much is loaded dense, in chunks of what size, how much is pooled
@@ -33,11 +33,11 @@ import jax
 from absl import app, flags, logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from studies import cost, running, tally
-from studies.catalogue import STUDIES
-from studies.study import Study
 
 import vxl2_jax as vxl2
+from experiments.studies import cost, running, tally
+from experiments.studies.catalogue import STUDIES
+from experiments.studies.study import Study
 from vxl2_jax.evaluation.report import write_texts
 
 _QUESTION = flags.DEFINE_enum("question", None, [*STUDIES, cost.NAME, "all"], "Which one.", required=True)

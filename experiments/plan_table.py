@@ -1,6 +1,6 @@
 """The README's table of what videos take: peak memory and least time, by length and machine.
 
-    python experiments/plan_table.py
+    python -m experiments.plan_table
 
 Every figure is of `vxl2_jax.planning`, for the real model in 16 bits, at a frame a second, blocks of 4 groups and 3
 earlier ones, one question with 4 chunks dense between the first and the last. Nothing is measured. The README carries

@@ -1,6 +1,6 @@
 """Scores recorded responses to a benchmark as the original's evaluation scored them.
 
-    python experiments/score_responses.py --benchmark lvbench --responses responses.jsonl.gz
+    python -m experiments.score_responses --benchmark lvbench --responses responses.jsonl.gz
 
 A line of the file, plain or gzipped, is one response:
 
@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags
-
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError, Vxl2Error

@@ -1,6 +1,6 @@
 """Shows how a benchmark's questions are put to the model, character for character as the original's evaluation did.
 
-    python experiments/show_prompts.py --benchmark video_mme --docs annotations.json
+    python -m experiments.show_prompts --benchmark video_mme --docs annotations.json
 
 The file, plain or gzipped, holds a JSON list of raw annotation rows; the fields they need are told in
 vxl2_jax/evaluation/<benchmark>.py. Prints one JSON list of prompts. The words of the conversation around a prompt,
@@ -12,11 +12,8 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 from absl import app, flags
-
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
 
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError, Vxl2Error

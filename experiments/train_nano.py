@@ -10,7 +10,7 @@ The stages, in order:
     language       answers about composed videos of 32 to 512 seconds (--minutes)
 
     for stage in frames vision features dts visual_tokens language; do
-      python experiments/train_nano.py --stage=$stage
+      python -m experiments.train_nano --stage=$stage
     done
 
 The model inside the package took about three hours on two CPU cores that other work shared: vision 37 minutes (2,200
@@ -23,15 +23,11 @@ whole model (Hugging Face layout, fp16) at every check, every 200 steps, and log
 """
 
 import pathlib
-import sys
 
 import jax
 from absl import app, flags
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-
-from nano import training_run, training_stages, vocabulary
-
+from experiments.nano import training_run, training_stages, vocabulary
 from vxl2_jax import config
 
 _STAGES = ("frames", "vision", "features", "dts", "visual_tokens", "language")

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 # Nearly all time is compilation: XLA optimises little, and programs are kept on disk for both test processes, for the
 # commands that tests start, and because JAX's own caches are cleared between modules.

@@ -3,12 +3,13 @@
 import contextlib
 import shutil
 
-import check_parity
 import jax
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+
+from experiments import check_parity
 
 
 @pytest.fixture(scope="module", autouse=True)

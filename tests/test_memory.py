@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 import toys
-from parity.assembled import assemble, plan_mixed
 
+from experiments.parity.assembled import assemble, plan_mixed
 from pallas_kernels.attention import REFERENCE
 from vxl2_jax import decode
 from vxl2_jax.cache import views

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from parity.assembled import plan_mixed
 
+from experiments.parity.assembled import plan_mixed
 from vxl2_jax import cli, planning
 from vxl2_jax.errors import RequestError, TooLongError
 from vxl2_jax.hardware import CPU, SMALL

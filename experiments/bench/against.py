@@ -16,15 +16,15 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
-from parity.golden import Archive, layout_of, read_json
-from parity.report import FEATURES, LOGITS, Report
 
-from bench import process
+from experiments.bench import process
+from experiments.parity.golden import Archive, layout_of, read_json
+from experiments.parity.report import FEATURES, LOGITS, Report
 from vxl2_jax import planning
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.layout import Layout, PrefillRule, natural_mask
 
-SCRIPTS = {"ours": "watch_process.py", "torch": "torch_prefill.py"}
+SCRIPTS = {"ours": "watch_process", "torch": "torch_prefill"}
 REST_S = 0.05
 """Between two runs, for threads of the other side that still look for work to go to sleep."""
 MOST_TOKENS = 25_000

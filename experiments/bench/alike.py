@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from bench import resident
-from bench.process import say
+from experiments.bench import resident
+from experiments.bench.process import say
 
 
 def confine(threads: int | None) -> int:

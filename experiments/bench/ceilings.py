@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bench import machine, measure
+from experiments.bench import machine, measure
 
 
 @dataclass(frozen=True)

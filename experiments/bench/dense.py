@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from bench import machine
+from experiments.bench import machine
 
 NAMES = ("xla", "cudnn", "mgpu", "splash")
 WHAT = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from bench import machine, options
+from experiments.bench import machine, options
 from pallas_kernels import attention
 from pallas_kernels.attention import Kernel
 from pallas_kernels.attention.tile_sizes import TileSizes

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from parity.assembled import MixedPlan, plan_mixed
 
-from bench import layouts
+from experiments.bench import layouts
+from experiments.parity.assembled import MixedPlan, plan_mixed
 from pallas_kernels.attention import KVCache
 from vxl2_jax import prefill
 from vxl2_jax.cache import views

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+_ROOT = Path(__file__).resolve().parents[2]
 RETURN_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 """Environment in which glibc gives blocks of that many bytes and more back to the system as soon as they are free."""
 
@@ -19,16 +20,18 @@ RETURN_BLOCKS = {"MALLOC_MMAP_THRESHOLD_": str(128 * 1024)}
 class Script:
     """A script that runs: it is killed after `limit_s` seconds, and when the `with` around it ends.
 
-    script: of this folder, unless it is a whole path; python: the interpreter, by default the one that runs this.
+    script: the name of a module of this folder, or the path of a file; python: the interpreter, by default the one that
+    runs this.
     Raises OSError where the interpreter does not run.
     """
 
     def __init__(self, script: str | Path, *, limit_s: float, python: str | None = None):
-        command = [python or sys.executable, str(Path(__file__).parent / script)]
+        module = ["-m", f"{__package__}.{script}"]
+        command = [python or sys.executable, *([str(script)] if isinstance(script, Path) else module)]
         self._complaints: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (closed with the script)
         try:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, text=True
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, text=True, cwd=_ROOT
             )
         except OSError as error:
             self._complaints.close()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import process
-from bench.masks import Tokens
+from experiments.bench import process
+from experiments.bench.masks import Tokens
 
 NAMES = ("flex", "flex_streams", "flex_tuned", "sdpa")
 WHAT = {
@@ -74,7 +74,7 @@ def measure(
             "samples": samples,
             "seed": seed,
         }
-        lines, why = process.run("torch_process.py", request, python=python, limit_s=limit_s)
+        lines, why = process.run("torch_process", request, python=python, limit_s=limit_s)
     done = {line["name"]: Outcome(line["name"], line["seconds"] and tuple(line["seconds"]), line["error"], line["note"])
             for line in lines}  # fmt: skip
     return [done.get(case.name, Outcome(case.name, None, None, why or "no result")) for case in cases]

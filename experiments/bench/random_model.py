@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from bench import weights
+from experiments.bench import weights
 from pallas_kernels import attention
 from vxl2_jax import hardware
 from vxl2_jax.api import Model

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.ceilings import Ceilings
-from bench.measure import Timing
+from experiments.bench.ceilings import Ceilings
+from experiments.bench.measure import Timing
 
 OURS, BASELINE = "ours", "baseline"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from bench.report import OURS, Report, replace
+from experiments.bench.report import OURS, Report, replace
 
 _COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#17becf", "#7f7f7f", "#bcbd22")
 _MARKERS = "osD^vP*Xh<>p"

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 from absl import flags
 
-from bench import ceilings, machine, options, roofline
-from bench.report import Report
+from experiments.bench import ceilings, machine, options, roofline
+from experiments.bench.report import Report
 
 
 def samples(device: Any) -> int:

@@ -13,10 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[0:1] = [str(Path(__file__).resolve().parents[1])]
-
-from bench import alike
-from bench.process import asked, say
+from experiments.bench import alike
+from experiments.bench.process import asked, say
 
 try:
     import torch

@@ -8,14 +8,11 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from bench.masks import Tokens, allowed
+from experiments.bench.masks import Tokens, allowed
 
 try:
     import torch

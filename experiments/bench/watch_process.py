@@ -6,19 +6,14 @@ JSON requests on standard input, the first with a "task" of TASKS; JSON lines on
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
-
-_ROOT = Path(__file__).resolve().parents[2]
-sys.path[0:1] = [str(_ROOT), str(_ROOT / "experiments")]
 
 import numpy as np
 
-from bench import alike, resident
-from bench.process import asked, say
+from experiments.bench import alike, resident
+from experiments.bench.process import asked, say
 
 PROGRESS_S = 5.0
 """Seconds between lines that say how far a run has come."""
@@ -28,7 +23,7 @@ def describe(request: dict, _: Iterable[dict]) -> None:
     """What machine this is and, of an accelerator, what it can do at best."""
     import jax
 
-    from bench import ceilings, machine
+    from experiments.bench import ceilings, machine
 
     device = jax.devices()[0]
     large = machine.is_accelerator(device)
@@ -81,7 +76,7 @@ def load(request: dict) -> tuple[Any, np.ndarray]:
     """The model, and uint8 frames [F, image, image, 3]."""
     frames, rng = request["frames"], np.random.default_rng(request["seed"])
     if request["model"] == "real":
-        from bench import random_model
+        from experiments.bench import random_model
         from vxl2_jax.config import video_xl_2
 
         model = random_model.draw(video_xl_2(), dtype="bfloat16", seed=request["seed"])

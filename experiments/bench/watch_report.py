@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import against
-from bench.growth import exponent
-from bench.report import replace
+from experiments.bench import against
+from experiments.bench.growth import exponent
+from experiments.bench.report import replace
 
 _MIB, _GIB = 2**20, 2**30
 STAGES = ("read", "vision", "prefill", "sparse", "other")

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench import counts, kernels, weights
-from bench.measure import Timing
-from bench.report import Report, Row
+from experiments.bench import counts, kernels, weights
+from experiments.bench.measure import Timing
+from experiments.bench.report import Report, Row
 from pallas_kernels.attention import Kernel
 from vxl2_jax import decode, relevance
 from vxl2_jax.buckets import bucket

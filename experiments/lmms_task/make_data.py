@@ -1,6 +1,6 @@
 """Makes the data of the lmms-eval task nano_clips: clips such as nano knows, questions about them, their answers.
 
-    python experiments/lmms_task/make_data.py
+    python -m experiments.lmms_task.make_data
     python -m lmms_eval --model vxl2_jax --model_args pretrained=nano,mode=bilevel,chunk_size=2,top_k=2 \\
         --include_path experiments/lmms_task --tasks nano_clips
 
@@ -19,10 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from nano import clips, encode, pictures
-from nano.questions import questions
+from experiments.nano import clips, encode, pictures
+from experiments.nano.questions import questions
 
 
 def make(out: Path, *, videos: int, count: int, seed: int = 0) -> None:

@@ -1,11 +1,6 @@
 """What nano_clips.yaml needs in Python: the video of a row, and whether an answer is right."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(1, str(Path(__file__).resolve().parents[1]))
-
-from nano.questions import is_right
+from experiments.nano.questions import is_right
 
 
 def visuals(doc: dict) -> list[str]:

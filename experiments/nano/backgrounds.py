@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from nano import footage as films
-from nano import stamps
+from experiments.nano import footage as films
+from experiments.nano import stamps
 
 
 class Shape(NamedTuple):

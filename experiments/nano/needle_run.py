@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 import vxl2_jax as vxl2
-from nano import encode, haystacks
-from nano.needles import judge
+from experiments.nano import encode, haystacks
+from experiments.nano.needles import judge
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation import run_folder, settings
 from vxl2_jax.storage import jsonl

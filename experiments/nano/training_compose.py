@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nano import clips, pictures, questions, training_dts, training_frames, training_rows, vocabulary
-from nano.training_aims import NOWHERE, question_row
-from nano.training_vision import NONE
+from experiments.nano import clips, pictures, questions, training_dts, training_frames, training_rows, vocabulary
+from experiments.nano.training_aims import NOWHERE, question_row
+from experiments.nano.training_vision import NONE
 from vxl2_jax.text import prompt
 
 FRAMES = 4

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 from einops import rearrange
 
-from nano import training_frames, training_rows
-from nano.training_vision import NAMES, NONE
+from experiments.nano import training_frames, training_rows
+from experiments.nano.training_vision import NAMES, NONE
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import video_xl_2
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nano import training_loop, vocabulary
+from experiments.nano import training_loop, vocabulary
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
 

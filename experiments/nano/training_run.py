@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nano import (
+from experiments.nano import (
     questions,
     training_compose,
     training_dts,

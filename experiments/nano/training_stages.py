@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from nano import training_dts, training_frames, training_loop, training_vision
+from experiments.nano import training_dts, training_frames, training_loop, training_vision
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import video_xl_2
 

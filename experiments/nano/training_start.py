@@ -27,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nano import training_rows, vocabulary
-from nano.training_rows import NAME, OTHER, PERIODS, TIME, WAVES, WIDTH
+from experiments.nano import training_rows, vocabulary
+from experiments.nano.training_rows import NAME, OTHER, PERIODS, TIME, WAVES, WIDTH
 from vxl2_jax.config import LanguageConfig
 from vxl2_jax.models import qwen2
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nano import pictures, training_frames
+from experiments.nano import pictures, training_frames
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import siglip
 

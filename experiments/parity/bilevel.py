@@ -5,11 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from parity.assembled import assemble, plan_mixed
-from parity.cases import Case, Runner, turn_back
-from parity.golden import Archive, GoldenError
-from parity.language import DENSE, check_cache, check_greedy
-from parity.report import LOGITS, Report
+from experiments.parity.assembled import assemble, plan_mixed
+from experiments.parity.cases import Case, Runner, turn_back
+from experiments.parity.golden import Archive, GoldenError
+from experiments.parity.language import DENSE, check_cache, check_greedy
+from experiments.parity.report import LOGITS, Report
 from vxl2_jax.cache import views
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.relevance import selection

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.parity.golden import Archive, GoldenError, layout_of
+from experiments.parity.vision import encode_frames, pad_video, rebuild
 from pallas_kernels.attention import REFERENCE, Kernel
-from parity.golden import Archive, GoldenError, layout_of
-from parity.vision import encode_frames, pad_video, rebuild
 from vxl2_jax import decode, memory, prefill
 from vxl2_jax.cache import views
 from vxl2_jax.config import ModelConfig

@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 
-from parity.cases import Case, Runner
-from parity.golden import Archive, GoldenError, layout_of
-from parity.report import FEATURES, LOGITS, Report
+from experiments.parity.cases import Case, Runner
+from experiments.parity.golden import Archive, GoldenError, layout_of
+from experiments.parity.report import FEATURES, LOGITS, Report
 from vxl2_jax import decode
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs, natural_mask

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from parity.golden import Archive
+from experiments.parity.golden import Archive
 
 FEATURES, LOGITS = 5e-5, 1e-4
 """Absolute tolerances for arrays whose values are of order one (features, caches; logits)."""

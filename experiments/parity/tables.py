@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from parity.golden import GoldenError
-from parity.report import Report
+from experiments.parity.golden import GoldenError
+from experiments.parity.report import Report
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 from vxl2_jax.text import prompt
 from vxl2_jax.text.tokenizer import Tokenizer

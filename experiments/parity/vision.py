@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 
+from experiments.parity.golden import Archive, GoldenError
+from experiments.parity.report import FEATURES, Report
 from pallas_kernels.attention import REFERENCE, Kernel
-from parity.golden import Archive, GoldenError
-from parity.report import FEATURES, Report
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import dts, siglip, video_xl_2
 from vxl2_jax.video.preprocess import resize_frame

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from studies import contents, drawing, tally
-from studies.study import DENSE, Setting, Study
+from experiments.studies import contents, drawing, tally
+from experiments.studies.study import DENSE, Setting, Study
 from vxl2_jax import plot
 from vxl2_jax.layout import PrefillRule
 

@@ -6,8 +6,8 @@ suit even content; what the question looks at should not depend on it.
 
 from __future__ import annotations
 
-from studies import contents, halves
-from studies.study import CHUNKED, DENSE, Setting, Study
+from experiments.studies import contents, halves
+from experiments.studies.study import CHUNKED, DENSE, Setting, Study
 
 STUDY = Study(
     name="bursty",

@@ -1,6 +1,6 @@
 """All studies by name, in the order of experiments/README.md."""
 
-from studies import block_size, bursty, evidence, halves, question_types, scene_changes, selection
+from experiments.studies import block_size, bursty, evidence, halves, question_types, scene_changes, selection
 
 STUDIES = {
     module.STUDY.name: module.STUDY

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from nano import clips, pictures
-from nano.questions import TIMES, Question, ask, chance, questions
 
-from studies.study import Asked, Draw, labelled
+from experiments.nano import clips, pictures
+from experiments.nano.questions import TIMES, Question, ask, chance, questions
+from experiments.studies.study import Asked, Draw, labelled
 
 SECONDS = 192  # 48 groups: the usual rule hides most of such a clip, and nano was trained on as long ones
 SHORT = ("exists", "first", "when", "what", "count", "between")

@@ -21,8 +21,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from studies import drawing, memories
-from studies.study import CHUNKED, DENSE
+from experiments.studies import drawing, memories
+from experiments.studies.study import CHUNKED, DENSE
 from vxl2_jax import Model, VideoMemory, planning, plot
 
 NAME, TITLE = "cost", "FLOPs and bytes saved against seconds saved (without reading and decoding the video)"

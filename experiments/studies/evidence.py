@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies import contents, drawing, tally
-from studies.study import CHUNKED, DENSE, Setting, Study
+from experiments.studies import contents, drawing, tally
+from experiments.studies.study import CHUNKED, DENSE, Setting, Study
 
 
 def draw(path: Path, report: dict) -> None:

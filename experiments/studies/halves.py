@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies import contents, drawing, tally
-from studies.study import CHUNKED, DENSE, Setting, Study
+from experiments.studies import contents, drawing, tally
+from experiments.studies.study import CHUNKED, DENSE, Setting, Study
 from vxl2_jax.layout import PrefillRule
 
 

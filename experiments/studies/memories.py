@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from nano.clips import Clip, render_frame
 
+from experiments.nano.clips import Clip, render_frame
 from vxl2_jax import Model, VideoMemory, encode, hardware, prefill
 from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.layout import PrefillRule

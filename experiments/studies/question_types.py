@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from nano.questions import TYPES
-
-from studies import drawing, halves, tally
+from experiments.nano.questions import TYPES
+from experiments.studies import drawing, halves, tally
 
 
 def draw(path: Path, report: dict) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from nano import questions, recall
 
-from studies import memories
-from studies.study import Asked, Setting, Study
+from experiments.nano import questions, recall
+from experiments.studies import memories
+from experiments.studies.study import Asked, Setting, Study
 from vxl2_jax import Answer, Model, RequestError, VideoMemory
 from vxl2_jax.layout import PrefillRule, attention_pairs
 from vxl2_jax.storage import jsonl

@@ -7,8 +7,8 @@ training pictures stayed 8 to 16 s with pauses between; scenes of 4 s are shorte
 
 from __future__ import annotations
 
-from studies import contents, halves
-from studies.study import CHUNKED, DENSE, Setting, Study
+from experiments.studies import contents, halves
+from experiments.studies.study import CHUNKED, DENSE, Setting, Study
 
 STUDY = Study(
     name="scene_changes",

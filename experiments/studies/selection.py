@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studies import contents, drawing, tally
-from studies.study import CHUNKED, Setting, Study
+from experiments.studies import contents, drawing, tally
+from experiments.studies.study import CHUNKED, Setting, Study
 from vxl2_jax import plot
 
 SHARES = (35, 48, 62)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from nano.clips import Clip
-from nano.questions import Question
 
+from experiments.nano.clips import Clip
+from experiments.nano.questions import Question
 from vxl2_jax.layout import PrefillRule
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from studies.study import Study
+from experiments.studies.study import Study
 from vxl2_jax.evaluation.intervals import clustered_difference, mcnemar, paired_difference, wilson
 
 Row = Mapping[str, Any]

@@ -2,10 +2,10 @@
 
 import json
 
-import make_benchmark
 import pytest
 from evaluation.standin import StandIn
 
+from experiments import make_benchmark
 from vxl2_jax import cli, evaluation
 from vxl2_jax.evaluation import run_folder, runner
 from vxl2_jax.evaluation.settings import MODES, released

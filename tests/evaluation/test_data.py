@@ -3,11 +3,11 @@
 import json
 import sys
 
-import make_benchmark
 import numpy as np
 import pytest
-from nano import clips, pictures
 
+from experiments import make_benchmark
+from experiments.nano import clips, pictures
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import data, published

@@ -1,4 +1,4 @@
-"""Runs the scripts of experiments/ in the process of the tests."""
+"""Runs the modules of experiments/ in the process of the tests."""
 
 import contextlib
 import runpy
@@ -11,7 +11,7 @@ import pytest
 from absl import app, flags
 from absl.testing import flagsaver
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "experiments"
+ROOT = Path(__file__).resolve().parents[2]
 app.define_help_flags()  # now, so that they do not end with the first script
 
 
@@ -40,16 +40,15 @@ def without_script_flags() -> Iterator[None]:
 
 @pytest.fixture
 def run_script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
-    """Runs a script of experiments/, by name, with command-line arguments, as `python` would."""
+    """Runs a module of experiments/, by name, with command-line arguments, as `python -m` would."""
 
     def run(name: str, *arguments: str) -> Ended:
         code: int | str | None = 0
         capsys.readouterr()
         with monkeypatch.context() as patch, without_script_flags():
             patch.setattr(sys, "argv", [name, *arguments])
-            patch.setattr(sys, "path", [*sys.path])
             try:
-                runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+                runpy.run_module(f"experiments.{name}", run_name="__main__")
             except SystemExit as end:
                 code = end.code
         out, err = capsys.readouterr()

@@ -6,20 +6,18 @@ import math
 import re
 from dataclasses import replace
 
-import bench_attention
-import bench_decode
-import bench_vision
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from bench import ceilings, counts, exact, layouts, machine, masks, measure, options, pytorch, weights
-from bench.report import BASELINE, Report, Row
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments import bench_attention, bench_decode, bench_vision
+from experiments.bench import ceilings, counts, exact, layouts, machine, masks, measure, options, pytorch, weights
+from experiments.bench.report import BASELINE, Report, Row
 from pallas_kernels.attention import KVCache
 from pallas_kernels.attention.tile_sizes import TileSizes
 from vxl2_jax import config, prefill

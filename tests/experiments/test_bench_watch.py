@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from bench import against, process, random_model, resident, watch_report, weights
-from bench.growth import exponent
 
+from experiments.bench import against, process, random_model, resident, watch_report, weights
+from experiments.bench.growth import exponent
 from vxl2_jax import planning
 from vxl2_jax.config import video_xl_2
 from vxl2_jax.encode import layout_of
@@ -181,7 +181,7 @@ def test_random_weights_are_a_model_that_lays_out_videos_as_the_plan_does(monkey
 def test_watching_from_end_to_end(run_script, tmp_path):
     """The machine, a length and our side of the comparison: three processes."""
     arguments = ["--frames=24", "--samples=1", "--turns=1", "--against=torch", "--python=no-such-python", "--json"]
-    ended = run_script("bench_watch.py", *arguments, f"--out={tmp_path}")
+    ended = run_script("bench_watch", *arguments, f"--out={tmp_path}")
     assert ended.code == 0, ended.err
     document = json.loads(ended.out)
     assert document == json.loads((tmp_path / "watch.json").read_text()) and document["complete"]
@@ -207,7 +207,7 @@ def test_the_peak_of_watching_is_what_the_plan_says(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(*next(iter(process.RETURN_BLOCKS.items())))
     request = {"task": "watch", "frames": 1600, "model": "nano", "samples": 1, "seed": 0}
-    found, why = process.run("watch_process.py", request, limit_s=240)
+    found, why = process.run("watch_process", request, limit_s=240)
     assert not why
     planned = next(line["planned_bytes"] for line in found if "planned_bytes" in line)
     run = [line["run"] for line in found if "run" in line][1]
@@ -243,7 +243,7 @@ def test_a_baseline_that_misses_the_golden_logits_is_not_timed(golden, tmp_path)
 ])  # fmt: skip
 def test_bad_flags_end_with_one_line(run_script, monkeypatch, arguments, why, tmp_path):
     monkeypatch.setattr(process, "run", lambda *_, **__: ([{"accelerator": False}], ""))
-    ended = run_script("bench_watch.py", *arguments, f"--out={tmp_path}")
+    ended = run_script("bench_watch", *arguments, f"--out={tmp_path}")
     assert ended.code == 2 and not ended.out
     last = ended.err.splitlines()[-1]
     assert last.startswith("bench_watch: ") and why in last and not list(tmp_path.iterdir())

@@ -4,11 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "experiments"
 DOC = {
     "videoID": "k1tch3n",
     "duration": "medium",
@@ -34,7 +32,7 @@ def responses(tmp_path) -> str:
 
 
 def test_responses_are_scored_as_the_original_does_without_starting_jax(responses):
-    command = [sys.executable, str(SCRIPTS / "score_responses.py"), "--benchmark=video_mme", responses]
+    command = [sys.executable, "-m", "experiments.score_responses", "--benchmark=video_mme", responses]
     ended = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "no_such_one"})
     none = {"correct": 0, "total": 2, "accuracy": 0.0}
     assert ended.returncode == 0 and json.loads(ended.stdout) == {**none, "by": {"task_type": {"Counting": none}}}
@@ -43,13 +41,13 @@ def test_responses_are_scored_as_the_original_does_without_starting_jax(response
 
 
 def test_responses_are_scored_with_all_prefixes_removed(run_script, responses):
-    found = json.loads(run_script("score_responses.py", "--benchmark=video_mme", responses, "--rows", "--mended").out)
+    found = json.loads(run_script("score_responses", "--benchmark=video_mme", responses, "--rows", "--mended").out)
     assert found["rows"] == [1, 0] and found["accuracy"] == 50.0
 
 
 def test_prompts_are_shown(run_script, tmp_path):
     (tmp_path / "docs.json").write_text(json.dumps([DOC]))
-    ended = run_script("show_prompts.py", "--benchmark=video_mme", f"--docs={tmp_path / 'docs.json'}")
+    ended = run_script("show_prompts", "--benchmark=video_mme", f"--docs={tmp_path / 'docs.json'}")
     (prompt,) = json.loads(ended.out)
     assert ended.code == 0 and ended.err == "" and prompt.endswith("directly.")
 
@@ -57,8 +55,8 @@ def test_prompts_are_shown(run_script, tmp_path):
 @pytest.mark.parametrize(
     "script, flags, word",
     [
-        ("score_responses.py", ["--benchmark=mlvu", "--mended"], "--mended"),
-        ("show_prompts.py", ["--benchmark=mmlu", "--docs=docs.json"], "'mmlu'"),
+        ("score_responses", ["--benchmark=mlvu", "--mended"], "--mended"),
+        ("show_prompts", ["--benchmark=mmlu", "--docs=docs.json"], "'mmlu'"),
     ],
 )
 def test_bad_flags_end_with_one_line(run_script, responses, script, flags, word):

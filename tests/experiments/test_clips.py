@@ -5,10 +5,11 @@ import json
 import re
 
 import av
-import make_clip
 import numpy as np
 import pytest
-from nano import clips, encode, pictures, questions
+
+from experiments import make_clip
+from experiments.nano import clips, encode, pictures, questions
 
 NAMES, _ = pictures.load()
 

@@ -13,15 +13,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import check_parity
-import dump_reference as dump
 from einops import rearrange
-from parity import assembled
-from parity.cases import Case, Runner, turn_back
-from parity.golden import layout_of
-from parity.language import DENSE
-from parity.vision import encode_frames, frame_features, pad_video
 
+from experiments import check_parity
+from experiments import dump_reference as dump
+from experiments.parity import assembled
+from experiments.parity.cases import Case, Runner, turn_back
+from experiments.parity.golden import layout_of
+from experiments.parity.language import DENSE
+from experiments.parity.vision import encode_frames, frame_features, pad_video
 from vxl2_jax.cache import views
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.layout import PrefillRule, natural_mask

@@ -4,7 +4,8 @@ import hashlib
 
 import numpy as np
 import pytest
-from nano import backgrounds, footage, training_frames
+
+from experiments.nano import backgrounds, footage, training_frames
 
 
 @pytest.mark.parametrize("which", footage.SETS)

@@ -5,10 +5,11 @@ import json
 import re
 
 import av
-import make_long_clip
 import numpy as np
 import pytest
-from nano import clips, encode, long_clips, questions
+
+from experiments import make_long_clip
+from experiments.nano import clips, encode, long_clips, questions
 
 SIZE, RATE = 48, 2
 

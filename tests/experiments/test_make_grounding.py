@@ -2,11 +2,11 @@
 
 import json
 
-import make_grounding
 import numpy as np
 import pytest
-from nano import clips, questions
 
+from experiments import make_grounding
+from experiments.nano import clips, questions
 from vxl2_jax.evaluation import grounding_data
 
 SMALL = ["--clips", "2", "--seconds", "40", "60", "--size", "16", "--rate", "1", "--footage", ""]

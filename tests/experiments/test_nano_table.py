@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import nano_table
 import pytest
 
 import vxl2_jax as vxl2
+from experiments import nano_table
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- nano table -->", "<!-- /nano table -->"
@@ -60,7 +60,7 @@ def test_modes_have_readable_names():
     ],
 )
 def test_bad_flags_of_the_evaluation_end_with_one_line(run_script, flag, named):
-    refused(run_script("evaluate_nano.py", flag), named)
+    refused(run_script("evaluate_nano", flag), named)
 
 
 def refused(ended, named: str) -> None:
@@ -72,7 +72,7 @@ def test_a_report_of_other_settings_is_kept_and_not_added_to(run_script, reports
     out = tmp_path / "report.json"
     for text in ("[]", json.dumps(reports[0] | {"fingerprint": "0"})):
         out.write_text(text)
-        refused(run_script("evaluate_nano.py", f"--out={out}"), f"--out {out}: ")
+        refused(run_script("evaluate_nano", f"--out={out}"), f"--out {out}: ")
         assert out.read_text() == text
 
 
@@ -81,5 +81,5 @@ def test_a_complete_report_is_printed_again_without_asking(run_script, reports, 
     out, settings = tmp_path / "report.json", reports[0]["settings"]
     out.write_text(json.dumps(reports[0]))
     flags = [f"--out={out}", "--json", f"--seed={settings['seed']}", f"--questions={settings['questions']}"]
-    ended = run_script("evaluate_nano.py", *flags)
+    ended = run_script("evaluate_nano", *flags)
     assert ended.code == 0 and json.loads(ended.out) == reports[0]

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from nano import clips, haystacks, needle_report, needle_run, needles, pictures, questions
 
 import vxl2_jax as vxl2
+from experiments.nano import clips, haystacks, needle_report, needle_run, needles, pictures, questions
 
 DEPTHS = tuple(float(depth) for depth in range(0, 101, 10))
 

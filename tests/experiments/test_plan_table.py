@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
-import plan_table
 import pytest
+
+from experiments import plan_table
 
 ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- plan table -->", "<!-- /plan table -->"
@@ -37,5 +38,5 @@ def test_machines_without_room_for_the_weights_are_named_so(found):
 
 
 def test_json_is_one_document(found, run_script):
-    ended = run_script("plan_table.py", "--json")
+    ended = run_script("plan_table", "--json")
     assert ended.code == 0 and json.loads(ended.out) == json.loads(json.dumps(found))

@@ -5,10 +5,10 @@ import re
 
 import numpy as np
 import pytest
-from nano import clips, pictures, questions, vocabulary
-from nano.marks import Judged, difference, inside, summary
-from nano.questions import Question
 
+from experiments.nano import clips, pictures, questions, vocabulary
+from experiments.nano.marks import Judged, difference, inside, summary
+from experiments.nano.questions import Question
 from vxl2_jax.text import prompt
 
 NAMES, _ = pictures.load()

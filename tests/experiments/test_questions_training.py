@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 import toys
-from nano import (
+
+from experiments.nano import (
     clips,
     pictures,
     questions,
@@ -17,10 +18,9 @@ from nano import (
     training_start,
     vocabulary,
 )
-from nano.training_aims import question_row
-from nano.training_compose import LONGEST, fit
-from parity import assembled
-
+from experiments.nano.training_aims import question_row
+from experiments.nano.training_compose import LONGEST, fit
+from experiments.parity import assembled
 from pallas_kernels.attention import REFERENCE
 from vxl2_jax import config, decode
 from vxl2_jax.cache import views

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from nano import questions
-from nano import recall as compare
-from nano.recall import Judged
 
+from experiments.nano import questions
+from experiments.nano import recall as compare
+from experiments.nano.recall import Judged
 from vxl2_jax.relevance import selection
 
 

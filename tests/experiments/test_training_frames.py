@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from nano import clips, training_frames
+
+from experiments.nano import clips, training_frames
 
 
 @pytest.fixture(scope="module")

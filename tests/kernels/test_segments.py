@@ -9,9 +9,9 @@ import pytest
 import toys
 from hypothesis import given
 from hypothesis import strategies as st
-from parity.assembled import MixedPlan, assembled_view, plan_mixed
 from problems import backends
 
+from experiments.parity.assembled import MixedPlan, assembled_view, plan_mixed
 from pallas_kernels import attention
 from pallas_kernels import decode as in_place
 from vxl2_jax import decode
