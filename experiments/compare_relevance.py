@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
-from experiments.nano import clips, pictures
-from experiments.nano.questions import GROUP_S, Question, chunks_of, questions
-from experiments.nano.recall import DENSE, EVIDENCE, LOT, Judged, as_text, draw, judge, known, report_of
+from experiments.studies.recall import DENSE, EVIDENCE, LOT, Judged, as_text, draw, judge, known, report_of
+from experiments.synthetic import clips, pictures
+from experiments.synthetic.questions import GROUP_S, Question, chunks_of, questions
 from vxl2_jax import plot, relevance
 
 _OUT = flags.DEFINE_string("out", None, "Where the results go, without an ending.", required=True)

@@ -39,11 +39,11 @@ from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
-from experiments.nano import clips, pictures
-from experiments.nano.encode import render_mp4
-from experiments.nano.marks import Judged, difference, inside, summary
-from experiments.nano.questions import TYPES, Question, chance_levels, is_right, questions
+from experiments.studies.marks import Judged, difference, inside, summary
 from experiments.studies.memories import interior
+from experiments.synthetic import clips, pictures
+from experiments.synthetic.encode import render_mp4
+from experiments.synthetic.questions import TYPES, Question, chance_levels, is_right, questions
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation.report import write_texts
 

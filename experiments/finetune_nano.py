@@ -33,8 +33,8 @@ from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
-from experiments.nano import clips, pictures, questions
-from experiments.nano.encode import render_mp4
+from experiments.synthetic import clips, pictures, questions
+from experiments.synthetic.encode import render_mp4
 from vxl2_jax.training.loop import train
 from vxl2_jax.training.settings import parse
 

@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.nano import clips, encode, pictures
-from experiments.nano.questions import questions
+from experiments.synthetic import clips, encode, pictures
+from experiments.synthetic.questions import questions
 from vxl2_jax.errors import RequestError, Vxl2Error
 from vxl2_jax.evaluation.rows import letter, lettered
 

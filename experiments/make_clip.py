@@ -21,7 +21,7 @@ import sys
 
 import numpy as np
 
-from experiments.nano import clips, encode, pictures, questions
+from experiments.synthetic import clips, encode, pictures, questions
 
 
 class _Parser(argparse.ArgumentParser):

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import make_clip
-from experiments.nano import clips, encode, pictures, questions
+from experiments.synthetic import clips, encode, pictures, questions
 
 CLIP_S = 2  # seconds of QVHighlights' grid
 _TRAINING = 4  # times as many clips as are rendered

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import vxl2_jax as vxl2
 from experiments import make_clip
-from experiments.nano import long_clips, pictures
+from experiments.synthetic import long_clips, pictures
 
 
 def _hours(text: str) -> int:

@@ -41,8 +41,9 @@ from rich.console import Console
 from rich.progress import track
 
 import vxl2_jax as vxl2
-from experiments.nano import clips, needle_report, needle_run
-from experiments.nano.needle_run import Setting
+from experiments.studies import needle_report, needle_run
+from experiments.studies.needle_run import Setting
+from experiments.synthetic import clips
 from vxl2_jax.evaluation import run_folder
 from vxl2_jax.evaluation.settings import MODES
 from vxl2_jax.generate import AskOptions

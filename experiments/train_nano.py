@@ -27,7 +27,8 @@ import pathlib
 import jax
 from absl import app, flags
 
-from experiments.nano import training_run, training_stages, vocabulary
+from experiments.nano import training_run, training_stages
+from experiments.synthetic import vocabulary
 from vxl2_jax import config
 
 _STAGES = ("frames", "vision", "features", "dts", "visual_tokens", "language")

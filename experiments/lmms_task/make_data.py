@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.nano import clips, encode, pictures
-from experiments.nano.questions import questions
+from experiments.synthetic import clips, encode, pictures
+from experiments.synthetic.questions import questions
 
 
 def make(out: Path, *, videos: int, count: int, seed: int = 0) -> None:

@@ -1,6 +1,6 @@
 """What nano_clips.yaml needs in Python: the video of a row, and whether an answer is right."""
 
-from experiments.nano.questions import is_right
+from experiments.synthetic.questions import is_right
 
 
 def visuals(doc: dict) -> list[str]:

@@ -7,7 +7,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from experiments.nano import clips, pictures, questions, vocabulary
+from experiments.synthetic import clips, pictures, questions, vocabulary
 from vxl2_jax.text import prompt
 
 FRAMES = 4

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.nano import clips, pictures, questions, training_dts, training_frames, training_rows, vocabulary
+from experiments.nano import training_dts, training_frames, training_rows
 from experiments.nano.training_aims import NOWHERE, question_row
 from experiments.nano.training_vision import NONE
+from experiments.synthetic import clips, pictures, questions, vocabulary
 from vxl2_jax.text import prompt
 
 FRAMES = 4

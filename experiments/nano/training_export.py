@@ -9,7 +9,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.nano import training_loop, vocabulary
+from experiments.nano import training_loop
+from experiments.synthetic import vocabulary
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
 

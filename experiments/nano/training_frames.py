@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from experiments.nano import clips, pictures
+from experiments.synthetic import clips, pictures
 
 FRAMES = 4  # per group
 SIDE = 98

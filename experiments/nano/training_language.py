@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.nano import questions, training_compose, vocabulary
+from experiments.nano import training_compose
 from experiments.nano.training_aims import ABSENT, Kind
 from experiments.nano.training_compose import VISUAL
 from experiments.nano.training_vision import NONE
+from experiments.synthetic import questions, vocabulary
 from vxl2_jax.config import LanguageConfig
 from vxl2_jax.layout import Layout, PrefillRule, natural_mask
 from vxl2_jax.models import qwen2, rope

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.nano import questions
 from experiments.nano.training_compose import FRAMES
 from experiments.nano.training_language import layout
+from experiments.synthetic import questions
 from vxl2_jax.cache.plan import SPARSE, plan_segments
 from vxl2_jax.layout import Layout
 from vxl2_jax.relevance.selection import dense_chunks

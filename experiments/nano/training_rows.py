@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from experiments.nano import vocabulary
+from experiments.synthetic import vocabulary
 
 WIDTH = 192
 WAVES = 18

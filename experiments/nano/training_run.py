@@ -13,7 +13,6 @@ import numpy as np
 import optax
 
 from experiments.nano import (
-    questions,
     training_compose,
     training_dts,
     training_export,
@@ -24,6 +23,7 @@ from experiments.nano import (
     training_rows,
     training_start,
 )
+from experiments.synthetic import questions
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import PrefillRule
 

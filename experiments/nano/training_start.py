@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.nano import training_rows, vocabulary
+from experiments.nano import training_rows
 from experiments.nano.training_rows import NAME, OTHER, PERIODS, TIME, WAVES, WIDTH
+from experiments.synthetic import vocabulary
 from vxl2_jax.config import LanguageConfig
 from vxl2_jax.models import qwen2
 

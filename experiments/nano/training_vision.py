@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments.nano import pictures, training_frames
+from experiments.nano import training_frames
+from experiments.synthetic import pictures
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import siglip
 

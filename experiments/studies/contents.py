@@ -1,5 +1,5 @@
 """Clips of wanted content: as nano was trained on, with pictures spread evenly or in bursts, cut into short scenes,
-and with pictures that return near or far. Names, places and backgrounds are drawn as in `nano.clips`."""
+and with pictures that return near or far. Names, places and backgrounds are drawn as in `synthetic.clips`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from experiments.nano import clips, pictures
-from experiments.nano.questions import TIMES, Question, ask, chance, questions
 from experiments.studies.study import Asked, Draw, labelled
+from experiments.synthetic import clips, pictures
+from experiments.synthetic.questions import TIMES, Question, ask, chance, questions
 
 SECONDS = 192  # 48 groups: the usual rule hides most of such a clip, and nano was trained on as long ones
 SHORT = ("exists", "first", "when", "what", "count", "between")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from experiments.nano.clips import Clip, render_frame
+from experiments.synthetic.clips import Clip, render_frame
 from vxl2_jax import Model, VideoMemory, encode, hardware, prefill
 from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.layout import PrefillRule

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.nano.questions import TYPES
 from experiments.studies import drawing, halves, tally
+from experiments.synthetic.questions import TYPES
 
 
 def draw(path: Path, report: dict) -> None:

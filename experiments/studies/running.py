@@ -14,9 +14,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from experiments.nano import questions, recall
-from experiments.studies import memories
+from experiments.studies import memories, recall
 from experiments.studies.study import Asked, Setting, Study
+from experiments.synthetic import questions
 from vxl2_jax import Answer, Model, RequestError, VideoMemory
 from vxl2_jax.layout import PrefillRule, attention_pairs
 from vxl2_jax.storage import jsonl

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.nano.clips import Clip
-from experiments.nano.questions import Question
+from experiments.synthetic.clips import Clip
+from experiments.synthetic.questions import Question
 from vxl2_jax.layout import PrefillRule
 
 

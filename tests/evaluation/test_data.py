@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import make_benchmark
-from experiments.nano import clips, pictures
+from experiments.synthetic import clips, pictures
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import data, published

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import make_clip
-from experiments.nano import clips, encode, pictures, questions
+from experiments.synthetic import clips, encode, pictures, questions
 
 NAMES, _ = pictures.load()
 

@@ -5,7 +5,8 @@ import hashlib
 import numpy as np
 import pytest
 
-from experiments.nano import backgrounds, footage, training_frames
+from experiments.nano import training_frames
+from experiments.synthetic import backgrounds, footage
 
 
 @pytest.mark.parametrize("which", footage.SETS)

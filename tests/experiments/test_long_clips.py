@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import make_long_clip
-from experiments.nano import clips, encode, long_clips, questions
+from experiments.synthetic import clips, encode, long_clips, questions
 
 SIZE, RATE = 48, 2
 

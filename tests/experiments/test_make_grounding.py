@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import make_grounding
-from experiments.nano import clips, questions
+from experiments.synthetic import clips, questions
 from vxl2_jax.evaluation import grounding_data
 
 SMALL = ["--clips", "2", "--seconds", "40", "60", "--size", "16", "--rate", "1", "--footage", ""]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import vxl2_jax as vxl2
-from experiments.nano import clips, haystacks, needle_report, needle_run, needles, pictures, questions
+from experiments.studies import needle_report, needle_run, needles
+from experiments.synthetic import clips, haystacks, pictures, questions
 
 DEPTHS = tuple(float(depth) for depth in range(0, 101, 10))
 

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vxl2_jax as vxl2
-from experiments.nano import clips, pictures, questions, vocabulary
 from experiments.studies import block_size, contents, cost, memories, running, selection, tally
 from experiments.studies.catalogue import STUDIES
 from experiments.studies.study import CHUNKED, DENSE, Asked, Setting, Study, labelled
+from experiments.synthetic import clips, pictures, questions, vocabulary
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.planning import memory_model

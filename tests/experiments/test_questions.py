@@ -6,9 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from experiments.nano import clips, pictures, questions, vocabulary
-from experiments.nano.marks import Judged, difference, inside, summary
-from experiments.nano.questions import Question
+from experiments.studies.marks import Judged, difference, inside, summary
+from experiments.synthetic import clips, pictures, questions, vocabulary
+from experiments.synthetic.questions import Question
 from vxl2_jax.text import prompt
 
 NAMES, _ = pictures.load()

@@ -7,20 +7,11 @@ import numpy as np
 import pytest
 import toys
 
-from experiments.nano import (
-    clips,
-    pictures,
-    questions,
-    training_compose,
-    training_language,
-    training_mixed,
-    training_rows,
-    training_start,
-    vocabulary,
-)
+from experiments.nano import training_compose, training_language, training_mixed, training_rows, training_start
 from experiments.nano.training_aims import question_row
 from experiments.nano.training_compose import LONGEST, fit
 from experiments.parity import assembled
+from experiments.synthetic import clips, pictures, questions, vocabulary
 from pallas_kernels.attention import REFERENCE
 from vxl2_jax import config, decode
 from vxl2_jax.cache import views

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.nano import questions
-from experiments.nano import recall as compare
-from experiments.nano.recall import Judged
+from experiments.studies import recall as compare
+from experiments.studies.recall import Judged
+from experiments.synthetic import questions
 from vxl2_jax.relevance import selection
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.nano import clips, training_frames
+from experiments.nano import training_frames
+from experiments.synthetic import clips
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.nano import questions
+from experiments.synthetic import questions
 from vxl2_jax.evaluation import intervals
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from experiments.nano import backgrounds, clips, encode, pictures, questions, stamps
+from experiments.synthetic import backgrounds, clips, encode, pictures, questions, stamps
 from vxl2_jax.video.reader import open_video
 
 SHORTEST, LONGEST = 8, 16  # seconds a needle stays, whole

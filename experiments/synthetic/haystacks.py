@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from experiments.nano import clips, pictures, questions
+from experiments.synthetic import clips, pictures, questions
 
 NEEDLE_S = 8  # whole seconds a needle is on screen
 LONGEST = 16  # the longest that other pictures are

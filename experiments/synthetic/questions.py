@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.nano import clips, pictures
+from experiments.synthetic import clips, pictures
 
 TYPES = ("exists", "first", "when", "what", "count", "between", "order")
 GROUP_S = 4  # seconds a group of four sampled frames covers at one frame per second

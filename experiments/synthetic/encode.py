@@ -6,7 +6,7 @@ import pathlib
 import av
 import numpy as np
 
-from experiments.nano import clips
+from experiments.synthetic import clips
 
 # With its macroblock tree x264 makes another file of the same frames every time.
 REPRODUCIBLE = {"x264-params": "mbtree=0"}

@@ -11,9 +11,9 @@ import math
 import numpy as np
 
 import vxl2_jax as vxl2
-from experiments.nano.haystacks import Asked
-from experiments.nano.questions import chunks_of, is_right
-from experiments.nano.recall import ranks
+from experiments.studies.recall import ranks
+from experiments.synthetic.haystacks import Asked
+from experiments.synthetic.questions import chunks_of, is_right
 
 
 def by_lot(shown: int, top_k: int, chunks: int) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import vxl2_jax as vxl2
-from experiments.nano.questions import Question, chunks_of, inside, is_right
+from experiments.synthetic.questions import Question, chunks_of, inside, is_right
 from vxl2_jax import plot
 from vxl2_jax.evaluation.intervals import mcnemar, paired_difference, wilson
 

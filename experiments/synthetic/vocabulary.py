@@ -9,7 +9,7 @@ import functools
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from experiments.nano import pictures, questions
+from experiments.synthetic import pictures, questions
 
 SPECIAL = ("<unk>", "<visual>", "<|im_start|>", "<|im_end|>")
 NUMBERS = 1024

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 import vxl2_jax as vxl2
-from experiments.nano import encode, haystacks
-from experiments.nano.needles import judge
+from experiments.studies.needles import judge
+from experiments.synthetic import encode, haystacks
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation import run_folder, settings
 from vxl2_jax.storage import jsonl

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.nano.questions import TOLERANCE_S
+from experiments.synthetic.questions import TOLERANCE_S
 from vxl2_jax import plot
 from vxl2_jax.evaluation import run_folder
 from vxl2_jax.evaluation.intervals import wilson

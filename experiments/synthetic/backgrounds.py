@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from experiments.nano import footage as films
-from experiments.nano import stamps
+from experiments.synthetic import footage as films
+from experiments.synthetic import stamps
 
 
 class Shape(NamedTuple):
