@@ -73,7 +73,7 @@ test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes)
 # An environment of its own, with the package: pages of the API and the command line are made from it.
 docs: ## build the documentation into build/docs, failing on broken links (in .venv-docs)
 	@$(MAKE) --no-print-directory setup VENV="$$VENV-docs" EXTRAS=docs
-	@JAX_PLATFORMS=cpu "$$VENV-docs/bin/python" -m mkdocs build --strict --quiet
+	@JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 "$$VENV-docs/bin/python" -m mkdocs build --strict --quiet
 
 clean: ## remove .venv, .venv-targets, .venv-docs and what builds and tests leave
 	@for venv in "$$VENV" "$$VENV-targets" "$$VENV-docs"; do if [ -f "$$venv/pyvenv.cfg" ]; then rm -rf "$$venv"; fi; done
