@@ -86,8 +86,9 @@ def sections(command: argparse.ArgumentParser, level: int = 2) -> list[str]:
 
 
 def names(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
-    """An argument as it is written, such as `--top-k K`."""
-    return ", ".join(f"`{cell(name)}`" for name in formatter._format_action_invocation(action).split(", "))
+    """An argument as it is written, such as `--top-k K`, on one line."""
+    written = formatter._format_action_invocation(action).split(", ")
+    return ", ".join(f"`{cell(name)}`".replace(" ", "\N{NO-BREAK SPACE}") for name in written)
 
 
 def cell(text: str) -> str:
