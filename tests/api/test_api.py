@@ -43,6 +43,7 @@ def test_kernels_that_fail_their_self_test_are_skipped_with_the_reason(model_dir
         assert load().kernel.name == "ampere"
 
 
+@pytest.mark.slow
 def test_an_earlier_video_has_no_effect_on_a_later_one(model):
     fresh = model.watch(noise(40, seed=2))
     answer = model.ask(fresh, "is there 7?", top_k=1, chunk_size=2, max_new_tokens=6)
@@ -149,7 +150,7 @@ def test_a_drawn_answer_depends_on_the_seed_alone(model):
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_runs(model_dir, dtype):
     model = vxl2.load(model_dir, dtype)
     memory = model.watch(noise(40))
