@@ -15,7 +15,7 @@ TESTS    ?=
 
 export VENV PYTHON EXTRAS VIDEO QUESTION
 .DEFAULT_GOAL := help
-.PHONY: help setup ask check test test-all test-kernels test-targets clean
+.PHONY: help setup ask check test test-all test-kernels test-targets docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -73,7 +73,12 @@ test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes)
 	@rm -f build/targets.jsonl
 	@JAX_PLATFORMS=cpu "$$VENV-targets/bin/python" -m pytest -q -n $(WORKERS) -m targets tests/targets
 
-clean: ## remove .venv, .venv-targets and what builds and tests leave
-	@for venv in "$$VENV" "$$VENV-targets"; do if [ -f "$$venv/pyvenv.cfg" ]; then rm -rf "$$venv"; fi; done
+# An environment of its own, with the package: pages of the API and the command line are made from it.
+docs: ## build the documentation into build/docs, failing on broken links (in .venv-docs)
+	@$(MAKE) --no-print-directory setup VENV="$$VENV-docs" EXTRAS=docs
+	@JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 "$$VENV-docs/bin/python" -m mkdocs build --strict --quiet
+
+clean: ## remove .venv, .venv-targets, .venv-docs and what builds and tests leave
+	@for venv in "$$VENV" "$$VENV-targets" "$$VENV-docs"; do if [ -f "$$venv/pyvenv.cfg" ]; then rm -rf "$$venv"; fi; done
 	@rm -rf build dist vxl2_jax.egg-info .pytest_cache .hypothesis .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

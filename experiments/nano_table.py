@@ -1,9 +1,9 @@
-"""The README's tables of what nano gets right, from reports of evaluate_nano.py over several seeds.
+"""The tables of docs/results/nano.md: what nano answers correctly, from reports of evaluate_nano.py over several seeds.
 
     python -m experiments.evaluate_nano --questions 400 --seed 7 --out experiments/results/nano/seed7.json
     python -m experiments.nano_table experiments/results/nano/seed*.json
 
-Counts are added up over the seeds. The README carries what is printed between two marks, `<!-- nano table -->` and
+Counts are added up over the seeds. The page has what is printed between two marks, `<!-- nano table -->` and
 `<!-- /nano table -->`, and a test compares them.
 """
 

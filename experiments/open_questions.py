@@ -16,7 +16,7 @@ Clips are drawn from --seed, the same in every setting; each is rendered and goe
 are given as arrays (no video file between), with real footage behind the pictures that training has not seen. Answers
 are kept in --rows, a line a clip: the same command goes on where it was cut off; with more --clips it adds to what is
 there. Intervals are 95 %: Wilson's for accuracies; changes are paired by question, the questions of a clip taken together.
-What came of it is told in experiments/README.md.
+The results are in docs/results/studies.md.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""The README's table of what videos take: peak memory and least time, by length and machine.
+"""The table of what videos cost in docs/results/speed.md: peak memory and least time, by length and machine.
 
     python -m experiments.plan_table
 
 Every figure is of `vxl2_jax.planning`, for the real model in 16 bits, at a frame a second, blocks of 4 groups and 3
-earlier ones, one question with 4 chunks dense between the first and the last. Nothing is measured. The README carries
-what is printed between two marks, `<!-- plan table -->` and `<!-- /plan table -->`, and a test compares them.
+earlier ones, one question with 4 chunks dense between the first and the last. Nothing is measured. The page has what
+is printed between two marks, `<!-- plan table -->` and `<!-- /plan table -->`, and a test compares them.
 """
 
 from __future__ import annotations

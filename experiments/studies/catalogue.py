@@ -1,4 +1,4 @@
-"""All studies by name, in the order of experiments/README.md."""
+"""All studies by name, in the order of docs/results/studies.md."""
 
 from experiments.studies import block_size, bursty, evidence, halves, question_types, scene_changes, selection
 
