@@ -156,7 +156,6 @@ def test_a_run_killed_in_every_way_gives_the_same_result(folder, straight):
     assert one == other
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_metrics_show_stages_learning_rates_and_a_falling_loss(folder, straight):
     written = lines(folder, "straight")
