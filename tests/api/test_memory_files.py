@@ -27,7 +27,7 @@ def memory(model, tmp_path_factory):
 @pytest.mark.parametrize(
     "options",
     [
-        {"top_k": 0},
+        pytest.param({"top_k": 0}, marks=pytest.mark.slow),
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"top_k": None}, marks=pytest.mark.slow),
         {"relevance": "recent"},
