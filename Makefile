@@ -15,7 +15,7 @@ TESTS    ?=
 
 export VENV PYTHON EXTRAS VIDEO QUESTION
 .DEFAULT_GOAL := help
-.PHONY: help setup ask check test test-kernels test-targets docs clean
+.PHONY: help setup ask check test test-all test-kernels test-targets docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -60,6 +60,9 @@ check: setup ## lint, formatting and types (seconds)
 
 test: setup ## run the tests (TESTS= for some of them, WORKERS= processes)
 	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(TESTS)
+
+test-all: setup ## all tests but test-targets (half an hour)
+	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) -m "not targets" $(TESTS)
 
 test-kernels: setup ## random problems for the interpreted kernels (minutes)
 	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m pytest -q -n $(WORKERS) -m kernels tests/kernels

@@ -34,6 +34,7 @@ def test_a_conversation_a_plot_and_a_timeline(command, model_dir, clip, tmp_path
     assert out.count("Q  ") == 2 and "dense" in out and "saved" in out
 
 
+@pytest.mark.slow
 def test_the_attention_kernel_can_be_chosen_and_is_reported(command, model_dir, clip):
     arguments = ("ask", clip, "what?", "--model", model_dir, "--max-new-tokens", 2, "--max-frames", 8)
     answers = {}

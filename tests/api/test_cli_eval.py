@@ -66,6 +66,7 @@ def test_every_benchmark_runs_in_every_mode_with_the_released_settings(
     assert (tmp_path / "report.png").exists() and (tmp_path / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_nano_runs_in_every_mode_and_the_runs_are_compared(command, data, tmp_path):
     rows = json.loads((data["mlvu"] / "json" / "1_generated.json").read_text())
     (tmp_path / "rows.json").write_text(

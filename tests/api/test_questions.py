@@ -42,7 +42,14 @@ def assert_alike(found, wanted):
 
 @pytest.mark.parametrize(
     ("count", "filled", "sizes"),
-    [(1, False, [1]), (2, False, [2, 2]), (3, True, [3] * 3), (5, False, [4, 4, 4, 4, 1]), (5, True, [5] * 5)],
+    [
+        (5, False, [4, 4, 4, 4, 1]),
+        (3, True, [3] * 3),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [(1, False, [1]), (2, False, [2, 2]), (5, True, [5] * 5)]
+        ),
+    ],
 )
 def test_a_batch_is_answered_as_one_by_one(model, memory, count, filled, sizes):
     """In full batches, as on a CPU, and in one that is filled up, as on accelerators."""
@@ -55,7 +62,10 @@ def test_a_batch_is_answered_as_one_by_one(model, memory, count, filled, sizes):
 @pytest.mark.parametrize(
     "change",
     [
-        {"temperature": 5.0, "seed": 3}, {"top_k": None}, {"top_k": 0}, {"relevance": "random", "seed": 4},
+        {"temperature": 5.0, "seed": 3},
+        pytest.param({"top_k": None}, marks=pytest.mark.slow),
+        pytest.param({"top_k": 0}, marks=pytest.mark.slow),
+        {"relevance": "random", "seed": 4},
         {"relevance": lambda ids, memory: np.arange(5) * ids[7] % 7},
     ],
     ids=["drawn", "dense", "edges", "at random", "a function"],
@@ -66,6 +76,7 @@ def test_all_options_hold_for_each_question_of_a_batch(model, memory, change):
     assert_alike(generate.ask_many(model, memory, QUESTIONS[:4], options, ()), wanted)
 
 
+@pytest.mark.slow
 def test_a_batch_continues_until_its_last_question_stops(model, memory):
     """A token that the answers have at different steps is made a stop token."""
     options = dataclasses.replace(OPTIONS, temperature=1.0)
@@ -81,6 +92,7 @@ def test_a_batch_continues_until_its_last_question_stops(model, memory):
     assert_alike(generate.ask_many(stopping, memory, QUESTIONS[:4], options, ()), wanted)
 
 
+@pytest.mark.slow
 def test_history_comes_before_every_question(model, memory):
     (first,) = one_by_one(model, memory, QUESTIONS[:1])
     wanted = one_by_one(model, memory, QUESTIONS[1:3], history=[first])
@@ -89,6 +101,7 @@ def test_history_comes_before_every_question(model, memory):
     assert [answer.tokens for answer in wanted] != [answer.tokens for answer in fresh]
 
 
+@pytest.mark.slow
 def test_an_oracle_may_set_chunks_and_compression_for_each_question(model, clip, tmp_path):
     def category(chunk_size, compression, units):
         return {
@@ -129,6 +142,7 @@ def test_watching_and_asking_clear_the_jit_caches(model, memory, monkeypatch):
     assert len(cleared) == 2
 
 
+@pytest.mark.slow
 def test_more_questions_than_a_batch_holds_and_none_at_all(model, memory):
     many = [f"is there {n}?" for n in range(17)]
     found = generate.ask_many(model, memory, many, dataclasses.replace(OPTIONS, max_new_tokens=2), ())

@@ -200,6 +200,7 @@ def test_watching_from_end_to_end(run_script, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["watch.json", "watch.md", "watch.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts a peak anew")
 def test_the_peak_of_watching_is_what_the_plan_says(monkeypatch):
     # Programs as users have them; the cache would not tell them from the others, and tests run many threads.

@@ -121,6 +121,7 @@ def straight(folder):
     return folder / "straight"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_killed_in_every_way_gives_the_same_result(folder, straight):
     # Killed while the second checkpoint (step 30) is written: the first one (step 15) remains.

@@ -18,6 +18,7 @@ from vxl2_jax.errors import RequestError
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_steps_on_four_simulated_devices_equal_steps_on_one():
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "training")))
     done = subprocess.run(

@@ -105,6 +105,7 @@ def test_merged_updates_compute_the_same(toy, with_lora):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_trained_parameters_in_float32(toy, trained):
     after, history = run(toy, settings_of(compute_dtype="bfloat16"), steps=12)
     assert after["language"]["embed"].dtype == jnp.float32
