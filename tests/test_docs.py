@@ -15,6 +15,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "expe
 FENCE = re.compile(r"^ *```(\w*)\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 
 
+@pytest.fixture(scope="module")
+def parser():
+    return build_parser()
+
+
 def names(paths: list[Path]) -> list[str]:
     return [path.relative_to(ROOT).as_posix() for path in paths]
 
@@ -46,8 +51,7 @@ def test_relative_links_exist(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=names(PAGES))
-def test_vxl2_commands_parse(page, capsys):
-    parser = build_parser()
+def test_vxl2_commands_parse(page, parser, capsys):
     for words in vxl2_commands(page):
         try:
             parser.parse_args(words)
