@@ -72,7 +72,7 @@ def sections(command: argparse.ArgumentParser, level: int = 2) -> list[str]:
     found.append(f"```text\n{command.format_usage().strip()}\n```")
     for group in command._action_groups:
         rows = [
-            f"| {names(action, formatter)} | {cell(formatter._expand_help(action))} |"
+            f"| {names(action, formatter)} | {meaning(action, formatter)} |"
             for action in group._group_actions
             if action.help not in (None, argparse.SUPPRESS)
             and not isinstance(action, (argparse._HelpAction, argparse._SubParsersAction))
@@ -86,9 +86,15 @@ def sections(command: argparse.ArgumentParser, level: int = 2) -> list[str]:
 
 
 def names(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
-    """An argument as it is written, such as `--top-k K`, on one line."""
-    written = formatter._format_action_invocation(action).split(", ")
-    return ", ".join(f"`{cell(name)}`".replace(" ", "\N{NO-BREAK SPACE}") for name in written)
+    """An argument as it is written, such as `--top-k K`."""
+    written = re.sub(r" \{.*?\}", "", formatter._format_action_invocation(action))
+    return ", ".join(f"`{cell(name)}`" for name in written.split(", "))
+
+
+def meaning(action: argparse.Action, formatter: argparse.HelpFormatter) -> str:
+    """The help text of an argument, with its choices."""
+    choices = ", ".join(f"`{choice}`" for choice in action.choices or ())
+    return cell(formatter._expand_help(action)) + (f"; one of {choices}" if choices else "")
 
 
 def cell(text: str) -> str:

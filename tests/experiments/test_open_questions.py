@@ -353,8 +353,8 @@ def test_the_readme_lists_every_script_and_a_page_shows_every_study():
     folder = Path(contents.__file__).parents[1]
     text = (folder / "README.md").read_text()
     assert [
-        script.name for script in folder.glob("[a-z]*.py") if f"| [{script.name}]({script.name}) |" not in text
+        script.name for script in folder.glob("[!_]*.py") if f"| [{script.name}]({script.name}) |" not in text
     ] == []
     page = (folder.parent / "docs" / "results" / "studies.md").read_text()
     for name in (*STUDIES, cost.NAME):
-        assert f"--question {name}" in page and f"/results/open_questions/{name}.png)" in page
+        assert f"Study `{name}`" in page and f"/results/open_questions/{name}.png)" in page
