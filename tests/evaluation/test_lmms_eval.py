@@ -301,6 +301,6 @@ def test_what_the_model_cannot_do_is_reported_in_one_line():
 
 
 def test_the_data_of_the_task_are_not_overwritten(tmp_path):
-    command = [sys.executable, str(TASK / "make_data.py"), "--out", str(tmp_path)]
-    found = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "experiments.lmms_task.make_data", "--out", str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert found.returncode == 2 and "is there already" in found.stderr and "\n" not in found.stderr.strip()

@@ -151,14 +151,14 @@ def test_a_side_that_ends_between_two_runs_says_why_and_keeps_what_it_said(tmp_p
         "import sys\nfor line, said in zip(sys.stdin, ['peak_bytes', 'seconds']):\n    print('{\"%s\": 1}' % said, flush=True)\n"
         "sys.exit('it broke')\n"
     )
-    side = against.Side("ours", str(script))
+    side = against.Side("ours", script)
     with ExitStack() as stack:
         side.start(stack, {}, 60, None)
         for _ in range(3):
             side.run_once()
         side.end()
     assert side.gone == "its process ended with code 1: it broke" and side.lines == [{"peak_bytes": 1}, {"seconds": 1}]
-    side = against.Side("ours", str(script))
+    side = against.Side("ours", script)
     with ExitStack() as stack:
         side.start(stack, {}, 0, None)
         side.run_once()
