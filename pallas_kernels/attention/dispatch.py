@@ -127,7 +127,7 @@ def attend(
     )
     if plan.pieces > 1:
         out, lse = (a.reshape(a.shape[0], -1, plan.pieces, *a.shape[2:]) for a in (out, lse))
-        out, lse = tile_schedule.merge_partials(out, lse, axis=2)
+        out, lse = tile_schedule.merge_partials([(out, lse)], axis=2)
     out, lse = (tile_schedule.unpack_rows(a, count, plan.repeats) for a in (out, lse))
     # Kernels do not mask for rows of padding, which see nothing at all.
     seen = (plan.k_end > plan.k_start).any(axis=0)[:, None]

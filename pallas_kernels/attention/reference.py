@@ -70,7 +70,20 @@ def attend_tiles(
         return out.astype(out_dtype), lse
 
     tables = (by_turn(schedule.q_tile), by_turn(schedule.item_start), by_turn(schedule.item_end))
-    out, lse = jax.lax.map(one_turn, tables)
+    kv_heads, _, rows, width = q.shape
+    nothing = (
+        jnp.zeros((turns, parallel * kv_heads, rows, width), out_dtype),
+        jnp.full((turns, parallel * kv_heads, rows), -jnp.inf, jnp.float32),
+    )
+
+    def body(turn: jax.Array, results: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        found = one_turn(jax.tree.map(lambda table: table[turn], tables))
+        return jax.tree.map(lambda whole, part: whole.at[turn].set(part), results, found)
+
+    # Items of padding come last, and their turns are left out.
+    busy = (tables[2] > tables[1]).any(axis=(1, 2))
+    last = jnp.max(jnp.where(busy, jnp.arange(turns) + 1, 0))
+    out, lse = jax.lax.fori_loop(0, last, body, nothing)
     out, lse = (rearrange(part, "t (a k) n ... -> k (t a) n ...", a=parallel)[:, :items] for part in (out, lse))
     return out, lse
 

@@ -8,6 +8,7 @@ fill the device, or where it reads several segments; their results are merged by
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -87,20 +88,28 @@ def split_items(schedule: TileSchedule, pieces: int, multiple: int) -> TileSched
 
 
 def merge_partials(
-    out: Float[Array, ...], lse: Float[Array, ...], axis: int
+    partials: Sequence[tuple[Float[Array, ...], Float[Array, ...]]], axis: int
 ) -> tuple[Float[Array, ...], Float[Array, ...]]:
-    """Merge attention over disjoint sets of keys into attention over their union, along `axis` of lse.
+    """Merge attention over disjoint sets of keys into attention over their union.
 
-    `out` has one more axis than `lse`, the head width, at its end. Exact up to rounding, in fp32. A part that saw no
-    key has the log-sum-exp −inf and weighs nothing.
+    Args:
+      partials: pairs (out, lse) with partial results along `axis` of lse, as many as a pair likes. `out` has one more
+        axis than `lse`, the head width, at its end. A part that saw no key has the log-sum-exp −inf and weighs nothing.
+      axis: not negative.
+
+    Returns:
+      out and log-sum-exp without `axis`, in fp32; exact up to rounding.
     """
-    maximum = jnp.max(lse, axis=axis, keepdims=True)
-    weights = jnp.exp(lse - jnp.where(jnp.isfinite(maximum), maximum, 0.0))
-    normalizer = jnp.sum(weights, axis=axis)
-    weighted = jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=axis if axis >= 0 else axis - 1)
+    maximum = jnp.max(jnp.stack([jnp.max(lse, axis=axis) for _, lse in partials]), axis=0)
+    finite = jnp.expand_dims(jnp.where(jnp.isfinite(maximum), maximum, 0.0), axis)
+    normalizer, weighted = jnp.zeros(()), jnp.zeros(())
+    for out, lse in partials:  # not concatenated: XLA reads `out` where it lies
+        weights = jnp.exp(lse - finite)
+        normalizer += jnp.sum(weights, axis=axis)
+        weighted += jnp.sum(out.astype(jnp.float32) * weights[..., None], axis=axis)
     seen = normalizer > 0
     normalizer = jnp.where(seen, normalizer, 1.0)
-    return weighted / normalizer[..., None], jnp.where(seen, jnp.log(normalizer) + jnp.squeeze(maximum, axis), -jnp.inf)
+    return weighted / normalizer[..., None], jnp.where(seen, jnp.log(normalizer) + maximum, -jnp.inf)
 
 
 def pack_rows(q: Float[Array, "N H D"], kv_heads: int, rows: int) -> Float[Array, "K Q rows D"]:

@@ -90,7 +90,7 @@ class ItemPlan:
         out, lse = (a.reshape(kv_heads, -1, self.tiles_of_rows, *a.shape[2:]) for a in (out, lse))
         if self.used is not None:
             lse = jnp.where(self.used, lse, -jnp.inf)
-        out, lse = tile_schedule.merge_partials(out, lse, axis=1)
+        out, lse = tile_schedule.merge_partials([(out, lse)], axis=1)
         out, lse = (tile_schedule.unpack_rows(a, count, self.repeats) for a in (out, lse))
         return out.astype(rows.dtype), lse
 

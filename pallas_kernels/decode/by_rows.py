@@ -106,15 +106,14 @@ class RowPlan:
         self, rows: Float[Array, "M H D"], streams: Sequence[KVCache], *, layer: Int[Array, ""] | int = 0
     ) -> tuple[Float[Array, "BN H D"], Float[Array, "BN H"]]:
         """Attention of rotated rows over the streams, the tail last. Returns out and the natural log-sum-exp (fp32)."""
-        first, outs, lses = 0, [], []
+        first, partials = 0, []
         for part in self.parts:
             count = len(part.query)
             read = [streams[number] for number in part.streams]
             out, lse = dispatch.attend(rows[first : first + count], read, part.attention, layer=layer)
-            outs.append(out[part.place])
-            lses.append(lse[part.place])
+            partials.append((out[part.place], lse[part.place]))
             first += count
-        out, lse = tile_schedule.merge_partials(jnp.concatenate(outs), jnp.concatenate(lses), axis=0)
+        out, lse = tile_schedule.merge_partials(partials, axis=0)
         return out.astype(rows.dtype), lse
 
 
