@@ -46,7 +46,9 @@ def write(dataset: Dataset, flags: argparse.Namespace) -> None:
         raise RequestError(f"{out}: exists already and holds other files; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.claim(folder, settings, {})
-    for name, clip in track(dataset.videos.items(), "videos", console=Console(stderr=True), transient=True):
+    console = Console(stderr=True)
+    progress = {"console": console, "transient": True, "disable": not console.is_terminal}
+    for name, clip in track(dataset.videos.items(), "videos", **progress):
         path = folder / f"{name}.mp4"
         if not path.exists():
             encode.render_mp4(clip, path, flags.size, flags.rate)

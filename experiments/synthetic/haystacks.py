@@ -82,7 +82,7 @@ def draw(
     Raises ValueError for depths too close to each other.
     """
     if not _fit(depths, seconds) or seconds < NEEDLE_S:
-        raise ValueError(f"{seconds} seconds are too short for needles at {', '.join(map(str, depths))} %")
+        raise ValueError(f"{seconds} seconds have no room for needles at {', '.join(map(str, depths))} %")
     names = [pictures.load()[0][i] for i in rng.permutation(len(pictures.load()[0]))]
     count = len(depths)
     needles = tuple(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.synthetic import clips, dataset, encode, grounding_rows, questions
+from experiments.synthetic import clips, encode, grounding_rows, questions
 from experiments.synthetic.__main__ import main
 from experiments.synthetic.commands import arguments, grounding
 from vxl2_jax.evaluation import grounding_data
@@ -89,4 +89,4 @@ def test_an_interrupted_dataset_is_resumed(tmp_path, monkeypatch, capsys):
     make("charades_sta", out)
     assert rendered == ["CLIP000.mp4", "CLIP001.mp4", "CLIP001.mp4"]
     assert {path.name for path in out.iterdir()} == {"videos", *grounding_rows.FILES["charades_sta"]}
-    assert "2 videos" in capsys.readouterr().out and dataset.encode is encode
+    assert "2 videos" in capsys.readouterr().out

@@ -54,5 +54,5 @@ def run(flags: argparse.Namespace) -> str:
     drawn = draw(flags)
     dataset.write(drawn, flags)
     command = ["vxl2", "eval", "--benchmark", flags.benchmark, "--data", flags.out, "--mode", "bilevel"]
-    command += ["--out", flags.out.with_name(f"{flags.out.name}-bilevel")]
+    command += ["--out", f"{flags.out}-bilevel"]
     return f"{drawn.summary(flags.out)}\nNext: {shlex.join(map(str, command))}"

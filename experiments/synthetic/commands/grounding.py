@@ -49,5 +49,5 @@ def run(flags: argparse.Namespace) -> str:
     test, train = (flags.out / name for name in drawn.annotations)
     command = ["python", "-m", "experiments.eval_grounding", "--form", flags.form, "--annotations", test]
     command += ["--train", train, "--videos", flags.out / "videos", "--template", "When does {subject} first appear?"]
-    command += ["--said_s", 10, "--mode", "bilevel", "--out", flags.out.with_name(f"{flags.out.name}-bilevel")]
+    command += ["--said_s", 10, "--mode", "bilevel", "--out", f"{flags.out}-bilevel"]
     return f"{drawn.summary(flags.out)}\nNext: {shlex.join(map(str, command))}"
