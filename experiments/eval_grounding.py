@@ -12,7 +12,7 @@ run), and the whole video.
 nano says when something begins, and no spans. It is asked in its own words, and what it says is taken for a span of a
 length that is given:
 
-    python -m experiments.make_grounding --form charades_sta --clips 20 --out runs/sta
+    python -m experiments.synthetic grounding --form charades_sta --clips 20 --out runs/sta
     python -m experiments.eval_grounding --form charades_sta --annotations runs/sta/charades_sta_test.txt \\
         --train runs/sta/charades_sta_train.txt --videos runs/sta/videos --template "When does {subject} first appear?" \\
         --said_s 10 --mode bilevel --out runs/sta-bilevel

@@ -3,7 +3,7 @@
     python -m experiments.evaluate_nano --questions 400 --seed 7 --json --out seed7.json
 
 So many questions are asked of clips of each range of lengths (--ranges, in seconds; frames at 1 fps), behind which
-real video runs that training has not seen. Every clip is rendered to an mp4 as `make_clip.py` does, read back, watched
+real video runs that training has not seen. Every clip is rendered to an mp4 as `experiments.synthetic clip` does, read back, watched
 twice (dense and chunked pre-fill) and asked in these modes:
 
     dense             dense pre-fill, the whole cache dense
@@ -42,8 +42,9 @@ import vxl2_jax as vxl2
 from experiments.studies.marks import Judged, difference, inside, summary
 from experiments.studies.memories import interior
 from experiments.synthetic import clips, pictures
+from experiments.synthetic.blind_guesses import chance_levels
 from experiments.synthetic.encode import render_mp4
-from experiments.synthetic.questions import TYPES, Question, chance_levels, is_right, questions
+from experiments.synthetic.questions import TYPES, Question, is_right, questions
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation.report import write_texts
 

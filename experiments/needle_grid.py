@@ -16,10 +16,10 @@ twice (dense and chunked pre-fill) and asked in three modes:
 A film holds as many needles as have room beside each other, each asked about by itself; --apart gives every needle a
 film of its own, which takes longer and is the usual setting.
 
---films long.mp4 asks about films that are there instead (made by make_long_clip.py or make_clip.py, the answers beside
+--films long.mp4 asks about films that are there instead (made by experiments.synthetic, the answers beside
 them: long.json): all that they show once is a needle and counts at the nearest of --depths.
 
-    python -m experiments.make_long_clip --hours 2.8 --seed 7 --loop a.mp4 b.mp4 --out long.mp4 --answers long.json
+    python -m experiments.synthetic film --hours 2.8 --seed 7 --loop a.mp4 b.mp4 --out long.mp4 --answers long.json
     python -m experiments.needle_grid --films long.mp4 --chunk_size 4 --out runs/long
 
 --out receives run.json (settings), rows.*.jsonl (a line per film, as it is done) and report.json, report.md, report.png.

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from experiments.studies.study import Asked, Draw, labelled
-from experiments.synthetic import clips, pictures
+from experiments.synthetic import clips, pictures, schedule
 from experiments.synthetic.questions import TIMES, Question, ask, chance, questions
 
 SECONDS = 192  # 48 groups: the usual rule hides most of such a clip, and nano was trained on as long ones
@@ -38,11 +38,11 @@ def bursts(count: int, pictures_shown: int = 12, stay: float = 8.0) -> Draw:
 
     def draw(rng: np.random.Generator, footage: str) -> tuple[clips.Clip, list[Asked]]:
         each = pictures_shown // count
-        length = each * stay + (each - 1) * clips.GAP
+        length = each * stay + (each - 1) * schedule.GAP
         spare = SECONDS - count * length
         pauses = np.full(count + 1, 1 / (count + 1)) if each == 1 else rng.dirichlet(np.full(count + 1, 4.0))
         begins = np.cumsum(pauses * spare)[:-1] + length * np.arange(count)
-        starts = [begin + i * (stay + clips.GAP) for begin in begins for i in range(each)]
+        starts = [begin + i * (stay + schedule.GAP) for begin in begins for i in range(each)]
         clip = _shown(rng, [(start, start + stay) for start in np.round(starts, 1)], footage)
         return clip, _asked(rng, clip, ONCE)
 
@@ -151,7 +151,7 @@ def _shown(
     ground = clips.draw_clip(rng, seconds=SECONDS, names=names, footage=footage)
     cast = cast or [names[i] for i in rng.permutation(len(names))[: len(spans)]]
     events = tuple(
-        clips._event(rng, name, float(start), float(stop)) for name, (start, stop) in zip(cast, spans, strict=True)
+        clips.draw_event(rng, name, float(start), float(stop)) for name, (start, stop) in zip(cast, spans, strict=True)
     )
     return replace(ground, events=events)
 

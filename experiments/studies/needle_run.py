@@ -82,8 +82,8 @@ def films(lengths: Sequence[int], seeds: int, setting: Setting) -> list[Film]:
 def there(paths: Sequence[Path], setting: Setting) -> list[Film]:
     """Films that are there, by their needles.
 
-    Raises RequestError for two of one name, since a row is known by it, for one without answers of make_long_clip.py or
-    make_clip.py, and for one without needles.
+    Raises RequestError for two of one name, since a row is known by it, for one without answers of
+    experiments.synthetic, and for one without needles.
     """
     name, count = Counter(path.name for path in paths).most_common(1)[0]
     if count > 1:
@@ -105,7 +105,7 @@ def _there(path: Path, setting: Setting) -> Film:
             f"{answers}: cannot be read ({error.strerror}); put the film's answers there"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise vxl2.RequestError(f"{answers}: no answers of make_long_clip.py or make_clip.py ({error!r})") from error
+        raise vxl2.RequestError(f"{answers}: no answers of experiments.synthetic ({error!r})") from error
     if not needles:
         raise vxl2.RequestError(f"{path}: shows nothing just once, or all pictures there are; make another film")
     return Film(path.name, seconds, path=path, needles=needles)

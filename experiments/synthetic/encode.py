@@ -1,36 +1,37 @@
-"""Clips as mp4 files."""
+"""Frames as mp4 files."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
 
 import av
 import numpy as np
 
-from experiments.synthetic import clips
+from experiments.synthetic import clips, files
 
-# With its macroblock tree x264 makes another file of the same frames every time.
-REPRODUCIBLE = {"x264-params": "mbtree=0"}
+
+@contextlib.contextmanager
+def open_mp4(
+    path: str | os.PathLike, size: int, rate: int, options: Mapping[str, str]
+) -> Iterator[tuple[av.container.OutputContainer, av.VideoStream]]:
+    """An mp4 file with one H.264 stream of `rate` frames per second of `size` × `size` pixels, written atomically.
+
+    `size` must be even, because the chroma planes are half as wide.
+    """
+    # With its macroblock tree, x264 encodes the same frames differently every time.
+    options = {"preset": "veryfast", "x264-params": "mbtree=0", **options}
+    with files.atomic(pathlib.Path(path)) as part, av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=rate, options=options)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        yield container, stream
 
 
 def render_mp4(clip: clips.Clip, path: str | os.PathLike, size: int = 196, rate: int = 8) -> None:
-    """Writes the clip as H.264: `rate` frames per second of `size` × `size` pixels.
-
-    Frame i shows second i / rate. `size` must be even (the chroma planes are half as wide). The
-    file appears under its name only when it is complete.
-    """
-    path = pathlib.Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with av.open(str(part), "w", format="mp4") as container:
-            stream = container.add_stream(
-                "libx264", rate=rate, options={"crf": "20", "preset": "veryfast", **REPRODUCIBLE}
-            )
-            stream.width = stream.height = size
-            stream.pix_fmt = "yuv420p"
-            for t in np.arange(round(clip.seconds * rate)) / rate:
-                picture = av.VideoFrame.from_ndarray(clips.render_frame(clip, float(t), size), "rgb24")
-                container.mux(stream.encode(picture))
-            container.mux(stream.encode())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write a clip as an mp4 file, see `open_mp4`. Frame i shows second i / rate."""
+    with open_mp4(path, size, rate, {"crf": "20"}) as (container, stream):
+        for t in np.arange(round(clip.seconds * rate)) / rate:
+            frame = av.VideoFrame.from_ndarray(clips.render_frame(clip, float(t), size), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())

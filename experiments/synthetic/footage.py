@@ -1,7 +1,7 @@
-"""Real films and photographs as backgrounds: a moving crop of one of them, chosen and placed by a seed.
+"""Real films and photographs as backgrounds: a moving crop, chosen by a seed.
 
-Two sets that share no film: "train" and "test". Both lie in `footage/` beside this file (its CREDITS.md says where
-they come from); `make_footage.py` can add to the training set what may not be shipped, in `footage/fetched/`.
+The sets "train" and "test" share no film. Both are in the folder footage/ (sources in its CREDITS.md). Training films
+that cannot be distributed are read from footage/fetched/ if it exists.
 """
 
 import functools
@@ -13,10 +13,10 @@ import numpy as np
 from PIL import Image
 
 SETS = ("train", "test")
-_HERE = pathlib.Path(__file__).resolve().parent / "footage"
-_FOLDERS = {"train": ("train", "fetched"), "test": ("test",)}
-_PAN = 0.02  # greatest speed of a crop, shares of its room per second: films move by themselves
-_PAN_STILL = 0.1  # … over a photograph, which does not
+_FOLDER = pathlib.Path(__file__).resolve().parent / "footage"
+_SUBFOLDERS = {"train": ("train", "fetched"), "test": ("test",)}
+_PAN = 0.02  # greatest speed of a crop of a film, fractions of its range per second
+_PAN_STILL = 0.1  # the same over a photograph
 
 
 class Film(NamedTuple):
@@ -27,15 +27,15 @@ class Film(NamedTuple):
 
 
 class View(NamedTuple):
-    """Where a seed looks: which film, from which second on, and what part of it.
+    """The part of a film that a seed shows.
 
     Attributes:
       path: the film.
-      begin: second of the film shown at second 0, as a share of its length.
-      side: of the square crop, as a share of the film's shorter side.
-      phase, speed: of the crop's way over the film (right, down), in shares of its room and per second.
-      mirror: left to right.
-      colour: a 3 × 4 matrix on (red, green, blue, 1) row by row, or None for the film's own colours.
+      begin: time of the film shown at second 0, as a fraction of its length.
+      side: side of the square crop, as a fraction of the film's shorter side.
+      phase, speed: position of the crop (right, down) as a fraction of its range, and its change per second.
+      mirror: whether it is mirrored left to right.
+      colour: a 3 × 4 matrix on (red, green, blue, 1), row by row, or None for the original colours.
     """
 
     path: pathlib.Path
@@ -49,17 +49,17 @@ class View(NamedTuple):
 
 @functools.cache
 def paths(which: str) -> tuple[tuple[pathlib.Path, ...], tuple[pathlib.Path, ...]]:
-    """The films and the photographs of a set ("train" or "test"), sorted by name."""
+    """The films and the photographs of a set, each sorted by name. Raises ValueError for an unknown set."""
     if which not in SETS:
         raise ValueError(f"footage is one of {', '.join(map(repr, SETS))}, not {which!r}")
-    found = [path for folder in _FOLDERS[which] for path in (_HERE / folder).glob("*")]
+    found = [path for folder in _SUBFOLDERS[which] for path in (_FOLDER / folder).glob("*")]
     found.sort(key=lambda path: path.name)
     return tuple(p for p in found if p.suffix == ".mp4"), tuple(p for p in found if p.suffix == ".webp")
 
 
 @functools.cache
 def film(path: pathlib.Path) -> Film:
-    """A film, decoded once and kept."""
+    """A decoded film or photograph."""
     if path.suffix == ".webp":
         with Image.open(path) as picture:
             return Film(np.asarray(picture.convert("RGB"))[None], 1.0)
@@ -71,7 +71,8 @@ def film(path: pathlib.Path) -> Film:
 
 @functools.lru_cache(maxsize=64)
 def view(seed: int, which: str) -> View:
-    """What `seed` looks at: a film as often as a photograph; longer films more often (by the root of their length)."""
+    """The random view of `seed`: a film or a photograph with equal probability; a film with a probability proportional to
+    the square root of its length."""
     rng = np.random.default_rng((seed, 5))
     films, stills = paths(which)
     if rng.random() < 0.5:
@@ -92,7 +93,7 @@ def view(seed: int, which: str) -> View:
 
 
 def _colour(rng: np.random.Generator) -> tuple[float, ...] | None:
-    """A random change of colours: for three in ten none, for four a slight one, for three another mix of channels."""
+    """A random colour matrix: none with probability 0.3, a slight change with 0.4, mixed channels with 0.3."""
     kind = rng.random()
     if kind < 0.3:
         return None
@@ -100,15 +101,14 @@ def _colour(rng: np.random.Generator) -> tuple[float, ...] | None:
     if kind > 0.7:
         strength = rng.random()
         mix = (1 - strength) * mix + strength * rng.dirichlet([0.5] * 3, 3)
-    vivid = rng.uniform(0.5, 1.8)  # 0 would be grey, 1 leaves the saturation as it is
+    vivid = rng.uniform(0.5, 1.8)  # saturation factor
     mix = vivid * mix + (1 - vivid) / 3
     mix *= rng.uniform(0.7, 1.2) * rng.normal(1, 0.08, (3, 1))
     return tuple(np.concatenate([mix, rng.normal(0, 12, (3, 1))], 1).ravel())
 
 
 def draw(seed: int, t: float, size: int, which: str) -> np.ndarray:
-    """What `seed` shows at second `t`: uint8 [size, size, 3], a fresh array. Films play at their own speed, round and
-    round."""
+    """The view of `seed` at second `t`: uint8 [size, size, 3], a new array. Films play at their own speed and repeat."""
     looks = view(seed, which)
     frames, rate = film(looks.path)
     frame = frames[int((looks.begin * len(frames) + t * rate) % len(frames))]

@@ -1,9 +1,8 @@
-"""Haystacks: films that show some pictures, the needles, once each at known depths, among other pictures that come and
-go all the time.
+"""Haystacks: films that show some pictures, the needles, once each at given depths, among many other pictures.
 
-A needle is asked about in ways that nothing else in the film answers: whether it is there (and whether a picture is that
-the film never shows), when it appears, what is seen at a moment of it. To the question about one needle the others are
-hay like the rest, so that a film has as many as fit: a column of the grid is watched once and not once a depth.
+Nothing else in the film answers the questions about a needle: whether it appears (and whether a picture does that the
+film never shows), when, and what is on screen at a moment of it. For the question about one needle, the others are
+distractors like the rest, so a film contains as many as fit, and few films need to be watched.
 """
 
 from __future__ import annotations
@@ -16,16 +15,23 @@ import numpy as np
 
 from experiments.synthetic import clips, pictures, questions
 
-NEEDLE_S = 8  # whole seconds a needle is on screen
-LONGEST = 16  # the longest that other pictures are
-GAP = (2, 8)  # least and most seconds from one picture to the next
-SCENE_S = 30  # the background is cut so often
-HAY = 4  # least number of names left for other pictures
+NEEDLE_S = 8  # whole seconds that a needle is on screen
+LONGEST = 16  # most seconds that another picture is
+GAP = (2, 8)  # least and most seconds between two pictures
+SCENE_S = 30  # seconds of each background
+HAY = 4  # least number of names for other pictures
 
 
 @dataclass(frozen=True)
 class Needle:
-    """depth: its place in the film, percent; absent: the name of a picture that the film never shows."""
+    """One needle.
+
+    Attributes:
+      depth: its position in the film, percent.
+      name: the picture.
+      start_s, stop_s: when it is on screen.
+      absent: the name of a picture that the film never shows.
+    """
 
     depth: float
     name: str
@@ -36,7 +42,7 @@ class Needle:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a needle; kind: of KINDS."""
+    """A question about a needle, of one of KINDS."""
 
     needle: Needle
     kind: str
@@ -44,16 +50,16 @@ class Asked:
 
 
 KINDS = ("exists", "absent", "when", "what")
-"""Of a needle's questions: is it there, is that there which is not, when does it appear, what is seen then."""
+"""Is the needle there, is the absent picture there, when does the needle appear, what is on screen then."""
 
 
 def start_of(depth: float, seconds: int) -> int:
-    """The second at which a needle starts: at depth 0 the first one, at depth 100 it ends with the film."""
+    """The second at which a needle starts: at depth 0 with the film; at depth 100 it ends with the film."""
     return round(depth / 100 * (seconds - NEEDLE_S))
 
 
 def share_out(depths: Sequence[float], seconds: int, *, apart: bool = False) -> list[tuple[float, ...]]:
-    """Depths in as few films of a length as have room for them (`apart`: one each), dealt out in turn."""
+    """Distribute depths over as few films of a length as have room for them, or (`apart`) one film each."""
     for films in range(1, len(depths)):
         parts = [tuple(depths[first::films]) for first in range(films)]
         if not apart and all(_fit(part, seconds) for part in parts):
@@ -71,9 +77,9 @@ def _fit(depths: Sequence[float], seconds: int) -> bool:
 def draw(
     rng: np.random.Generator, *, seconds: int, depths: Sequence[float], footage: str = ""
 ) -> tuple[clips.Clip, tuple[Needle, ...]]:
-    """A film with needles at `depths` (percent, ascending) and what they are.
+    """A random film with needles at `depths` (percent, ascending), and the needles. `footage` is that of `clips.Scene`.
 
-    footage: behind the pictures, as in `clips.Scene`. Raises ValueError for depths that have no room beside each other.
+    Raises ValueError for depths too close to each other.
     """
     if not _fit(depths, seconds) or seconds < NEEDLE_S:
         raise ValueError(f"{seconds} seconds have no room for needles at {', '.join(map(str, depths))} %")
@@ -84,30 +90,35 @@ def draw(
         for depth, name, absent in zip(depths, names[:count], names[count : 2 * count], strict=True)
         for start in [start_of(depth, seconds)]
     )
-    shown = [clips._event(rng, needle.name, needle.start_s, needle.stop_s) for needle in needles]
+    shown = [clips.draw_event(rng, needle.name, needle.start_s, needle.stop_s) for needle in needles]
     bounds = [-GAP[0], *(bound for needle in needles for bound in (needle.start_s, needle.stop_s)), seconds + GAP[0]]
     for first, stop in zip(bounds[::2], bounds[1::2], strict=True):
-        shown += _hay(rng, names[2 * count :], int(first) + GAP[0], int(stop) - GAP[0])
+        shown += _distractors(rng, names[2 * count :], int(first) + GAP[0], int(stop) - GAP[0])
     scenes = tuple(clips.Scene(float(t), int(rng.integers(2**62)), footage) for t in range(0, seconds, SCENE_S))
     return clips.Clip(float(seconds), tuple(sorted(shown, key=lambda event: event.start_s)), scenes), needles
 
 
-def _hay(rng: np.random.Generator, names: Sequence[str], first: int, stop: int) -> Iterator[clips.Event]:
-    """Other pictures from second `first` on, the last of them gone by `stop`."""
-    before = ""
+def _distractors(rng: np.random.Generator, names: Sequence[str], first: int, stop: int) -> Iterator[clips.Event]:
+    """Other pictures between the seconds `first` and `stop`."""
+    name = ""
     while stop - first >= NEEDLE_S:
         length = int(rng.integers(NEEDLE_S, min(LONGEST, stop - first) + 1))
-        before = str(rng.choice([name for name in names if name != before]))
-        yield clips._event(rng, before, float(first), float(first + length))
+        name = str(rng.choice([other for other in names if other != name]))
+        yield clips.draw_event(rng, name, float(first), float(first + length))
         first += length + int(rng.integers(GAP[0], GAP[1] + 1))
 
 
 def needles_of(
     rng: np.random.Generator, events: Iterable[Mapping], seconds: float, depths: Sequence[float]
 ) -> tuple[Needle, ...]:
-    """What a film that is there already shows once, by its list of {"name", "start_s", "stop_s"}; each counts as lying at
-    the nearest of `depths`. Few names may be left that it never shows: one is then absent for several needles, and with none
-    left there are no needles. Raises KeyError or TypeError for another list."""
+    """The needles of an existing film: the pictures that appear once, each at the nearest of `depths`.
+
+    If few names never appear, several needles share an absent one; if none is left, there are no needles.
+
+    Args:
+      events: {"name", "start_s", "stop_s"} of each appearance. Raises KeyError or TypeError for anything else.
+      seconds: length of the film.
+    """
     events = list(events)
     names = [event["name"] for event in events]
     free = [name for name in pictures.load()[0] if name not in names]
@@ -124,15 +135,17 @@ def needles_of(
 
 
 def ask(rng: np.random.Generator, needle: Needle) -> list[Asked]:
-    """The questions about a needle, one of each of KINDS."""
+    """A question of each of KINDS about a needle."""
     t = int(rng.integers(int(np.ceil(needle.start_s)) + 1, int(needle.stop_s - 1) + 1))
     shown = ((needle.start_s, needle.stop_s),)
     start = f"at {questions.first_group(needle.start_s)} seconds"
-    there, away, name = questions.a(needle.name), questions.a(needle.absent), needle.name
+    name, absent = questions.a(needle.name), questions.a(needle.absent)
     found = {
-        "exists": questions.Question(f"Is there {there}?", "yes", "exists", 0.5, evidence=shown),
-        "absent": questions.Question(f"Is there {away}?", "no", "exists", 0.5),
-        "when": questions.Question(f"When does the {name} first appear?", start, "when", 0.0, needle.start_s, shown),
-        "what": questions.Question(f"What appears at {t} seconds?", there, "what", 0.0, evidence=shown),
+        "exists": questions.Question(f"Is there {name}?", "yes", "exists", 0.5, evidence=shown),
+        "absent": questions.Question(f"Is there {absent}?", "no", "exists", 0.5),
+        "when": questions.Question(
+            f"When does the {needle.name} first appear?", start, "when", 0.0, needle.start_s, shown
+        ),
+        "what": questions.Question(f"What appears at {t} seconds?", name, "what", 0.0, evidence=shown),
     }
     return [Asked(needle, kind, found[kind]) for kind in KINDS]

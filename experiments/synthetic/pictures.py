@@ -7,18 +7,15 @@ import pathlib
 import numpy as np
 from PIL import Image
 
-_HERE = pathlib.Path(__file__).resolve().parent / "pictures"
+_FOLDER = pathlib.Path(__file__).resolve().parent / "pictures"
 
 
 @functools.cache
 def load() -> tuple[tuple[str, ...], np.ndarray]:
-    """Returns the names and their pictures, uint8 [60, 96, 96, 4] (RGBA, alpha not multiplied in).
-
-    Names are sorted; picture `i` shows `names[i]`. The array is shared and read-only.
-    """
-    about = json.loads((_HERE / "names.json").read_text())
-    names, cell, columns = tuple(about["names"]), about["cell"], about["columns"]
-    with Image.open(_HERE / "atlas.webp") as picture:
+    """The names, sorted, and their pictures: uint8 [60, 96, 96, 4], RGBA with alpha not multiplied in, read-only."""
+    content = json.loads((_FOLDER / "names.json").read_text())
+    names, cell, columns = tuple(content["names"]), content["cell"], content["columns"]
+    with Image.open(_FOLDER / "atlas.webp") as picture:
         atlas = np.asarray(picture.convert("RGBA"))
     rows = atlas.shape[0] // cell
     cells = atlas.reshape(rows, cell, columns, cell, 4).swapaxes(1, 2)

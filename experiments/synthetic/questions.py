@@ -1,6 +1,5 @@
-"""Questions about a clip, their answers, the seconds these rest on, and whether a response is right."""
+"""Questions about a clip, their answers, the seconds that these depend on, and whether a response is right."""
 
-import collections
 import dataclasses
 import math
 import re
@@ -12,11 +11,11 @@ from experiments.synthetic import clips, pictures
 
 TYPES = ("exists", "first", "when", "what", "count", "between", "order")
 GROUP_S = 4  # seconds a group of four sampled frames covers at one frame per second
-TOLERANCE_S = 4  # how far from the true start a "when" answer may lie
+TOLERANCE_S = 4  # greatest error of a right answer to "when"
 TIMES = ("once", "twice", "three times")
-COUNTED = (0.5, 0.6, 0.5)  # how readily a name shown once, twice, three times is asked about
-ALL_ONCE = 0.9  # of clips that show everything once, how many are not asked how often
-LONGEST_ORDER = 5  # events that an answer to "order" lists at most, at least 3
+COUNTED = (0.5, 0.6, 0.5)  # relative frequency of "count" questions by how often the name appears
+ALL_ONCE = 0.9  # fraction of clips in which every name appears once that get no "count" question
+LONGEST_ORDER = 5  # most events in an answer to "order", of at least 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,12 +23,12 @@ class Question:
     """One question.
 
     Attributes:
-      question, answer: the text as asked and as expected back.
+      question, answer: the texts.
       type: one of TYPES.
-      chance: share of such questions that the best guess without the video gets right (see CHANCES).
-      start_s: for "when", the true start in seconds (offset included); else None.
-      evidence: (start, stop) in seconds of the clip, of the events that the answer rests on; empty where it rests on
-        there being none.
+      chance: accuracy of the best guess without the video, see CHANCES.
+      start_s: for "when", the true start in seconds, including the offset; else None.
+      evidence: (start, stop) in seconds of the clip of the events that the answer depends on; () if it depends on the
+        absence of any.
     """
 
     question: str
@@ -40,8 +39,8 @@ class Question:
     evidence: tuple[tuple[float, float], ...] = ()
 
 
-# Share of questions right by the best constant answer, for clips of 32 to 64 seconds and for those of 128 to 256;
-# "when" and "count" measured by `chance_levels`.
+# Accuracy of the best constant answer, for clips of 32 to 64 seconds and for those of 128 to 256. "when" and "count"
+# were measured with `blind_guesses.chance_levels`.
 CHANCES = {
     "exists": (0.5, 0.5),
     "first": (0.5, 0.5),
@@ -61,19 +60,16 @@ def questions(
     offset_s: int = 0,
     first: int | None = None,
 ) -> list[Question]:
-    """`count` questions whose types go round `types`, beginning with number `first`.
+    """Random questions whose types cycle through `types`. Repetitions are avoided if the clip allows enough questions.
 
     Args:
-      rng: draws what is asked, and `first` where it is None.
-      clip: the clip asked about; it shows at least one picture.
-      count: how many questions.
-      types: which types; one that the clip does not allow is replaced by another of them, or by
-        any type where none of them is possible.
+      rng: also draws `first` if it is None.
+      clip: shows at least one picture.
+      count: number of questions.
+      types: of TYPES. A type that the clip does not allow is replaced by another of them, or by any other type if none
+        of them is possible.
       offset_s: added to every time in the text, for clips whose timestamps do not start at 0.
-      first: index into `types` (any integer, taken round) of the first question's type.
-
-    Returns:
-      The questions; repeats are avoided where the clip has enough to ask about.
+      first: index into `types`, modulo their number, of the type of the first question.
     """
     first = int(rng.integers(len(types))) if first is None else first
     result: list[Question] = []
@@ -90,7 +86,7 @@ def questions(
 
 
 def ask(rng: np.random.Generator, clip: clips.Clip, kind: str, offset_s: int = 0) -> Question | None:
-    """One question of one type, or None where the clip does not allow it. Raises ValueError for an unknown type."""
+    """A random question of a type, or None if the clip does not allow it. Raises ValueError for an unknown type."""
     if kind not in TYPES:
         raise ValueError(f"unknown question type {kind!r}; known: {', '.join(TYPES)}")
     asked = _ASK[kind](rng, clip, offset_s)
@@ -110,7 +106,7 @@ def _exists(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
 
 
 def _first(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
-    starts = first_starts(clip)
+    starts = {name: events[0].start_s for name, events in shows(clip).items()}
     pairs = [(a, b) for a in starts for b in starts if starts[b] - starts[a] >= GROUP_S]
     if not pairs:
         return None
@@ -122,8 +118,8 @@ def _first(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
 
 def _when(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     shown = shows(clip)
-    # The first picture of nearly every clip starts within the first seconds. Asked about as
-    # often as the others, it would let a constant answer do well.
+    # The first picture of nearly every clip starts within the first seconds. If it were asked about as often as the
+    # others, a constant answer would often be right.
     weights = np.array([0.5] + [1.0] * (len(shown) - 1))
     name = list(shown)[int(rng.choice(len(shown), p=weights / weights.sum()))]
     start = shown[name][0].start_s
@@ -139,11 +135,11 @@ def _what(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
 
 def _count(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     shown = {name: events for name, events in shows(clip).items() if len(events) <= len(TIMES)}
-    there = sorted({len(events) for events in shown.values()})
-    if not there or there == [1] and rng.random() < ALL_ONCE:
+    counts = sorted({len(events) for events in shown.values()})
+    if not counts or counts == [1] and rng.random() < ALL_ONCE:
         return None
-    readily = np.array([COUNTED[times - 1] for times in there])
-    times = there[int(rng.choice(len(there), p=readily / readily.sum()))]
+    weights = np.array([COUNTED[times - 1] for times in counts])
+    times = counts[int(rng.choice(len(counts), p=weights / weights.sum()))]
     name = _pick(rng, [name for name, events in shown.items() if len(events) == times])
     return f"How many times does the {name} appear?", TIMES[times - 1], shown[name]
 
@@ -164,19 +160,11 @@ def _order(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     return question, ", ".join(a(event.name) for event in run), run
 
 
-_ASK = {
-    "exists": _exists,
-    "first": _first,
-    "when": _when,
-    "what": _what,
-    "count": _count,
-    "between": _between,
-    "order": _order,
-}
+_ASK = dict(zip(TYPES, (_exists, _first, _when, _what, _count, _between, _order), strict=True))
 
 
 def _run(rng: np.random.Generator, clip: clips.Clip, length: int) -> Sequence[clips.Event] | None:
-    """Some `length` consecutive events of which every name is shown once in the clip."""
+    """Random consecutive events, `length` of them, whose names all appear once in the clip."""
     shown, events = shows(clip), clip.events
     runs = [events[i : i + length] for i in range(len(events) - length + 1)]
     runs = [run for run in runs if all(len(shown[event.name]) == 1 for event in run)]
@@ -184,29 +172,26 @@ def _run(rng: np.random.Generator, clip: clips.Clip, length: int) -> Sequence[cl
 
 
 def shows(clip: clips.Clip) -> dict[str, list[clips.Event]]:
-    """Name -> its events, both in order of time."""
+    """The events of each name, in order of time."""
     found: dict[str, list[clips.Event]] = {}
     for event in clip.events:
         found.setdefault(event.name, []).append(event)
     return found
 
 
-def first_starts(clip: clips.Clip) -> dict[str, float]:
-    """Name -> second of its first appearance, in order of time."""
-    return {name: events[0].start_s for name, events in shows(clip).items()}
-
-
 def first_group(start_s: float) -> int:
-    """First second of the four-second group in which a picture that starts at `start_s` is seen.
+    """First second of the four-second group in which a picture that starts at `start_s` is first sampled.
 
-    A sampled frame at the whole second s shows it from s >= start_s on, so the first one that
-    does is `ceil(start_s)` — which may lie in the group after the one that holds `start_s`.
+    Frames are sampled at whole seconds, so this is at ceil(start_s), which may be in the group after that of `start_s`.
     """
     return GROUP_S * (math.ceil(start_s) // GROUP_S)
 
 
 def chunks_of(span: tuple[float, float], chunk_size: int, chunks: int) -> list[int]:
-    """The chunks, counted from 1, with a sampled frame (one a second) in [start, stop) seconds; the longest shown first."""
+    """The chunks, counted from 1, with a sampled frame in [start, stop) seconds, those with the most frames first.
+
+    One frame per second is sampled, and `chunk_size` groups of GROUP_S frames form a chunk.
+    """
     seconds = np.arange(np.ceil(span[0]), np.ceil(span[1]))
     numbers = np.minimum(seconds // (GROUP_S * chunk_size), chunks - 1).astype(int) + 1
     shown = np.bincount(numbers)
@@ -214,7 +199,7 @@ def chunks_of(span: tuple[float, float], chunk_size: int, chunks: int) -> list[i
 
 
 def inside(events: Sequence[Sequence[int]], chunks: int) -> list[Sequence[int]]:
-    """Those events, given by their chunks, of which no chunk is the first or the last."""
+    """The events, given by their chunks, that are neither in the first nor in the last chunk."""
     return [event for event in events if min(event) > 1 and max(event) < chunks]
 
 
@@ -229,100 +214,32 @@ def a(name: str) -> str:
 
 
 def is_right(question: Question | Mapping, response: str) -> bool:
-    """Whether `response` answers the question; `question` may be the fields read from JSON.
+    """Whether a response is right. `question` may be a dict read from JSON. Case, articles and punctuation are ignored.
 
-    Case, articles and punctuation do not matter. "exists": the first word decides. "when": the
-    first number lies within 4 seconds of the true start. "first", "what" and "between": the right name is
-    there and no other picture's. "count": it says how often, and nothing else about that. "order": exactly the right
-    names, in the right order.
+    "exists": the first word is right. "when": the first number is within TOLERANCE_S of the true start. "first", "what"
+    and "between": the right name and no other picture's name occurs. "count": the right number and no other occurs.
+    "order": the names of pictures are exactly the right ones in the right order.
     """
     if not isinstance(question, Mapping):
         question = dataclasses.asdict(question)
     text, names = response.lower(), pictures.load()[0]
-    said = re.findall(r"[a-z]+", text)
+    words = re.findall(r"[a-z]+", text)
     if question["type"] == "exists":
-        return said[:1] == [question["answer"]]
+        return words[:1] == [question["answer"]]
     if question["type"] == "when":
         number = re.search(r"\d+(\.\d+)?", text)
         return number is not None and abs(float(number[0]) - question["start_s"]) <= TOLERANCE_S
     if question["type"] == "count":
-        return [word for word in said if word in ("once", "twice", "three")] == [question["answer"].split()[0]]
+        return [word for word in words if word in ("once", "twice", "three")] == [question["answer"].split()[0]]
     if question["type"] == "order":
         wanted = [word for word in re.findall(r"[a-z]+", question["answer"]) if word in names]
-        return [word for word in said if word in names] == wanted
-    return set(said) & set(names) == {question["answer"].split()[-1]}
+        return [word for word in words if word in names] == wanted
+    return set(words) & set(names) == {question["answer"].split()[-1]}
 
 
 def chance(kind: str, seconds: float) -> float:
-    """Share of right guesses without the video at questions of a type, about a clip of so many seconds."""
+    """Accuracy of the best guess without the video, for questions of a type about a clip of so many seconds."""
     return CHANCES[kind][int(seconds > clips.RANGE_S[1])]
-
-
-def words() -> list[str]:
-    """Every word that questions and answers can hold, except numbers; lower case, sorted."""
-    plain = [
-        "is",
-        "there",
-        "a",
-        "an",
-        "which",
-        "comes",
-        "first",
-        "the",
-        "or",
-        "when",
-        "does",
-        "appear",
-        "appears",
-        "at",
-        "seconds",
-        "what",
-        "yes",
-        "no",
-        "how",
-        "many",
-        "times",
-        "once",
-        "twice",
-        "three",
-        "between",
-        "and",
-        "in",
-        "order",
-        "from",
-        "to",
-    ]
-    return sorted({*plain, *pictures.load()[0]})
-
-
-def chance_levels(seed: int, clip_count: int, seconds: tuple[int, int] = clips.RANGE_S) -> dict[str, float]:
-    """What blind guesses get right over random clips of `seconds`: per type the best constant answer.
-
-    "…, names known" is a guess among the clip's own pictures: seen, but not when. For "between" the two names asked
-    about are left out; for "order" their places are known, and that one is between them is guessed, too.
-    """
-    rng = np.random.default_rng(seed)
-    names = pictures.load()[0]
-    answers: dict[str, list] = {kind: [] for kind in TYPES}
-    among: dict[str, list[float]] = {"what": [], "between": [], "order": []}
-    for _ in range(clip_count):
-        clip = clips.draw_clip(rng, seconds=int(rng.integers(seconds[0], seconds[1] + 1)), names=names)
-        shown = len(shows(clip))
-        for question in questions(rng, clip, len(TYPES)):
-            said = question.answer
-            if question.type == "first":
-                said = said.split()[-1] == question.question.rstrip("?").split()[-1]
-            answers[question.type].append(question.start_s if question.type == "when" else said)
-            if question.type == "what":
-                among["what"].append(1 / shown)
-            elif question.type == "between":
-                among["between"].append(1 / (shown - 2))
-            elif question.type == "order":
-                among["order"].append(1 / (shown - 2) if len(question.evidence) == 3 else 0.0)
-    starts = np.array(answers.pop("when"))
-    levels = {kind: max(collections.Counter(found).values()) / len(found) for kind, found in answers.items() if found}
-    levels["when"] = float(max(np.mean(abs(starts - n) <= TOLERANCE_S) for n in range(seconds[1])))
-    return levels | {f"{kind}, names known": float(np.mean(found)) for kind, found in among.items() if found}
 
 
 def _pick(rng: np.random.Generator, items: Sequence):

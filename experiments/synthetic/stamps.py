@@ -1,4 +1,4 @@
-"""Small see-through pictures, prepared once and laid onto many frames."""
+"""Transparent pictures, prepared once and pasted onto many frames."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ import numpy as np
 
 
 class Stamp(NamedTuple):
-    """A picture ready to be laid on a frame: `frame * keep + paint`, in 256ths.
+    """A picture to blend with a frame: (frame * keep + paint) / 256.
 
     Attributes:
       paint: uint16 [h, w, 3], colour times opacity.
-      keep: uint16 [h, w, 1], how much of the frame shows through, 0..256.
+      keep: uint16 [h, w, 1], transparency, 0 to 256.
     """
 
     paint: np.ndarray
@@ -20,12 +20,12 @@ class Stamp(NamedTuple):
 def from_rgba(rgba: np.ndarray) -> Stamp:
     """A stamp from uint8 [h, w, 4], alpha not multiplied in."""
     opacity = np.round(rgba[..., 3:].astype(np.float32) * (256 / 255)).astype(np.uint16)
-    # 255 * 256 is the most that keep * frame + paint can reach: uint16 never overflows.
+    # keep * frame + paint is at most 255 * 256, so uint16 never overflows.
     return Stamp(rgba[..., :3] * opacity, (256 - opacity).astype(np.uint16))
 
 
 def paste(frame: np.ndarray, stamp: Stamp, left: int, top: int) -> None:
-    """Lays `stamp` on `frame` (uint8 [size, size, 3], changed in place); clipped at the edges."""
+    """Paste `stamp` onto `frame` (uint8 [size, size, 3], changed in place), clipped at the edges."""
     height, width = stamp.keep.shape[:2]
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(left + width, frame.shape[1]), min(top + height, frame.shape[0])

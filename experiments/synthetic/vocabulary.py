@@ -1,6 +1,6 @@
-"""nano's word-level tokenizer: special tokens, words, punctuation, and every number up to 1023 as one token.
+"""nano's word-level tokenizer: special tokens, picture names, punctuation, words, and the numbers up to 1023.
 
-A timestamp at a whole second, "Time 12.0s:", is one token, its number; at another, "Time 12.5s:" is 12 . 5 s:.
+A timestamp at a whole second, "Time 12.0s:", is one token, its number; another one, "Time 12.5s:", is 12 . 5 s:.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ import functools
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from experiments.synthetic import pictures, questions
+from experiments.synthetic import pictures
 
 SPECIAL = ("<unk>", "<visual>", "<|im_start|>", "<|im_end|>")
 NUMBERS = 1024
-NOTHING = "nothing"  # the word whose embedding a visual token takes where no picture is
+NOTHING = "nothing"  # the word whose embedding visual tokens have where no picture is
 _PUNCTUATION = "? . , : ; ! ' \" - ( ) / s:"
 _PROMPT = "system user assistant you are helpful time"
+_QUESTIONS = """
+is there a an which comes first the or when does appear appears at seconds what yes no how many times once twice three
+between and in order from to
+"""  # the words of all questions and answers, except names and numbers
 _COMMON = """
 about after again all already also always am any anything anywhere at away back be because been
 before begin beginning being below between both but by can clip colour come could did do does
@@ -33,19 +37,16 @@ seven eight nine ten answer question
 
 @functools.cache
 def words() -> tuple[str, ...]:
-    """Every token of the vocabulary; a token's place is its id."""
-    plain = sorted({*_PROMPT.split(), *_COMMON.split(), *questions.words(), NOTHING} - set(pictures.load()[0]))
-    numbers = [str(n) for n in range(NUMBERS)]
-    found = (*SPECIAL, *pictures.load()[0], *_PUNCTUATION.split(), *plain, *numbers)
-    if len(set(found)) != len(found):
-        raise ValueError("a token is listed twice")
-    return found
+    """Every token of the vocabulary; the index of a token is its id."""
+    names = pictures.load()[0]
+    plain = sorted({*_PROMPT.split(), *_QUESTIONS.split(), *_COMMON.split(), NOTHING} - set(names))
+    return *SPECIAL, *names, *_PUNCTUATION.split(), *plain, *map(str, range(NUMBERS))
 
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    """Lower case; pieces are numbers, "s:", words and punctuation; white space is dropped, and so is what a
-    timestamp has around its number."""
+    """Text becomes lower case and is split into numbers, "s:", words and punctuation. White space is dropped, and all of
+    a timestamp at a whole second except its number."""
     made = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words())}, unk_token="<unk>"))
 
     def drop(pattern):
@@ -66,11 +67,11 @@ def encode(text: str) -> list[int]:
 
 
 def name_ids() -> list[int]:
-    """Ids of the picture names, in the order of `pictures.load()`, and last that of NOTHING."""
+    """Ids of the picture names, in the order of `pictures.load()`, and of NOTHING."""
     return [words().index(name) for name in (*pictures.load()[0], NOTHING)]
 
 
 def number_ids() -> list[int]:
-    """Ids of the numbers 0, 1, …, in order."""
+    """Ids of the numbers 0, 1, … in order."""
     first = words().index("0")
     return list(range(first, first + NUMBERS))

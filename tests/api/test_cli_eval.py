@@ -5,7 +5,7 @@ import json
 import pytest
 from evaluation.standin import StandIn
 
-from experiments import make_benchmark
+from experiments.synthetic.__main__ import main as synthetic
 from vxl2_jax import cli, evaluation
 from vxl2_jax.evaluation import run_folder, runner
 from vxl2_jax.evaluation.settings import MODES, released
@@ -20,16 +20,9 @@ def data(tmp_path_factory):
     """By benchmark, a folder of two clips with two questions each."""
     place = tmp_path_factory.mktemp("benchmarks")
     for name in NAMES:
-        make_benchmark.make(
-            name,
-            place / name,
-            videos=2,
-            count=2,
-            seconds=(24, 24),
-            size=98,
-            rate=2,
-            form="task" if name == "video_mme" else "published",
-        )
+        form = "task" if name == "video_mme" else "published"
+        small = ["--videos", "2", "--questions", "2", "--seconds", "24", "24", "--size", "98", "--rate", "2"]
+        synthetic(["benchmark", "--benchmark", name, "--out", str(place / name), "--form", form, *small])
     return {name: place / name for name in NAMES}
 
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import make_benchmark
-from experiments.synthetic import clips, pictures
+from experiments.synthetic import benchmark_rows, clips, files, multiple_choice, pictures
+from experiments.synthetic.__main__ import main
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import data, published
@@ -20,12 +20,13 @@ def asked():
     """Questions about three clips that were never rendered."""
     rng = np.random.default_rng(3)
     drawn = [clips.draw_clip(rng, seconds=60, names=pictures.load()[0]) for _ in range(3)]
-    return [make_benchmark.ask(rng, f"clip.{i}", clip, 4) for i, clip in enumerate(drawn)]
+    return [multiple_choice.draw(rng, f"clip.{i}", clip, 4) for i, clip in enumerate(drawn)]
 
 
 def folder(tmp_path, name, asked, form="task", ending="json"):
-    file, rows = make_benchmark.annotations(name, form, ending, asked)
-    make_benchmark.write(tmp_path / file, rows)
+    for file, content in benchmark_rows.annotations(name, form, ending, asked).items():
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        files.write(tmp_path / file, content)
     for each in asked:
         (tmp_path / f"{each[0].video}.mp4").write_bytes(b"a video")
     return tmp_path
@@ -40,7 +41,7 @@ def test_every_format_gives_the_same_questions(tmp_path, asked, name, ending):
     assert [item.index for item in items] == [0, 1, 2] and [len(item.rows) for item in items] == list(map(len, asked))
     assert [item.path.name for item in items] == ["clip.0.mp4", "clip.1.mp4", "clip.2.mp4"]
     first, row = asked[0][0], items[0].rows[0]
-    assert row.answer == "ABCD"[first.right] and first.question in row.question
+    assert row.answer == "ABCD"[first.correct] and first.question in row.question
     assert all(option in evaluation.get_benchmark(name).prompt(row) for option in first.options)
     assert (first.type,) in row.groups.values()
 
@@ -181,15 +182,17 @@ def test_folders_that_are_missing_are_named(tmp_path):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--seconds", "8", "9"], "--seconds: 8 9 is no range"),
-        (["--size", "33"], "--size is even"),
-        ([], "is there already"),
-        (["--form", "published", "--out", "new"], "video_mme is published as the rows of the task"),
+        (["--seconds", "8", "9"], "from 16 to 1000"),
+        (["--size", "33"], "33 is not an even number"),
+        ([], "exists already"),
+        (["--form", "published", "--out", "new"], "video_mme publishes the rows of the task"),
     ],
 )
 def test_a_benchmark_that_cannot_be_made_is_refused_in_one_line(tmp_path, capsys, monkeypatch, flags, words):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(make_benchmark.encode, "render_mp4", lambda *_: None)
-    assert make_benchmark.main(["--benchmark", "video_mme", "--out", str(tmp_path), *flags]) == 2
+    (tmp_path / "annotations.json").write_text("[]")
+    with pytest.raises(SystemExit) as end:
+        main(["benchmark", "--benchmark", "video_mme", "--out", str(tmp_path), *flags])
     error = capsys.readouterr().err
-    assert words in error and error.count("\n") == 1
+    assert end.value.code == 2 and words in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["annotations.json"]

@@ -24,7 +24,7 @@ from .standin import StandIn
 ROOT = Path(__file__).resolve().parents[2]
 TASK = ROOT / "experiments" / "lmms_task"
 with_lmms_eval = pytest.mark.skipif(
-    find_spec("lmms_eval") is None, reason="lmms-eval is not installed; see experiments/lmms_task/make_data.py"
+    find_spec("lmms_eval") is None, reason="lmms-eval is not installed; see python -m experiments.synthetic lmms --help"
 )
 
 
@@ -248,13 +248,14 @@ def test_the_entry_point_names_what_there_is():
 @pytest.mark.timeout(900)  # half a minute of it is imports
 def test_lmms_eval_prints_its_table_with_our_model_in_it(tmp_path):
     env = os.environ | {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "JAX_PLATFORMS": "cpu"}
+    env["PYTHONPATH"] = str(ROOT)
 
     def run(*command):
         return subprocess.run(
             [sys.executable, *map(str, command)], cwd=tmp_path, env=env, capture_output=True, text=True
         )
 
-    made = run(TASK / "make_data.py", "--videos", 2, "--questions", 2)
+    made = run("-m", "experiments.synthetic", "lmms", "--videos", 2, "--questions", 2)
     assert made.returncode == 0, made.stderr
     found = run(
         "-m",
@@ -298,9 +299,3 @@ def test_what_the_model_cannot_do_is_reported_in_one_line():
     lines = found.stdout.strip().splitlines()
     assert len(lines) == 3, found.stderr
     assert "no log-likelihoods" in lines[0] and "one round" in lines[1] and "one process" in lines[2]
-
-
-def test_the_data_of_the_task_are_not_overwritten(tmp_path):
-    command = [sys.executable, "-m", "experiments.lmms_task.make_data", "--out", str(tmp_path)]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert found.returncode == 2 and "is there already" in found.stderr and "\n" not in found.stderr.strip()

@@ -18,7 +18,7 @@ import vxl2_jax as vxl2
 from experiments.studies import block_size, contents, cost, memories, running, selection, tally
 from experiments.studies.catalogue import STUDIES
 from experiments.studies.study import CHUNKED, DENSE, Asked, Setting, Study, labelled
-from experiments.synthetic import clips, pictures, questions, vocabulary
+from experiments.synthetic import clips, pictures, questions, schedule, vocabulary
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.planning import memory_model
@@ -77,7 +77,7 @@ def test_bursts_leave_what_even_content_has_not():
         events = drawn(contents.bursts(count))[0].events
         return max(b.start_s - a.stop_s for a, b in zip(events, events[1:], strict=False))
 
-    assert longest_pause(1) == pytest.approx(clips.GAP, abs=0.11)
+    assert longest_pause(1) == pytest.approx(schedule.GAP, abs=0.11)
     assert 7 < longest_pause(12) < 8
     assert longest_pause(3) > 8
     assert all(len(drawn(contents.bursts(count))[0].events) == 12 for count in (12, 3, 1))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.studies.marks import Judged, difference, inside, summary
-from experiments.synthetic import clips, pictures, questions, vocabulary
+from experiments.synthetic import blind_guesses, clips, pictures, questions, vocabulary
 from experiments.synthetic.questions import Question
 from vxl2_jax.text import prompt
 
@@ -105,7 +105,7 @@ def test_long_clips_repeat_names_but_never_in_a_row():
 
 @pytest.mark.parametrize("seconds, which", [((32, 64), 0), ((128, 256), 1)])
 def test_blind_guesses_do_as_stated(seconds, which):
-    levels = questions.chance_levels(0, 800, seconds)
+    levels = blind_guesses.chance_levels(0, 800, seconds)
     for kind in questions.TYPES:
         close = {"when": 0.03, "what": 0.02, "between": 0.03, "order": 0.02}.get(kind, 0.06)
         assert levels[kind] == pytest.approx(questions.CHANCES[kind][which], abs=close), kind

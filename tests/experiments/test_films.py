@@ -8,8 +8,8 @@ import av
 import numpy as np
 import pytest
 
-from experiments import make_long_clip
-from experiments.synthetic import clips, encode, long_clips, questions
+from experiments.synthetic import clips, encode, film_video, films, questions
+from experiments.synthetic.__main__ import main
 
 SIZE, RATE = 48, 2
 
@@ -28,7 +28,7 @@ def make(folder, *flags, seconds=90, seed=3, needles=2):
     """(frames [F, SIZE, SIZE, 3] as integers, answers) of a film."""
     video, answers = folder / "long.mp4", folder / "long.json"
     given = ["--seconds", seconds, "--needles", needles, "--seed", seed, "--size", SIZE, "--rate", RATE, *flags]
-    assert not make_long_clip.main([str(flag) for flag in (*given, "--out", video, "--answers", answers)])
+    main(["film", *(str(flag) for flag in (*given, "--out", video, "--answers", answers))])
     with av.open(str(video)) as container:
         decoded = list(container.decode(video=0))
     np.testing.assert_allclose([frame.time for frame in decoded], np.arange(len(decoded)) / RATE)
@@ -69,10 +69,10 @@ def test_a_needle_is_seen_in_its_seconds_and_not_a_frame_before_or_after(film):
 
 
 def test_the_needle_looks_like_its_picture(sources):
-    film = long_clips.draw_film(np.random.default_rng(3), seconds=90, needles=2)
-    second = next(long_clips.Loop((sources[0],), 0).seconds(SIZE, RATE))
+    film = films.draw_film(np.random.default_rng(3), seconds=90, needles=2)
+    second = next(film_video.from_files(sources[:1], SIZE, RATE))
     event = film.needles[0]
-    laid = long_clips._lay(film, second, int(event.start_s))
+    laid = film_video.paste_needle(film, second, int(event.start_s))
     expected = clips.render_frame(clips.Clip(90.0, (event,), (clips.Scene(0.0, 0),)), event.start_s, SIZE)
     _, *box = clips.boxes(clips.Clip(90.0, (event,), ()), event.start_s)
     x, y = round((box[0] + box[2]) / 2 * SIZE), round((box[1] + box[3]) / 2 * SIZE)
@@ -84,7 +84,7 @@ def test_the_needle_looks_like_its_picture(sources):
 @pytest.mark.parametrize("seconds, needles", [(52, 1), (232, 10), (10_000, 10), (10_000, 60)])
 def test_needles_keep_their_distance_their_length_and_their_names(seconds, needles):
     for seed in range(20):
-        film = long_clips.draw_film(np.random.default_rng(seed), seconds=seconds, needles=needles)
+        film = films.draw_film(np.random.default_rng(seed), seconds=seconds, needles=needles)
         spans = [(e.start_s, e.stop_s) for e in film.needles]
         assert all(8 <= stop - start <= 16 and start == int(start) for start, stop in spans)
         assert spans[0][0] >= 16 and spans[-1][1] <= seconds - 16
@@ -115,8 +115,8 @@ def test_the_seed_decides_and_nothing_else(film, sources, tmp_path):
 
 
 def test_without_a_loop_backgrounds_are_generated(tmp_path, monkeypatch):
-    monkeypatch.setattr(long_clips, "SCENES", 2)
-    monkeypatch.setattr(long_clips, "SCENE_S", 4)
+    monkeypatch.setattr(film_video, "SCENES", 2)
+    monkeypatch.setattr(film_video, "SCENE_S", 4)
     frames, answers = make(tmp_path, seconds=60, needles=1)
     assert answers["loop_s"] == 8 and {path.name for path in tmp_path.iterdir()} == {"long.mp4", "long.json"}
     assert abs(frames[3 * RATE] - frames[4 * RATE]).mean() > 10  # another scene
@@ -130,40 +130,19 @@ def test_without_a_loop_backgrounds_are_generated(tmp_path, monkeypatch):
         (["--hours", "nan"], "hours"),
         (["--hours", "x"], "hours"),
         (["--needles", "61", "--seconds", "9000"], "to 60"),
+        (["--seconds", "90", "--loop", "{}/broken.mp4"], "broken.mp4"),
         (["--seconds", "90", "--size", "49"], "even"),
         (["--seconds", "90", "--loop", "{}/a.mp4"], "different files"),
         (["--seconds", "90", "--out", "nowhere/a.mp4"], "no folder"),
         ([], "required"),
     ],
 )
-def test_bad_flags_end_with_one_line(flags, message, tmp_path, capsys):
+def test_bad_flags_end_with_one_line_and_write_nothing(flags, message, tmp_path, capsys):
+    (tmp_path / "broken.mp4").write_text("no video")
     flags = [flag.format(tmp_path) for flag in flags]
     written = ["--out", str(tmp_path / "a.mp4"), "--answers", str(tmp_path / "a.json")]
     with pytest.raises(SystemExit) as end:
-        make_long_clip.main(["--seed", "1", "--needles", "1", *written, *flags])
-    said = capsys.readouterr().err
-    assert end.value.code == 2 and said.count("\n") == 1 and message in said and not list(tmp_path.iterdir())
-
-
-def test_a_source_that_is_no_video_ends_with_one_line_and_leaves_nothing(tmp_path, capsys):
-    broken, out = tmp_path / "broken.mp4", tmp_path / "out"
-    broken.write_text("no video")
-    out.mkdir()
-    code = make_long_clip.main(
-        [
-            "--seconds",
-            "60",
-            "--needles",
-            "1",
-            "--seed",
-            "1",
-            "--loop",
-            str(broken),
-            "--out",
-            str(out / "a.mp4"),
-            "--answers",
-            str(out / "a.json"),
-        ]
-    )
-    said = capsys.readouterr().err
-    assert code == 1 and said.count("\n") == 1 and "broken.mp4" in said and not list(out.iterdir())
+        main(["film", "--seed", "1", "--needles", "1", *written, *flags])
+    error = capsys.readouterr().err
+    assert end.value.code == 2 and error.count("\n") == 1 and message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.mp4"]
