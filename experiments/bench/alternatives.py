@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import costs, machine, measure, problems, workers
-from experiments.bench.errors import TOLERANCE, evenly, reference_attention, relative_error
 from experiments.bench.machine import Session
 from experiments.bench.masks import Tokens
-from experiments.bench.measure import Timing
+from experiments.bench.measure import TOLERANCE, Timing, evenly, reference_attention, relative_error
 from experiments.bench.report import BASELINE, NotRun, Row
 from pallas_kernels.attention import KVCache
 
@@ -54,7 +53,7 @@ class Attention:
 
     @property
     def flops(self) -> int:
-        pairs = costs.causal_pairs(self.keys) if self.causal else self.queries * self.keys
+        pairs = self.keys * (self.keys + 1) // 2 if self.causal else self.queries * self.keys
         return self.batch * costs.attention_flops(pairs, self.heads, self.width)
 
     @property
@@ -82,7 +81,7 @@ def add(
         found = _in_torch(session, name, problem, rule) if name not in JAX_NAMES else _in_jax(session, name, problem)
         return {**found, "timing": found["timing"].times(calls)}
 
-    session.report.attempt(Row(**{**vars(row), "name": NAMES[name], "kind": BASELINE}), measured)
+    session.report.attempt(replace(row, name=NAMES[name], kind=BASELINE), measured)
 
 
 def measure_call(

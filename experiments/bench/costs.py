@@ -37,10 +37,6 @@ def attention_bytes(queries: int, keys: int, heads: int, kv_heads: int, width: i
     return itemsize * width * 2 * (queries * heads + keys * kv_heads)
 
 
-def causal_pairs(length: int) -> int:
-    return length * (length + 1) // 2
-
-
 def tower_flops(config: VisionConfig) -> int:
     """One frame through the vision tower."""
     tokens, width = config.grid**2, config.width

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench import usage
+from experiments.bench import workers
 from experiments.bench.workers import reply, serve
 
 _PROGRESS_S = 5.0
@@ -88,10 +88,10 @@ class MemoryUsage:
 
     def reset(self) -> int:
         """Bytes in use. Peaks of resident memory start again here; a device's only ever grow."""
-        return self._device.memory_stats()["bytes_in_use"] if self._on_device else usage.reset_peak()
+        return self._device.memory_stats()["bytes_in_use"] if self._on_device else workers.reset_peak()
 
     def peak(self) -> int:
-        return self._device.memory_stats()["peak_bytes_in_use"] if self._on_device else usage.peak()
+        return self._device.memory_stats()["peak_bytes_in_use"] if self._on_device else workers.peak()
 
 
 def watch_once(model: Any, video: np.ndarray, name: str, memory_usage: MemoryUsage) -> dict:
@@ -125,7 +125,7 @@ def watch_once(model: Any, video: np.ndarray, name: str, memory_usage: MemoryUsa
 
 def prefill(request: dict, more: Iterable[dict]) -> None:
     """Pre-fill the visual tokens of a case by strides, as watching does, once more per request (see torch_worker)."""
-    threads = usage.limit_cores(request["threads"])
+    threads = workers.limit_cores(request["threads"])
     import jax
 
     import vxl2_jax as vxl2
@@ -152,7 +152,7 @@ def prefill(request: dict, more: Iterable[dict]) -> None:
 
     with jax.default_matmul_precision("highest"):
         run_stride(prefill.empty(model.config, sizes, model.dtype), 0)  # compiles, and runs once
-        streams = usage.run_repeatedly(run, more, threads=threads, about=f"jax {jax.__version__}")
+        streams = workers.run_repeatedly(run, more, threads=threads, about=f"jax {jax.__version__}")
     cache = np.zeros((2, *streams.visual.k.shape[:2], layout.length, streams.visual.k.shape[-1]), np.float32)
     for stream, positions in zip(streams, (layout.visual_positions(), layout.global_positions()), strict=True):
         for part, rows in enumerate(stream):

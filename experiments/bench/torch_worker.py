@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.bench import usage
+from experiments.bench import workers
 from experiments.bench.masks import Tokens, visible
 from experiments.bench.workers import reply, serve
 
@@ -213,7 +213,7 @@ def prefill(request: dict, more: Iterable[dict]) -> None:
 
     The golden logits are reproduced first, or nothing is timed.
     """
-    threads = usage.limit_cores(request["threads"])
+    threads = workers.limit_cores(request["threads"])
     torch.set_num_threads(threads)
     with torch.inference_mode():
         golden = _check_golden(request)
@@ -233,7 +233,7 @@ def prefill(request: dict, more: Iterable[dict]) -> None:
 
         # Making the mask is not timed, but pre-filling in this way needs its memory.
         about = {"threads": threads, "about": f"torch {torch.__version__}", "working_bytes": mask.nbytes}
-        caches = usage.run_repeatedly(run, more, **about)
+        caches = workers.run_repeatedly(run, more, **about)
         keep = case["compared"]
         np.save(request["out"], np.stack([[layer[part][:, keep].numpy() for layer in caches] for part in (0, 1)]))
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.bench import arguments, costs, errors, machine, masks, measure, plot, problems
+from experiments.bench import arguments, costs, machine, masks, measure, plot, problems
 from experiments.bench.__main__ import main
 from experiments.bench.cases import attention, vision
 from experiments.bench.report import BASELINE, NotRun, Report, Row, exponent
@@ -263,13 +263,13 @@ def test_strides_are_chosen_evenly():
 def test_the_reference_is_plain_attention(rng=np.random.default_rng(0)):
     q, k, v = (rng.normal(size=shape) for shape in ((3, 4, 8), (2, 6, 8), (2, 6, 8)))
     starts, stops = np.asarray([[0, 1, 2]]), np.asarray([[1, 4, 6]])
-    got = errors.reference_attention(q, (KVCache(k[None], v[None]),), starts, stops)
+    got = measure.reference_attention(q, (KVCache(k[None], v[None]),), starts, stops)
     for n in range(3):
         for h in range(4):
             weights = np.exp(k[h // 2, starts[0, n] : stops[0, n]] @ q[n, h] / math.sqrt(8))
             mixed = weights @ v[h // 2, starts[0, n] : stops[0, n]] / weights.sum()
             np.testing.assert_allclose(got[n, h], mixed, rtol=1e-4)
-    assert math.isnan(errors.relative_error(jnp.full(3, jnp.nan), jnp.ones(3)))
+    assert math.isnan(measure.relative_error(jnp.full(3, jnp.nan), jnp.ones(3)))
 
 
 def report(folder, limit_s=60.0) -> Report:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.bench import jax_worker, usage, workers
+from experiments.bench import jax_worker, workers
 from experiments.bench.__main__ import main
 from experiments.bench.cases import comparison, watching
 from experiments.bench.cases.comparison import OURS, TORCH
@@ -78,10 +78,10 @@ def test_targets_are_reached_or_missed_by_medians_and_by_memory_above_the_loaded
 def test_peaks_restart_where_they_are_reset():
     many = np.ones(64 * 2**20, np.uint8)
     del many
-    before = usage.reset_peak()
-    quiet = usage.peak() - before
+    before = workers.reset_peak()
+    quiet = workers.peak() - before
     some = np.ones(32 * 2**20, np.uint8)
-    assert quiet < 16 * 2**20 and usage.peak() - before >= some.nbytes
+    assert quiet < 16 * 2**20 and workers.peak() - before >= some.nbytes
 
 
 def test_a_worker_that_hangs_fails_refuses_or_does_not_run_leaves_its_reason(tmp_path):

@@ -29,9 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import alternatives, arguments, costs, kernels, masks, measure, problems
-from experiments.bench.errors import TOLERANCE, evenly, reference_attention, relative_error
 from experiments.bench.machine import Session, UsageError
-from experiments.bench.measure import Timing
+from experiments.bench.measure import TOLERANCE, Timing, evenly, reference_attention, relative_error
 from experiments.bench.report import Row
 from pallas_kernels import attention
 from pallas_kernels.attention import Kernel, KVCache

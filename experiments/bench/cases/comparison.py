@@ -20,9 +20,8 @@ import numpy as np
 
 from experiments.bench import workers
 from experiments.bench.arguments import positive
-from experiments.bench.errors import evenly
 from experiments.bench.machine import Session
-from experiments.bench.measure import Timing
+from experiments.bench.measure import Timing, evenly
 from experiments.bench.report import BASELINE, Row, joined
 from experiments.parity.golden import Archive, layout_of, read_json
 from experiments.parity.report import FEATURES, LOGITS, Report

@@ -27,8 +27,8 @@ import numpy as np
 
 from experiments.bench import alternatives, arguments, kernels, machine, measure, problems
 from experiments.bench.cases import model_steps
-from experiments.bench.errors import TOLERANCE, evenly, reference_attention, relative_error
 from experiments.bench.machine import Session, UsageError
+from experiments.bench.measure import TOLERANCE, evenly, reference_attention, relative_error
 from experiments.bench.report import BASELINE, Row, joined
 from experiments.parity import assembled
 from pallas_kernels.attention import Kernel, KVCache

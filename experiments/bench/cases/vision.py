@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -66,7 +67,7 @@ def run(session: Session) -> None:
                 found = alternatives.measure_call(session, problem, partial(attention.full_attention, kernel))
                 return {**found, "note": kernels.note(kernel)}
 
-            session.report.attempt(Row(**{**vars(row), "name": name}), ours)
+            session.report.attempt(replace(row, name=name), ours)
         for name in args.baselines:
             alternatives.add(session, name, problem, row)
     if not args.no_tower:

@@ -108,10 +108,10 @@ def rows(name: str, frames: int, replies: list[dict], failure: str) -> list[Row]
     )
     details = {**plan, "runs": runs, "frames_per_s": frames / total.seconds, "peak_bytes": peak}
     details |= {"compiling_s": first["total_s"] - total.seconds, "cache_bytes": first["cache_bytes"]}
-    whole = Row(case, name, "watching", sum(flops.values()), timing=total, frames=frames, note=note, details=details)
     above = max(run["peak_bytes"] - run["before_bytes"] for run in timed)
+    more = {"memory_bytes": above, "note": note, "details": details}
     return [
-        Row(**{**vars(whole), "memory_bytes": above}),
+        Row(case, name, "watching", sum(flops.values()), timing=total, frames=frames, **more),
         *(
             Row(case, name, stage, flops.get(stage, 0), timing=Timing(tuple(s[stage] for s in by_stage)), frames=frames)
             for stage in by_stage[0]
