@@ -1,1 +1,1 @@
-"""What the benchmarks share: machine, measuring, ceilings, counts, baselines, tables, plots."""
+"""Benchmarks of attention, decoding, the vision tower and watching: see `python -m experiments.bench --help`."""

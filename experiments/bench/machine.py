@@ -1,17 +1,40 @@
-"""The machine that measures: what it is, whether its clock says anything, what fits its memory."""
+"""The machine that measures, and one run of a benchmark on it."""
 
 from __future__ import annotations
 
+import argparse
 import datetime
+import os
 import platform
 import subprocess
-from importlib import metadata
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+import jaxlib
+
+from experiments.bench.report import Report
+
 NOT_MEASURED = "CPU, kernels interpreted: timings mean nothing"
-"""Said in every table, file and plot made without an accelerator."""
-GIB = 2**30
+"""Marks every table, file and plot of kernels that ran without an accelerator."""
+
+
+class UsageError(Exception):
+    """Flags that are inconsistent, or ask for what this machine cannot do; one line."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run: the command line's arguments, the device (jax.Device) and the report."""
+
+    args: argparse.Namespace
+    device: Any
+    report: Report
+
+    @property
+    def accelerator(self) -> bool:
+        return is_accelerator(self.device)
 
 
 def is_accelerator(device: Any) -> bool:
@@ -19,12 +42,16 @@ def is_accelerator(device: Any) -> bool:
 
 
 def describe(device: Any) -> dict[str, Any]:
-    """Device, versions, commit and date, as they go into the results."""
+    """Device, versions, load, commit and date, as they go into the results."""
+    accelerator = is_accelerator(device)
     return {
-        "device": device.device_kind if is_accelerator(device) else f"CPU ({platform.machine()})",
+        "device": device.device_kind if accelerator else f"CPU ({platform.machine()})",
         "platform": device.platform,
-        "timings": "measured" if is_accelerator(device) else NOT_MEASURED,
-        **{package: _version(package) for package in ("jax", "jaxlib", "torch")},
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": os.getloadavg()[0],
+        "timings": "measured" if accelerator else NOT_MEASURED,
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
         "python": platform.python_version(),
         "commit": _commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -32,34 +59,18 @@ def describe(device: Any) -> dict[str, Any]:
 
 
 def memory_bytes(device: Any) -> int:
-    """Memory that arrays can use: of the device, or a small share of a CPU's."""
-    limit = (device.memory_stats() or {}).get("bytes_limit") if is_accelerator(device) else None
-    return limit or (16 * GIB if is_accelerator(device) else 2 * GIB)
-
-
-def backends(device: Any) -> list[str]:
-    """The attention kernels to measure where none are named."""
-    if device.platform == "tpu":
-        return ["tpu"]
-    if is_accelerator(device):
-        return ["hopper", "ampere"] if int(float(device.compute_capability)) == 9 else ["ampere"]
-    return ["tpu", "ampere", "reference"]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
+    """Bytes that arrays may take: all of an accelerator's, 2 GiB of a CPU's."""
+    if not is_accelerator(device):
+        return 2 * 2**30
+    return (device.memory_stats() or {}).get("bytes_limit") or 16 * 2**30
 
 
 def _commit() -> str | None:
     """The commit, with a + where the working tree differs; None outside a repository."""
 
-    def git(*words):
-        return subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *words], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
