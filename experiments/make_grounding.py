@@ -6,7 +6,7 @@
 The folder receives videos/ and two annotation files under the published names, one of the videos and one of a training
 split, which is there for its lengths only and has no videos. Sentences are of the form "the dog appears". Charades-STA
 gives a sentence one window, so that only pictures shown once are asked about; QVHighlights gives it several, on a grid of
-two seconds. `eval_grounding.py --help` says how to go on.
+two seconds. `python -m experiments.studies grounding --help` says how to go on.
 """
 
 from __future__ import annotations
