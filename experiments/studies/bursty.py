@@ -1,25 +1,24 @@
-"""Does it matter how content is spread over a video: evenly, or in bursts with nothing between?
+"""Does it matter whether content is spread evenly over a video, or comes in bursts?
 
-Twelve pictures of eight seconds, evenly spread, in three bursts or in one. Chunks evenly spread over time ("uniform")
-suit even content; what the question looks at should not depend on it.
+Twelve pictures of eight seconds: evenly spread, in three bursts, or in one. Chunks spaced evenly in time ("uniform") suit
+even content; relevance to the question should not depend on how content is spread.
 """
 
-from __future__ import annotations
+from dataclasses import replace
 
-from experiments.studies import contents, halves
-from experiments.studies.study import CHUNKED, DENSE, Setting, Study
+from experiments.studies.contents import bursts
+from experiments.studies.open_question import AT_35, CHUNKED, DENSE, RANDOM_35, OpenQuestion
 
-STUDY = Study(
-    name="bursty",
-    title="Twelve pictures in 192 s: evenly spread, in three bursts, in one",
+QUESTION = OpenQuestion(
+    "bursty",
+    "Twelve pictures in 192 s: evenly spread, in three bursts, in one",
     settings={
         "dense": DENSE,
         "chunked": CHUNKED,
-        "both, 35 %": Setting(share=35),
-        "both, 35 %, uniform": Setting(share=35, relevance="uniform"),
-        "both, 35 %, by lot": Setting(share=35, relevance="lot"),
+        "both, 35 %": AT_35,
+        "both, 35 %, uniform": replace(AT_35, relevance="uniform"),
+        "both, 35 %, at random": RANDOM_35,
     },
-    contents={"evenly": contents.bursts(12), "three bursts": contents.bursts(3), "one burst": contents.bursts(1)},
-    clips=8,
-    draw=halves.draw,
+    contents={"evenly": bursts(12), "three bursts": bursts(3), "one burst": bursts(1)},
 )
+STUDY = QUESTION.study(__doc__)

@@ -1,17 +1,21 @@
-"""Clips of wanted content: as nano was trained on, with pictures spread evenly or in bursts, cut into short scenes,
-and with pictures that return near or far. Names, places and backgrounds are drawn as in `synthetic.clips`."""
+"""Clips with controlled content: as in nano's training, with pictures spread evenly or in bursts, cut into short scenes,
+or with pictures that return near or far. Names, places and backgrounds are drawn as in `synthetic.clips`."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from experiments.studies.study import Asked, Draw, labelled
+from experiments.studies.judging import Asked, by_type
 from experiments.synthetic import clips, pictures, schedule
 from experiments.synthetic.questions import TIMES, Question, ask, chance, questions
+
+Draw = Callable[[np.random.Generator, str], tuple[clips.Clip, list[Asked]]]
+"""(random stream, footage in the background) → a clip and its questions. Those with long answers come last: questions
+are answered in batches of 16, and a batch takes as long as its longest answer."""
 
 SECONDS = 192  # 48 groups: the usual rule hides most of such a clip, and nano was trained on as long ones
 SHORT = ("exists", "first", "when", "what", "count", "between")
@@ -158,4 +162,4 @@ def _shown(
 
 def _asked(rng: np.random.Generator, clip: clips.Clip, types: Sequence[str]) -> list[Asked]:
     """Questions of these types in turn, then open ones."""
-    return labelled([*questions(rng, clip, BATCH, types), *questions(rng, clip, OPEN, ("order",))])
+    return by_type([*questions(rng, clip, BATCH, types), *questions(rng, clip, OPEN, ("order",))])

@@ -1,19 +1,20 @@
-"""FLOPs saved against seconds saved: what chunk-based pre-filling and bi-level loading bring on this machine.
+"""How do savings in FLOPs and bytes compare with savings in seconds, on this machine?
 
 For videos of several lengths, dense and chunked pre-filling of the same visual tokens take turns, and so do questions
-that load the whole cache and 35 % of it; every saving is the median over the rounds of one ratio a round, with the
-least and the greatest. FLOPs are counted by `vxl2_jax.planning` (what `vxl2 plan` prints), the seconds are this machine's and
-this model's: nano has ten tokens to a group where the released model has about 150.
+that load the whole cache and 35 % of it. Each saving is the median over the rounds of one ratio per round, with the
+minimum and the maximum. FLOPs are those of `vxl2_jax.planning` (as `vxl2 plan` prints them); seconds are this machine's
+and this model's: nano has ten tokens per group, the released model about 150.
 
-Seconds of pre-filling hold, beside what FLOPs are counted of, making the empty streams and the sparse level; both are
-the same in dense and chunked pre-filling and so draw the percentage saved towards nothing. Reading and decoding the
-video are neither timed nor counted.
+Besides what FLOPs are counted for, the seconds of pre-filling include creating the empty streams and the sparse level,
+which are the same in dense and chunked pre-filling and make the saved percentage smaller. Reading and decoding the video
+are neither timed nor counted.
 """
 
 from __future__ import annotations
 
+import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,37 +22,51 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.studies import drawing, memories
-from experiments.studies.study import CHUNKED, DENSE
-from vxl2_jax import Model, VideoMemory, planning, plot
+import vxl2_jax as vxl2
+from experiments.studies import memories, plots, runner, statistics
+from experiments.studies.open_question import CHUNKED, DENSE, made_with
+from experiments.studies.study import Result, Study, integer, listed
+from vxl2_jax import Model, VideoMemory, planning
 
-NAME, TITLE = "cost", "FLOPs and bytes saved against seconds saved (without reading and decoding the video)"
-FRAMES = (256, 512, 1024, 2048)
+TITLE = "FLOPs and bytes saved against seconds saved (without reading and decoding the video)"
+FRAMES = [256, 512, 1024, 2048]
 SHARE, COMPRESSION = 35, 8
 QUESTIONS = [f"What appears, in order, from the dog to the {name}?" for name in ("car", "owl", "cat", "bus")] * 4
 
 
-def measure(model: Model, frames: Sequence[int], rounds: int, progress: Callable[[int, int], None]) -> dict[str, Any]:
-    """The report. progress: called with (lengths done, of how many)."""
-    found = {}
-    for done, count in enumerate(frames):
-        progress(done, len(frames))
-        found[str(count)] = _length(model, count, rounds)
-    progress(len(frames), len(frames))
-    return {
-        "study": NAME,
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    # At most 2,048: nano's vocabulary has timestamps up to 1,023 seconds, at two frames per second.
+    parser.add_argument(
+        "--frames", type=listed(integer(64, 2048)), default=FRAMES, help="lengths of the videos in frames"
+    )
+    parser.add_argument("--rounds", type=integer(1), default=3, help="rounds whose median is taken")
+
+
+def run(args: argparse.Namespace) -> Result:
+    """Time every length, and report."""
+    model = vxl2.load(args.model)
+    about = {"study": "cost", "rounds": args.rounds, **made_with(model)}
+    lengths = {str(count): count for count in args.frames}
+    found = runner.run(args.records, about, lengths, lambda count: _length(model, count, args.rounds))
+    report = {
+        "study": "cost",
         "title": TITLE,
         "rule": asdict(CHUNKED.rule),
         "share_percent": SHARE,
         "compression": COMPRESSION,
-        "rounds": rounds,
+        "rounds": args.rounds,
         "questions": len(QUESTIONS),
-        "frames": found,
+        "frames": {
+            key: {name: record[name] for name in ("tokens", "flops", "seconds", "saved_percent")}
+            for key, record in found.items()
+        },
+        "made_with": made_with(model),
     }
+    return Result(report, as_markdown(report), lambda path: draw(path, report))
 
 
 def _length(model: Model, count: int, rounds: int) -> dict[str, Any]:
-    """Seconds of every round and what is saved, for a video of `count` frames of noise."""
+    """Seconds of each round and what is saved, for a video of `count` frames of noise."""
     seconds = np.arange(count) / 2  # two frames a second: timestamps stay in the vocabulary
     rules = {"dense": DENSE.rule, "chunked": CHUNKED.rule}
     size = model.config.vision.image_size
@@ -105,7 +120,7 @@ def _asked(model: Model, memory: VideoMemory, share: int | None) -> dict[str, fl
 def _saved(
     plans: Mapping[str, planning.Plan], timed: Mapping[str, list[float]], loaded: float
 ) -> dict[str, list[float]]:
-    """Percent saved, as (median, least, greatest) over the rounds; counted quantities have no spread."""
+    """Percent saved, as (median, minimum, maximum) over the rounds; counted quantities have no spread."""
     flops = {name: plan.flops for name, plan in plans.items()}
     language = {name: parts["language_linear"] + parts["attention"] for name, parts in flops.items()}
     series = {name: np.asarray(values) for name, values in timed.items()}
@@ -140,34 +155,33 @@ ASKING = ("key/value bytes", "seconds of question and answer", "the same with ch
 
 
 def draw(path: Path, report: Mapping[str, Any]) -> None:
-    """What is saved over the length: of watching, and of asking."""
-    figure, axes = drawing.new_figure(1, 2, (11, 4.4), sharex=True)
+    """Plot what is saved over the length: of watching, and of asking."""
+    figure, axes = plots.subplots(2, (11, 4.4), sharex=True)
     frames = [int(count) for count in report["frames"]]
     for axis, names in zip(axes, (WATCHING, ASKING), strict=True):
         for number, name in enumerate(names):
             saved = np.asarray([part["saved_percent"][name] for part in report["frames"].values()]).T
-            colour, line = drawing.COLOURS[number + 1], "--" if name in COUNTED else "-"
-            axis.plot(frames, saved[0], line + drawing.MARKERS[number], color=colour, markersize=4, label=name)
+            colour, line = plots.COLOURS[number + 1], "--" if name in COUNTED else "-"
+            axis.plot(frames, saved[0], line + plots.MARKERS[number], color=colour, markersize=4, label=name)
             axis.fill_between(frames, saved[1], saved[2], color=colour, alpha=0.15, linewidth=0)
         axis.axhline(0, color="black", linewidth=0.8)
         axis.set_xscale("log", base=2)
         axis.set_xticks(frames, [f"{count:,}" for count in frames])
         axis.set(xlabel="frames", ylabel="percent saved")
-        axis.grid(color="#eeeeee")
         axis.legend(fontsize=8, frameon=False)
     axes[0].set_title("chunked against dense pre-filling (dashed: counted; seconds with the sparse level)", fontsize=9)
     axes[1].set_title(f"16 questions, {report['share_percent']} % of the bytes against all", fontsize=9)
-    figure.suptitle(report["title"], fontsize=11)
-    plot.save(figure, path)
+    plots.save(figure, path, report["title"])
 
 
-def as_text(report: Mapping[str, Any]) -> str:
-    """The savings for a terminal."""
-    lines = [report["title"]]
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """The savings in percent, with the range over the rounds."""
+    rows: dict[str, dict[str, str]] = {}
     for count, part in report["frames"].items():
-        lines.append(f"{count} frames, {part['tokens']} tokens")
-        lines += [
-            f"  {name:36s} {median:6.1f} %" + (f"  ({least} … {most})" if least != most else "")
-            for name, (median, least, most) in part["saved_percent"].items()
-        ]
-    return "\n".join(lines)
+        for name, (median, low, high) in part["saved_percent"].items():
+            spread = f" ({low} to {high})" if low != high else ""
+            rows.setdefault(name, {})[f"{count} frames"] = f"{median:.1f}{spread}"
+    return f"# {report['title']}\n\n{statistics.table('percent saved of', rows)}"
+
+
+STUDY = Study(__doc__, run, add_flags)

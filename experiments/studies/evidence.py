@@ -1,42 +1,40 @@
-"""What if the evidence is not in one place: split over two far chunks, or spread evenly over the video?
+"""What if the evidence is not in one place, but in two distant chunks, or spread evenly over the video?
 
-The method's predicted failures. Every clip has pictures that are shown once, twice close together or far apart, three
-times close together or evenly spread; questions about two of them are about neighbours or far ones. 35 % of the bytes
-leave six chunks of four seconds to choose, fewer than the chunks of three showings; "by evidence" chooses rightly, of every
-event the chunk that shows it longest first.
+The method's predicted failures. Every clip has pictures that are shown once, twice close together or far apart, and three
+times close together or evenly spread; questions about two pictures are about neighbours or distant ones. 35 % of the
+bytes leave six chunks of four seconds to choose, fewer than the chunks of three appearances; "by evidence" chooses
+perfectly, first the chunk that shows each event longest.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from experiments.studies import contents, drawing, tally
-from experiments.studies.study import CHUNKED, DENSE, Setting, Study
-
-
-def draw(path: Path, report: dict) -> None:
-    """A row for every way that evidence is spread, with how often all of it was dense."""
-    marks = report["marks"]["returning"]
-
-    def held(label):
-        return marks["both, 35 %"]["held_by"][label]
-
-    names = {label: f"{label}\n(held at 35 %: {held(label):.0f} %)" for label in contents.LABELS}
-    drawing.dots(path, report["title"], *tally.by_label(marks, names), report["compared_with"])
+from experiments.studies import contents
+from experiments.studies.open_question import AT_35, CHUNKED, DENSE, EVIDENCE_35, RANDOM_35, OpenQuestion, by_label
 
 
-STUDY = Study(
-    name="evidence",
-    title="Evidence in one place, in two far ones, spread evenly (clips of 192 s)",
+def draw(path: Path, report: Mapping[str, Any]) -> None:
+    """Plot a row for every way that evidence is spread, with how often all of it was dense."""
+    held = report["marks"]["returning"]["both, 35 %"]["held_by"]
+    names = {label: f"{label}\n(held at 35 %: {held[label]:.0f} %)" for label in contents.LABELS}
+    by_label(path, report, "returning", names)
+
+
+QUESTION = OpenQuestion(
+    "evidence",
+    "Evidence in one place, in two far ones, spread evenly (clips of 192 s)",
     settings={
         "dense": DENSE,
         "chunked": CHUNKED,
-        "both, 48 %": Setting(share=48),
-        "both, 35 %": Setting(share=35),
-        "both, 35 %, by lot": Setting(share=35, relevance="lot"),
-        "both, 35 %, by evidence": Setting(share=35, relevance="evidence"),
+        "both, 48 %": replace(AT_35, share=48),
+        "both, 35 %": AT_35,
+        "both, 35 %, at random": RANDOM_35,
+        "both, 35 %, by evidence": EVIDENCE_35,
     },
     contents={"returning": contents.returning},
     clips=24,
     draw=draw,
 )
+STUDY = QUESTION.study(__doc__)

@@ -1,37 +1,28 @@
-"""Chunk-based pre-filling alone, bi-level loading alone, both: which saves what, and which costs the accuracy?
+"""Chunk-based pre-filling alone, bi-level loading alone, or both: what does each save, and what does each cost?
 
-Two ways of pre-filling × three of loading, over clips of three lengths; and both with chunks chosen by lot, and by the
-evidence itself: what selection brings, and what is left for a better scorer to bring.
+Two ways of pre-filling × three of loading, over clips of three lengths. Chunks chosen at random, and chunks chosen by the
+evidence itself, bound what selection brings and what a better scorer could bring.
 """
 
-from __future__ import annotations
+from dataclasses import replace
 
-from pathlib import Path
+from experiments.studies.contents import as_trained
+from experiments.studies.open_question import AT_35, CHUNKED, DENSE, EVIDENCE_35, RANDOM_35, OpenQuestion
 
-from experiments.studies import contents, drawing, tally
-from experiments.studies.study import CHUNKED, DENSE, Setting, Study
-from vxl2_jax.layout import PrefillRule
-
-
-def draw(path: Path, report: dict) -> None:
-    """A row for every kind of clips."""
-    drawing.dots(path, report["title"], *tally.by_content(report["marks"]), report["compared_with"])
-
-
-STUDY = Study(
-    name="halves",
-    title="Chunked pre-filling alone, bi-level loading alone, both",
+QUESTION = OpenQuestion(
+    "halves",
+    "Chunked pre-filling alone, bi-level loading alone, both",
     settings={
         "dense": DENSE,
         "chunked": CHUNKED,
-        "bi-level, 62 %": Setting(PrefillRule(4, None), share=62),
-        "bi-level, 35 %": Setting(PrefillRule(4, None), share=35),
-        "both, 62 %": Setting(share=62),
-        "both, 35 %": Setting(share=35),
-        "both, 35 %, by lot": Setting(share=35, relevance="lot"),
-        "both, 35 %, by evidence": Setting(share=35, relevance="evidence"),
+        "bi-level, 62 %": replace(DENSE, share=62),
+        "bi-level, 35 %": replace(DENSE, share=35),
+        "both, 62 %": replace(CHUNKED, share=62),
+        "both, 35 %": AT_35,
+        "both, 35 %, at random": RANDOM_35,
+        "both, 35 %, by evidence": EVIDENCE_35,
     },
-    contents={f"{seconds} s": contents.as_trained(seconds) for seconds in (96, 192, 384)},
+    contents={f"{seconds} s": as_trained(seconds) for seconds in (96, 192, 384)},
     clips=6,
-    draw=draw,
 )
+STUDY = QUESTION.study(__doc__)

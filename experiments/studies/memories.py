@@ -1,6 +1,6 @@
-"""One clip, pre-filled under many rules: rendering and the vision half, which know nothing of the rule, run once.
+"""One clip, pre-filled under several rules: rendering and the vision half, which do not depend on the rule, run once.
 
-Frames are given as arrays, resized as the reader does it: no video file and no H.264 between.
+Frames are given as arrays, resized as the video reader does it; there is no video file and no H.264 in between.
 """
 
 from __future__ import annotations

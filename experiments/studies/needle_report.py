@@ -1,42 +1,40 @@
-"""From rows about needles to a grid of depth × length: rates with intervals, as data, Markdown and a picture.
+"""The report of the study `needles`: rates by depth × length, as data, Markdown and a plot.
 
-"exists" is one trial with two questions: yes to the needle, no to a picture that the film never shows; always saying yes
-gets nothing. Numbers that the model's vocabulary lacks make no trial: they are counted beside it.
+"exists" is one trial of two questions: yes to the needle, no to a picture that the film never shows; always yes gets
+nothing. Questions with numbers outside the model's vocabulary are no trials; they are counted separately.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.studies import plots, statistics
 from experiments.synthetic.questions import TOLERANCE_S
-from vxl2_jax import plot
-from vxl2_jax.evaluation import run_folder
-from vxl2_jax.evaluation.intervals import wilson
-from vxl2_jax.evaluation.report import table, write_texts
 
 KINDS = ("exists", "when", "what")
 STAGES = ("render", "watch", "ask")
 NOTES = (
-    "Intervals are 95 % (Wilson) and take trials for independent, which those about one needle are not quite.",
-    "exists: yes to the needle and no to a picture never shown, both right; always saying yes gets 0 %, guessing 25 %.",
+    "Intervals are 95 % (Wilson) and assume independent trials; those about one needle are not quite independent.",
+    "exists: yes to the needle and no to a picture never shown, both correct; always yes gets 0 %, guessing 25 %.",
     f"when: within {TOLERANCE_S} s of the true start. what: no other picture named.",
-    "A needle that lies in several chunks is found where one of them is dense; its rank is that of the best of them.",
-    "The first and the last chunk are always dense: where a needle lies there, nothing had to be chosen.",
-    "Peak memory: the most that a process has held until a film was done, without that of an accelerator.",
-    "Times that the model's vocabulary lacks are no trials; how many there were is told.",
+    "A needle in several chunks is found if one of them is dense; its rank is that of the best of them.",
+    "The first and the last chunk are always dense: a needle there needs no choice.",
+    "Peak memory: peak resident memory of the process, without an accelerator's.",
+    "Questions with times outside the model's vocabulary are no trials; they are counted separately.",
 )
 
 
-@dataclass(frozen=True)
-class Trial:
-    """right: None where the model cannot say it; dense: whether a chunk that shows the needle was loaded dense, None
-    where the question itself holds a number that the model does not know; rank, lot: see `needles.judge`."""
+class Trial(NamedTuple):
+    """A trial about one needle.
+
+    right: None where the model cannot say the answer; dense: whether a chunk that shows the needle was loaded dense, None
+    where the question itself has a number outside the vocabulary; rank: the best of its chunks, None where nothing had to
+    be chosen; chance: see `needles.chance`.
+    """
 
     mode: str
     seconds: int
@@ -44,188 +42,153 @@ class Trial:
     kind: str
     right: bool | None
     dense: bool | None
-    rank: int
-    lot: float
+    rank: int | None
+    chance: float
 
 
-def trials(records: Iterable[Mapping[str, Any]]) -> list[Trial]:
-    """All trials of the rows of a run, those that could not be watched left out."""
+def trials(records: statistics.Records) -> list[Trial]:
+    """All trials of the films that were watched."""
     found = []
-    for record in records:
-        answers = record.get("answers", ())
-        refused = {(one["mode"], one["needle"]): one["right"] for one in answers if one["kind"] == "absent"}
-        for one in answers:
-            if one["kind"] in KINDS:
-                right = one["right"] and (one["kind"] != "exists" or refused[one["mode"], one["needle"]])
-                found.append(
-                    Trial(
-                        one["mode"],
-                        record["seconds"],
-                        one["depth"],
-                        one["kind"],
-                        right if one["sayable"] else None,
-                        one["dense"] if one["known"] else None,
-                        one["rank"],
-                        one["lot"],
+    for record in records.values():
+        for mode, judged in record.get("settings", {}).items():
+            for i, (label, *_) in enumerate(record["asked"]):
+                depth, kind = label.split()
+                if kind in KINDS:
+                    # The question about the absent picture follows "exists".
+                    right = judged["right"][i] and (kind != "exists" or judged["right"][i + 1])
+                    values = (
+                        bool(right) if record["sayable"][i] else None,
+                        judged["held"][i] if record["known"][i] else None,
                     )
-                )
+                    rank = judged["ranks"][i][0] if judged["ranks"][i] else None
+                    found.append(Trial(mode, record["seconds"], float(depth), kind, *values, rank, judged["chance"][i]))
     return found
 
 
 def rates(part: Sequence[Trial]) -> dict[str, Any]:
-    """What some trials of one mode amount to, rates and intervals in percent."""
+    """The rates of some trials of one mode, in percent with intervals."""
     said = [trial.right for trial in part if trial.right is not None]
     seen = [trial for trial in part if trial.dense is not None]
-    ranks = [trial.rank for trial in seen if trial.rank]
-    found = {"trials": len(said), "right": sum(said), **_rate("accuracy", sum(said), len(said))}
-    found["unsayable"] = len(part) - len(said)
-    loaded = {"questions": len(seen), "dense": sum(trial.dense for trial in seen)}
-    lot = round(100 * float(np.mean([trial.lot for trial in seen])), 2) if seen else None
-    loaded |= _rate("dense_rate", loaded["dense"], len(seen)) | {"by_lot": lot}
-    return found | loaded | {"median_rank": float(np.median(ranks)) if ranks else None}
+    dense = [trial.dense for trial in seen]
+    ranks = [trial.rank for trial in seen if trial.rank is not None]
+    right, held = statistics.rate(said, 2), statistics.rate(dense, 2)
+    return {
+        "trials": len(said),
+        "right": sum(said),
+        "accuracy": right["accuracy"],
+        "accuracy_interval": right["interval"],
+        "unsayable": len(part) - len(said),
+        "questions": len(seen),
+        "dense": sum(dense),
+        "dense_rate": held["accuracy"],
+        "dense_rate_interval": held["interval"],
+        "by_lot": round(100 * float(np.mean([trial.chance for trial in seen])), 2) if seen else None,
+        "median_rank": float(np.median(ranks)) if ranks else None,
+    }
 
 
-def _rate(name: str, count: int, total: int) -> dict[str, Any]:
-    low, high = wilson(count, total)
-    return {name: round(100 * count / total, 2) if total else None, f"{name}_interval": [round(low, 1), round(high, 1)]}
-
-
-def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The report of a run's rows: by mode the grid's cells, and sums by length and by kind of question."""
+def summarise(records: statistics.Records) -> dict[str, Any]:
+    """The report of a run's records: by mode the cells of the grid, and rates by length and by kind of question."""
     found = trials(records)
-    modes = list(dict.fromkeys(trial.mode for trial in found))
     lengths, depths = sorted({trial.seconds for trial in found}), sorted({trial.depth for trial in found})
 
     def report(mode: str) -> dict[str, Any]:
-        own = [trial for trial in found if trial.mode == mode]
-
         def picked(**wanted: Any) -> list[Trial]:
-            return [trial for trial in own if all(getattr(trial, name) == value for name, value in wanted.items())]
+            wanted["mode"] = mode
+            return [trial for trial in found if all(getattr(trial, name) == value for name, value in wanted.items())]
 
+        def by_kind(**wanted: Any) -> dict[str, Any]:
+            return {kind: rates(picked(kind=kind, **wanted)) for kind in KINDS}
+
+        cells = {(seconds, depth): picked(seconds=seconds, depth=depth) for seconds in lengths for depth in depths}
         return {
-            "all": rates(own),
-            "by_kind": {kind: rates(picked(kind=kind)) for kind in KINDS},
-            "by_length": {
-                str(seconds): rates(picked(seconds=seconds))
-                | {"by_kind": {kind: rates(picked(seconds=seconds, kind=kind)) for kind in KINDS}}
-                for seconds in lengths
-            },
-            "cells": [
-                {"seconds": seconds, "depth": depth, **rates(part)}
-                for seconds in lengths
-                for depth in depths
-                if (part := picked(seconds=seconds, depth=depth))
-            ],
+            "all": rates(picked()),
+            "by_kind": by_kind(),
+            "by_length": {str(s): rates(picked(seconds=s)) | {"by_kind": by_kind(seconds=s)} for s in lengths},
+            "cells": [{"seconds": s, "depth": d, **rates(part)} for (s, d), part in cells.items() if part],
         }
 
-    done = [record for record in records if "answers" in record]
+    done = [record for record in records.values() if "settings" in record]
+
+    def spent(length: int, stage: str) -> float:
+        return round(sum(record["spent_s"][stage] for record in done if record["seconds"] == length), 1)
+
     return {
         "lengths": lengths,
         "depths": depths,
         "films": len(done),
-        "failures": [{"video": r["video"], "error": r["error"]} for r in records if "error" in r],
-        "modes": {mode: report(mode) for mode in modes},
+        "failures": [{"video": name, "error": one["error"]} for name, one in records.items() if "error" in one],
+        "modes": {mode: report(mode) for mode in dict.fromkeys(trial.mode for trial in found)},
         "notes": list(NOTES),
         "peak_bytes": max((record["peak_bytes"] for record in done), default=0),
-        "seconds": {
-            str(length): {
-                stage: round(sum(record["spent_s"][stage] for record in done if record["seconds"] == length), 1)
-                for stage in STAGES
-            }
-            for length in lengths
-        },
+        "seconds": {str(length): {stage: spent(length, stage) for stage in STAGES} for length in lengths},
     }
 
 
-def write(run: Path) -> dict[str, Any]:
-    """Write report.json, report.md and report.png into a run's folder; returns the report."""
-    told = run_folder.read_run(run)
-    data = {**told, **summarise(list(run_folder.read_records(run).values()))}
-    write_texts(run, {"report.json": json.dumps(data, indent=1) + "\n", "report.md": as_markdown(data)})
-    if data["modes"]:
-        draw(run / "report.png", data, f"needles, {told['made_with']['model']}")
-    return data
-
-
 def as_markdown(data: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
     peak = f"{data['peak_bytes'] / 2**30:.2f} GiB"
-    lines = ["# Needles: depth × length", "", f"{data['films']} films; peak memory {peak}.", ""]
-    lines += [*(f"- {note}" for note in data["notes"]), ""]
-    lengths = [f"{seconds:,} s" for seconds in data["lengths"]]
+    parts = ["# Needles: depth × length", f"{data['films']} films; peak memory {peak}."]
+    parts.append("\n".join(f"- {note}" for note in data["notes"]))
     for mode, part in data["modes"].items():
-        lines += [f"## {mode}: {shown(part['all'], 'accuracy')} of {part['all']['trials']:,} trials right", ""]
-        lines += table(["right, at a depth of", *lengths], _grid(data, part["cells"], "accuracy"))
-        rows = [
-            [kind, *(shown(by["by_kind"][kind], "accuracy") for by in part["by_length"].values())] for kind in KINDS
-        ]
-        rows.append(["cannot be said", *(by["unsayable"] for by in part["by_length"].values())])
-        lines += table(["right, by question", *lengths], rows)
+        parts.append(f"## {mode}: {_rate(part['all'], 'accuracy')} of {part['all']['trials']:,} trials correct")
+        parts.append(statistics.table("correct, at a depth of", _grid(data, part["cells"], "accuracy")))
+        kinds: dict[str, dict] = {kind: {} for kind in (*KINDS, "not in the vocabulary")}
+        chosen = _grid(data, part["cells"], "dense_rate") | {"at random, percent": {}, "median rank": {}}
+        for length, by in part["by_length"].items():
+            for kind in KINDS:
+                kinds[kind][f"{length} s"] = _rate(by["by_kind"][kind], "accuracy")
+            kinds["not in the vocabulary"][f"{length} s"] = by["unsayable"]
+            chosen["at random, percent"][f"{length} s"] = by["by_lot"]
+            chosen["median rank"][f"{length} s"] = by["median_rank"]
+        parts.append(statistics.table("correct, by question", kinds))
         if part["all"]["dense"] < part["all"]["questions"]:
-            rows = _grid(data, part["cells"], "dense_rate")
-            rows.append(["by lot", *(_percent(by["by_lot"]) for by in part["by_length"].values())])
-            middle = (by["median_rank"] for by in part["by_length"].values())
-            rows.append(["median rank", *("–" if rank is None else rank for rank in middle)])
-            lines += table(["needle's chunk dense", *lengths], rows)
-    spent = [[stage, *(f"{by[stage]:,.1f}" for by in data["seconds"].values())] for stage in STAGES]
-    lines += table(["seconds, all films", *lengths], spent)
+            parts.append(statistics.table("needle's chunk dense", chosen))
+    parts.append(statistics.table("seconds, all films", {f"{s} s": each for s, each in data["seconds"].items()}))
     if data["failures"]:
-        lines += table(
-            ["film", "why it could not be watched"], [list(failure.values()) for failure in data["failures"]]
-        )
-    return "\n".join(lines)
+        failures = {one["video"]: {"why it could not be watched": one["error"]} for one in data["failures"]}
+        parts.append(statistics.table("film", failures))
+    return "\n\n".join(parts)
 
 
-def shown(part: Mapping[str, Any], name: str) -> str:
-    """A rate with its interval."""
-    low, high = part[f"{name}_interval"]
-    return "–" if part[name] is None else f"{part[name]:.0f} % ({low:.0f} – {high:.0f})"
+def _rate(part: Mapping[str, Any], name: str) -> str:
+    return statistics.cell({"accuracy": part[name], "interval": part[f"{name}_interval"]})
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f} %"
-
-
-def _grid(data: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> list[list[str]]:
-    by_place = {(cell["seconds"], cell["depth"]): cell for cell in cells}
-    return [
-        [f"{depth:g} %", *(shown(by_place[s, depth], name) if (s, depth) in by_place else "" for s in data["lengths"])]
-        for depth in data["depths"]
-    ]
+def _grid(data: Mapping[str, Any], cells: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {
+        f"{depth:g} %": {f"{s} s": "" for s in data["lengths"]} for depth in data["depths"]
+    }
+    for cell in cells:
+        found[f"{cell['depth']:g} %"][f"{cell['seconds']} s"] = _rate(cell, name)
+    return found
 
 
 def draw(path: Path, data: Mapping[str, Any], title: str) -> None:
-    """Heat maps: what was right in each mode, and how often the needle's chunk was dense where not all are. Written whole
-    or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    panels = [(f"{mode}: right", part["cells"], "accuracy") for mode, part in data["modes"].items()]
+    """Plot heat maps: accuracy in each mode, and how often the needle's chunk was dense where not all are."""
+    panels = [(f"{mode}: correct", part["cells"], "accuracy") for mode, part in data["modes"].items()]
     panels += [
         (f"{mode}: the needle's chunk is dense", part["cells"], "dense_rate")
         for mode, part in data["modes"].items()
         if part["all"]["dense"] < part["all"]["questions"]
     ]
     lengths, depths = data["lengths"], data["depths"]
-    wide = 1.6 + 0.62 * len(lengths)
-    figure = Figure(figsize=(1 + wide * len(panels), 1.8 + 0.3 * len(depths)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    size = 1 + (1.6 + 0.62 * len(lengths)) * len(panels), 1.8 + 0.3 * len(depths)
+    figure, axes = plots.subplots(len(panels), size, sharey=True)
     for axis, (name, cells, rate) in zip(axes, panels, strict=True):
         values = np.full((len(depths), len(lengths)), np.nan)
         for cell in cells:
             if cell[rate] is not None:
                 values[depths.index(cell["depth"]), lengths.index(cell["seconds"])] = cell[rate]
         axis.set_facecolor("#dddddd")
+        axis.grid(False)
         image = axis.imshow(values, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
         for (row, column), value in np.ndenumerate(values):
-            told, colour = "" if np.isnan(value) else f"{value:.0f}", "black" if 15 < value < 85 else "white"
-            axis.text(column, row, told, ha="center", va="center", fontsize=8, color=colour)
-        axis.set_title(name, fontsize=10)
-        axis.set_xticks(range(len(lengths)), [f"{seconds:,}" for seconds in lengths], fontsize=8)
-        axis.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths], fontsize=8)
-        axis.set_xlabel("length of the film, seconds")
+            text, colour = "" if np.isnan(value) else f"{value:.0f}", "black" if 15 < value < 85 else "white"
+            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+        axis.set_xticks(range(len(lengths)), [f"{seconds:,}" for seconds in lengths])
+        axis.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
+        axis.set(title=name, xlabel="length of the film, seconds")
     axes[0].set_ylabel("depth of the needle, percent")
-    figure.colorbar(image, ax=axes, label="percent", fraction=0.03)
-    figure.suptitle(title, parse_math=False)
-    plot.save(figure, path)
+    figure.colorbar(image, ax=list(axes), label="percent", fraction=0.03)
+    plots.save(figure, path, title)

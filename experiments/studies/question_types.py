@@ -1,30 +1,25 @@
-"""Which kinds of questions pay for the savings, open answers included?
+"""Which types of questions pay for the savings, including those with open answers?
 
-The answers are those of the study `halves`, counted by type of question over all lengths of clips: choices (exists,
-first, count), and open answers (a name: what, between; a number: when; a list of names: order).
+Uses the records of `halves`, counted by type of question over all lengths of clips: choices (exists, first, count), and
+open answers (a name: what, between; a number: when; a list of names: order).
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from experiments.studies import drawing, halves, tally
+from experiments.studies import halves
+from experiments.studies.open_question import by_label
 from experiments.synthetic.questions import TYPES
 
 
-def draw(path: Path, report: dict) -> None:
-    """A row for every type."""
-    marks = report["marks"]["all"]
-    asked = next(iter(marks.values()))["by"]
-    names = {kind: f"{kind} ({asked[kind]['questions']})" for kind in TYPES if kind in asked}
-    drawing.dots(path, report["title"], *tally.by_label(marks, names), report["compared_with"])
+def draw(path: Path, report: Mapping[str, Any]) -> None:
+    """Plot a row for every type."""
+    by = report["marks"]["all"][report["compared_with"]]["by"]
+    by_label(path, report, "all", {kind: f"{kind} ({by[kind]['questions']})" for kind in TYPES if kind in by})
 
 
-STUDY = replace(
-    halves.STUDY,
-    name="question_types",
-    title="What the savings cost by type of question (clips of 96, 192 and 384 s)",
-    draw=draw,
-    rows="halves",
-)
+TITLE = "What the savings cost by type of question (clips of 96, 192 and 384 s)"
+QUESTION = replace(halves.QUESTION, name="question_types", title=TITLE, draw=draw, records="halves")
+STUDY = QUESTION.study(__doc__)

@@ -1,24 +1,22 @@
-"""Do rapid scene changes hurt, and more so where they fall between the borders of groups and chunks?
+"""Do rapid scene changes hurt, and more so where they do not fall on the borders of groups and chunks?
 
-Every scene has a picture and a background of its own; scenes last 16 s (a pre-fill block), 8 s, or 4 s (a group of four
-frames, a bi-level chunk) and change on those borders, or two seconds past them: then a group shows two scenes. In
-training pictures stayed 8 to 16 s with pauses between; scenes of 4 s are shorter than any seen.
+Each scene has its own picture and background. Scenes last 16 s (a pre-fill block), 8 s, or 4 s (a group of four frames,
+and a chunk), and change on those borders, or two seconds later: then a group shows two scenes. In training pictures
+stayed 8 to 16 s with pauses in between; scenes of 4 s are shorter than any of them.
 """
 
-from __future__ import annotations
+from experiments.studies.contents import scenes
+from experiments.studies.open_question import AT_35, CHUNKED, DENSE, OpenQuestion
 
-from experiments.studies import contents, halves
-from experiments.studies.study import CHUNKED, DENSE, Setting, Study
-
-STUDY = Study(
-    name="scene_changes",
-    title="Scenes of 16, 8 and 4 s that change on borders of groups, or 2 s past them (192 s)",
-    settings={"dense": DENSE, "chunked": CHUNKED, "both, 35 %": Setting(share=35)},
+QUESTION = OpenQuestion(
+    "scene_changes",
+    "Scenes of 16, 8 and 4 s that change on borders of groups, or 2 s past them (192 s)",
+    settings={"dense": DENSE, "chunked": CHUNKED, "both, 35 %": AT_35},
     contents={
-        f"{stay} s, {'off' if offset else 'on'} borders": contents.scenes(stay, offset)
+        f"{stay} s, {where} borders": scenes(stay, offset)
         for stay in (16, 8, 4)
-        for offset in (0.0, 2.0)
+        for where, offset in (("on", 0.0), ("off", 2.0))
     },
     clips=7,
-    draw=halves.draw,
 )
+STUDY = QUESTION.study(__doc__)

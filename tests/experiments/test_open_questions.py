@@ -1,10 +1,9 @@
-"""Studies: clips are what they are said to be, a share is kept, marks follow from rows, runs go on where they were."""
+"""Open questions: clips have the content they should have, a share is kept, and marks follow from records."""
 
 import itertools
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -15,15 +14,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vxl2_jax as vxl2
-from experiments.studies import block_size, contents, cost, memories, running, selection, tally
-from experiments.studies.catalogue import STUDIES
-from experiments.studies.study import CHUNKED, DENSE, Asked, Setting, Study, labelled
+from experiments.studies import (
+    block_size,
+    bursty,
+    contents,
+    cost,
+    evidence,
+    halves,
+    memories,
+    open_question,
+    scene_changes,
+    selection,
+)
+from experiments.studies.judging import Asked, by_type
+from experiments.studies.open_question import CHUNKED, DENSE, EVIDENCE, RANDOM, OpenQuestion, Setting
 from experiments.synthetic import clips, pictures, questions, schedule, vocabulary
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.planning import memory_model
-from vxl2_jax.storage import locking
 from vxl2_jax.text.tokenizer import Tokenizer
+
+QUESTIONS = [module.QUESTION for module in (block_size, selection, halves, bursty, scene_changes, evidence)]
 
 
 def drawn(draw, seed: int = 0):
@@ -60,10 +71,10 @@ def model():
 # Clips
 
 
-@pytest.mark.parametrize("study", [name for name, study in STUDIES.items() if not study.rows])
+@pytest.mark.parametrize("study", QUESTIONS, ids=lambda study: study.name)
 def test_clips_are_in_order_and_their_questions_answer_themselves(study):
-    for content, seed in itertools.product(STUDIES[study].contents, range(3)):
-        clip, asked = drawn(STUDIES[study].contents[content], seed)
+    for draw, seed in itertools.product(study.contents.values(), range(3)):
+        clip, asked = drawn(draw, seed)
         assert clip.events[0].start_s >= 0 and clip.events[-1].stop_s <= clip.seconds
         assert all(one.stop_s <= other.start_s for one, other in zip(clip.events, clip.events[1:], strict=False))
         assert len(asked) % 4 == 0
@@ -156,7 +167,7 @@ def test_a_share_is_used_up_and_not_exceeded(groups, visual, chunk, compression,
 
 def test_every_share_that_is_compared_leaves_a_choice_but_for_the_largest_chunks():
     without = set()
-    for study in STUDIES.values():
+    for study in QUESTIONS:
         for (content, draw), (name, setting) in itertools.product(study.contents.items(), study.settings.items()):
             layout = Layout(12, (1,) * round(drawn(draw)[0].seconds / 4), 9)
             length = layout.global_length + layout.groups * (9 // setting.compression)
@@ -170,134 +181,40 @@ def asked_about(*spans) -> Asked:
     return Asked("one", questions.Question("Is there a dog?", "yes", "exists", 0.5, evidence=spans))
 
 
-def test_events_lie_in_the_chunks_whose_frames_show_them():
-    assert running.shown_in(asked_about((7.1, 15.2)).question, 1, 12) == [[3, 4]]  # seconds 8 … 15
-    assert running.shown_in(asked_about((8.0, 16.0)).question, 1, 12) == [[3, 4]]
-    assert running.shown_in(asked_about((7.0, 16.1), (30.0, 38.0)).question, 2, 6) == [[2, 1, 3], [5, 4]]
+def test_evidence_comes_first_and_other_scores_are_random():
+    asked, rng = asked_about((10.0, 17.0), (40.0, 52.0)), np.random.default_rng(1)
+    (scores,) = open_question.scores_of([asked], EVIDENCE, 1, 16, rng)
+    assert np.argsort(-scores, kind="stable")[:6].tolist() == [3, 10, 2, 11, 4, 12]
+    one, other = open_question.scores_of([asked, Asked("two", asked.question)], RANDOM, 1, 16, rng)
+    assert one.max() < 1 and len(set(one)) == 16 and one is other, "the same text has the same scores"
 
 
-def test_evidence_comes_first_and_lots_do_not_know_it(model):
-    layout = Layout(12, (1,) * 16, 4)
-    memory = SimpleNamespace(layout=layout)
-    asked = asked_about((10.0, 17.0), (40.0, 52.0))
-    ids = np.asarray(model.tokenizer.encode("\nIs there a dog?<|im_end|>\n<|im_start|>assistant\n"))
-
-    def scores(relevance):
-        return running._given(model, memory, [asked], Setting(share=35, relevance=relevance), np.random.default_rng(1))(
-            ids, memory
-        )
-
-    assert np.argsort(-scores("evidence"), kind="stable")[:6].tolist() == [3, 10, 2, 11, 4, 12]
-    assert scores("lot").max() < 1 and len(set(scores("lot"))) == 16
-
-
-def test_evidence_is_held_where_every_event_has_a_dense_chunk():
-    def answer(*dense):
-        return SimpleNamespace(chunks=[SimpleNamespace(dense=index in dense) for index in range(12)])
-
-    question = asked_about((8.0, 16.0), (40.0, 48.0)).question
-    assert running.held(question, answer(3, 10), 1) == 1
-    assert running.held(question, answer(2, 3), 1) == 0
-    assert running.held(asked_about().question, answer(1), 1) is None
-
-
-def mini(draws: list) -> Study:
-    """A study of 32 seconds and two questions; `draws` receives the clips drawn."""
+def test_a_question_is_answered_in_all_settings(model):
+    draws = []
 
     def draw(rng, footage):
-        clip = clips.draw_clip(rng, seconds=32, names=pictures.load()[0], footage=footage)
-        draws.append(clip)
-        return clip, labelled(questions.questions(rng, clip, 2, ("exists", "first")))
+        draws.append(clips.draw_clip(rng, seconds=32, names=pictures.load()[0], footage=footage))
+        return draws[-1], by_type(questions.questions(rng, draws[-1], 2, ("exists", "first")))
 
-    settings = {"dense": replace(DENSE, compression=4), "lot": Setting(share=80, relevance="lot", compression=4)}
-    return Study("mini", "A trial", settings, {"one": draw, "other": draw}, 2, draw=lambda path, report: None)
-
-
-def test_a_run_that_was_cut_off_goes_on_and_ends_the_same(model, tmp_path):
-    first, again = [], []
-    whole = running.run(mini(first), model, tmp_path / "whole.jsonl", 2, 5, "")
-    assert [(row["clip"], row["content"]) for row in whole] == [(0, "one"), (0, "other"), (1, "one"), (1, "other")]
-    assert first[0] == first[1] != first[2], "a clip's number, not its kind, seeds the draw"
-    assert whole[0]["settings"]["dense"]["loaded"] > whole[0]["settings"]["lot"]["loaded"]
-    assert whole[0]["settings"]["dense"]["chosen"] == 6 > whole[0]["settings"]["lot"]["chosen"] > 0
-    lines = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "cut.jsonl").write_text("".join(lines[:2]) + lines[2][:50])
-    assert running.run(mini(again), model, tmp_path / "cut.jsonl", 2, 5, "") == whole and len(again) == 3
-    assert (tmp_path / "cut.jsonl").read_text() == "".join(lines)
-    assert running.run(mini(again), model, tmp_path / "cut.jsonl", 1, 5, "") == whole[:2] and len(again) == 3
-    with pytest.raises(vxl2.RequestError, match="other settings"):
-        running.run(mini([]), model, tmp_path / "cut.jsonl", 2, 6, "")
-    assert (tmp_path / "cut.jsonl").read_text() == "".join(lines)
+    random = Setting(share=80, relevance=RANDOM, compression=4)  # one rule and one compression: few executables
+    settings = {"random": random, "evidence": replace(random, relevance=EVIDENCE)}
+    question = OpenQuestion("mini", "A trial", settings, {"one": draw, "other": draw})
+    records = {f"{kind}/0": open_question.answered(model, question, kind, 0, 5, "") for kind in question.contents}
+    assert draws[0] == draws[1] and records["one/0"] == records["other/0"]
+    found = records["one/0"]["settings"]
+    assert found["random"]["loaded"] == found["evidence"]["loaded"] <= 0.8 * found["random"]["dense"]
+    assert 0 < found["random"]["chosen"] < found["random"]["chunks"] - 2
+    report = open_question.report_of(question, json.loads(json.dumps(records)))
+    assert report["clips"] == {"one": 1, "other": 1, "all": 2} and report["marks"]["all"]["random"]["change"] is None
+    assert report["marks"]["all"]["evidence"]["change"]["questions"] == 4
+    assert all(name in open_question.as_markdown(report) for name in settings)
 
 
-def test_rows_have_one_writer_and_what_is_no_file_of_rows_stays(tmp_path):
-    path, about = tmp_path / "rows.jsonl", {"study": "mini"}
-    with locking.open_locked(path) as file:
-        assert running.resume(file, path, about) == []
-        with pytest.raises(vxl2.RequestError, match="another process"), locking.open_locked(path):
-            pass
-    assert path.read_text() == '{"study": "mini"}\n'
-    for text in ('{"stu', ""):
-        path.write_text(text)
-        with locking.open_locked(path) as file:
-            assert running.resume(file, path, about) == []
-        assert path.read_text() == '{"study": "mini"}\n', "a first line that was cut off is written again"
-    for text in ("a diary", "a\ndiary\n"):
-        path.write_text(text)
-        with locking.open_locked(path) as file, pytest.raises(vxl2.RequestError, match="choose another --rows"):
-            running.resume(file, path, about)
-        assert path.read_text() == text
-
-
-# Marks
-
-
-def rows_for(study: Study, clip_count: int = 3) -> list[dict]:
-    """Answers as a run might have given them."""
-    rng, rows = np.random.default_rng(0), []
-    for content, draw in study.contents.items():
-        for clip in range(clip_count):
-            asked = drawn(draw, clip)[1]
-
-            def each():
-                return rng.integers(2, size=len(asked)).tolist()  # noqa: B023
-
-            settings = {
-                name: {
-                    "right": each(),
-                    "held": each(),
-                    "said": [],
-                    "chosen": 3,
-                    "loaded": 100 + 10 * place,
-                    "dense": 400,
-                    "pairs": 50 + place,
-                    "causal": 100,
-                }
-                for place, name in enumerate(study.settings)
-            }
-            named = [[one.label, one.question.question, one.question.answer] for one in asked]
-            rows.append({"content": content, "clip": clip, "seconds": 192.0, "asked": named, "settings": settings})
-    return rows
-
-
-@pytest.mark.parametrize("name", STUDIES)
-def test_every_study_tells_and_draws_what_came_of_it(name, tmp_path):
-    study = STUDIES[name]
-    report = tally.report(study, rows_for(study), seed=0)
-    json.dumps(report)
-    assert set(study.settings) <= set(next(iter(report["marks"].values())))
-    assert all(setting in tally.as_text(report, labels=True) for setting in study.settings)
-    study.draw(tmp_path / f"{name}.png", report)
-    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG") and len(list(tmp_path.iterdir())) == 1
-
-
-def test_marks_follow_from_rows():
-    study = replace(mini([]), settings={"dense": DENSE, "chunked": CHUNKED}, contents={"one": None})
-    one = {"loaded": 30, "dense": 60, "pairs": 10, "causal": 40, "chosen": 2}
-    rows = [
-        {
-            "content": "one",
-            "clip": clip,
+def test_marks_follow_from_records():
+    question = OpenQuestion("mini", "A trial", {"dense": DENSE, "chunked": CHUNKED}, {"one": None})
+    one = {"loaded": 30, "dense": 60, "pairs": 10, "causal": 40, "chosen": 2, "inside": [0, 0, 0]}
+    records = {
+        f"one/{clip}": {
             "asked": [["a", "", ""], ["a", "", ""], ["b", "", ""]],
             "settings": {
                 "dense": one | {"right": [1, 1, 0], "held": [1, 1, 1]},
@@ -305,16 +222,12 @@ def test_marks_follow_from_rows():
             },
         }
         for clip, (right, held) in enumerate([([1, 0, 0], [0, None, 1]), ([0, 0, 1], [1, None, None])])
-    ]
-    marks = tally.report(study, rows)["marks"]["one"]
-    assert list(marks) == ["dense", "chunked"] and marks["dense"]["change"] is None
+    }
+    marks = open_question.report_of(question, records)["marks"]["one"]
     dense, chunked = marks["dense"], marks["chunked"]
-    assert dense["accuracy"] == 66.7 and dense["questions"] == 6 and dense["by"]["a"]["accuracy"] == 100.0
-    assert dense["by"]["a"]["interval"] == [51.0, 100.0]  # Wilson, 4 of 4
+    assert dense["change"] is None and dense["accuracy"] == 66.7 and dense["by"]["a"]["accuracy"] == 100.0
     assert chunked["accuracy"] == 33.3 and chunked["held"] == 66.7 and chunked["held_by"]["b"] == 100.0
-    change = chunked["change"]
-    assert (change["points"], change["lost"], change["won"], change["questions"]) == (-33.3, 3, 1, 6)
-    assert chunked["change_by"]["a"]["points"] == -75.0 and chunked["change_by"]["b"]["points"] == 50.0
+    assert chunked["change"]["points"] == -33.3 and chunked["change_by"]["b"]["points"] == 50.0
     assert chunked["cache_percent"] == 50.0 and chunked["pairs_percent"] == 25.0 and chunked["chosen"] == 2
 
 
@@ -329,32 +242,12 @@ def test_savings_are_ratios_of_rounds():
     saved = cost._saved(plans, timed, 0.35)
     assert saved["attention FLOPs"] == [50.0] * 3 and saved["pre-fill FLOPs"] == [25.0] * 3
     assert saved["vision and pre-fill FLOPs"] == [10.0] * 3 and saved["key/value bytes"] == [65.0] * 3
-    assert saved["pre-fill seconds"] == [37.5, 25.0, 50.0]  # median, least, greatest
+    assert saved["pre-fill seconds"] == [37.5, 25.0, 50.0]  # median, minimum, maximum
     assert saved["seconds of question and answer"] == [0.0] * 3
     assert saved["the same with choosing and loading"] == [-50.0] * 3
     assert set(saved) == {*cost.WATCHING, *cost.ASKING}
 
 
-def test_cost_draws(tmp_path):
-    saved = {name: [10.0, 5.0, 15.0] for name in (*cost.WATCHING, *cost.ASKING)}
-    frames = {count: {"tokens": 1, "saved_percent": saved} for count in ("256", "512")}
-    report = {"title": "t", "share_percent": 35, "frames": frames}
-    cost.draw(tmp_path / "cost.png", report)
-    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG") and "(5.0 … 15.0)" in cost.as_text(report)
-
-
 def test_windows_come_about_in_several_ways():
-    seen = [block * (before + 1) for block, befores in block_size.PREVIOUS.items() for before in befores]
+    seen = [rule.block_size * (rule.prev_blocks + 1) for rule in block_size.BLOCKS.values()]
     assert all(seen.count(window) >= 2 for window in (4, 8, 16, 32))
-    assert {setting.share for setting in selection.STUDY.settings.values()} == {None, 0, *selection.SHARES}
-
-
-def test_the_readme_lists_every_script_and_a_page_shows_every_study():
-    folder = Path(contents.__file__).parents[1]
-    text = (folder / "README.md").read_text()
-    assert [
-        script.name for script in folder.glob("[!_]*.py") if f"| [{script.name}]({script.name}) |" not in text
-    ] == []
-    page = (folder.parent / "docs" / "results" / "studies.md").read_text()
-    for name in (*STUDIES, cost.NAME):
-        assert f"Study `{name}`" in page and f"/results/open_questions/{name}.png)" in page

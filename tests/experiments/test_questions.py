@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 
-from experiments.studies.marks import Judged, difference, inside, summary
 from experiments.synthetic import blind_guesses, clips, pictures, questions, vocabulary
 from experiments.synthetic.questions import Question
 from vxl2_jax.text import prompt
@@ -136,38 +135,3 @@ def test_words_about_time_stay(drawn):
 def test_questions_and_answers_have_no_unknown_words(drawn):
     unknown = vocabulary.words().index("<unk>")
     assert all(unknown not in vocabulary.encode(prompt.suffix_text(q.question) + q.answer) for _, q in drawn)
-
-
-@pytest.mark.parametrize(
-    "evidence, lies",
-    [
-        ((), False),
-        (((3.0, 9.0),), False),
-        (((3.9, 9.0),), True),
-        (((4.0, 12.0), (20.0, 28.0)), True),
-        (((20.0, 29.0),), False),
-        (((4.0, 8.0), (27.5, 30.0)), False),
-    ],
-)
-def test_evidence_inside_touches_neither_first_nor_last_chunk(evidence, lies):
-    assert inside(Question("?", "yes", "exists", 0.5, evidence=evidence), groups=8, chunk_size=1) == lies
-
-
-def test_marks_are_those_of_the_same_questions():
-    rows = [
-        Judged(mode, number % 2, number, "exists", right, number > 0, loaded, 10)
-        for mode, loaded, judged in (("a", 5, (True, True, False)), ("b", 10, (True, False, False)))
-        for number, right in enumerate(judged)
-    ]
-    found = summary(rows[:3], {"exists": 0.5})
-    assert found["accuracy"] == 66.67 and found["cache_ratio"] == 0.5 and found["inside"]["accuracy"] == 50
-    kept = {key: found[key] for key in ("accuracy", "interval", "questions")}
-    assert found["by_type"] == {"exists": {**kept, "chance": 50}}
-    assert difference(rows, "a", "b")["points"] == 33.33
-    assert difference(rows, "a", "b", only_inside=True)["points"] == 50
-
-
-def test_an_interval_stays_wide_where_no_answer_differs():
-    rows = [Judged(mode, 0, number, "exists", True, True, 5, 10) for mode in "ab" for number in range(20)]
-    low, high = difference(rows, "a", "b")["interval"]
-    assert low < -1 and high > 1

@@ -47,7 +47,7 @@ def run(flags: argparse.Namespace) -> str:
     drawn = draw(flags)
     dataset.write(drawn, flags)
     test, train = (flags.out / name for name in drawn.annotations)
-    command = ["python", "-m", "experiments.eval_grounding", "--form", flags.form, "--annotations", test]
+    command = ["python", "-m", "experiments.studies", "grounding", "--form", flags.form, "--annotations", test]
     command += ["--train", train, "--videos", flags.out / "videos", "--template", "When does {subject} first appear?"]
     command += ["--said_s", 10, "--mode", "bilevel", "--out", f"{flags.out}-bilevel"]
     return f"{drawn.summary(flags.out)}\nNext: {shlex.join(map(str, command))}"

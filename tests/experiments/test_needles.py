@@ -6,16 +6,19 @@ import json
 import re
 import weakref
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import vxl2_jax as vxl2
-from experiments.studies import needle_report, needle_run, needles
+from experiments.studies import films, judging, needle_report, needles
+from experiments.studies.__main__ import main
 from experiments.synthetic import clips, haystacks, pictures, questions
 
-DEPTHS = tuple(float(depth) for depth in range(0, 101, 10))
+DEPTHS = tuple(needles.DEPTHS)
+COMMITTED = json.loads((Path(needles.__file__).parents[1] / "results" / "needles" / "grid.json").read_text())
 
 
 @pytest.mark.parametrize("seconds", [16, 64, 100, 333, 2048])
@@ -86,35 +89,31 @@ def test_all_that_a_film_shows_once_is_asked_about_however_few_names_it_leaves(o
     assert set(absent) == set(names[once:]) and (not found or max(absent.values()) - min(absent.values()) <= 1)
 
 
-def answers(mode, depth, right, *, dense=True, rank=1, sayable=True, known=True, lot=0.25):
-    """The four answers about a needle; right: of "exists", "absent", "when", "what"."""
-    return [
-        {
-            "mode": mode,
-            "needle": f"{depth}",
-            "depth": depth,
-            "kind": kind,
-            "right": value,
-            "dense": dense,
-            "rank": rank,
-            "lot": lot,
-            "sayable": sayable,
-            "known": known,
-        }
-        for kind, value in zip(haystacks.KINDS, right, strict=True)
-    ]
+def record(*needles, mode="dense", seconds=64):
+    """A film of needles: (depth, right of "exists", "absent", "when", "what", and what differs for all of them)."""
+    labels, judged, known = [], {"right": [], "held": [], "ranks": [], "chance": []}, []
+    for depth, right, changed in needles:
+        one = {"held": 1, "ranks": [1], "chance": 0.25, "sayable": True, "known": True} | changed
+        labels += [[f"{depth} {kind}", "", ""] for kind in haystacks.KINDS]
+        judged["right"] += right
+        for name in ("held", "ranks", "chance"):
+            judged[name] += [one[name]] * 4
+        known += [(one["known"], one["sayable"])] * 4
+    spent = {"render": 1.0, "watch": 2.0, "ask": 3.0}
+    record = {"seconds": seconds, "asked": labels, "settings": {mode: judged}, "peak_bytes": 1, "spent_s": spent}
+    return record | {"known": [one for one, _ in known], "sayable": [one for _, one in known]}
 
 
 def test_the_grid_counts_trials_as_it_says():
-    first = answers("dense", 0.0, (True, False, True, True))
-    first += answers("dense", 50.0, (True, True, False, False), sayable=False)
-    first += answers("bilevel", 50.0, (False, True, True, True), dense=False, rank=3)
-    first += answers("bilevel", 0.0, (True, True, True, True), rank=0, lot=1.0)
-    spent = {"render": 1.0, "watch": 2.0, "ask": 3.0}
-    records = [
-        {"index": 64, "video": "a", "seconds": 64, "answers": first, "peak_bytes": 1, "spent_s": spent},
-        {"index": 64, "video": "b", "seconds": 64, "error": "b: gone"},
-    ]
+    records = {
+        "a": record((0.0, (1, 0, 1, 1), {}), (50.0, (1, 1, 0, 0), {"sayable": False})),
+        "b": record(
+            (50.0, (0, 1, 1, 1), {"held": 0, "ranks": [3]}),
+            (0.0, (1, 1, 1, 1), {"ranks": [], "chance": 1.0}),
+            mode="bilevel",
+        ),
+        "c": {"error": "c: gone"},
+    }
     data = needle_report.summarise(records)
     cells = {(cell["depth"], mode): cell for mode, part in data["modes"].items() for cell in part["cells"]}
     # Yes to everything is no knowledge of what is there.
@@ -124,12 +123,11 @@ def test_the_grid_counts_trials_as_it_says():
     assert [cells[50.0, "bilevel"][name] for name in ("right", "dense", "by_lot")] == [2, 0, 25.0]
     assert cells[50.0, "bilevel"]["median_rank"] == 3 and cells[0.0, "bilevel"]["median_rank"] is None
     assert cells[0.0, "bilevel"]["by_lot"] == 100.0 and data["modes"]["bilevel"]["by_kind"]["exists"]["right"] == 1
-    told = needle_report.as_markdown(data)
-    assert "| 50 % | 67 % (21 – 94) |" in told and "b: gone" in told and "| by lot | 62 % |" in told
-    # Where nothing had to be chosen in films of some length there is no rank.
-    one = answers("bilevel", 0.0, (True, True, True, True), rank=0, lot=1.0)
-    records.append({"index": 16, "video": "c", "seconds": 16, "answers": one, "peak_bytes": 1, "spent_s": spent})
-    assert "| median rank | – | 3.0 |" in needle_report.as_markdown(needle_report.summarise(records))
+    assert data["films"] == 2 and data["failures"] == [{"video": "c", "error": "c: gone"}]
+    assert set(data) | {"settings", "made_with"} == set(COMMITTED)
+    assert set(data["modes"]["dense"]["all"]) == set(COMMITTED["modes"]["dense"]["all"])
+    text = needle_report.as_markdown(data)
+    assert "| 50.0 % | 66.7 % (20.8 – 93.9) |" in text.replace("50 %", "50.0 %") and "c: gone" in text
 
 
 def test_numbers_outside_the_vocabulary_are_noticed():
@@ -141,25 +139,16 @@ def test_numbers_outside_the_vocabulary_are_noticed():
             return " ".join(ids)
 
     model = type("Model", (), {"tokenizer": Words()})
-    assert needle_run.knows(model, "What appears at 40 seconds?") and not needle_run.knows(model, "at 1500 seconds")
-
-
-@dataclass(frozen=True, eq=False)
-class Memory:
-    """What is asked of a memory, and known by itself."""
-
-    frames: int
-    layout: SimpleNamespace
+    assert needles.knows(model, "What appears at 40 seconds?") and not needles.knows(model, "at 1500 seconds")
 
 
 class StandIn:
-    """A model that is always right where the needle's chunk is dense, which is every other chunk; counts what it watches."""
+    """A model that says yes, with every other chunk dense; counts what it watches, one memory at a time."""
 
     name, fingerprint, config = "folder/stand-in", "0123", SimpleNamespace(visual_tokens=16)
 
     def __init__(self):
-        self.watched, self.tokenizer = 0, self
-        self.memories = weakref.WeakSet()
+        self.watched, self.tokenizer, self.memories = 0, self, weakref.WeakSet()
 
     def encode(self, text):
         return text
@@ -168,7 +157,7 @@ class StandIn:
         return text.rstrip("?")
 
     def watch(self, path, **options):
-        assert path.stat().st_size and not self.memories, "two memories stand at once"
+        assert path.stat().st_size and not self.memories, "two memories are resident at once"
         self.watched += 1
         memory = Memory(frames=64, layout=SimpleNamespace(length=100))
         self.memories.add(memory)
@@ -179,56 +168,69 @@ class StandIn:
         return [vxl2.Answer(text, "yes", (1,), True, chunks, 1, 1, {}) for text in texts]
 
 
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """What is asked of a memory."""
+
+    frames: int
+    layout: SimpleNamespace
+
+
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs a grid of films of 64 seconds; gives the report."""
-    monkeypatch.setattr(needle_run.encode, "render_mp4", lambda clip, path, rate: path.write_bytes(b"film"))
+    """Runs the study on films of 64 seconds with a stand-in; returns the report."""
+    monkeypatch.setattr(films.encode, "render_mp4", lambda clip, path, rate: path.write_bytes(b"film"))
 
-    def go(model, seeds=1, **changed):
-        setting = needle_run.Setting(**changed)
-        for _ in needle_run.run(model, needle_run.films([64], seeds, setting), setting, tmp_path):
-            pass
-        return needle_report.write(tmp_path)
+    def go(model, *arguments):
+        monkeypatch.setattr(vxl2, "load", lambda name: model)
+        given = [
+            "needles",
+            "--lengths=64",
+            "--seeds=1",
+            f"--records={tmp_path / 'records'}",
+            f"--out={tmp_path / 'out'}",
+        ]
+        assert main([*given, *arguments]) == 0
+        return json.loads((tmp_path / "out.json").read_text())
 
     return go
 
 
-def test_a_run_goes_on_where_it_was_and_is_added_to(run, tmp_path):
-    model, films = StandIn(), len(haystacks.share_out(DEPTHS, 64))
+def test_a_run_resumes_and_is_extended(run, tmp_path):
+    model, count = StandIn(), len(haystacks.share_out(DEPTHS, 64))
     first = run(model)
-    assert model.watched == 2 * films
+    assert model.watched == 2 * count
     assert first["modes"]["bilevel"]["by_kind"]["exists"]["right"] == 0  # always yes
-    assert (tmp_path / "report.png").stat().st_size > 1000 and first["made_with"]["model"] == "stand-in"
-    # Cut off in the middle of a row: that film alone is done again, to the same report.
-    rows = tmp_path / "rows.0-of-1.jsonl"
-    rows.write_text(rows.read_text()[:-40])
-    assert run(model)["modes"] == first["modes"] and model.watched == 2 * films + 2
-    run(model, seeds=2)
-    assert model.watched == 4 * films + 2
-    with pytest.raises(vxl2.RequestError, match="top_k 4 .now 5."):
-        run(model, top_k=5)
+    assert first["made_with"]["model"] == "stand-in" and set(first["settings"]) == set(COMMITTED["settings"])
+    assert {path.name for path in tmp_path.glob("out*")} == {"out.json", "out.md", "out.png"}
+    # Killed in the middle of a record: that film alone is done again, to the same report.
+    (records,) = (tmp_path / "records").iterdir()
+    records.write_text(records.read_text()[:-40])
+    assert run(model)["modes"] == first["modes"] and model.watched == 2 * count + 2
+    run(model, "--seeds=2")
+    assert model.watched == 4 * count + 2
 
 
-def test_a_film_that_cannot_be_watched_is_told_and_tried_again(run, monkeypatch):
+def test_a_film_that_cannot_be_watched_is_reported_and_tried_again(run, monkeypatch):
     def broken(self, path, **options):
         raise vxl2.VideoError("film.mp4: cannot be read")
 
     with monkeypatch.context() as now:
         now.setattr(StandIn, "watch", broken)
-        data = run(StandIn(), modes=("dense",))
+        data = run(StandIn(), "--modes=dense")
     assert data["films"] == 0 and len(data["failures"]) == len(haystacks.share_out(DEPTHS, 64)) and not data["modes"]
-    data = run(StandIn(), modes=("dense",))
+    data = run(StandIn(), "--modes=dense")
     assert not data["failures"] and list(data["modes"]) == ["dense"]
 
 
-def test_a_compression_that_the_model_lacks_does_not_claim_the_folder(run, tmp_path):
+def test_a_compression_that_the_model_lacks_is_refused(run, tmp_path):
     with pytest.raises(vxl2.RequestError, match="compression must be from 1 to 16"):
-        run(StandIn(), compression=17)
-    assert run(StandIn(), modes=("bilevel",))["films"]
+        run(StandIn(), "--compression=17")
+    assert not (tmp_path / "records").exists()
 
 
-def test_films_that_are_there_need_their_answers_and_names_of_their_own(tmp_path):
-    film, setting = tmp_path / "long.mp4", needle_run.Setting()
+def test_existing_films_need_their_answers_and_names_of_their_own(tmp_path):
+    film = tmp_path / "long.mp4"
     texts = (
         (None, "cannot be read"),
         ("[]", "no answers of"),
@@ -240,47 +242,48 @@ def test_films_that_are_there_need_their_answers_and_names_of_their_own(tmp_path
         if text is not None:
             film.with_suffix(".json").write_text(text)
         with pytest.raises(vxl2.RequestError, match=words):
-            needle_run.there([film], setting)
+            films.existing([film], DEPTHS)
     event = {"name": "dog", "start_s": 82.0, "stop_s": 90.0}
     film.with_suffix(".json").write_text(json.dumps({"seconds": 90.0, "events": [event]}))
-    (found,) = needle_run.there([film], setting)
+    (found,) = films.existing([film], DEPTHS).values()
     assert found.seconds == 90 and [(one.name, one.depth) for one in found.needles] == [("dog", 100.0)]
-    path, asked = needle_run._prepared(found, setting, tmp_path)
+    path, asked = films.prepare(found, tmp_path, footage="", rate=2)
     assert path == film and [one.kind for one in asked] == list(haystacks.KINDS)
     with pytest.raises(vxl2.RequestError, match="long.mp4: 2 films have this name"):
-        needle_run.there([film, tmp_path / "other" / "long.mp4"], setting)
+        films.existing([film, tmp_path / "other" / "long.mp4"], DEPTHS)
     with pytest.raises(vxl2.RequestError, match="too short"):
-        needle_run.films([15], 1, needle_run.Setting())
+        films.drawn([15], 1, DEPTHS)
 
 
 @pytest.mark.parametrize(
-    "start, stop, dense, chunk, rank, found",
+    "start, stop, dense, rank, found",
     [
-        (28.0, 37.0, 2, 3, 1, True),  # four seconds in the second chunk, five in the third
-        (27.0, 36.0, 2, 2, 1, True),  # five and four: the third shows it, too
-        (27.0, 36.0, 1, 2, 1, True),
-        (27.0, 36.0, 3, 2, 1, False),
-        (24.0, 31.5, 2, 2, 3, False),  # no frame of the third chunk
-        (12.0, 20.0, 3, 1, 0, True),  # half in the first chunk, which is always dense
+        (28.0, 37.0, 2, 1, True),  # four seconds in the second chunk, five in the third
+        (27.0, 36.0, 2, 1, True),  # five and four: the third shows it, too
+        (27.0, 36.0, 1, 1, True),
+        (27.0, 36.0, 3, 1, False),
+        (24.0, 31.5, 2, 3, False),  # no frame of the third chunk
+        (12.0, 20.0, 3, None, True),  # half in the first chunk, which is always dense
     ],
 )
-def test_a_needle_is_found_by_any_chunk_that_shows_it(start, stop, dense, chunk, rank, found):
+def test_a_needle_is_found_by_any_chunk_that_shows_it(start, stop, dense, rank, found):
     needle = haystacks.Needle(50.0, "dog", start, stop, "cat")
     chunks = tuple(
         vxl2.Chunk(16.0 * i, 16.0 * (i + 1), score, i in (0, dense, 4)) for i, score in enumerate((9, 1, 3, 2, 9))
     )
-    asked = haystacks.ask(np.random.default_rng(0), needle)[0]
-    row = needles.judge(asked, vxl2.Answer("", "yes", (1,), True, chunks, 1, 1, {}), chunk_size=4, top_k=1)
-    assert (row["chunk"], row["rank"], row["dense"], row["right"]) == (chunk, rank, found, True)
+    question = haystacks.ask(np.random.default_rng(0), needle)[0].question
+    answer = vxl2.Answer("", "yes", (1,), True, chunks, 1, 1, {})
+    judged = judging.judge([judging.Asked("", question)], [answer], 4)
+    assert (judged["right"], judged["held"]) == ([1], [int(found)]) and judged["ranks"] == [[rank] if rank else []]
     shown = len({second // 16 for second in range(int(start), int(np.ceil(stop)))})
-    assert row["lot"] == pytest.approx(shown / 3 if rank else 1.0)
+    assert needles.chance(question, 4, 5, 1) == pytest.approx(shown / 3 if rank else 1.0)
 
 
 @pytest.mark.parametrize("shown, top_k, chunks", [(1, 2, 6), (2, 2, 6), (3, 4, 6), (2, 9, 6), (1, 0, 6)])
-def test_lots_are_what_drawing_gives(shown, top_k, chunks):
+def test_the_probability_at_random_is_the_share_of_draws(shown, top_k, chunks):
     drawn = list(itertools.combinations(range(chunks), min(top_k, chunks)))
     hits = sum(min(one, default=chunks) < shown for one in drawn)
-    assert needles.by_lot(shown, top_k, chunks) == pytest.approx(hits / len(drawn))
+    assert needles.at_random(shown, top_k, chunks) == pytest.approx(hits / len(drawn))
 
 
 def test_a_film_is_made_the_same_again():
