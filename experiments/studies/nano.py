@@ -36,8 +36,8 @@ from experiments.studies import judging, memories, nano_tables, runner, statisti
 from experiments.studies.judging import Asked
 from experiments.studies.study import Result, Study, add_clip_flags, integer, listed
 from experiments.synthetic import clips, pictures
-from experiments.synthetic.encode import render_mp4
 from experiments.synthetic.blind_guesses import chance_levels
+from experiments.synthetic.encode import render_mp4
 from experiments.synthetic.questions import TYPES, questions
 from vxl2_jax import encode
 from vxl2_jax.cache.pooling import check_compression
