@@ -17,9 +17,9 @@ length:
         --train runs/sta/charades_sta_train.txt --videos runs/sta/videos --template "When does {subject} first appear?" \\
         --said_s 10 --mode bilevel --out runs/sta-bilevel
 
-The records are those of `vxl2_jax.evaluation.grounding_run`, in a folder OUT.run: a run resumes with the same command and
-tries again videos that could not be watched; missing and broken videos are counted. --fraction, --said_s, --train and
---seed concern the report alone: with other values it is made from the same records.
+The records are those of `vxl2_jax.evaluation.grounding_run`, in a folder in --records: a run resumes with the same
+command and tries again videos that could not be watched; missing and broken videos are counted. --fraction, --said_s,
+--train and --seed concern the report alone: with other values it is made from the same records.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 
 import vxl2_jax as vxl2
+from experiments.studies import runner
 from experiments.studies.study import Result, Study, integer
 from vxl2_jax.cli.options import progress
 from vxl2_jax.evaluation import grounding, grounding_data, grounding_report, grounding_run
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> Result:
     watch |= {"prev_blocks": None} if args.mode == "dense" else {}
     ask |= {} if args.mode == "bilevel" else {"top_k": None}
     settings = grounding_run.GroundingRun(args.form, items, args.mode, args.template, watch, ask, left_out)
-    folder = args.out.with_name(f"{args.out.name}.run")
+    about = {"study": "grounding", "model": args.model, **settings.settings}
+    folder = runner.records_path(args.records, about).with_suffix("")
     with progress("grounding", "videos", quiet=False) as advance:
         grounding_run.evaluate(settings, lambda: vxl2.load(args.model), folder, progress=advance)
     spans = grounding_report.SpanOptions(args.fraction, args.said_s, round(random_s, 3), source, args.seed)

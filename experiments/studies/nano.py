@@ -218,8 +218,8 @@ def marks_of(records: statistics.Records, mode: str, chances: dict[str, float]) 
         right = statistics.flat(statistics.values(records, mode, **chosen))
         return statistics.rate(right, 2) if right else {"questions": 0}
 
-    rates = {kind: rate(label=kind) | {"chance": round(100 * chances[kind], 1)} for kind in TYPES}
-    by_type = {kind: part for kind, part in rates.items() if part["questions"]}
+    rates = {kind: part for kind in TYPES if (part := rate(label=kind))["questions"]}
+    by_type = {kind: part | {"chance": round(100 * chances[kind], 1)} for kind, part in rates.items()}
     ratio = round(statistics.percent_of(records, mode, "loaded", "dense") / 100, 4)
     return rate() | {"cache_ratio": ratio, "by_type": by_type, "inside": rate(inside=True)}
 

@@ -102,8 +102,8 @@ def run(args: argparse.Namespace) -> Result:
 def answered(model: vxl2.Model, settings: dict[str, Any], scratch: Path, film: films.Film) -> runner.Record:
     """The record of a film: its questions by label (a needle's depth and the kind), and the answers in all modes, judged.
 
-    known: whether the question can be said in the vocabulary, per question; sayable: the answer, too. chance, per question:
-    the probability that chunks at random include one that shows the needle.
+    Per question, known: whether it can be said in the vocabulary; sayable: whether its answer can, too; chance: the
+    probability that chunks at random include one that shows the needle.
     """
     start, size = time.perf_counter(), settings["chunk_size"]
     path, needled = films.prepare(film, scratch, footage=settings["footage"], rate=settings["rate"])
