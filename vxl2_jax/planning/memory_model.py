@@ -195,10 +195,10 @@ def _partial_results(config: ModelConfig, workload: Workload, segments: int) -> 
     lm, kernel = config.language, workload.kernel
     rows = workload.question_rows * (lm.heads // lm.kv_heads)
     if kernel.reads_by_rows:
-        # Queries, their rotation, and outputs sorted and in order, for every segment and the tail.
+        # Queries, their rotation, and outputs in tiles, sorted and in order, for every segment and the tail.
         numbers = (segments + 1) * rows * lm.kv_heads * lm.head_width
         tiles = kernel.segment_tiles_for((segments + 1) * rows, 0)
-        return numbers * (2 * workload.itemsize + 2 * _F32) + _logits(config, tiles, workload)
+        return numbers * (2 * workload.itemsize + 3 * _F32) + _logits(config, tiles, workload)
     tile = kernel.tiles_for(rows).rows
     items = item_count(kernel, lm.kv_heads, segments, QUESTION_ROWS) + 1
     return lm.kv_heads * items * -(-rows // tile) * tile * lm.head_width * _F32
