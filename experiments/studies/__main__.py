@@ -79,4 +79,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except Vxl2Error as error:
-        sys.exit(f"studies: {error}")
+        print(f"studies: {error}", file=sys.stderr)
+        sys.exit(2)

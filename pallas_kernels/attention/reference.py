@@ -71,7 +71,7 @@ def attend_tiles(
 
     tables = (by_turn(schedule.q_tile), by_turn(schedule.item_start), by_turn(schedule.item_end))
     kv_heads, _, rows, width = q.shape
-    nothing = (
+    initial = (  # of rows that see no key
         jnp.zeros((turns, parallel * kv_heads, rows, width), out_dtype),
         jnp.full((turns, parallel * kv_heads, rows), -jnp.inf, jnp.float32),
     )
@@ -80,10 +80,10 @@ def attend_tiles(
         found = one_turn(jax.tree.map(lambda table: table[turn], tables))
         return jax.tree.map(lambda whole, part: whole.at[turn].set(part), results, found)
 
-    # Items of padding come last, and their turns are left out.
+    # Turns after the last one with any key are skipped: rows of padding are sorted last.
     busy = (tables[2] > tables[1]).any(axis=(1, 2))
-    last = jnp.max(jnp.where(busy, jnp.arange(turns) + 1, 0))
-    out, lse = jax.lax.fori_loop(0, last, body, nothing)
+    turns_with_keys = jnp.max(jnp.where(busy, jnp.arange(turns) + 1, 0))
+    out, lse = jax.lax.fori_loop(0, turns_with_keys, body, initial)
     out, lse = (rearrange(part, "t (a k) n ... -> k (t a) n ...", a=parallel)[:, :items] for part in (out, lse))
     return out, lse
 

@@ -93,8 +93,8 @@ def merge_partials(
     """Merge attention over disjoint sets of keys into attention over their union.
 
     Args:
-      partials: pairs (out, lse) with partial results along `axis` of lse, as many as a pair likes. `out` has one more
-        axis than `lse`, the head width, at its end. A part that saw no key has the log-sum-exp −inf and weighs nothing.
+      partials: pairs (out, lse), each with one or more partial results along `axis` of lse. `out` has one more axis than
+        `lse`, the head width, at its end. A part that saw no key has the log-sum-exp −inf and weighs nothing.
       axis: not negative.
 
     Returns:
