@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from experiments.parity.assembled import MixedPlan, plan_mixed
 from pallas_kernels import attention
 from pallas_kernels.attention import Kernel, KVCache
-from vxl2_jax import hardware, prefill
+from vxl2_jax import hardware, planning, prefill
 from vxl2_jax.api import Model
 from vxl2_jax.cache import views
 from vxl2_jax.cache.pooling import sparse_level
@@ -23,15 +24,14 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models import video_xl_2
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.relevance import selection
-from vxl2_jax.text import prompt
 
-_PREFIX = 14  # tokens of Qwen2.5 before a video
-_GROUP = 4  # frames
+_RELEASED = planning.model_of("video-xl-2")[0]
+_GROUP = _RELEASED.frames_per_group
 
 
 def video_layout(frames: int, visual: int) -> Layout:
-    """A video at one frame a second. "Time 123.0s:" is six tokens and one per digit of the whole seconds."""
-    return Layout(_PREFIX, tuple(6 + len(str(second)) for second in range(0, frames, _GROUP)), visual)
+    """The released model's layout of a video at one frame a second, with `visual` visual tokens per group."""
+    return replace(planning.layout_for(_RELEASED, None, frames, 1.0), visual=visual)
 
 
 @partial(jax.jit, static_argnames=("shape", "dtype"))
@@ -74,8 +74,7 @@ class CountingTokenizer:
     """Makes as many tokens as Qwen2.5 of the texts around a video; random weights need no particular ones."""
 
     def encode(self, text: str) -> list[int]:
-        # Of a timestamp "Time" is one token, and so is every character after it.
-        return list(range(_PREFIX if text == prompt.prefix_text() else len(text) - len("Time") + 1))
+        return list(range(planning.count_tokens(text)))
 
 
 def random_model(config: ModelConfig, *, dtype: Any, seed: int) -> Model:

@@ -101,8 +101,6 @@ def run(args: argparse.Namespace) -> Result:
 
     before = runner.run(args.records, about, {f"before/{i}": one for i, one in drawn.items()}, first)
     training = runner.run(args.records, about, {"training": folder}, lambda _: trained(args, drawn, folder))
-    if "error" in training["training"]:
-        raise vxl2.VideoError(training["training"]["error"])
     tuned = vxl2.load(training["training"].pop("model"))
     after = runner.run(
         args.records, about, {f"after/{i}": one for i, one in drawn.items()}, lambda one: judged(tuned, one)

@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> Result:
     settings["model_hash"] = model.fingerprint
     with tempfile.TemporaryDirectory() as scratch:
         answer = partial(answered, model, settings, Path(scratch))
-        found = runner.run(args.records, {"study": "needles", **settings}, todo, answer)
+        found = runner.run(args.records, {"study": "needles", **settings}, todo, answer, keep_failures=True)
     name = Path(model.name).name
     report = {"settings": settings, "made_with": {"model": name, "cores": os.cpu_count()}}
     report |= needle_report.summarise(found)

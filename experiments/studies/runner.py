@@ -23,7 +23,12 @@ Item = TypeVar("Item")
 
 
 def run(
-    folder: Path, about: Mapping[str, Any], items: Mapping[str, Item], answer: Callable[[Item], Record]
+    folder: Path,
+    about: Mapping[str, Any],
+    items: Mapping[str, Item],
+    answer: Callable[[Item], Record],
+    *,
+    keep_failures: bool = False,
 ) -> dict[str, Record]:
     """The record of every item by its key; missing ones are made and appended to the file.
 
@@ -35,9 +40,11 @@ def run(
       about: what all records have in common, as JSON data: the first line of the file. "study" is the study's name.
       items: what is answered, by key.
       answer: an item → its record, as JSON data.
+      keep_failures: return records with an error too.
 
     Raises:
-      RequestError: the file cannot be written, is damaged, or another process is writing it.
+      RequestError: the file cannot be written, is damaged, or another process is writing it; or, unless `keep_failures`,
+        a video could not be watched. The other records are kept then.
     """
     path = records_path(folder, about)
     try:
@@ -56,6 +63,10 @@ def run(
                 record = {"error": str(error)}
             found[key] = {"key": key, **record, "took_s": round(time.perf_counter() - start, 3)}
             jsonl.append(file, found[key])
+    failed = [key for key in items if "error" in found[key]]
+    if failed and not keep_failures:
+        first = f"{failed[0]}: {found[failed[0]]['error']}"
+        raise RequestError(f"{len(failed)} of {len(items)} not answered ({first}); run the command again to retry them")
     return {key: found[key] for key in items}
 
 

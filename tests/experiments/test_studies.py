@@ -64,7 +64,10 @@ def test_a_video_that_cannot_be_watched_is_tried_again(tmp_path):
     def broken(item):
         raise vxl2.VideoError("film.mp4: cannot be read")
 
-    assert runner.run(tmp_path, ABOUT, {"0": 0}, broken)["0"]["error"] == "film.mp4: cannot be read"
+    with pytest.raises(vxl2.RequestError, match="1 of 1 .*0: film.mp4: cannot be read"):
+        runner.run(tmp_path, ABOUT, {"0": 0}, broken)
+    found = runner.run(tmp_path, ABOUT, {"0": 0}, broken, keep_failures=True)
+    assert found["0"]["error"] == "film.mp4: cannot be read"
     assert runner.run(tmp_path, ABOUT, {"0": 0}, lambda item: {"value": 1})["0"]["value"] == 1
 
 

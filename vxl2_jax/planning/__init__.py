@@ -1,7 +1,7 @@
 """The cost of a video before it is watched: see `plan`, `memory_model` and `devices`."""
 
 from vxl2_jax.planning.devices import DEVICES, USABLE, DeviceSpec
-from vxl2_jax.planning.plan import Plan, advice, check_memory, layout_for, max_frames, model_of, plan
+from vxl2_jax.planning.plan import Plan, advice, check_memory, count_tokens, layout_for, max_frames, model_of, plan
 
 __all__ = [
     "DEVICES",
@@ -10,6 +10,7 @@ __all__ = [
     "Plan",
     "advice",
     "check_memory",
+    "count_tokens",
     "layout_for",
     "max_frames",
     "model_of",

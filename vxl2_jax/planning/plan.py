@@ -89,20 +89,20 @@ def model_of(name: str) -> tuple[ModelConfig, Tokenizer | None]:
     raise RequestError(f"{name}: no plan for this model; choose video-xl-2 or nano")
 
 
+def count_tokens(text: str) -> int:
+    """Tokens of the prefix or of a timestamp, as Qwen2.5's tokenizer counts them: of a timestamp "Time" is one token, and
+    so is every character after it."""
+    return 14 if text == prompt.prefix_text() else len(text) - len("Time") + 1
+
+
 def layout_for(config: ModelConfig, tokenizer: Tokenizer | None, frames: int, fps: float) -> Layout:
     """The layout of a video of `frames` frames at `fps` frames per second.
 
-    Without a tokenizer, timestamps are counted as Qwen2.5's tokenizer does: one token for "Time", and one for every
-    character after it.
+    tokenizer: None for Qwen2.5's, which `count_tokens` replaces.
     """
     groups = -(-frames // config.frames_per_group)
     texts = [prompt.timestamp_text(config.frames_per_group * group / fps) for group in range(groups)]
-    if tokenizer is None:
-        return Layout(14, tuple(len(text) - len("Time") + 1 for text in texts), config.visual_tokens)
-
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text))
-
+    count = count_tokens if tokenizer is None else lambda text: len(tokenizer.encode(text))
     return Layout(count(prompt.prefix_text()), tuple(map(count, texts)), config.visual_tokens)
 
 

@@ -50,4 +50,6 @@ def run(flags: argparse.Namespace) -> str:
         "python -m lmms_eval --model vxl2_jax --model_args pretrained=nano,mode=bilevel,chunk_size=2,top_k=2 "
         "--include_path experiments/lmms_task --tasks nano_clips"
     )
+    if flags.out != FOLDER:
+        command += f"   # after naming {flags.out} in experiments/lmms_task/nano_clips.yaml"
     return f"{drawn.summary(flags.out)}\nNext: {command}"
