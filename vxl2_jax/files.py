@@ -13,8 +13,9 @@ import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from vxl2_jax.errors import CheckpointError, RequestError, VideoError, Vxl2Error, first_line
 
@@ -60,7 +61,7 @@ VIDEO = FileKind("give the path of a video, an image or a folder of images", 2**
 IMAGE = FileKind("give another copy of it", 2 * _GIB, VideoError)
 
 
-def open_regular(path: str | Path, kind: FileKind) -> BinaryIO:
+def open_regular(path: str | Path, kind: FileKind) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises the kind's error for a missing, unreadable or too large file, and for anything else (a directory, a pipe, a
