@@ -75,11 +75,11 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--subtitles", type=Path, metavar="DIR", help="video_mme: ask with subtitles, from files VIDEO.srt in DIR"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N videos")
-    group.add_argument(
-        "--process", type=int, metavar="I", help="index of this process, from 0 (default with --processes: JAX's)"
+    options.add_number(group, "limit", metavar="N", help="only the first N videos")
+    options.add_number(
+        group, "process", metavar="I", help="index of this process, from 0 (default with --processes: JAX's)"
     )
-    group.add_argument("--processes", type=int, metavar="N", help="number of processes that share the videos")
+    options.add_number(group, "processes", metavar="N", help="number of processes that share the videos")
 
 
 def _add_parts(parts: Any) -> None:
@@ -118,8 +118,6 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError(f"eval needs {', '.join(missing)}; see vxl2 eval --help")
     if args.subtitles and args.benchmark != "video_mme":
         raise RequestError(f"--subtitles applies to video_mme only, not to {args.benchmark}: remove it")
-    if args.limit is not None and args.limit < 1:
-        raise RequestError(f"--limit must be at least 1, not {args.limit}")
     from vxl2_jax.evaluation import data, runner
     from vxl2_jax.evaluation.report import summarise
 

@@ -72,7 +72,4 @@ def _parse(name: str, text: str) -> Any:
     if name in _CHOICES and text not in _CHOICES[name]:
         raise RequestError(f"model_args: {name}={text}: choose {', '.join(_CHOICES[name])}")
     option = _WATCH.get(name) or _ASK.get(name)
-    try:
-        return option.parse(text) if option else text
-    except ValueError as error:
-        raise RequestError(f"model_args: {name}: {error}") from error
+    return option.parse(text) if option else text
