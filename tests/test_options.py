@@ -65,7 +65,7 @@ def test_every_way_to_give_a_number_out_of_range_gets_the_same_line(capsys, tmp_
     if text.isdecimal() and len(text) < 20:
         lines.add(error_of(lambda: WatchOptions(max_frames=int(text)).check()))
         lines.add(error_of(lambda: VideoSettings(max_frames=int(text))))
-        toml = f'out = "o"\n[data]\nfiles = ["a"]\n[[stages]]\nname = "s"\ntrain = ["language"]\nlearning_rate = 1\nsteps = 1\n'
+        toml = 'out = "o"\n[data]\nfiles = ["a"]\n[[stages]]\nname = "s"\ntrain = ["language"]\nlearning_rate = 1\nsteps = 1\n'
         lines.add(error_of(lambda: training_settings.parse(f"{toml}[video]\nmax_frames = {text}")))
     wanted = "max_frames must be a whole number from 1 to 1,000,000, or none, not "
     assert len({line.replace("'", "") for line in lines}) == 1 and all(wanted in line for line in lines)
