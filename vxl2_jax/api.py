@@ -127,7 +127,8 @@ class Model(Runtime):
     ) -> Iterator[JobResult]:
         """Answer a queue of videos with their questions, in order. While one video is processed, the next one is read.
 
-        A video that cannot be read, or whose memory would not fit, yields a `JobResult` with `error` set.
+        A job that fails (its video cannot be read, its memory would not fit, a question is empty) yields a `JobResult`
+        with `error` set, and the queue goes on.
 
         Args:
           jobs: consumed one job ahead.

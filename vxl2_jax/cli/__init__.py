@@ -12,7 +12,7 @@ import jax
 
 from vxl2_jax import hardware
 from vxl2_jax.cli import ask, batch, convert, eval, plan, train, watch
-from vxl2_jax.errors import Vxl2Error
+from vxl2_jax.errors import OUT_OF_MEMORY, Vxl2Error, is_out_of_memory
 from vxl2_jax.text.typed import printable
 
 _COMMANDS = (ask, watch, batch, eval, plan, convert, train)
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vxl2: interrupted; {getattr(args, 'interrupted', 'nothing was written')}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        print("vxl2: out of memory; sample fewer frames (--max-frames) or lower --fps", file=sys.stderr)
+        print(f"vxl2: {OUT_OF_MEMORY}", file=sys.stderr)
         return 1
     return 0
