@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,9 @@ class JobResult:
     error: Vxl2Error | None = None
 
 
+_END: Any = object()
+
+
 def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOptions) -> Iterator[JobResult]:
     """Answer jobs in order; see `api.Model.answer_all`."""
     watch.check()
@@ -57,7 +61,7 @@ def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOption
     with ThreadPoolExecutor(1, "vxl2-next-video") as background:
 
         def start_next() -> tuple[Job, list[str], Future | Vxl2Error] | None:
-            if (job := next(jobs, None)) is None:
+            if (job := next(jobs, _END)) is _END:
                 return None
             try:
                 questions = _questions(model, job, ask)
@@ -96,7 +100,7 @@ def _questions(model: Runtime, job: Job, ask: AskOptions) -> list[str]:
 
 
 def _name(job: Job) -> str:
-    return str(job.video) if isinstance(job.video, (str, Path)) else "these frames"
+    return str(job.video) if isinstance(job.video, (str, Path)) else "frames"
 
 
 def _open(model: Runtime, video: str | Path | Frames, options: WatchOptions) -> FrameSource:

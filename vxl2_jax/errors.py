@@ -26,6 +26,14 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def shown(value: object) -> str:
+    """A value for a message: at most 60 characters."""
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits
+        return f"a value of type {type(value).__name__}"
+
+
 OUT_OF_MEMORY = "out of memory; sample fewer frames (--max-frames) or lower --fps"
 
 

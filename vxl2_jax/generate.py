@@ -17,7 +17,7 @@ from vxl2_jax import decode, hardware, relevance
 from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.hardware import BatchSizes
-from vxl2_jax.memory import VideoMemory
+from vxl2_jax.memory import VideoMemory, check_is_memory
 from vxl2_jax.options import AskOptions, RelevanceFunction
 from vxl2_jax.relevance.oracle import oracle_of
 from vxl2_jax.relevance.selection import ChunkSelection, top_chunks
@@ -141,8 +141,7 @@ def encode_questions(
 
 def _check_model(model: Runtime, memory: VideoMemory) -> None:
     """Raise RequestError if another model made the memory."""
-    if not isinstance(memory, VideoMemory):
-        raise RequestError(f"memory must be a VideoMemory, as `Model.watch` returns, not {type(memory).__name__}")
+    check_is_memory(memory)
     if memory.model != model.fingerprint:
         dtype = memory.sparse.k.dtype
         fix = "watch the video again with it" if dtype == model.dtype else f"load the model that made it, in {dtype}"

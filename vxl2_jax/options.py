@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.relevance import SCORERS
@@ -65,14 +65,7 @@ class Range:
         numbers = (int, np.integer) if self.kind is int else (int, float, np.integer, np.floating)
         is_number = isinstance(value, numbers) and not isinstance(value, bool)
         if not (is_number and self.minimum <= value <= self.maximum):
-            raise RequestError(f"{name} must be {self}, not {_shortened(value)}")
-
-
-def _shortened(value: Any) -> str:
-    try:
-        return f"{value!r:.60}"
-    except ValueError:  # an integer of more than 4,300 digits
-        return "a number of thousands of digits"
+            raise RequestError(f"{name} must be {self}, not {shown(value)}")
 
 
 _COUNT, _MANY = 1_000_000, 1_000_000_000
@@ -87,7 +80,7 @@ RANGES: dict[str, Range] = {
     # Asking.
     "top_k": Range(int, 0, _COUNT, "all"),
     "chunk_size": Range(int, 1, _COUNT),
-    "max_new_tokens": Range(int, 1, 4096),
+    "max_new_tokens": Range(int, 1, MAX_QUESTION_TOKENS),
     "temperature": Range(float, 0, 100),
     "top_p": Range(float, 1e-6, 1),
     "seed": Range(int, 0, 2**63 - 1),

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
-from vxl2_jax.api import Model, load
+from vxl2_jax.api import DTYPES, Model, load
 from vxl2_jax.errors import VideoError
 from vxl2_jax.options import RANGES, options_of
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

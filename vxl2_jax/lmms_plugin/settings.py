@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
+from vxl2_jax.api import DTYPES
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
 from vxl2_jax.options import AskOptions, WatchOptions, options_of
@@ -23,7 +24,7 @@ OF_TASKS = ("max_new_tokens", "temperature", "top_p")
 _CHOICES = {
     "mode": tuple(MODES),
     "settings": tuple(RELEASED),
-    "dtype": ("float32", "bfloat16", "float16"),
+    "dtype": DTYPES,
     "attention": KERNELS,
 }
 _WATCH = {option.name: option for option in options_of(WatchOptions)}

@@ -84,6 +84,8 @@ def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
       VideoError: see `pipeline.scan_dataset`.
       CheckpointError: the model or a checkpoint is damaged.
     """
+    if not isinstance(settings, TrainingSettings):
+        raise RequestError(f"settings must be TrainingSettings, not {type(settings).__name__}")
     out, log = Path(settings.out), log or TrainingLog()
     samples, invalid = conversations.read(settings.data.files, settings.data.videos)
     if invalid and settings.data.strict:
