@@ -85,7 +85,7 @@ RANGES: dict[str, Range] = {
     "top_p": Range(float, 1e-6, 1),
     "seed": Range(int, 0, 2**63 - 1),
     # Planning.
-    "frames": Range(int, 1, _COUNT),
+    "frames": Range(int, 1, 200_000),
     "question_tokens": Range(int, 0, MAX_QUESTION_TOKENS),
     # Evaluation.
     "limit": Range(int, 1, _COUNT),

@@ -85,8 +85,8 @@ def lines_of(rows: st.SearchStrategy) -> st.SearchStrategy:
         st.lists(rows, max_size=4),
         st.booleans(),
         st.booleans(),
-        st.integers(0, 3),
-        st.lists(byte, max_size=2),
+        st.sampled_from([0, 0, 0, 0, 1, 3]),
+        st.just([]) | st.just([]) | st.lists(byte, max_size=2),
         st.booleans(),
     ).map(write)
 
@@ -124,7 +124,11 @@ CHAT = {
         {"role": "assistant", "content": "yes"},
     ],
 }
-MESSAGE = mutated({"from": "human", "role": "user", "value": "What?", "content": "What?"})
+QUESTION, ANSWER = {"role": "user", "content": "What?"}, {"role": "assistant", "content": "yes"}
+MESSAGE, REPLY = (
+    st.just(one) | TEXTS.map(lambda text, one=one: {**one, "content": text}) | mutated(one)
+    for one in (QUESTION, ANSWER)
+)
 
 
 def read_conversations(content: bytes, folder: Path) -> None:
@@ -299,7 +303,10 @@ TARGETS: dict[str, Target] = {
         lines_of(mutated(CONVERSATION) | mutated(CHAT) | mutated({**CHAT, "messages": []}) | ANY), read_conversations
     ),
     "messages": Target(
-        lines_of(st.lists(MESSAGE, max_size=4).map(lambda found: {**CHAT, "messages": found})), read_conversations
+        lines_of(
+            st.lists(st.tuples(MESSAGE, REPLY), max_size=3).map(lambda found: {**CHAT, "messages": sum(found, ())})
+        ),
+        read_conversations,
     ),
     **{
         f"annotations of {name}": Target(

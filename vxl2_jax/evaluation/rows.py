@@ -60,7 +60,8 @@ def matches(row: Row, read: str) -> bool:
 def value(doc: Mapping[str, Any], key: str, kind: type | tuple[type, ...] = str) -> Any:
     """`doc[key]`. Raises RequestError if it is missing or not of type `kind`."""
     if key not in doc:
-        raise RequestError(f"lacks the key {key!r}; add it to its keys: {', '.join(map(repr, doc)) or 'none'}")
+        keys = ", ".join(map(repr, doc)) or "none"
+        raise RequestError(f"lacks the key {key!r}; add it to its keys: {keys:.200}")
     found = doc[key]
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(found, kinds) or isinstance(found, bool):

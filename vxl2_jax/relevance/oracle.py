@@ -107,7 +107,7 @@ def read(path: str | Path) -> Oracle:
             if content is None:
                 plain.add(category)
             else:
-                choices |= _selections(f"{file}: {category!r}", category, content)
+                choices |= _selections(f"{file}: {category!r:.60}", category, content)
     max_chunks: dict[str, int] = {}
     for choice in choices.values():
         units = choice.units or ()

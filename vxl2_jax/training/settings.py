@@ -14,7 +14,8 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, first_line
+from vxl2_jax.files import SETTINGS, read_text
 from vxl2_jax.options import RANGES, WatchOptions
 
 Module = Literal["vision", "dts", "projector", "language"]
@@ -228,11 +229,9 @@ def read(path: str | Path) -> TrainingSettings:
       RequestError: in one line, the file, the option and what is allowed there.
     """
     path = Path(path)
+    text = read_text(path, SETTINGS)
     try:
-        settings = parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "`vxl2 train --print-config` prints an example"
-        raise RequestError(f"{path}: cannot read the settings ({error}); {fix}") from error
+        settings = parse(text)
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
 
@@ -250,13 +249,14 @@ def parse(text: str) -> TrainingSettings:
     """Read settings from TOML text, with paths as written. Raises RequestError as `read`, without the file's name."""
     try:
         tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also an integer of more than 4,300 digits
+        raise RequestError(f"not valid TOML: {first_line(error)}") from error
+    try:
         for path, word in _NONE.items():
             table, option = path.split(".")
             if isinstance(options := tables.get(table), dict) and options.get(option) == word:
                 options[option] = None
         return msgspec.convert(tables, TrainingSettings)
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise RequestError(_explain(str(error))) from error
 
@@ -270,7 +270,7 @@ def _explain(error: str) -> str:
         key, place = unknown[1], f" in {path}" if path else ""
         if key in _RENAMED:
             return f"unknown option {key!r}{place}; it is now called {_RENAMED[key]}"
-        return f"unknown option {key!r}{place}; the options are {', '.join(TABLES[name].__struct_fields__)}"
+        return f"unknown option {key!r:.60}{place}; the options are {', '.join(TABLES[name].__struct_fields__)}"
     if missing := re.search(r"missing required field `(.*)`", message):
         key = f"{path}.{missing[1]}" if path else missing[1]
         return f"{key} is missing; `vxl2 train --print-config` shows where it belongs"
