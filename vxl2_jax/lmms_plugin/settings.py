@@ -57,7 +57,9 @@ def read(model_args: Mapping[str, Any]) -> PluginOptions:
     model_args = {name: value for name, value in model_args.items() if name not in OF_HARNESS}
     if unknown := [name for name in model_args if name not in KNOWN]:
         hint = "; set answer length and sampling with --gen_kwargs" if set(unknown) & set(OF_TASKS) else ""
-        raise RequestError(f"model_args: unknown {', '.join(map(str, unknown)):.200}; known are {', '.join(KNOWN)}{hint}")
+        raise RequestError(
+            f"model_args: unknown {', '.join(map(str, unknown)):.200}; known are {', '.join(KNOWN)}{hint}"
+        )
     values = {name: _parse(name, str(value)) for name, value in model_args.items()}
     watch, ask = released(values.get("settings", "mlvu"), values.get("mode", "bilevel"))
     watch |= {name: value for name, value in values.items() if name in _WATCH}
