@@ -15,7 +15,7 @@ TESTS    ?=
 
 export VENV PYTHON EXTRAS VIDEO QUESTION
 .DEFAULT_GOAL := help
-.PHONY: help setup ask check test test-all test-kernels test-targets docs clean
+.PHONY: help setup ask check test test-all test-kernels fuzz test-targets docs clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -66,6 +66,9 @@ test-all: setup ## all tests but test-targets (half an hour)
 
 test-kernels: setup ## random problems for the interpreted kernels (minutes)
 	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m pytest -q -n $(WORKERS) -m kernels tests/kernels
+
+fuzz: setup ## random input for all readers, for SECONDS= (600)
+	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m tests.fuzz.run --seconds $${SECONDS:-600} $(TESTS)
 
 # An environment of its own: plug-ins for machines that are not here would trouble the usual one.
 test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes)

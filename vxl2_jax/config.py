@@ -1,21 +1,37 @@
-"""Configurations of models, as frozen dataclasses."""
+"""Configurations of models, as frozen dataclasses. The types of the fields bound what a checkpoint's files may say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+Size = Annotated[int, Meta(ge=1, le=2**20)]
+"""A width, a side or a count of rows."""
+Grid = Annotated[int, Meta(ge=1, le=64)]
+Layers = Annotated[int, Meta(ge=1, le=1024)]
+Heads = Annotated[int, Meta(ge=1, le=4096)]
+TokenId = Annotated[int, Meta(ge=0, lt=2**24)]
+Vocabulary = Annotated[int, Meta(ge=1, le=2**24)]
+RopeTheta = Annotated[float, Meta(ge=1, le=1e12)]
+Epsilon = Annotated[float, Meta(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """SigLIP tower. `layers` counts the blocks that are run; the released model skips the tower's 27th."""
 
-    image_size: int = 384
-    patch_size: int = 14
-    width: int = 1152
-    layers: int = 26
-    heads: int = 16
-    mlp: int = 4304
-    norm_eps: float = 1e-6
+    image_size: Size = 384
+    patch_size: Size = 14
+    width: Size = 1152
+    layers: Layers = 26
+    heads: Heads = 16
+    mlp: Size = 4304
+    norm_eps: Epsilon = 1e-6
+
+    def __post_init__(self) -> None:
+        _check_multiple("the vision tower's width", self.width, "heads", self.heads)
 
     @property
     def grid(self) -> int:
@@ -27,21 +43,25 @@ class VisionConfig:
 class LanguageConfig:
     """Qwen2.5 decoder."""
 
-    width: int = 3584
-    layers: int = 28
-    heads: int = 28
-    kv_heads: int = 4
-    head_width: int = 128
-    mlp: int = 18944
-    vocabulary: int = 152064
-    rope_theta: float = 1e6
-    norm_eps: float = 1e-6
+    width: Size = 3584
+    layers: Layers = 28
+    heads: Heads = 28
+    kv_heads: Heads = 4
+    head_width: Size = 128
+    mlp: Size = 18944
+    vocabulary: Vocabulary = 152064
+    rope_theta: RopeTheta = 1e6
+    norm_eps: Epsilon = 1e-6
     tied: bool = False
+
+    def __post_init__(self) -> None:
+        _check_multiple("the number of attention heads", self.heads, "key/value heads", self.kv_heads)
+        _check_multiple("the width of an attention head", self.head_width, "halves", 2)
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The whole model.
+    """The whole model. Raises ValueError for sizes that do not fit each other.
 
     resized_grid: side of the feature map after the bilinear resize.
     pool: side of the average-pooling window; a group of `frames_per_group` frames gives (resized_grid / pool)² tokens.
@@ -51,18 +71,27 @@ class ModelConfig:
 
     vision: VisionConfig = field(default_factory=VisionConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    resized_grid: int = 24
-    pool: int = 2
-    norm_groups: int = 32
-    max_relative: int = 64
-    visual_placeholder: int = 151654
-    stop_tokens: tuple[int, ...] = (151645, 151643)
-    frames_per_group: int = 4
+    resized_grid: Grid = 24
+    pool: Grid = 2
+    norm_groups: Size = 32
+    max_relative: Size = 64
+    visual_placeholder: TokenId = 151654
+    stop_tokens: tuple[TokenId, ...] = (151645, 151643)
+    frames_per_group: Literal[4] = 4
+
+    def __post_init__(self) -> None:
+        _check_multiple("resized_grid", self.resized_grid, "pool", self.pool)
+        _check_multiple("the vision tower's width", self.vision.width, "norm_groups", self.norm_groups)
 
     @property
     def visual_tokens(self) -> int:
         """Visual tokens per group (V)."""
         return (self.resized_grid // self.pool) ** 2
+
+
+def _check_multiple(name: str, size: int, of: str, parts: int) -> None:
+    if parts < 1 or size % parts:
+        raise ValueError(f"{name}, {size}, must be a multiple of {parts} ({of})")
 
 
 def video_xl_2() -> ModelConfig:

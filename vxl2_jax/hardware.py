@@ -69,6 +69,25 @@ def capability(device: Any) -> float:
     return float(getattr(device, "compute_capability", 0) or 0)
 
 
+def device() -> jax.Device:
+    """The device that computes: the first one, unless `use_device_of` chose another."""
+    return jax.config.jax_default_device or jax.devices()[0]
+
+
+def use_device_of(process: int) -> None:
+    """Give one of several processes that share a machine an accelerator of its own.
+
+    To be called before JAX starts: NVIDIA cards of other processes are then hidden, because JAX allocates memory on all
+    that it sees.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = len(visible.split(",")) if visible else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if cards > 1:
+        jax.config.update("jax_cuda_visible_devices", str(process % cards))
+    devices = jax.local_devices()
+    jax.config.update("jax_default_device", devices[process % len(devices)])
+
+
 def default_dtype(device: Any) -> str:
     """float32 on a CPU, float16 on NVIDIA cards without bfloat16 (T4 and older), bfloat16 elsewhere."""
     if device.platform == "cpu":

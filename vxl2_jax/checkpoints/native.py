@@ -11,14 +11,16 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import orbax.checkpoint as ocp
 
+from vxl2_jax import files
 from vxl2_jax.checkpoints import huggingface
-from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
+from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import CheckpointError, first_line
 
 _CONFIG, _PARAMS = "vxl2.json", "params"
@@ -61,21 +63,47 @@ def load(
 ) -> tuple[ModelConfig, Any]:
     """Read what `save` wrote, cast to `dtype`. Raises CheckpointError if it is damaged."""
     directory = Path(directory).expanduser().absolute()
+    config = _read_config(directory / _CONFIG)
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding),
+        huggingface.abstract_params(config),
+    )
     try:
-        fields = json.loads((directory / _CONFIG).read_text())
-        vision, language = VisionConfig(**fields.pop("vision")), LanguageConfig(**fields.pop("language"))
-        config = ModelConfig(vision=vision, language=language, **fields | {"stop_tokens": tuple(fields["stop_tokens"])})
-        sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding),
-            huggingface.abstract_params(config),
-        )
         with ocp.StandardCheckpointer() as reader:
+            _check_shapes(reader.metadata(directory / _PARAMS).item_metadata.tree, target)
             params = reader.restore(directory / _PARAMS, target)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{directory}: not a readable native checkpoint ({first_line(error)}); convert it again"
-        ) from error
+    except Exception as error:  # Orbax and TensorStore raise many classes for damaged files
+        _fail(directory, first_line(error), error)
+    for path, finite in jax.tree_util.tree_leaves_with_path(_all_finite(params)):
+        if not finite:
+            _fail(directory, f"{jax.tree_util.keystr(path)} has NaN or infinite values")
     if progress:
         progress(1, 1)
     return config, params
+
+
+def _read_config(path: Path) -> ModelConfig:
+    fields = files.read_json_object(path, files.CHECKPOINT_JSON)
+    try:
+        return msgspec.convert(fields, ModelConfig)
+    except msgspec.ValidationError as error:
+        _fail(path, str(error), error)
+
+
+def _check_shapes(found: Any, target: Any) -> None:
+    """Raise ValueError for the first leaf that has another shape: before Orbax allocates what vxl2.json says."""
+    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(target):
+        name = jax.tree_util.keystr(path)
+        if shapes.get(name) != leaf.shape:
+            raise ValueError(f"{name} is {shapes.get(name, 'missing')}, but {_CONFIG} says {leaf.shape}")
+
+
+@jax.jit
+def _all_finite(params: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params)
+
+
+def _fail(where: Path, problem: str, cause: BaseException | None = None) -> NoReturn:
+    raise CheckpointError(f"{where}: not a readable native checkpoint ({problem}); convert it again") from cause

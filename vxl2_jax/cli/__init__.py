@@ -12,7 +12,8 @@ import jax
 
 from vxl2_jax import hardware
 from vxl2_jax.cli import ask, batch, convert, eval, plan, train, watch
-from vxl2_jax.errors import Vxl2Error
+from vxl2_jax.errors import OUT_OF_MEMORY, Vxl2Error, is_out_of_memory
+from vxl2_jax.text.typed import printable
 
 _COMMANDS = (ask, watch, batch, eval, plan, convert, train)
 
@@ -30,6 +31,18 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse arguments. Unlike argparse, accept the rest of a command's list after options: ask VIDEO --quiet QUESTION."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    name = getattr(args, "rest", "")
+    if rest and not (name and all(not word.startswith("-") or " " in word for word in rest)):
+        parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
+    if rest:
+        setattr(args, name, [*getattr(args, name), *rest])
+    return args
+
+
 def _enable_compilation_cache() -> None:
     if not jax.config.jax_compilation_cache_dir:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -45,15 +58,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 success, 1 out of memory, 2 invalid input, 130 interrupted, 141 output closed by its reader.
     """
-    args = build_parser().parse_args(argv)
+    args = argparse.Namespace()
     # JAX's default is 0.75; `vxl2 plan` assumes this fraction.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     try:
+        args = _parse(argv)
         _enable_compilation_cache()
         args.run(args)
         sys.stdout.flush()
     except Vxl2Error as error:
-        print(f"vxl2: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"vxl2: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vxl2: interrupted; {getattr(args, 'interrupted', 'nothing was written')}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        print("vxl2: out of memory; sample fewer frames (--max-frames) or lower --fps", file=sys.stderr)
+        print(f"vxl2: {OUT_OF_MEMORY}", file=sys.stderr)
         return 1
     return 0

@@ -84,8 +84,12 @@ def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
       VideoError: see `pipeline.scan_dataset`.
       CheckpointError: the model or a checkpoint is damaged.
     """
+    if not isinstance(settings, TrainingSettings):
+        raise RequestError(f"settings must be TrainingSettings, not {type(settings).__name__}")
     out, log = Path(settings.out), log or TrainingLog()
-    samples = conversations.read(settings.data.files, settings.data.videos)
+    samples, invalid = conversations.read(settings.data.files, settings.data.videos)
+    if invalid and settings.data.strict:
+        raise RequestError(invalid[0])
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -98,6 +102,7 @@ def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
         precision = "highest" if settings.compute_dtype == "float32" else "default"
         with jax.default_matmul_precision(precision):
             dataset = pipeline.scan_dataset(model, samples, settings, log.scanned)
+            dataset = replace(dataset, skipped=(*invalid, *dataset.skipped))
             log.info(f"attention: {model.kernel_reason}")
             for reason in dataset.skipped:
                 log.warning(f"skipped: {reason}")

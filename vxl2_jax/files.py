@@ -1,0 +1,162 @@
+"""Opening files that users name: regular files of bounded size, as bytes, UTF-8 text, JSON or JSON Lines.
+
+Every reader in the package opens files here, so that a pipe, a device, a directory, a huge file or damaged text is one
+line of error at once. A kind of file has its limit, its error class and its fix in one place, the constants below.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import stat
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from vxl2_jax.errors import CheckpointError, RequestError, VideoError, Vxl2Error, first_line
+
+_MIB, _GIB, _GZIP = 2**20, 2**30, b"\x1f\x8b"
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file.
+
+    Attributes:
+      fix: the end of an error message, what to give instead.
+      max_bytes: larger files are refused before they are read; also the limit of what a gzipped file expands to.
+      error: the class of error that is raised.
+      gzipped: whether the content may be compressed with gzip.
+    """
+
+    fix: str
+    max_bytes: int
+    error: type[Vxl2Error] = RequestError
+    gzipped: bool = False
+
+    def fail(self, where: str | Path, problem: str, cause: BaseException | None = None) -> NoReturn:
+        """Raise the kind's error: the file (or a place in it), the problem and the fix, in one line."""
+        raise self.error(f"{where}: {' '.join(problem.split())}; {self.fix}") from cause
+
+
+JOBS = FileKind('write one JSON object per line: {"video": "clip.mp4", "questions": ["…"]}', _GIB)
+ANNOTATIONS = FileKind("give a JSON list or JSON lines, plain or gzipped", 2 * _GIB, gzipped=True)
+CONVERSATIONS = FileKind(
+    'write {"video": "a.mp4", "question": "…", "answer": "…"} (other forms: `vxl2 train --help`)', 2 * _GIB
+)
+SUBTITLES = FileKind("give a subtitle file in SRT or JSON form, as UTF-8", 64 * _MIB)
+ORACLE = FileKind("give an oracle file in the original's form", 2 * _GIB)
+RESULTS = FileKind("give a file that this program wrote", 4 * _GIB)
+SETTINGS = FileKind("`vxl2 train --print-config` prints an example", _MIB)
+TABLE = FileKind("give a parquet file", 64 * _GIB)
+CHECKPOINT_JSON = FileKind("download it again, or correct it", 16 * _MIB, CheckpointError)
+TOKENIZER = FileKind("download it again", 256 * _MIB, CheckpointError)
+WEIGHTS = FileKind("download it again", 2**50, CheckpointError)
+MEMORY = FileKind("give the path of a memory file", 2**50)
+VIDEO = FileKind("give the path of a video, an image or a folder of images", 2**50, VideoError)
+IMAGE = FileKind("give another copy of it", 2 * _GIB, VideoError)
+
+
+def check_path(path: Any, what: str) -> Path:
+    """The path that a caller gave. Raises RequestError for anything else, or for a text that no path can be."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise RequestError(f"{what} must be a path, not {type(path).__name__}")
+    if "\0" in os.fspath(path) or not os.fspath(path):
+        raise RequestError(f"{what} must be a path, not {os.fspath(path)!r:.60}")
+    return Path(path)
+
+
+def open_regular(path: str | Path, kind: FileKind) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Raises the kind's error for a missing, unreadable or too large file, and for anything else (a directory, a pipe, a
+    device) without waiting for it.
+    """
+    problem = ""
+    try:
+        # Opening a pipe without a writer blocks without O_NONBLOCK, which means nothing for regular files.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError as error:
+        kind.fail(path, "no such file", error)
+    except OSError as error:
+        kind.fail(path, f"cannot be read ({error.strerror or error})", error)
+    except ValueError as error:  # a null character, or half of a surrogate pair
+        kind.fail(repr(os.fspath(path))[1:-1], "not a valid path", error)
+    status = os.fstat(number)
+    if stat.S_ISDIR(status.st_mode):
+        problem = "a directory, not a file"
+    elif not stat.S_ISREG(status.st_mode):
+        problem = "a pipe or device, not a regular file"
+    elif status.st_size > kind.max_bytes:
+        problem = f"{status.st_size:,} bytes, which is more than the limit of {kind.max_bytes:,} for such a file"
+    if problem:
+        os.close(number)
+        kind.fail(path, problem)
+    return os.fdopen(number, "rb")
+
+
+def read_bytes(path: str | Path, kind: FileKind) -> bytes:
+    """The content of a file, decompressed if the kind allows it. Raises the kind's error."""
+    try:
+        with open_regular(path, kind) as file:
+            data = file.read(kind.max_bytes + 1)
+            if kind.gzipped and data.startswith(_GZIP):
+                file.seek(0)
+                data = gzip.GzipFile(fileobj=file).read(kind.max_bytes + 1)
+    except OSError as error:  # also gzip.BadGzipFile
+        kind.fail(path, f"cannot be read ({error.strerror or error})", error)
+    except (EOFError, zlib.error) as error:
+        kind.fail(path, f"damaged gzip data ({error})", error)
+    if len(data) > kind.max_bytes:
+        kind.fail(path, f"more than {kind.max_bytes:,} bytes, the limit for such a file")
+    return data
+
+
+def read_text(path: str | Path, kind: FileKind) -> str:
+    """The content of a UTF-8 file, with or without a byte order mark, which is removed. Raises the kind's error."""
+    try:
+        return read_bytes(path, kind).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        kind.fail(path, f"not UTF-8 text ({error.reason} at byte {error.start:,})", error)
+
+
+def read_json(path: str | Path, kind: FileKind) -> Any:
+    """The value in a JSON file. Raises the kind's error."""
+    return parse_json(read_text(path, kind), path, kind)
+
+
+def read_json_object(path: str | Path, kind: FileKind) -> dict[str, Any]:
+    """The object in a JSON file. Raises the kind's error."""
+    content = read_json(path, kind)
+    if not isinstance(content, dict):
+        kind.fail(path, f"must be a JSON object, not {content!r:.60}")
+    return content
+
+
+def read_json_lines(path: str | Path, kind: FileKind) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value) of each line of JSON that is not blank. Raises the kind's error."""
+    for number, line in text_lines(read_text(path, kind)):
+        yield number, parse_json(line, f"{path}, line {number}", kind)
+
+
+def text_lines(text: str) -> Iterator[tuple[int, str]]:
+    """(line number from 1, line) of each line that is not blank.
+
+    Only "\\n" ends a line: JSON may contain the other separators that `str.splitlines` splits at.
+    """
+    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def parse_json(text: str, where: str | Path, kind: FileKind) -> Any:
+    """The JSON value in a text, which came from `where`. Raises the kind's error."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        kind.fail(where, f"not JSON at line {error.lineno}, column {error.colno} ({error.msg})", error)
+    except ValueError as error:  # an integer of more than 4,300 digits
+        kind.fail(where, f"not JSON ({first_line(error)})", error)
+    except RecursionError as error:
+        kind.fail(where, "not JSON that can be read (nested too deeply)", error)
