@@ -3,7 +3,7 @@
 VENV     ?= .venv
 # The interpreter to build VENV with. Unset: the one it was built with, else the newest tested one here.
 PYTHON   ?=
-# Of pyproject.toml, comma-separated: `make setup EXTRAS=test,cuda` on an NVIDIA machine.
+# Of pyproject.toml, comma-separated: `make setup EXTRAS=test,cuda13` on an NVIDIA machine.
 EXTRAS   ?= test
 VIDEO    ?= vxl2_jax/assets/demo.mp4
 QUESTION ?= What appears at 37 seconds?

@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
@@ -39,6 +38,8 @@ def check_target(directory: str | Path) -> Path:
 
 def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
     """Write a new directory atomically. Raises CheckpointError if it exists already or cannot be written."""
+    import orbax.checkpoint as ocp  # slow to import, and most models are not stored in this format
+
     directory = check_target(directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     try:
@@ -60,6 +61,8 @@ def load(
     directory: str | Path, dtype: Any = "bfloat16", progress: Callable[[int, int], None] | None = None
 ) -> tuple[ModelConfig, Any]:
     """Read what `save` wrote, cast to `dtype`. Raises CheckpointError if it is damaged."""
+    import orbax.checkpoint as ocp
+
     directory = Path(directory).expanduser().absolute()
     try:
         fields = json.loads((directory / _CONFIG).read_text())

@@ -25,13 +25,13 @@ to its folder. answers.jsonl receives one line per video when it is answered: th
 the same command resumes with the missing lines."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     batch = commands.add_parser(
         "batch",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="answer questions about many videos",
+        help=help,
         description="Answer questions about many videos, from a file of jobs into a file of answers.",
     )
     batch.set_defaults(run=run, interrupted="the same command resumes")
