@@ -119,7 +119,10 @@ def build() -> Path:
     """Build and check the source distribution, and the wheel from it. Returns the wheel."""
     folder = Folder("package", sys.executable)
     folder.pip("build", "twine")
-    folder.run(folder.bin / "python", "-m", "build", "--outdir", "dist", ROOT)
+    # A copy: building writes next to the sources.
+    skipped = shutil.ignore_patterns(".git", ".venv*", "build", "runs", "dist", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, folder.path / "source", ignore=skipped)
+    folder.run(folder.bin / "python", "-m", "build", "--outdir", "dist", folder.path / "source")
     made = sorted((folder.path / "dist").iterdir())
     folder.run(folder.bin / "python", "-m", "twine", "check", "--strict", *made)
     return next(path for path in made if path.suffix == ".whl")

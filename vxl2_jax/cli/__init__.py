@@ -20,6 +20,7 @@ COMMANDS = {
     "plan": "what a video costs: tokens, memory, time",
     "convert": "convert a checkpoint of the original to the native format",
     "train": "fine-tune a model on conversations about videos",
+    "doctor": "report on the installation, and check a model's weights",
 }
 """Each command is the module of its name, which is imported when the command is used."""
 
