@@ -95,7 +95,7 @@ class Folder:
         self.run(python, "-m", "venv", self.path / "venv")
 
     def run(self, *command: object, error: str | None = None) -> str:
-        """Run a command in this folder; returns what it printed. Raises Failed with its last lines."""
+        """Run a command in this folder; returns its standard output. Raises Failed with its last lines."""
         words = [str(word) for word in command]
         hidden = {"PYTHONPATH": "", "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}
         run = subprocess.run(words, cwd=self.path, env=os.environ | hidden, capture_output=True, text=True)
@@ -103,7 +103,7 @@ class Folder:
             log.write(f"$ {' '.join(words)}\n{run.stdout}{run.stderr}\n")
         if run.returncode:
             raise Failed(error or f"{' '.join(words)[:90]} … failed: {(run.stderr or run.stdout).strip()[-1500:]}")
-        return run.stdout + run.stderr
+        return run.stdout
 
     def pip(self, *arguments: object) -> str:
         """Run `pip install`. Bytecode is compiled on import: most of it is never needed."""
@@ -144,7 +144,7 @@ def check(name: str, environment: Environment, python: str, wheel: Path) -> tupl
     for extra in environment.dry:
         folder.pip("--dry-run", f"{wheel}[{extra}]")
         notes.append(f"{extra} resolves")
-    said = folder.run(folder.bin / "python", "-c", "import vxl2_jax")
+    said = folder.run(folder.bin / "python", "-c", "import sys; sys.stderr = sys.stdout; import vxl2_jax")
     fits = after.get("jax-cuda12-plugin") in (None, after["jaxlib"])
     if fits != (not said.strip()) or said.strip().count("\n"):
         raise Failed(f"import vxl2_jax printed {said!r}")
