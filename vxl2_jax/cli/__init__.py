@@ -5,35 +5,47 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib import import_module
 from pathlib import Path
 
-import jax
-
-from vxl2_jax import hardware
-from vxl2_jax.cli import ask, batch, convert, eval, plan, train, watch
+import vxl2_jax
 from vxl2_jax.errors import OUT_OF_MEMORY, Vxl2Error, is_out_of_memory
 from vxl2_jax.text.typed import printable
 
-_COMMANDS = (ask, watch, batch, eval, plan, convert, train)
+COMMANDS = {
+    "ask": "watch a video and answer questions about it",
+    "watch": "watch a video and write its memory to a file",
+    "batch": "answer questions about many videos",
+    "eval": "run a benchmark, report on runs, compare two",
+    "plan": "what a video costs: tokens, memory, time",
+    "convert": "convert a checkpoint of the original to the native format",
+    "train": "fine-tune a model on conversations about videos",
+    "doctor": "report on the installation, and check a model's weights",
+}
+"""Each command is the module of its name, which is imported when the command is used."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(used: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser of the command line, with the arguments of the commands that are `used`."""
     parser = argparse.ArgumentParser(
         prog="vxl2",
         description="Video-XL-2 in JAX: watch a long video once, ask its memory many times.",
         epilog='example: vxl2 ask clip.mp4 "Is there a dog?"      vxl2 COMMAND --help shows more',
     )
+    parser.add_argument("--version", action="version", version=f"vxl2_jax {vxl2_jax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add(commands)
+    for name, help in COMMANDS.items():
+        if name in used:
+            import_module(f"vxl2_jax.cli.{name}").add(commands, help)
+        else:
+            commands.add_parser(name, help=help)
     return parser
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse arguments. Unlike argparse, accept the rest of a command's list after options: ask VIDEO --quiet QUESTION."""
-    parser = build_parser()
+    parser = build_parser(used=argv[:1])
     args, rest = parser.parse_known_args(argv)
     name = getattr(args, "rest", "")
     if rest and not (name and all(not word.startswith("-") or " " in word for word in rest)):
@@ -44,6 +56,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _enable_compilation_cache() -> None:
+    import jax
+
+    from vxl2_jax import hardware
+
     if not jax.config.jax_compilation_cache_dir:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # XLA compiles CPU programs for the number of cores, which is not part of JAX's cache key.
@@ -58,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 success, 1 out of memory, 2 invalid input, 130 interrupted, 141 output closed by its reader.
     """
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        build_parser(used=()).print_help()
+        return 0
     args = argparse.Namespace()
     # JAX's default is 0.75; `vxl2 plan` assumes this fraction.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")

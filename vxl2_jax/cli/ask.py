@@ -30,13 +30,13 @@ chunks are loaded dense, the others pooled. Without --model, the tiny model nano
 says what it can do. Compiled programs are cached in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     ask = commands.add_parser(
         "ask",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="watch a video and answer questions about it",
+        help=help,
         usage="vxl2 ask [options] VIDEO QUESTION...\n       vxl2 ask [options] --memory FILE QUESTION...",
         description="Watch a video, or load its memory, and answer questions about it.",
     )

@@ -28,13 +28,13 @@ the document of `vxl2 ask --json`, or with "error". While one video is processed
 interrupted, the same command resumes with the missing lines. Equal lines are answered once each."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     batch = commands.add_parser(
         "batch",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="answer questions about many videos",
+        help=help,
         description="Answer questions about many videos, from a file of jobs into a file of answers.",
     )
     batch.set_defaults(run=run, interrupted="the same command resumes")

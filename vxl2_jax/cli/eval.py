@@ -38,13 +38,13 @@ report.md and report.png. If a run is interrupted, the same command resumes, and
 and broken videos do not change the exit code: the report counts them."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     parser = commands.add_parser(
         "eval",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="run a benchmark, report on runs, compare two",
+        help=help,
         usage="vxl2 eval --benchmark NAME --data DIR --mode MODE --out DIR [options]\n"
         "       vxl2 eval report RUN... [--json]\n       vxl2 eval compare A B [--out DIR] [--json]",
         description="Run a benchmark as the original's evaluation does: MLVU, Video-MME, LongVideoBench or LVBench.",

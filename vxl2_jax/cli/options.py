@@ -26,11 +26,11 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {action.default})" if shown else action.help or ""
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, default: str | None = "nano") -> None:
     """Add --model, --dtype and --attention."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", default="nano", help="nano, a checkpoint directory, or a name on the Hugging Face hub"
+        "--model", default=default, help="nano, a checkpoint directory, or a name on the Hugging Face hub"
     )
     group.add_argument(
         "--dtype",

@@ -19,13 +19,13 @@ No weights are loaded and no accelerator is needed. Memory is the peak of what i
 lower bound: operations divided by the device's peak rate."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     plan = commands.add_parser(
         "plan",
         formatter_class=Help,
         epilog=_EXAMPLES,
-        help="what a video costs: tokens, memory, time",
+        help=help,
         description="Compute what watching a video and asking one question cost, and whether they fit a device.",
     )
     plan.set_defaults(run=run)

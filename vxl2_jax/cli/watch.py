@@ -21,13 +21,13 @@ If watching is interrupted, the same command resumes. An incomplete memory is ke
 Only the model that made a memory can read it."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     watch = commands.add_parser(
         "watch",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="watch a video and write its memory to a file",
+        help=help,
         description="Watch a video and write its memory to a file, to ask it later.",
     )
     watch.set_defaults(run=run, interrupted="the same command resumes")
