@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         print(EXAMPLE, end="")
         return
     settings = read(args.config)
-    from vxl2_jax.training.loop import train
+    from vxl2_jax.training.finetune import train
 
     with _progress(args.quiet) as log:
         model = train(settings, log)

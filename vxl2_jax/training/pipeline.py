@@ -28,8 +28,8 @@ from vxl2_jax.layout import PrefillRule
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.text import prompt
 from vxl2_jax.training import collate, sequences
-from vxl2_jax.training.collate import Batch
 from vxl2_jax.training.conversations import Conversation
+from vxl2_jax.training.loop import LoadedBatch
 from vxl2_jax.training.settings import TrainingSettings, VideoSettings
 from vxl2_jax.video.reader import VideoSource, open_video
 
@@ -53,18 +53,6 @@ class Dataset:
     sizes: Int[np.ndarray, "N 2"]
     skipped: tuple[str, ...]
     digest: str
-
-
-class LoadedBatch(NamedTuple):
-    """Samples ready for a step (or one, without the batch axis).
-
-    tokens: real tokens of videos and conversations; skipped: samples of zero weight, because their video can no longer
-    be read.
-    """
-
-    batch: Batch
-    tokens: int
-    skipped: int
 
 
 def scan_dataset(
@@ -126,7 +114,8 @@ def batches_per_epoch(dataset: Dataset, settings: TrainingSettings) -> int:
 def batches(
     model: Runtime, dataset: Dataset, settings: TrainingSettings, process: int = 0, processes: int = 1
 ) -> grain.DatasetIterator:
-    """An endless iterator over this process's part of each batch (`LoadedBatch`), with get_state and set_state.
+    """An endless iterator over this process's part of each batch (`LoadedBatch` of `collate.Batch`), with get_state and
+    set_state.
 
     Args:
       model: only its tokenizer and config are used.

@@ -117,34 +117,42 @@ class MeshSettings(_Table, frozen=True):
     model: int = 1
 
 
-class TrainingSettings(_Table, frozen=True):
-    """A whole run.
+class RunSettings(_Table, frozen=True):
+    """What every run has, whatever it learns from.
 
     Attributes:
-      batch: samples per step, over all devices.
       params_dtype: of the trained parameters and the optimiser's state.
       compute_dtype: of frozen parameters, activations and the exported model.
-      remat: recompute activations in the backward pass.
       max_grad_norm: gradients are clipped to this global norm.
       log_every: steps between lines of metrics.
     """
 
     out: str
-    data: DataSettings
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1)]
-    model: str = "nano"
     seed: int = 0
-    batch: int = 1
-    video: VideoSettings = VideoSettings()
     lora: LoraSettings | None = None
     params_dtype: Dtype = "float32"
     compute_dtype: Dtype = "float32"
-    remat: bool = True
     max_grad_norm: float = 1.0
     weight_decay: float = 0.0
     checkpoint: CheckpointSettings = CheckpointSettings()
     log_every: int = 10
     mesh: MeshSettings = MeshSettings()
+
+
+class TrainingSettings(RunSettings, frozen=True, kw_only=True):
+    """A run of `vxl2 train`: fine-tuning on conversations.
+
+    Attributes:
+      batch: samples per step, over all devices.
+      remat: recompute activations in the backward pass.
+    """
+
+    data: DataSettings
+    model: str = "nano"
+    batch: int = 1
+    video: VideoSettings = VideoSettings()
+    remat: bool = True
 
 
 EXAMPLE = """\
