@@ -3,7 +3,7 @@
 VENV     ?= .venv
 # The interpreter to build VENV with. Unset: the one it was built with, else the newest tested one here.
 PYTHON   ?=
-# Of pyproject.toml, comma-separated: `make setup EXTRAS=test,cuda` on an NVIDIA machine.
+# Of pyproject.toml, comma-separated: `make setup EXTRAS=test,cuda13` on an NVIDIA machine.
 EXTRAS   ?= test
 VIDEO    ?= vxl2_jax/assets/demo.mp4
 QUESTION ?= What appears at 37 seconds?
@@ -12,13 +12,15 @@ FLAGS    ?=
 # Test processes, and more options of pytest.
 WORKERS  ?= 2
 TESTS    ?=
+# Of tests/environments.py: pinned floors newest colab lmms. Unset: all.
+ENVIRONMENTS ?=
 
 export VENV PYTHON EXTRAS VIDEO QUESTION
 .DEFAULT_GOAL := help
-.PHONY: help setup ask check test test-all test-kernels test-targets docs clean
+.PHONY: help setup ask check test test-all test-environments test-kernels fuzz test-targets docs clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s %s\n", $$1, $$2 }' Makefile
 
 # Interpreters by preference; those that are not there, or do not run, are passed over.
 CANDIDATES = python3.12 "$$(pyenv root 2>/dev/null)"/versions/3.12*/bin/python \
@@ -66,6 +68,12 @@ test-all: setup ## all tests but test-targets (half an hour)
 
 test-kernels: setup ## random problems for the interpreted kernels (minutes)
 	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m pytest -q -n $(WORKERS) -m kernels tests/kernels
+
+fuzz: setup ## random input for all readers, for SECONDS= (600)
+	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m tests.fuzz.run --seconds $${SECONDS:-600} $(TESTS)
+
+test-environments: setup ## build environments from nothing, and test the package in each (ENVIRONMENTS= for some)
+	@"$$VENV/bin/python" tests/environments.py $(ENVIRONMENTS)
 
 # An environment of its own: plug-ins for machines that are not here would trouble the usual one.
 test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes)

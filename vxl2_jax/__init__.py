@@ -8,30 +8,16 @@ answer = model.ask(memory, "What appears at 12 seconds?")
 print(answer.text, answer.chunks)
 """
 
-from vxl2_jax.api import Model, load
-from vxl2_jax.batch import Job, JobResult
-from vxl2_jax.errors import CheckpointError, RequestError, TooLongError, VideoError, Vxl2Error
-from vxl2_jax.generate import Answer, Chunk
-from vxl2_jax.memory import VideoMemory
-from vxl2_jax.options import AskOptions, WatchOptions
+import logging
 
-Done = JobResult
-"""Former name of `JobResult`."""
+import lazy_loader
 
-__all__ = [
-    "Answer",
-    "AskOptions",
-    "CheckpointError",
-    "Chunk",
-    "Done",
-    "Job",
-    "JobResult",
-    "Model",
-    "RequestError",
-    "TooLongError",
-    "VideoError",
-    "VideoMemory",
-    "Vxl2Error",
-    "WatchOptions",
-    "load",
-]
+from vxl2_jax.installed import jax_problem
+
+# Nothing is imported until it is used: `vxl2 --help` does without JAX. The names are those of __init__.pyi.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+__version__ = "0.1.0"
+
+if _problem := jax_problem():
+    logging.getLogger(__name__).warning("vxl2_jax: %s", _problem)

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
-import jax
-
 from pallas_kernels import attention as kernels
 from vxl2_jax import batch, generate, hardware, ingest
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.errors import RequestError
+from vxl2_jax.files import check_path
 from vxl2_jax.frames import Frames, FrameSource, Seconds
 from vxl2_jax.generate import Answer
 from vxl2_jax.ingest import Callbacks
@@ -127,7 +126,8 @@ class Model(Runtime):
     ) -> Iterator[JobResult]:
         """Answer a queue of videos with their questions, in order. While one video is processed, the next one is read.
 
-        A video that cannot be read, or whose memory would not fit, yields a `JobResult` with `error` set.
+        A job that fails (its video cannot be read, its memory would not fit, a question is empty) yields a `JobResult`
+        with `error` set, and the queue goes on.
 
         Args:
           jobs: consumed one job ahead.
@@ -137,6 +137,13 @@ class Model(Runtime):
         Raises:
           RequestError: an option is out of range.
         """
+        for name, given, kind in (
+            ("jobs", jobs, Iterable),
+            ("watch", watch or {}, Mapping),
+            ("ask", ask or {}, Mapping),
+        ):
+            if not isinstance(given, kind):
+                raise RequestError(f"{name} must be {kind.__name__}, not {type(given).__name__}")
         return batch.run(self, jobs, WatchOptions(**(watch or {})), AskOptions(**(ask or {})))
 
 
@@ -160,10 +167,13 @@ def load(
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged or does not fit.
-      RequestError: the attention kernel cannot run here.
+      RequestError: an argument is of another kind, or the attention kernel cannot run here.
     """
-    device = jax.devices()[0]
+    name = name if isinstance(name, str) else check_path(name, "the name of a model")
+    device = hardware.device()
     dtype = dtype or hardware.default_dtype(device)
+    if str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)) not in DTYPES:
+        raise RequestError(f"dtype must be {', '.join(DTYPES)} or None, not {dtype!r:.60}")
     # Check the kernel's name before a large model is loaded.
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     directory, (config, params) = fetch.load(name, dtype, progress)
@@ -181,11 +191,13 @@ def load(
     )
 
 
+DTYPES = ("float32", "bfloat16", "float16")
+"""What `load` takes."""
 _COMMON_HEAD_WIDTH = 128
 
 
 def _choose(choose: Callable[..., kernels.KernelChoice], name: str, dtype: Any, width: int) -> kernels.KernelChoice:
     try:
-        return choose(name, dtype=dtype, width=width, device=jax.devices()[0])
+        return choose(name, dtype=dtype, width=width, device=hardware.device())
     except ValueError as error:
         raise RequestError(str(error)) from error

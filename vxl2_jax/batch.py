@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vxl2_jax import generate, ingest
-from vxl2_jax.errors import TooLongError, VideoError
+from vxl2_jax.cache.pooling import check_compression
+from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, TooLongError, Vxl2Error, is_out_of_memory
 from vxl2_jax.frames import Frames, FrameSource, open_source
 from vxl2_jax.generate import Answer
 from vxl2_jax.ingest import Callbacks
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.relevance.oracle import oracle_of
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.video.reader import prefetch
 
@@ -31,44 +34,73 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """The result of a job: `error`, or the answers, the memory they come from and seconds per stage of watching."""
+    """The result of a job: `error`, or the answers, the memory they come from and seconds per stage of watching.
+
+    error: the video cannot be read, its memory would not fit, a question is empty or too long, or memory ran out.
+    """
 
     job: Job
     answers: tuple[Answer, ...] = ()
     memory: VideoMemory | None = None
     timings: dict[str, float] = field(default_factory=dict)
-    error: VideoError | TooLongError | None = None
+    error: Vxl2Error | None = None
+
+
+_END: Any = object()
 
 
 def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOptions) -> Iterator[JobResult]:
     """Answer jobs in order; see `api.Model.answer_all`."""
     watch.check()
     ask.check()
+    # What would fail every job is an error of the whole queue.
+    check_compression(watch.compression, model.config.visual_tokens)
+    if oracle := oracle_of(ask.relevance):
+        ask = replace(ask, relevance=oracle)
     jobs = iter(jobs)
     with ThreadPoolExecutor(1, "vxl2-next-video") as background:
 
-        def start_next() -> tuple[Job, Future] | None:
-            job = next(jobs, None)
-            return None if job is None else (job, background.submit(_open, model, job.video, watch))
+        def start_next() -> tuple[Job, list[str], Future | Vxl2Error] | None:
+            if (job := next(jobs, _END)) is _END:
+                return None
+            try:
+                questions = _questions(model, job, ask)
+            except Vxl2Error as error:
+                return job, [], error
+            return job, questions, background.submit(_open, model, job.video, watch)
 
         following = start_next()
         while following:
-            job, source = following
+            job, questions, source = following
             following = start_next()  # only one video ahead, because its first frames are held in memory
-            timings: dict[str, float] = {}
             try:
+                if isinstance(source, Vxl2Error):
+                    raise source
+                timings: dict[str, float] = {}
                 with model.precision():
                     memory = ingest.watch(model, source.result(), watch, callbacks=Callbacks(timings=timings))
-            except (VideoError, TooLongError) as error:
-                yield JobResult(job, error=error)
-                continue
-            questions = [job.questions] if isinstance(job.questions, str) else list(job.questions)
-            with model.precision():
-                answers = generate.ask_many(model, memory, questions, ask, ())
-            result = JobResult(job, tuple(answers), memory, timings)
-            del memory, source  # the caller holds the memory: two of them may not fit on the device
+                    result = JobResult(job, tuple(generate.ask_many(model, memory, questions, ask)), memory, timings)
+            except Vxl2Error as error:
+                result = JobResult(job, error=error.with_traceback(None))  # a traceback would keep arrays alive
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                result = JobResult(job, error=TooLongError(f"{_name(job)}: {OUT_OF_MEMORY}"))
+            memory = source = None  # the caller holds the memory: two of them may not fit on the device
             yield result
             del result
+
+
+def _questions(model: Runtime, job: Job, ask: AskOptions) -> list[str]:
+    """The questions of a job. Raises RequestError."""
+    if not isinstance(job, Job):
+        raise RequestError(f"a job must be a Job, not {type(job).__name__}")
+    questions = [job.questions] if isinstance(job.questions, str) else job.questions
+    return [question.text for question in generate.encode_questions(model, questions, ask)]
+
+
+def _name(job: Job) -> str:
+    return str(job.video) if isinstance(job.video, (str, Path)) else "frames"
 
 
 def _open(model: Runtime, video: str | Path | Frames, options: WatchOptions) -> FrameSource:

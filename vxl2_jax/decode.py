@@ -182,7 +182,8 @@ def sample(logits: Float[Array, "*batch vocabulary"], sampling: Sampling, key: K
     temperature = jnp.asarray(sampling.temperature, jnp.float32)
 
     def draw(logits: jax.Array) -> jax.Array:
-        scaled = logits / temperature
+        # Relative to the largest: a low temperature does not overflow.
+        scaled = (logits - logits.max()) / temperature
         ordered = jnp.sort(scaled, descending=True)
         probability = jax.nn.softmax(ordered)
         before = jnp.cumsum(probability) - probability

@@ -24,3 +24,19 @@ class TooLongError(RequestError):
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def shown(value: object) -> str:
+    """A value for a message: at most 60 characters."""
+    try:
+        return f"{value!r:.60}"
+    except (ValueError, RecursionError):  # an integer of more than 4,300 digits
+        return f"a value of type {type(value).__name__}"
+
+
+OUT_OF_MEMORY = "out of memory; sample fewer frames (--max-frames) or lower --fps"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the host or a device had too little memory."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))

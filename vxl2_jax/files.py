@@ -61,6 +61,15 @@ VIDEO = FileKind("give the path of a video, an image or a folder of images", 2**
 IMAGE = FileKind("give another copy of it", 2 * _GIB, VideoError)
 
 
+def check_path(path: Any, what: str) -> Path:
+    """The path that a caller gave. Raises RequestError for anything else, or for a text that no path can be."""
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise RequestError(f"{what} must be a path, not {type(path).__name__}")
+    if "\0" in os.fspath(path) or not os.fspath(path):
+        raise RequestError(f"{what} must be a path, not {os.fspath(path)!r:.60}")
+    return Path(path)
+
+
 def open_regular(path: str | Path, kind: FileKind) -> BufferedReader:
     """Open a regular file for reading.
 

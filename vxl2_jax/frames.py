@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, first_line
 from vxl2_jax.video.reader import content_hash, open_video
 
 Seconds = Sequence[float] | np.ndarray
@@ -50,6 +50,8 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
         source = open_video(video, size=size, **sampling)
         end_s = float(max(source.duration_s, source.seconds[-1]))
         return FrameSource(np.asarray(source.seconds), source.batches, end_s, source.path.name, content_hash(video))
+    if not isinstance(video, (tuple, list)) or len(video) != 2:
+        raise RequestError(f"a video must be a path, or (frames, seconds), not {type(video).__name__}")
     frames, seconds = check_frames(*video, size)
 
     def batches(count: int, first: int) -> Iterator[np.ndarray]:
@@ -62,7 +64,14 @@ def check_frames(
     frames: Any, seconds: Seconds, size: int
 ) -> tuple[UInt8[np.ndarray, "F px px 3"], Float[np.ndarray, " F"]]:
     """Frames and their times as arrays. Raises RequestError for a wrong shape, dtype or order."""
-    frames, seconds = np.asarray(frames), np.asarray(seconds, float)
+    try:
+        frames, seconds = np.asarray(frames), np.asarray(seconds, float)
+    except (TypeError, ValueError) as error:
+        raise RequestError(f"frames and seconds must be arrays of numbers ({first_line(error)})") from error
+    if seconds.ndim != 1:
+        raise RequestError(
+            f"seconds must have one axis, with the time of each frame, not the shape {list(seconds.shape)}"
+        )
     if frames.dtype != np.uint8 or frames.shape != (len(seconds), size, size, 3) or not len(seconds):
         raise RequestError(
             f"frames must be uint8 [{max(len(seconds), 1)}, {size}, {size}, 3], one per timestamp, "

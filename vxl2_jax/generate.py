@@ -17,12 +17,12 @@ from vxl2_jax import decode, hardware, relevance
 from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.hardware import BatchSizes
-from vxl2_jax.memory import VideoMemory
+from vxl2_jax.memory import VideoMemory, check_is_memory
 from vxl2_jax.options import AskOptions, RelevanceFunction
 from vxl2_jax.relevance.oracle import oracle_of
 from vxl2_jax.relevance.selection import ChunkSelection, top_chunks
 from vxl2_jax.runtime import Runtime
-from vxl2_jax.text import prompt
+from vxl2_jax.text import prompt, typed
 from vxl2_jax.timing import timed
 
 
@@ -84,18 +84,12 @@ def ask_many(
     Batch sizes and question lengths are rounded up, so that other questions need no other executables.
 
     Raises:
-      RequestError: an option out of range, an empty question, or another model's memory. Nothing has run then.
+      RequestError: an option out of range, a question that is empty or too long, or another model's memory. Nothing has
+        run then.
     """
-    options.check()
-    if not all(question.strip() for question in questions):
-        raise RequestError("the question is empty")
     _check_model(model, memory)
+    encoded = encode_questions(model, questions, options, history)
     hardware.clear_jit_caches()
-    turns = [(answer.question, answer.text) for answer in history]
-    encoded = [
-        _Question(number, text, model.tokenizer.encode(prompt.suffix_text(text, turns)))
-        for number, text in enumerate(questions)
-    ]
     oracle = oracle_of(options.relevance)
     answers: dict[int, Answer] = {}
     for batch in _batches(encoded, model.sizes.fills_batches):
@@ -106,7 +100,7 @@ def ask_many(
             else:
                 selections = select_chunks(model, memory, batch, options)
         # An oracle may set compression and chunk size question by question.
-        groups: dict[tuple, list[tuple[_Question, ChunkSelection]]] = {}
+        groups: dict[tuple, list[tuple[EncodedQuestion, ChunkSelection]]] = {}
         for question, chosen in zip(batch, selections, strict=True):
             key = chosen.memory.compression, chosen.chunk_size, chosen.all_dense
             groups.setdefault(key, []).append((question, chosen))
@@ -117,8 +111,37 @@ def ask_many(
     return [answers[number] for number in range(len(encoded))]
 
 
+def encode_questions(
+    model: Runtime, questions: Sequence[str], options: AskOptions, history: Sequence[Answer] = ()
+) -> list[EncodedQuestion]:
+    """Prepare questions (see `text.typed`) and tokenise them with what surrounds them. Runs nothing on the device.
+
+    Raises:
+      RequestError: an option is out of range, a question is no text, empty or longer than `prompt.MAX_QUESTION_TOKENS`,
+        or the history does not consist of answers.
+    """
+    options.check()
+    if isinstance(questions, str) or not isinstance(questions, Sequence):
+        raise RequestError(f"questions must be a list of texts, not {type(questions).__name__}")
+    if not isinstance(history, Sequence) or not all(isinstance(answer, Answer) for answer in history):
+        raise RequestError("history must be a list of the answers that `Model.ask` returned")
+    turns = [(typed.prepare(answer.question), typed.pair_surrogates(answer.text)) for answer in history]
+    encoded = []
+    for number, question in enumerate(questions):
+        text = typed.prepare(question)
+        ids = prompt.suffix_ids(model.tokenizer, text, turns, options.text)
+        if len(ids) > prompt.MAX_QUESTION_TOKENS:
+            raise RequestError(
+                f"the question {text[:20]!r}… has {len(ids):,} tokens{' with its history' * bool(turns)}, more than the "
+                f"window of {prompt.MAX_QUESTION_TOKENS:,}: shorten it"
+            )
+        encoded.append(EncodedQuestion(number, text, ids))
+    return encoded
+
+
 def _check_model(model: Runtime, memory: VideoMemory) -> None:
     """Raise RequestError if another model made the memory."""
+    check_is_memory(memory)
     if memory.model != model.fingerprint:
         dtype = memory.sparse.k.dtype
         fix = "watch the video again with it" if dtype == model.dtype else f"load the model that made it, in {dtype}"
@@ -126,7 +149,7 @@ def _check_model(model: Runtime, memory: VideoMemory) -> None:
 
 
 @dataclass(frozen=True)
-class _Question:
+class EncodedQuestion:
     """A question with its index among all questions, and the token ids of it and of everything after the video."""
 
     number: int
@@ -145,7 +168,9 @@ def _batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
         items = items[size:]
 
 
-def _pad(questions: Sequence[_Question], sizes: BatchSizes) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"]]:
+def _pad(
+    questions: Sequence[EncodedQuestion], sizes: BatchSizes
+) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"]]:
     """(right-padded ids, real tokens of each). B is rounded up to a power of two; the added questions have no tokens."""
     size = 1 << (len(questions) - 1).bit_length()
     ids = np.zeros((size, sizes.question_length(max(len(question.ids) for question in questions))), np.int32)
@@ -157,7 +182,7 @@ def _pad(questions: Sequence[_Question], sizes: BatchSizes) -> tuple[Int[np.ndar
 
 
 def select_chunks(
-    model: Runtime, memory: VideoMemory, questions: Sequence[_Question], options: AskOptions
+    model: Runtime, memory: VideoMemory, questions: Sequence[EncodedQuestion], options: AskOptions
 ) -> list[ChunkSelection]:
     """Score the chunks for each question and select the best ones. Raises RequestError if a passed function returns
     anything but one score per chunk."""
@@ -184,20 +209,23 @@ def select_chunks(
 
 
 def _call_scorer(
-    scorer: RelevanceFunction, memory: VideoMemory, question: _Question, chunk_size: int
+    scorer: RelevanceFunction, memory: VideoMemory, question: EncodedQuestion, chunk_size: int
 ) -> Float[np.ndarray, " C"]:
-    scores = np.asarray(scorer(np.asarray(question.ids, np.int32), memory), np.float32)
-    chunks = memory.layout.chunks(chunk_size)
-    if scores.shape != (chunks,):
+    returned, chunks = scorer(np.asarray(question.ids, np.int32), memory), memory.layout.chunks(chunk_size)
+    try:
+        scores = np.asarray(returned, np.float32)
+    except (TypeError, ValueError):
+        scores = np.zeros(0, np.float32)
+    if scores.shape != (chunks,) or np.isnan(scores).any():
         raise RequestError(
-            f"the relevance function must return {chunks} scores, one per chunk, not shape {scores.shape}"
+            f"the relevance function must return {chunks} scores, one number per chunk, not {returned!r:.60}"
         )
     return scores
 
 
 def _answer(
     model: Runtime,
-    part: Sequence[tuple[_Question, ChunkSelection]],
+    part: Sequence[tuple[EncodedQuestion, ChunkSelection]],
     options: AskOptions,
     timings: dict[str, float],
 ) -> dict[int, Answer]:

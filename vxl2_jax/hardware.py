@@ -36,7 +36,7 @@ class BatchSizes(NamedTuple):
         return bucket(round_up(tokens, 8 if tokens > 64 else 16), minimum=self.question_tokens)
 
 
-CPU = BatchSizes(stride=40, vision_groups=4, question_tokens=32, overlaps_calls=False, fills_batches=False)
+CPU = BatchSizes(stride=40, vision_groups=4, question_tokens=16, overlaps_calls=False, fills_batches=False)
 SMALL = BatchSizes(stride=40, vision_groups=4, question_tokens=32)
 """A stride has a fixed cost, equal to about 6 groups for nano on two CPU cores, and the last stride is half empty on
 average. For videos of a few minutes, 40 is close to the best trade-off."""
@@ -67,6 +67,25 @@ COMPILERS = {
 def capability(device: Any) -> float:
     """CUDA compute capability; 0 for other devices."""
     return float(getattr(device, "compute_capability", 0) or 0)
+
+
+def device() -> jax.Device:
+    """The device that computes: the first one, unless `use_device_of` chose another."""
+    return jax.config.jax_default_device or jax.devices()[0]
+
+
+def use_device_of(process: int) -> None:
+    """Give one of several processes that share a machine an accelerator of its own.
+
+    To be called before JAX starts: NVIDIA cards of other processes are then hidden, because JAX allocates memory on all
+    that it sees.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards = len(visible.split(",")) if visible else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    if cards > 1:
+        jax.config.update("jax_cuda_visible_devices", str(process % cards))
+    devices = jax.local_devices()
+    jax.config.update("jax_default_device", devices[process % len(devices)])
 
 
 def default_dtype(device: Any) -> str:

@@ -20,6 +20,7 @@ from vxl2_jax import memory as memories
 from vxl2_jax.cache.pooling import check_compression, sparse_level
 from vxl2_jax.encode import layout_of, visual_tokens
 from vxl2_jax.errors import RequestError
+from vxl2_jax.files import check_path
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import ResumeState, VideoMemory
@@ -50,6 +51,8 @@ def watch(
 ) -> VideoMemory:
     """Watch a video; see `api.Model.watch`."""
     options.check()
+    if out is not None:
+        out = check_path(out, "out")
     config, rule, compression = model.config, options.rule, options.compression
     check_compression(compression, config.visual_tokens)
     with timed(callbacks.timings, "read"):
@@ -112,6 +115,7 @@ def watch_more(
 ) -> VideoMemory:
     """Extend a memory; see `api.Model.watch_more`."""
     config, per_group = model.config, model.config.frames_per_group
+    memories.check_is_memory(memory)
     if memory.model != model.fingerprint:
         raise RequestError(
             f"this memory was made by another model than {model.name}: extend it with the model that made it"
@@ -213,7 +217,7 @@ def _watch_strides(
 
 def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int) -> None:
     """Raise TooLongError if a memory of this layout, or a question about it, would not fit the device."""
-    device = jax.devices()[0]
+    device = hardware.device()
     planning.check_memory(
         model.config,
         layout,

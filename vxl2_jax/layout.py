@@ -195,12 +195,17 @@ def question_ranges(layout: Layout, count: int) -> tuple[Int[np.ndarray, "2 N"],
     return np.zeros_like(k_end), k_end
 
 
+_PAIRS_AT_ONCE = 2**20
+"""Queries whose key ranges are in memory at the same time."""
+
+
 def attention_pairs(layout: Layout, rule: PrefillRule, question: int = 0) -> tuple[int, int]:
     """(pairs kept, causal pairs) over prefix, video and a question of `question` tokens."""
     kept = 0
     for stream, length in ((VISUAL, layout.visual_length), (GLOBAL, layout.global_length)):
-        k_start, k_end = key_ranges(layout, rule, stream, 0, length)
-        kept += int((k_end.astype(np.int64) - k_start).sum())
+        for start in range(0, length, _PAIRS_AT_ONCE):
+            k_start, k_end = key_ranges(layout, rule, stream, start, min(start + _PAIRS_AT_ONCE, length))
+            kept += int((k_end.astype(np.int64) - k_start).sum())
     k_start, k_end = question_ranges(layout, question)
     kept += int((k_end.astype(np.int64) - k_start).sum())
     total = layout.length + question

@@ -18,6 +18,8 @@ from flax import struct
 from pallas_kernels.attention import KVCache
 from vxl2_jax import prefill
 from vxl2_jax.cache.pooling import sparse_capacity, sparse_level
+from vxl2_jax.errors import RequestError
+from vxl2_jax.files import check_path
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import memory_file
@@ -106,7 +108,7 @@ class VideoMemory:
 
         Raises RequestError if the file cannot be written.
         """
-        dense = self.dense_on_device()
+        path, dense = check_path(path, "the memory file"), self.dense_on_device()
         writer = MemoryFileWriter(path, self.identity(), CacheShape.of(self.sparse), resume=False)
         try:
             writer.append(dense, 0, self.layout.groups)
@@ -128,6 +130,7 @@ class VideoMemory:
         Raises:
           RequestError: the file is missing, of another kind or version, truncated or damaged.
         """
+        path = check_path(path, "the memory file")
         contents = memory_file.read(path, verify)
         try:
             scalars = {name: contents.identity[name] for name in _SCALARS}
@@ -150,6 +153,12 @@ class VideoMemory:
             self.seconds,
             **{name: getattr(self, name) for name in _SCALARS},
         )
+
+
+def check_is_memory(memory: Any) -> None:
+    """Raise RequestError for anything but a memory."""
+    if not isinstance(memory, VideoMemory):
+        raise RequestError(f"memory must be a VideoMemory, as `Model.watch` returns, not {type(memory).__name__}")
 
 
 _SCALARS = ("compression", "end_s", "last_s", "frames", "rope_theta", "model", "video", "video_hash")

@@ -1,13 +1,12 @@
-"""The options of watching and asking: their only definition.
+"""The options of watching and asking, and the range of every number: their only definition.
 
-Defaults, bounds and help texts stand here. The keywords of `Model.watch` and `Model.ask`, the arguments of the command
-line and the model_args of the lmms-eval plug-in are made from them.
+Defaults, ranges and help texts stand here. The keywords of `Model.watch` and `Model.ask`, the arguments of the command
+line and the model_args of the lmms-eval plug-in are made from them; settings of training have the same ranges.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
@@ -15,16 +14,102 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.relevance import SCORERS
 from vxl2_jax.relevance.oracle import PREFIX, Oracle
+from vxl2_jax.text.prompt import MAX_QUESTION_TOKENS, ORIGINAL, PLAIN, STYLES
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 RelevanceFunction = Callable[[np.ndarray, VideoMemory], Sequence[float]]
 """(int32 token ids of the question [N], memory) → C scores, one for each of memory.layout.chunks(chunk_size) chunks."""
 _RANKINGS = "; ".join(f"{name} ({scorer.summary})" for name, scorer in SCORERS.items())
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that an option takes, both bounds included.
+
+    Attributes:
+      kind: int or float.
+      none: the word for None in text, if None is allowed.
+    """
+
+    kind: type
+    minimum: float
+    maximum: float
+    none: str | None = None
+
+    def __str__(self) -> str:
+        number, form = ("a whole number", ",") if self.kind is int else ("a number", ",g")
+        return f"{number} from {self.minimum:{form}} to {self.maximum:{form}}" + (
+            f", or {self.none}" if self.none else ""
+        )
+
+    def parse(self, name: str, text: str) -> Any:
+        """The value in a text. Raises RequestError, as `check`."""
+        if self.none and text.lower() == self.none:
+            return None
+        try:
+            value = self.kind(text)
+        except ValueError:
+            value = text
+        self.check(name, value)
+        return value
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise RequestError if `value`, which the user knows as `name`, is no number in this range."""
+        if value is None and self.none:
+            return
+        numbers = (int, np.integer) if self.kind is int else (int, float, np.integer, np.floating)
+        is_number = isinstance(value, numbers) and not isinstance(value, bool)
+        if not (is_number and self.minimum <= value <= self.maximum):
+            raise RequestError(f"{name} must be {self}, not {shown(value)}")
+
+
+_COUNT, _MANY = 1_000_000, 1_000_000_000
+RANGES: dict[str, Range] = {
+    # Watching.
+    "fps": Range(float, 1e-6, 1000),
+    "max_frames": Range(int, 1, _COUNT, "none"),
+    "max_fps": Range(float, 1e-6, 1000),
+    "block_size": Range(int, 1, _COUNT),
+    "prev_blocks": Range(int, 0, _COUNT, "none"),
+    "compression": Range(int, 1, 4096),
+    # Asking.
+    "top_k": Range(int, 0, _COUNT, "all"),
+    "chunk_size": Range(int, 1, _COUNT),
+    "max_new_tokens": Range(int, 1, MAX_QUESTION_TOKENS),
+    "temperature": Range(float, 0, 100),
+    "top_p": Range(float, 1e-6, 1),
+    "seed": Range(int, 0, 2**63 - 1),
+    # Planning.
+    "frames": Range(int, 1, 200_000),
+    "question_tokens": Range(int, 0, MAX_QUESTION_TOKENS),
+    # Evaluation.
+    "limit": Range(int, 1, _COUNT),
+    "process": Range(int, 0, 9_999),
+    "processes": Range(int, 1, 10_000),
+    # Training.
+    "batch": Range(int, 1, 65_536),
+    "learning_rate": Range(float, 1e-12, 1000),
+    "steps": Range(int, 1, _MANY),
+    "epochs": Range(int, 1, _COUNT),
+    "warmup": Range(int, 0, _MANY),
+    "final_lr_scale": Range(float, 0, 1),
+    "max_grad_norm": Range(float, 1e-9, 1e9),
+    "weight_decay": Range(float, 0, 1000),
+    "rank": Range(int, 1, 65_536),
+    "alpha": Range(float, 1e-6, 1e6),
+    "log_every": Range(int, 1, _MANY),
+    "every": Range(int, 1, _MANY),
+    "keep": Range(int, 1, _COUNT),
+    "cache_gb": Range(float, 0, 1e6),
+    "data": Range(int, 1, 65_536, "all"),
+    "model": Range(int, 1, 65_536),
+}
+"""The range of every number that a user gives: on the command line, as a keyword, in a settings file or to lmms-eval."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +119,18 @@ class Option:
     Attributes:
       name: the Python keyword; on the command line with hyphens.
       default: its default value.
-      kind: int, float or str.
       help: what it means, in one phrase.
       metavar: the placeholder in usage lines.
-      none: (the word for None on the command line, what None means), if None is allowed.
-      minimum, maximum: bounds, inclusive.
-      positive: 0 is out of range too.
+      none: what None means, if None is allowed.
+      choices: the texts that are allowed; None: any text, or a number.
     """
 
     name: str
     default: Any
-    kind: type
     help: str
     metavar: str
-    none: tuple[str, str] | None = None
-    minimum: float | None = None
-    maximum: float | None = None
-    positive: bool = False
+    none: str | None = None
+    choices: tuple[str, ...] | None = None
 
     @property
     def flag(self) -> str:
@@ -58,45 +138,36 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
     @property
-    def range(self) -> str:
-        """The values that are allowed, in words."""
-        lower = ["> 0"] if self.positive else [] if self.minimum is None else [f">= {self.minimum}"]
-        upper = [] if self.maximum is None else [f"<= {self.maximum}"]
-        number = "a whole number" if self.kind is int else "a number"
-        return f"{number} {' and '.join(lower + upper)}" + (" (or None)" if self.none else "")
+    def range(self) -> Range | None:
+        """The numbers that are allowed; None for a text."""
+        return RANGES.get(self.name)
+
+    @property
+    def none_word(self) -> str | None:
+        """The word for None in text, if None is allowed."""
+        return self.range.none if self.range else None
 
     def describe(self, none: str | None = None) -> str:
         """The help text, with the meaning of None, which is written as `none`."""
-        return f"{self.help}; {none or self.none[0]}: {self.none[1]}" if self.none else self.help
+        return f"{self.help}; {none or self.none_word}: {self.none}" if self.none else self.help
 
     def parse(self, text: str) -> Any:
-        """Parse a text. Raises ValueError if it is not a value of this kind."""
-        if self.none and text.lower() == self.none[0]:
-            return None
-        try:
-            return self.kind(text)
-        except ValueError:
-            number = "a whole number" if self.kind is int else "a number"
-            raise ValueError(f"{text!r} is not {number}" + (f" or {self.none[0]}" if self.none else "")) from None
+        """The value in a text. Raises RequestError if it is not in range."""
+        if self.range:
+            return self.range.parse(self.name, text)
+        self.check(text)
+        return text
 
     def check(self, value: Any) -> None:
-        """Raise RequestError for a number that is out of range or no number."""
-        if self.kind is str or (value is None and self.none):
-            return
-        numbers = (int, np.integer) if self.kind is int else (int, float, np.integer, np.floating)
-        valid = (
-            isinstance(value, numbers)
-            and math.isfinite(value)
-            and (self.minimum is None or value >= self.minimum)
-            and (self.maximum is None or value <= self.maximum)
-            and not (self.positive and value <= 0)
-        )
-        if not valid:
-            raise RequestError(f"{self.name} must be {self.range}, not {value!r}")
+        """Raise RequestError for a number that is out of range or no number, or a text that is not among the choices."""
+        if self.range:
+            self.range.check(self.name, value)
+        elif self.choices and value not in self.choices:
+            raise RequestError(f"{self.name} must be {' or '.join(self.choices)}, not {value!r:.60}")
 
 
-def _option(default: Any, kind: type, metavar: str, help: str, **bounds: Any) -> Any:
-    return field(default=default, metadata={"kind": kind, "metavar": metavar, "help": help, **bounds})
+def _option(default: Any, metavar: str, help: str, **more: Any) -> Any:
+    return field(default=default, metadata={"metavar": metavar, "help": help, **more})
 
 
 def options_of(cls: type) -> tuple[Option, ...]:
@@ -108,32 +179,22 @@ def options_of(cls: type) -> tuple[Option, ...]:
 class WatchOptions:
     """How a video is sampled (see `video.sampling`), pre-filled (see `layout.PrefillRule`) and pooled."""
 
-    fps: float = _option(
-        1.0, float, "R", "frames sampled per second (of a folder of images: its frame rate)", positive=True
-    )
+    fps: float = _option(1.0, "R", "frames sampled per second (of a folder of images: its frame rate)")
     max_frames: int | None = _option(
         None,
-        int,
         "N",
         "maximum number of frames: a longer video is thinned evenly, a shorter one sampled at a higher rate",
-        none=("none", "no limit"),
-        minimum=1,
+        none="no limit",
     )
-    max_fps: float = _option(
-        4.0, float, "R", "highest sampling rate of a short video, in frames per second", positive=True
-    )
-    block_size: int = _option(
-        PrefillRule.block_size, int, "B", "groups of 4 frames per block of chunked pre-filling", minimum=1
-    )
+    max_fps: float = _option(4.0, "R", "highest sampling rate of a short video, in frames per second")
+    block_size: int = _option(PrefillRule.block_size, "B", "groups of 4 frames per block of chunked pre-filling")
     prev_blocks: int | None = _option(
         PrefillRule.prev_blocks,
-        int,
         "P",
         "number of previous blocks that a block attends to",
-        none=("none", "all of them (plain dense pre-filling)"),
-        minimum=0,
+        none="all of them (plain dense pre-filling)",
     )
-    compression: int = _option(4, int, "C", "visual tokens mean-pooled into one in sparse chunks", minimum=1)
+    compression: int = _option(4, "C", "visual tokens mean-pooled into one in sparse chunks")
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -156,33 +217,31 @@ class AskOptions:
 
     relevance: str | RelevanceFunction | Oracle = _option(
         "attention",
-        str,
         "NAME",
         f"how chunks are ranked: {_RANKINGS}; or {PREFIX}FILE (the original's selections; a file or a folder)",
     )
-    top_k: int | None = _option(
-        4,
-        int,
-        "K",
-        "chunks loaded dense, besides the first and the last one",
-        none=("all", "all of them"),
-        minimum=0,
+    top_k: int | None = _option(4, "K", "chunks loaded dense, besides the first and the last one", none="all of them")
+    chunk_size: int = _option(4, "G", "groups of 4 frames per chunk")
+    max_new_tokens: int = _option(64, "N", "maximum length of an answer, in tokens")
+    temperature: float = _option(0.0, "T", "sampling temperature; 0 is greedy")
+    top_p: float = _option(1.0, "P", "sample from the most likely tokens of this total probability")
+    seed: int = _option(0, "S", "seed of sampling and of relevance=random")
+    text: str = _option(
+        PLAIN,
+        "STYLE",
+        f"how questions are read. {PLAIN}: special tokens in them are ordinary text, and clock times become seconds; "
+        f"{ORIGINAL}: as the original does, special tokens act, and only mm:ss becomes seconds",
+        choices=STYLES,
     )
-    chunk_size: int = _option(4, int, "G", "groups of 4 frames per chunk", minimum=1)
-    max_new_tokens: int = _option(64, int, "N", "maximum length of an answer, in tokens", minimum=1)
-    temperature: float = _option(0.0, float, "T", "sampling temperature; 0 is greedy", minimum=0)
-    top_p: float = _option(
-        1.0, float, "P", "sample from the most likely tokens of this total probability", positive=True, maximum=1
-    )
-    seed: int = _option(0, int, "S", "seed of sampling and of relevance=random", minimum=0, maximum=2**63 - 1)
 
     def check(self) -> None:
         """Raise RequestError for a value out of range or an unknown scorer."""
         _check(self)
         name = self.relevance
-        if isinstance(name, str) and name not in SCORERS and not name.startswith(PREFIX):
+        known = name in SCORERS or name.startswith(PREFIX) if isinstance(name, str) else False
+        if not (known or callable(name) or isinstance(name, Oracle)):
             names = ", ".join(SCORERS)
-            raise RequestError(f"unknown relevance {name!r}: choose {names}, {PREFIX}FILE or a function")
+            raise RequestError(f"unknown relevance {name!r:.60}: choose {names}, {PREFIX}FILE or a function")
 
 
 def _check(options: WatchOptions | AskOptions) -> None:

@@ -12,8 +12,11 @@ from jaxtyping import Float, UInt8
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.generate import Answer
+from vxl2_jax.text.typed import printable
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")
+MAX_ANSWERS = 40
+"""Answers in one plot; a picture of more would be too high for the formats."""
 _DENSE, _SPARSE = "#1f77b4", "#c7d5e2"
 
 
@@ -60,8 +63,12 @@ def draw(
       seconds: the times of the thumbnails.
       title: of the plot.
 
+    Of more than `MAX_ANSWERS` answers, the first ones are plotted, and the title gives the number of the others.
+
     Raises RequestError if the plot cannot be written.
     """
+    if left_out := len(answers[MAX_ANSWERS:]):
+        answers, title = answers[:MAX_ANSWERS], f"{title} (without {left_out} more answers)"
     figure = new_figure(11.0, 1.5 + 1.6 * len(answers))
     axes = figure.subplots(
         1 + len(answers),
@@ -81,7 +88,8 @@ def draw(
             fontsize=7,
             bbox={"boxstyle": "square,pad=0.15", "color": "black", "alpha": 0.55, "linewidth": 0},
         )
-    axes[0].set(xlim=(0, end), ylim=(0, 1), yticks=[], title=title)
+    axes[0].set(xlim=(0, end), ylim=(0, 1), yticks=[])
+    axes[0].set_title(printable(title), parse_math=False)
     for axis, answer in zip(axes[1:], answers, strict=True):
         starts, ends, scores = (
             np.array([getattr(chunk, name) for chunk in answer.chunks]) for name in ("start_s", "end_s", "score")
@@ -92,7 +100,9 @@ def draw(
         )
         axis.set(ylabel="relevance", ylim=(0, max(scores.max(), 1e-9) * 1.15))
         axis.set_title(
-            f"{answer.question}  →  {answer.text}   ({100 * answer.cache_ratio:.0f} % of the cache loaded)",
+            printable(
+                f"{answer.question:.200}  →  {answer.text:.200}   ({100 * answer.cache_ratio:.0f} % of the cache loaded)"
+            ),
             fontsize=10,
             loc="left",
             parse_math=False,

@@ -56,11 +56,10 @@ def check_texts(report: Report, table: dict, special: dict, tokenizer: Path | No
         for row in table.get(kind, ()):
             check_sampling(report, kind, row)
     for number, row in enumerate(table.get("time_in_prompt", ())):
-        compare_row(
-            report, f"text clock times {number}", row, {"output": prompt.rewrite_clock_times(row["input"])}, {"input"}
-        )
+        rewritten = prompt.original_clock_times(row["input"])
+        compare_row(report, f"text clock times {number}", row, {"output": rewritten}, {"input"})
     for number, row in enumerate(table.get("prompts", ())):
-        prefix, suffix = prompt.prefix_text(), prompt.suffix_text(row["question"])
+        prefix, suffix = prompt.prefix_text(), prompt.suffix_text(row["question"], style=prompt.ORIGINAL)
         derived, given = {"prompt": f"{prefix}<image>{suffix}"}, {"question"}
         if reader:
             before = reader.encode(prefix)

@@ -31,7 +31,7 @@ from experiments.studies import runner, statistics
 from experiments.studies.study import Result, Study, integer
 from experiments.synthetic import clips, pictures, questions
 from experiments.synthetic.encode import render_mp4
-from vxl2_jax.training.loop import train
+from vxl2_jax.training.finetune import train
 from vxl2_jax.training.settings import parse
 
 _USUAL = ("exists", "first", "when", "what")

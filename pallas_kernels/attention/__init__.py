@@ -4,12 +4,13 @@ from pallas_kernels.attention.dispatch import AttentionPlan, attend, full_attent
 from pallas_kernels.attention.kernel import NAMES, REFERENCE, Kernel
 from pallas_kernels.attention.reference import key_mass
 from pallas_kernels.attention.select import KernelChoice, choose_kernel, choose_tested_kernel
-from pallas_kernels.attention.self_test import self_test
+from pallas_kernels.attention.self_test import TOLERANCE, self_test
 from pallas_kernels.kv_cache import KVCache
 
 __all__ = [
     "NAMES",
     "REFERENCE",
+    "TOLERANCE",
     "AttentionPlan",
     "KVCache",
     "Kernel",

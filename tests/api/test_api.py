@@ -1,6 +1,9 @@
 """Watching and asking through the public interface."""
 
+import subprocess
+import sys
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -190,3 +193,10 @@ def test_wrong_frames_questions_and_memories_are_refused(model, model_dir):
         model.ask(memory, "  ")
     with pytest.raises(vxl2.RequestError, match="another model"):
         model.ask(memory.replace(model="other"), "what?")
+
+
+def test_wrong_calls_raise_errors_of_the_package(model_dir, tmp_path):
+    """In a process of its own: the type checks of this one would come first."""
+    script = Path(__file__).with_name("wrong_calls.py")
+    run = subprocess.run([sys.executable, script, model_dir, tmp_path], capture_output=True, text=True, check=True)
+    assert not run.stdout

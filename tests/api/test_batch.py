@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from vxl2_jax import Job, TooLongError, VideoError, ingest
+from vxl2_jax import Job, TooLongError, VideoError, cli, generate, ingest
 from vxl2_jax.errors import RequestError
+from vxl2_jax.storage.locking import open_locked
 
 from .conftest import noise
 
@@ -62,8 +63,8 @@ def test_batch_resumes_with_the_missing_lines(command, model_dir, jobs, tmp_path
     code, _, error = command(*arguments)
     assert code == 2 and error.count("\n") == 1 and "1 of 3" in error
     first = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["video"] for row in first] == ["a.mp4", "b.mp4", first[2]["video"]]
-    assert first[0]["id"] == 1 and len(first[0]["answers"]) == 2 and first[0]["watched"]["frames"] == 12
+    assert [row["job"] for row in first] == [json.loads(line) for line in jobs.read_text().splitlines()]
+    assert len(first[0]["answers"]) == 2 and first[0]["video"]["frames"] == 12
     assert "no such file" in first[1]["error"]
 
     lines = out.read_text().splitlines(keepends=True)
@@ -72,11 +73,83 @@ def test_batch_resumes_with_the_missing_lines(command, model_dir, jobs, tmp_path
     code, text, _ = command(*arguments)
     assert code == 0 and "3 videos, 1 answered before, 0 failed" in text
     again = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [row["video"] for row in again] == [row["video"] for row in first]
+    assert [row["job"] for row in again] == [row["job"] for row in first]
     answers = [[[answer["answer"] for answer in row.get("answers", ())] for row in rows] for rows in (first, again)]
     assert answers[0][0] == answers[1][0] and answers[0][2] == answers[1][2]
     before = out.read_text()
     assert command(*arguments).code == 0 and out.read_text() == before
+
+
+SHORT = ("--max-new-tokens", 1, "--max-frames", 4, "--quiet")
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_equal_jobs_and_jobs_with_our_field_names_stay_apart(command, model_dir, clip, tmp_path):
+    same = {"video": str(clip), "questions": ["what?"]}
+    given = [same, same, {**same, "id": 1}, {"id": 2, **same, "model": "x", "answers": 3, "error": "none"}]
+    (tmp_path / "jobs").write_text("".join(json.dumps(row) + "\n" for row in given))
+    arguments = ("batch", tmp_path / "jobs", "--out", tmp_path / "out", "--model", model_dir, *SHORT)
+    assert command(*arguments).code == 0
+    whole = (tmp_path / "out").read_text().splitlines(keepends=True)
+    assert [json.loads(line)["job"] for line in whole] == given
+    for left_out in range(len(given)):
+        (tmp_path / "out").write_text("".join(line for number, line in enumerate(whole) if number != left_out))
+        assert command(*arguments).code == 0
+        rows = rows_of(tmp_path / "out")
+        assert len(rows) == len(given) and rows[-1]["job"] == given[left_out] and rows[-1]["answers"]
+
+
+def test_a_run_killed_at_any_byte_resumes(tmp_path):
+    """At any byte of the file, what is read is complete lines, and the rest is recognised as ours."""
+    jobs = [{"video": "é.mp4", "questions": ["what?"], "job": "\u2028", "model": 7}, "not a job"]
+    content = "".join(json.dumps({"job": job, "model": "m", "answers": [{"answer": "\n"}]}) + "\n" for job in jobs)
+    lines = [cli.batch._Line(job, None) for job in jobs]
+    for length in range(len(content) + 1):
+        (tmp_path / "out").write_text(content[:length])
+        with open_locked(tmp_path / "out") as file:
+            rows = cli.batch._read_answers(file, tmp_path / "out")
+        whole = content[:length].count("\n")
+        assert len(rows) == whole and (tmp_path / "out").read_text() == "".join(content.splitlines(True)[:whole])
+        assert cli.batch._missing(lines, rows) == lines[whole:]
+
+
+def test_bad_lines_are_failed_rows_and_the_others_are_answered(command, model_dir, clip, tmp_path):
+    good = {"video": str(clip), "questions": ["what?"]}
+    bad = [
+        "{",
+        '{"video": 3, "questions": ["what?"]}',
+        json.dumps({**good, "questions": ["what?", "x " * 40_000]}),
+        "5",
+    ]
+    text = "\n".join(
+        ["\ufeff" + bad[0], json.dumps(good), *bad[1:], json.dumps({**good, "id": "a\u2028b"}, ensure_ascii=False)]
+    )
+    (tmp_path / "jobs").write_text(text, encoding="utf-8")
+    arguments = ("batch", tmp_path / "jobs", "--out", tmp_path / "out", "--model", model_dir, *SHORT)
+    for _ in range(2):  # the same is reported when nothing is left to do
+        code, text, error = command(*arguments)
+        assert code == 2 and "4 of 6 jobs failed" in error and error.count("\n") == 1 and "4 failed" in text
+        rows = rows_of(tmp_path / "out")
+        assert ["error" in row for row in rows] == [True, False, True, True, True, False]
+        assert "line 1" in rows[0]["error"] and "line 3" in rows[2]["error"] and "32,768" in rows[3]["error"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: 8 GB")])
+def test_too_little_memory_is_one_failed_job(model, monkeypatch, error):
+    ask_many, jobs = generate.ask_many, [Job(noise(4), ["what?"]), Job(noise(4), ["is it?"]), Job(noise(4), ["what?"])]
+
+    def fail(model, memory, questions, options, history=()):
+        if questions == ["is it?"]:
+            raise error
+        return ask_many(model, memory, questions, options, history)
+
+    monkeypatch.setattr(generate, "ask_many", fail)
+    done = list(model.answer_all(jobs, ask={"max_new_tokens": 1}))
+    assert [type(result.error) for result in done] == [type(None), TooLongError, type(None)]
+    assert [len(result.answers) for result in done] == [1, 0, 1]
 
 
 def test_a_video_too_long_for_the_memory_does_not_stop_the_queue(model, clip, monkeypatch):
@@ -96,8 +169,9 @@ def test_one_question_may_stand_alone(model):
         ('{"video": "a.mp4", "questions": "what?"}\n', "line 1: not a job"),
         ('{"video": "a.mp4"}\n', "line 1: not a job"),
         ('{"video": "a.mp4", "questions": [" "]}\n', "line 1: not a job"),
-        ("what?\n", "line 1: not a job"),
-        (None, "cannot read the jobs"),
+        ("what?\n", "line 1: not JSON"),
+        ("", "holds no job"),
+        (None, "no such file"),
     ],
 )
 def test_bad_jobs_are_one_line(command, model_dir, tmp_path, text, message):
@@ -113,6 +187,8 @@ def test_bad_jobs_are_one_line(command, model_dir, tmp_path, text, message):
         b"my notes\n",
         b"my notes",
         b'{"a": 1}',
+        b'{"job": 1, "video": "a.mp4", "questions": ["what?"]}',
+        b'{"video": "a.mp4", "questions": ["what?"]}',
         b'{"video": "a.mp4", "questions": ["what?"]}\n',
         b"\xff\xd8\x00",
         "jobs",
@@ -131,7 +207,7 @@ def test_an_incomplete_first_line_is_replaced(command, model_dir, tmp_path, clip
     row = {"video": str(clip), "questions": ["what, überhaupt?"]}
     (tmp_path / "jobs").write_text(json.dumps(row, ensure_ascii=False) + "\n")
     out = tmp_path / "answers"
-    out.write_text((json.dumps(row)[:-1] + ', "model": "x"')[:length])
+    out.write_text((json.dumps({"job": row})[:-1] + ', "model": "x"')[:length])
     short = ("--max-new-tokens", 1, "--max-frames", 4, "--quiet")
     assert command("batch", tmp_path / "jobs", "--out", out, "--model", model_dir, *short).code == 0
     (line,) = out.read_text().splitlines()

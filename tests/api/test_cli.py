@@ -56,9 +56,14 @@ def test_a_memory_is_written_opened_and_asked(command, model_dir, clip, tmp_path
     ask = ("ask", "--memory", tmp_path / "m", "what?", "--model", model_dir, "--max-new-tokens", 2)
     code, out, _ = command(*ask, "--json")
     assert code == 0 and json.loads(out)["video"]["frames"] == 8
-    for arguments, key in (((*ask, "--max-frames", 4), "--max-frames"), ((*ask[:3], clip, *ask[3:]), "--memory")):
-        code, out, error = command(*arguments)
-        assert code == 2 and out == "" and key in error and error.count("\n") == 1
+    code, out, error = command(*ask, "--max-frames", 4)
+    assert code == 2 and out == "" and "--max-frames" in error and error.count("\n") == 1
+    long = "What is the man doing? " * 100
+    code, out, _ = command(*ask[:3], clip, "--json", *ask[4:], long, "Why\x1b[31m?\udcff")
+    questions = [answer["question"] for answer in json.loads(out)["answers"]]
+    assert code == 0 and questions == [str(clip), long, "Why\x1b[31m?\ufffd"] and "\x1b" not in out
+    code, out, _ = command(*ask[:3], "Why\x1b[31m?", *ask[4:])
+    assert code == 0 and "Why\\x1b[31m?" in out
 
 
 def test_convert_writes_a_directory_that_answers_alike(command, model_dir, clip, tmp_path):
@@ -82,6 +87,8 @@ def test_convert_writes_a_directory_that_answers_alike(command, model_dir, clip,
         ({"--plot": "no/such/folder/p.png"}, "plot"),
         ({"--plot": "p.txt"}, "plot"),
         ({"question": " "}, "empty"),
+        ({"question": "is it? " * 20_000}, "32,768"),
+        ({"--top-k": "1e18"}, "from 0 to 1,000,000, or all"),
     ],
 )
 def test_a_mistake_gets_one_line_and_code_2(command, model_dir, clip, change, key):

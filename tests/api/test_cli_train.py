@@ -25,9 +25,9 @@ def test_the_printed_settings_can_be_read(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (None, "cannot read"),
+        (None, "no such file"),
         ('mode = "nano"', "unknown option 'mode'"),
-        (settings.EXAMPLE, "train.jsonl: cannot read"),
+        (settings.EXAMPLE, "train.jsonl: no such file"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, tmp_path, monkeypatch, text, words):

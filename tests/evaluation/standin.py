@@ -18,6 +18,7 @@ from pallas_kernels.attention import KVCache
 from vxl2_jax import evaluation
 from vxl2_jax.api import Model
 from vxl2_jax.batch import JobResult
+from vxl2_jax.config import nano
 from vxl2_jax.errors import VideoError
 from vxl2_jax.evaluation import data, runner
 from vxl2_jax.evaluation.settings import released
@@ -33,6 +34,7 @@ class UnloadedModel(Model):
     """A model without parameters; its subclasses answer."""
 
     name, fingerprint, dtype, attention = "folder/stand-in", "0123", jnp.dtype("float32"), "none"
+    config = nano(8)
 
     def __init__(self) -> None:
         self.prompts: list[str] = []

@@ -167,9 +167,33 @@ def test_subtitles_are_read_by_video_and_bad_ones_named(tmp_path, docs):
     items = data.read(evaluation.get_benchmark("video_mme"), tmp_path, subtitle_folder=tmp_path / "srt")
     assert ["hello" in (item.srt or "") for item in items] == [True, False]
     assert all(item.srt is None for item in data.read(evaluation.get_benchmark("video_mme"), tmp_path))
-    (tmp_path / "srt" / "other.srt").write_text("1\nsoon\nhello\n")
-    with pytest.raises(RequestError, match="other.srt: not subtitles .*'soon' must be times"):
-        data.read(evaluation.get_benchmark("video_mme"), tmp_path, subtitle_folder=tmp_path / "srt")
+    (tmp_path / "srt" / "other.srt").write_bytes(b"1\n00:00:01,000 --> 00:00:02,000\nh\xe9\n")
+    items = data.read(evaluation.get_benchmark("video_mme"), tmp_path, subtitle_folder=tmp_path / "srt")
+    assert items[0].srt and items[1].path is None and "other.srt: not UTF-8" in items[1].problem
+
+
+def test_invalid_rows_are_left_out_and_the_others_kept(tmp_path, docs):
+    (tmp_path / "v").mkdir()
+    good = docs["mlvu"]
+    rows = [good, {**good, "answer": "red "}, 7, {"video_name": "\ud800"}, {**good, "duration": 1e400}, good]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    problems = []
+    (item,) = data.read(evaluation.get_benchmark("mlvu"), tmp_path, left_out=problems.append)
+    assert len(item.rows) == 2 and [problem.partition(":")[0] for problem in problems] == ["a.json"] * 4
+    assert all(f"row {number}" in problem for number, problem in zip((2, 3, 4, 5), problems, strict=True))
+    (tmp_path / "a.json").write_text(json.dumps(rows[1:-1]))
+    with pytest.raises(RequestError, match="row 1: 'answer' must be the letter"):
+        data.read(evaluation.get_benchmark("mlvu"), tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rows_of_a_test_split_have_no_answer(tmp_path, docs, name):
+    key = "correct_choice" if name == "longvideobench" else "answer"
+    for left in ({}, {key: None}):
+        doc = {other: value for other, value in docs[name].items() if other != key} | left
+        row = evaluation.get_benchmark(name).row(doc)
+        verdict = evaluation.judge(evaluation.get_benchmark(name), row, "A")
+        assert row.answer is None and not verdict.correct and not verdict.counted
 
 
 def test_folders_that_are_missing_are_named(tmp_path):

@@ -90,7 +90,7 @@ def test_an_argument_replaces_one_setting_whatever_type_it_was_parsed_to():
     )
     assert found.model == {"name": "some/where", "dtype": "float32", "attention": "reference"}
     assert found.watch == released("mlvu", "bilevel")[0] | {"fps": 2.0, "max_frames": None, "prev_blocks": None}
-    assert found.ask == {"relevance": "uniform", "top_k": None, "chunk_size": 2, "seed": 7}
+    assert found.ask == {"relevance": "uniform", "top_k": None, "chunk_size": 2, "seed": 7, "text": "original"}
 
 
 def test_what_lmms_eval_hands_to_every_model_is_passed_over():
@@ -105,9 +105,9 @@ def test_what_lmms_eval_hands_to_every_model_is_passed_over():
         ({"mode": "sparse"}, "mode=sparse: choose dense, chunked, bilevel"),
         ({"settings": "mmlu"}, "settings=mmlu: choose mlvu, video_mme, longvideobench, lvbench"),
         ({"dtype": "int4"}, "dtype=int4: choose float32"),
-        ({"max_frames": "many"}, "max_frames: 'many' .*none"),
-        ({"block_size": 2.5}, "block_size: '2.5' .*whole number"),
-        ({"fps": "fast"}, "fps: 'fast' .*number"),
+        ({"max_frames": "many"}, "max_frames must be .*none, not 'many'"),
+        ({"block_size": 2.5}, "block_size must be a whole number .*'2.5'"),
+        ({"fps": "fast"}, "fps must be a number .*'fast'"),
         ({"chunk_size": 0}, "chunk_size .*not 0"),
         ({"relevance": "luck"}, "relevance 'luck'"),
     ],

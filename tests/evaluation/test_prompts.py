@@ -2,10 +2,7 @@
 
 import dataclasses
 
-import pytest
-
 from vxl2_jax import evaluation
-from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import subtitles, video_mme
 
 DIRECTLY = "Answer with the option's letter from the given choices directly."
@@ -82,5 +79,9 @@ def test_subtitles_are_those_shown_at_sampled_frames():
 def test_subtitle_times_have_hours_and_thousandths():
     parsed = subtitles.parse(srt(("01:02:03,250", "01:02:04,000", "a\nb"), ("01:02:03,250", "01:02:04,000", "later")))
     assert parsed == {(3723.25, 3724.0): "later"}
-    with pytest.raises(RequestError, match="'soon' must be times"):
-        subtitles.parse("1\nsoon\ntext")
+
+
+def test_odd_subtitles_are_read_or_skipped():
+    text = "1\n00:00:00,000 --> 00:00:04.5 X1:100 Y1:1\nhello\n\ntwo\nthree\nfour\n\n2\n00:00:04,000 --> 00:00:08,000\nworld"
+    for srt in (text, text.replace("\n", "\r\n"), "1\nsoon\ntext\n\n" + text):
+        assert subtitles.parse(srt) == {(0.0, 4.5): "hello", (4.0, 8.0): "world"}

@@ -53,6 +53,23 @@ def whole(benchmark, out, **changed) -> dict:
     return results(out)
 
 
+def test_responses_without_a_correct_answer_are_written_and_not_scored(benchmark, tmp_path):
+    rows = json.loads((benchmark / "a.json").read_text())
+    for row in rows[:VIDEOS]:
+        del row["answer"]
+    (benchmark / "a.json").write_text(json.dumps(rows))
+    found = whole(benchmark, tmp_path / "out")
+    assert (found["unscored"], found["uncounted"], found["accuracy"]["total"]) == (VIDEOS, 0, VIDEOS)
+    for row in rows:
+        row.pop("answer", None)
+    (benchmark / "a.json").write_text(json.dumps(rows))
+    found = whole(benchmark, tmp_path / "none")
+    assert found["unscored"] == found["questions"] == 2 * VIDEOS
+    assert report.as_markdown(report.summarise(tmp_path / "none")).startswith("# mlvu, chunked: not scored\n")
+    answers = [row for record in run_folder.read_records(tmp_path / "none").values() for row in record["answers"]]
+    assert all(row["response"] and row["correct"] is None for row in answers)
+
+
 def child(*arguments) -> subprocess.Popen:
     command = [sys.executable, standin.__file__, *map(str, arguments)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from experiments.nano import training_frames
+from experiments.nano import frames
 from experiments.synthetic import backgrounds, footage
 
 
@@ -69,7 +69,7 @@ def test_an_unknown_set_is_refused():
 
 def test_checks_are_made_on_test_footage_and_training_on_the_other():
     training, checking = (
-        {scene.footage for i in range(20) for scene in training_frames.draw(split, i, 8).scenes} for split in (0, 1)
+        {scene.footage for i in range(20) for scene in frames.draw(split, i, 8).scenes} for split in (0, 1)
     )
     assert checking == {"test"} and training == {"", "train"}
 

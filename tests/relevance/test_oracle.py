@@ -58,7 +58,7 @@ def test_a_folder_stands_for_all_its_files(tmp_path):
 
 
 @pytest.mark.parametrize("content, told", [
-    (None, "cannot read the oracle file"),
+    (None, "no such file"),
     ("", "not JSON"),
     ([1], "must be an object, not \\[1\\]"),
     ({"a": {"config": {}}}, "'a': lacks 'selected_unit_indices'"),
@@ -82,5 +82,5 @@ def test_other_files_are_refused_in_one_line(tmp_path, content, told):
 
 def test_a_file_that_is_no_text_is_refused(tmp_path):
     (tmp_path / "a.json").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(RequestError, match="not JSON"):
+    with pytest.raises(RequestError, match="not UTF-8"):
         oracle.read(tmp_path / "a.json")

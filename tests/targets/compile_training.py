@@ -25,6 +25,7 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import video_xl_2
 from vxl2_jax.training import step
 from vxl2_jax.training.collate import Batch
+from vxl2_jax.training.loss import stage_loss
 from vxl2_jax.training.settings import MODULES, DataSettings, LoraSettings, Stage, TrainingSettings
 
 CONFIG = video_xl_2()
@@ -50,7 +51,8 @@ def lowered(settings: TrainingSettings, mesh: Any) -> Any:
     ).kernel
     params = huggingface.abstract_params(CONFIG)
     whole = jax.eval_shape(lambda p: step.attach_lora(p, settings), params)
-    state, frozen = jax.eval_shape(lambda p: step.init_stage(CONFIG, p, settings, stage, 100)[:2], whole)
+    loss = stage_loss(CONFIG, settings, stage, kernel=kernel, mesh=mesh)
+    state, frozen = jax.eval_shape(lambda p: step.init_stage(p, settings, stage, 100, loss)[:2], whole)
 
     def placed(tree):
         return jax.tree.map(
@@ -75,7 +77,7 @@ def lowered(settings: TrainingSettings, mesh: Any) -> Any:
             for name, shape in shapes._asdict().items()
         }
     )
-    update = step.make_train_step(CONFIG, settings, stage, 100, kernel=kernel, mesh=mesh)
+    update = step.make_train_step(settings, stage, 100, loss, mesh)
     return update.lower(placed(state), placed(frozen), batch)
 
 

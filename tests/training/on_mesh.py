@@ -10,14 +10,17 @@ import toys
 
 from vxl2_jax import parallel
 from vxl2_jax.training import step
+from vxl2_jax.training.loss import stage_loss
 from vxl2_jax.training.settings import MODULES, DataSettings, Stage, TrainingSettings
 
 STAGE = Stage("all", MODULES, learning_rate=1e-2, steps=2)
 
 
 def losses(mesh):
-    toy, settings = toys.model(), TrainingSettings("", DataSettings(("x",)), (STAGE,))
-    state, frozen, train_step = step.init_stage(toy.config, toy.params, settings, STAGE, 2, mesh=mesh)
+    toy, settings = toys.model(), TrainingSettings("", (STAGE,), data=DataSettings(("x",)))
+    state, frozen, train_step = step.init_stage(
+        toy.params, settings, STAGE, 2, stage_loss(toy.config, settings, STAGE, mesh=mesh), mesh
+    )
     results = []
     for _ in range(2):
         state, metrics = train_step(state, frozen, examples.batch())

@@ -1,6 +1,7 @@
 """Conversations in all supported formats."""
 
 import json
+import re
 
 import pytest
 
@@ -14,7 +15,7 @@ LLAVA = {
         {"from": "human", "value": "<video>\nIs there a dog?"},
         {"from": "gpt", "value": "yes"},
         {"from": "human", "value": "Where?"},
-        {"from": "gpt", "value": " left\n"},
+        {"from": "gpt", "value": "left"},
     ],
 }
 CHAT = {
@@ -43,7 +44,7 @@ PARTS = {
 def test_all_forms_are_equivalent(tmp_path, entry, listed):
     path = tmp_path / "train.json"
     path.write_text(json.dumps([entry], indent=1) if listed else f"\n{json.dumps(entry)}\n")
-    (found,) = conversations.read([path])
+    ((found,), _) = conversations.read([path])
     assert found == conversations.Conversation("a.mp4", tmp_path / "a.mp4", TURNS)
 
 
@@ -53,14 +54,14 @@ def test_plain_questions_and_a_folder_of_videos(tmp_path):
         json.dumps({"video": "b/c.mp4", "question": "What?", "answer": "line\u2028separator"}, ensure_ascii=False)
         + "\n"
     )
-    (found,) = conversations.read([path], "/videos")
+    ((found,), _) = conversations.read([path], "/videos")
     assert str(found.video) == "/videos/b/c.mp4" and found.turns == (("What?", "line\u2028separator"),)
 
 
 def test_files_follow_each_other(tmp_path):
     for name in "xy":
         (tmp_path / name).write_text(json.dumps({"video": name, "question": "q", "answer": "a"}))
-    assert [found.name for found in conversations.read([tmp_path / "y", tmp_path / "x"])] == ["y", "x"]
+    assert [found.name for found in conversations.read([tmp_path / "y", tmp_path / "x"])[0]] == ["y", "x"]
 
 
 @pytest.mark.parametrize(
@@ -79,22 +80,45 @@ def test_files_follow_each_other(tmp_path):
         ({"video": "a", "messages": [{"role": "system", "content": "Be rude."}]}, "has a system message"),
         ({"video": "a", "messages": [{"role": "tool", "content": "x"}]}, 'a message must have "role"'),
         (["a"], "not an object"),
+        ({"video": "a", "messages": [{"role": [], "content": "x"}]}, 'a message must have "role"'),
+        ({"videos": ["a", "b"], "question": "q", "answer": "a"}, "one video"),
+        ({"video": [["a"]], "question": "q", "answer": "a"}, "one video"),
+        ({"video": "a", "start": 3.0, "end": 6.0, "question": "q", "answer": "a"}, "'start': cut the clip out"),
+        ({"video": "a", "system_prompt": "Be brief", "question": "q", "answer": "a"}, "'system_prompt': .* is fixed"),
+        (
+            {"messages": [{"role": "user", "content": [{"video": "a", "video_end": 3}]}]},
+            "'video_end': cut the clip out",
+        ),
+        ({"messages": [{"role": "user", "content": [{"video": "a"}, {"video": "b"}]}]}, "one video"),
     ],
 )
 def test_an_invalid_entry_is_reported_with_its_line(tmp_path, entry, expected):
     path = tmp_path / "train.jsonl"
     path.write_text(json.dumps(CHAT) + "\n\n" + json.dumps(entry) + "\n")
-    with pytest.raises(RequestError, match=f"{path}, line 3: .*{expected}"):
+    (kept,), (problem,) = conversations.read([path])
+    assert kept.turns == TURNS and re.match(f"{path}, line 3: .*{expected}", problem) and "\n" not in problem
+    path.write_text(json.dumps([entry]))
+    with pytest.raises(RequestError, match=expected):
         conversations.read([path])
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"), [("", "no conversation"), ("[3", "not a JSON list"), ("{", "line 1: not JSON")]
-)
+@pytest.mark.parametrize(("text", "expected"), [("", "no conversation"), ("[3", "not JSON"), ("{", "line 1: not JSON")])
 def test_an_invalid_file_is_named(tmp_path, text, expected):
     path = tmp_path / "train.jsonl"
     path.write_text(text)
     with pytest.raises(RequestError, match=expected):
         conversations.read([path])
-    with pytest.raises(RequestError, match="absent: cannot read the conversations"):
+    with pytest.raises(RequestError, match="absent: no such file"):
         conversations.read([tmp_path / "absent"])
+
+
+def test_answers_are_learnt_to_the_letter(tmp_path):
+    answer = " Use <video> tags: <video></video> and <image>\n"
+    form = {"conversations": [{"from": "human", "value": "<video>Write HTML"}, {"from": "gpt", "value": answer}]}
+    path = tmp_path / "train.json"
+    for video in ({"videos": ["a.mp4"]}, {"video": ["a.mp4"]}, {"image": "a.mp4", "system_prompt": ""}):
+        path.write_text("\ufeff" + json.dumps([{**form, **video}]), encoding="utf-8")
+        assert conversations.read([path]) == (
+            [conversations.Conversation("a.mp4", tmp_path / "a.mp4", (("Write HTML", answer),))],
+            [],
+        )

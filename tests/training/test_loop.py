@@ -18,7 +18,8 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.errors import RequestError
 from vxl2_jax.storage import locking
 from vxl2_jax.training import loop, settings
-from vxl2_jax.training.loop import TrainingLog, train
+from vxl2_jax.training.finetune import train
+from vxl2_jax.training.loop import TrainingLog
 from vxl2_jax.training.step import TrainState
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,7 +219,7 @@ def test_an_out_that_cannot_be_created_is_named(config, tmp_path):
 def fake_step(losses):
     """A step module that trains nothing and returns these losses in turn, without compilation."""
 
-    def init_stage(config, params, settings, stage, steps, *, kernel, mesh):
+    def init_stage(params, settings, stage, steps, loss, mesh):
         def train_step(state, frozen, batch):
             count = int(state.step)
             written = {"loss": losses[count % len(losses)], "accuracy": 0.5, "grad_norm": 1.0, "learning_rate": 0.1}
@@ -232,6 +233,7 @@ def fake_step(losses):
     return SimpleNamespace(
         TrainState=TrainState,
         TrainStep=None,
+        Loss=None,
         init_stage=init_stage,
         attach_lora=lambda params, settings: params,
         combine=lambda trained, params: params,

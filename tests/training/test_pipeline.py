@@ -21,7 +21,7 @@ def run(config):
 
 @pytest.fixture
 def dataset(tiny, run):
-    return pipeline.scan_dataset(tiny, conversations.read(run.data.files), run)
+    return pipeline.scan_dataset(tiny, conversations.read(run.data.files)[0], run)
 
 
 def taken(iterator, count):
@@ -105,7 +105,7 @@ def with_broken(folder, data, run):
 
 def test_samples_of_a_video_that_cannot_be_read_are_skipped(tiny, run, data, tmp_path):
     broken = with_broken(tmp_path / "broken", data, run)
-    rows = conversations.read(broken.data.files)
+    rows = conversations.read(broken.data.files)[0]
     dataset = pipeline.scan_dataset(tiny, rows, broken)
     assert len(dataset.conversations) == 5 and len(dataset.skipped) == 2 and "1.mp4: not a video" in dataset.skipped[0]
     strict = replace(broken, data=replace(broken.data, strict=True))
@@ -119,7 +119,7 @@ def test_a_video_that_disappears_has_zero_weight(tiny, run, data, tmp_path):
     folder = tmp_path / "lost"
     shutil.copytree(data, folder)
     moved = replace(run, data=replace(run.data, files=(str(folder / "train.jsonl"),)))
-    dataset = pipeline.scan_dataset(tiny, conversations.read(moved.data.files), moved)
+    dataset = pipeline.scan_dataset(tiny, conversations.read(moved.data.files)[0], moved)
     (folder / "4.mp4").unlink()  # of one sample
     loaded = taken(pipeline.batches(tiny, dataset, moved), 4)
     assert sum(part.skipped for part in loaded) == 1
@@ -130,7 +130,7 @@ def test_a_video_that_disappears_has_zero_weight(tiny, run, data, tmp_path):
 
 
 def test_the_digest_changes_with_the_data(tiny, run, dataset):
-    rows = conversations.read(run.data.files)
+    rows = conversations.read(run.data.files)[0]
     assert pipeline.scan_dataset(tiny, rows, run).digest == dataset.digest
     other = conversations.Conversation(rows[0].name, rows[0].video, (("is there a dog?", "no"),))
     changed = [other, *rows[1:]]

@@ -24,7 +24,7 @@ def test_tokens_are_those_of_asking_and_every_answer_has_targets(tokenizer):
     stop = tokenizer.encode("<|im_end|>")
     ids, targets = sequences.tokens(tokenizer, stop, TURNS)
     for number, (question, answer) in enumerate(TURNS):
-        asked = tokenizer.encode(prompt.suffix_text(question, TURNS[:number]))
+        asked = prompt.suffix_ids(tokenizer, question, TURNS[:number])
         assert ids[: len(asked)].tolist() == asked
         expected = tokenizer.encode(answer) + stop
         assert targets[len(asked) - 1 :][: len(expected)].tolist() == expected

@@ -50,16 +50,16 @@ def test_whole_numbers_are_read_as_floats():
         (short(stage="rates = {}"), "unknown option 'rates' in stages[0]; learning_rates"),
         (short(stage="end = 0.1"), "unknown option 'end' in stages[0]; final_lr_scale"),
         (short(rest='[video]\nmax_frames = "all"'), 'video.max_frames: int "none"'),
-        (short(rest="[video]\nmax_frames = 0"), "video.max_frames: >= 1"),
+        (short(rest="[video]\nmax_frames = 0"), "max_frames must be from 1"),
         (short(rest='[mesh]\ndata = "none"'), 'mesh.data: int "all"'),
         (short(top='batch = "4"'), "batch: int"),
         (short(top="batch = 2.0"), "batch: int"),
         (short(top="batch = true"), "batch: int"),
         (short(top="remat = 1"), "remat: bool"),
-        (short(top="batch = 0"), "batch: >= 1"),
-        (short(top="max_grad_norm = 0"), "max_grad_norm: > 0"),
-        (short(top="max_grad_norm = nan"), "max_grad_norm: > 0"),
-        (short(top="max_grad_norm = inf"), "max_grad_norm: float <"),
+        (short(top="batch = 0"), "batch must be from 1"),
+        (short(top="max_grad_norm = 0"), "max_grad_norm must be from"),
+        (short(top="max_grad_norm = nan"), "max_grad_norm must be from"),
+        (short(top="max_grad_norm = inf"), "max_grad_norm must be from"),
         (short(top='compute_dtype = "fp8"'), "compute_dtype: 'fp8' float32, bfloat16"),
         (short(stage=""), "stages[0]: stage s steps or epochs"),
         (short(stage="steps = 1\nepochs = 1"), "stages[0]: stage s steps or epochs"),
@@ -68,7 +68,7 @@ def test_whole_numbers_are_read_as_floats():
             "stages[0]: learning_rates vision not trained; add",
         ),
         (short(stage="steps = 2\nlearning_rates = { eyes = 1 }"), "stages[0].learning_rates: 'eyes' vision, dts,"),
-        (short(stage="steps = 2\nlearning_rates = { language = 0 }"), "stages[0].learning_rates: > 0"),
+        (short(stage="steps = 2\nlearning_rates = { language = 0 }"), "learning_rates.language must be from"),
         (short().replace('["language"]', '["eyes"]'), "stages[0].train[0]: 'eyes' vision, dts, projector, language"),
         (short().replace('["language"]', "[]"), "stages[0].train: length >= 1"),
         (short().replace('["a"]', "[]"), "data.files: length >= 1"),
@@ -95,9 +95,9 @@ def test_paths_of_data_are_relative_to_the_file(tmp_path):
 
 
 def test_a_mistake_is_reported_with_its_file(tmp_path):
-    with pytest.raises(RequestError, match="absent.toml: cannot read"):
+    with pytest.raises(RequestError, match="absent.toml: no such file"):
         settings.read(tmp_path / "absent.toml")
     path = tmp_path / "train.toml"
     path.write_text(short(top="batch = 0"))
-    with pytest.raises(RequestError, match=f"{path}: batch: .*>= 1"):
+    with pytest.raises(RequestError, match=f"{path}: batch must be .* from 1"):
         settings.read(path)

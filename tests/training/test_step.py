@@ -9,7 +9,7 @@ import toys
 from jax.tree_util import keystr, tree_leaves_with_path
 
 from vxl2_jax.training import lora, step
-from vxl2_jax.training.loss import loss
+from vxl2_jax.training.loss import loss, stage_loss
 from vxl2_jax.training.settings import DataSettings, LoraSettings, Stage, TrainingSettings
 
 compiled_loss = jax.jit(loss, static_argnums=1)
@@ -29,7 +29,8 @@ def run(toy, settings, steps=3, batch=None):
     """Parameters after some steps, and the metrics of each."""
     batch = batch or examples.batch()
     whole = step.attach_lora(toy.params, settings)
-    state, frozen, train_step = step.init_stage(toy.config, whole, settings, settings.stages[0], steps)
+    (stage,) = settings.stages
+    state, frozen, train_step = step.init_stage(whole, settings, stage, steps, stage_loss(toy.config, settings, stage))
     history = []
     for _ in range(steps):
         state, metrics = train_step(state, frozen, batch)

@@ -19,8 +19,10 @@ from vxl2_jax.prefill import DenseCache
 
 def check_compression(compression: int, visual: int) -> None:
     """Raise RequestError unless a window of `compression` visual tokens fits into a group of `visual`."""
-    if not 1 <= compression <= visual:
-        raise RequestError(f"compression must be from 1 to {visual} (the visual tokens of a group), not {compression}")
+    if not isinstance(compression, (int, np.integer)) or not 1 <= compression <= visual:
+        raise RequestError(
+            f"compression must be from 1 to {visual} (the visual tokens of a group), not {compression!r:.60}"
+        )
 
 
 def sparse_capacity(layout: Layout, compression: int) -> int:

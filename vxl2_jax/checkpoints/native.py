@@ -16,7 +16,6 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 import msgspec
-import orbax.checkpoint as ocp
 
 from vxl2_jax import files
 from vxl2_jax.checkpoints import huggingface
@@ -41,6 +40,8 @@ def check_target(directory: str | Path) -> Path:
 
 def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
     """Write a new directory atomically. Raises CheckpointError if it exists already or cannot be written."""
+    import orbax.checkpoint as ocp  # slow to import, and most models are not stored in this format
+
     directory = check_target(directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     try:
@@ -62,6 +63,8 @@ def load(
     directory: str | Path, dtype: Any = "bfloat16", progress: Callable[[int, int], None] | None = None
 ) -> tuple[ModelConfig, Any]:
     """Read what `save` wrote, cast to `dtype`. Raises CheckpointError if it is damaged."""
+    import orbax.checkpoint as ocp
+
     directory = Path(directory).expanduser().absolute()
     config = _read_config(directory / _CONFIG)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])

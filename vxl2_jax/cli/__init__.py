@@ -5,32 +5,61 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from importlib import import_module
 from pathlib import Path
 
-import jax
+import vxl2_jax
+from vxl2_jax.errors import OUT_OF_MEMORY, Vxl2Error, is_out_of_memory
+from vxl2_jax.text.typed import printable
 
-from vxl2_jax import hardware
-from vxl2_jax.cli import ask, batch, convert, eval, plan, train, watch
-from vxl2_jax.errors import Vxl2Error
+COMMANDS = {
+    "ask": "watch a video and answer questions about it",
+    "watch": "watch a video and write its memory to a file",
+    "batch": "answer questions about many videos",
+    "eval": "run a benchmark, report on runs, compare two",
+    "plan": "what a video costs: tokens, memory, time",
+    "convert": "convert a checkpoint of the original to the native format",
+    "train": "fine-tune a model on conversations about videos",
+    "doctor": "report on the installation, and check a model's weights",
+}
+"""Each command is the module of its name, which is imported when the command is used."""
 
-_COMMANDS = (ask, watch, batch, eval, plan, convert, train)
 
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
+def build_parser(used: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+    """The parser of the command line, with the arguments of the commands that are `used`."""
     parser = argparse.ArgumentParser(
         prog="vxl2",
         description="Video-XL-2 in JAX: watch a long video once, ask its memory many times.",
         epilog='example: vxl2 ask clip.mp4 "Is there a dog?"      vxl2 COMMAND --help shows more',
     )
+    parser.add_argument("--version", action="version", version=f"vxl2_jax {vxl2_jax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in _COMMANDS:
-        command.add(commands)
+    for name, help in COMMANDS.items():
+        if name in used:
+            import_module(f"vxl2_jax.cli.{name}").add(commands, help)
+        else:
+            commands.add_parser(name, help=help)
     return parser
 
 
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse arguments. Unlike argparse, accept the rest of a command's list after options: ask VIDEO --quiet QUESTION."""
+    parser = build_parser(used=argv[:1])
+    args, rest = parser.parse_known_args(argv)
+    name = getattr(args, "rest", "")
+    if rest and not (name and all(not word.startswith("-") or " " in word for word in rest)):
+        parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
+    if rest:
+        setattr(args, name, [*getattr(args, name), *rest])
+    return args
+
+
 def _enable_compilation_cache() -> None:
+    import jax
+
+    from vxl2_jax import hardware
+
     if not jax.config.jax_compilation_cache_dir:
         root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         # XLA compiles CPU programs for the number of cores, which is not part of JAX's cache key.
@@ -45,15 +74,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit code: 0 success, 1 out of memory, 2 invalid input, 130 interrupted, 141 output closed by its reader.
     """
-    args = build_parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    if not argv:
+        build_parser(used=()).print_help()
+        return 0
+    args = argparse.Namespace()
     # JAX's default is 0.75; `vxl2 plan` assumes this fraction.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     try:
+        args = _parse(argv)
         _enable_compilation_cache()
         args.run(args)
         sys.stdout.flush()
     except Vxl2Error as error:
-        print(f"vxl2: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"vxl2: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,8 +96,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vxl2: interrupted; {getattr(args, 'interrupted', 'nothing was written')}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not is_out_of_memory(error):
             raise
-        print("vxl2: out of memory; sample fewer frames (--max-frames) or lower --fps", file=sys.stderr)
+        print(f"vxl2: {OUT_OF_MEMORY}", file=sys.stderr)
         return 1
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from jaxtyping import Float, UInt8
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
-from vxl2_jax.generate import Answer
+from vxl2_jax.generate import Answer, encode_questions
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.text import typed
 from vxl2_jax.video.reader import open_video
 
 _EXAMPLES = """examples:
@@ -30,17 +30,17 @@ chunks are loaded dense, the others pooled. Without --model, the tiny model nano
 says what it can do. Compiled programs are cached in JAX_COMPILATION_CACHE_DIR, or in the user's cache folder."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     ask = commands.add_parser(
         "ask",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="watch a video and answer questions about it",
+        help=help,
         usage="vxl2 ask [options] VIDEO QUESTION...\n       vxl2 ask [options] --memory FILE QUESTION...",
         description="Watch a video, or load its memory, and answer questions about it.",
     )
-    ask.set_defaults(run=run)
+    ask.set_defaults(run=run, rest="questions")
     ask.add_argument("video", metavar="VIDEO", help="a video file, an image or a folder of images; not with --memory")
     ask.add_argument("questions", nargs="*", metavar="QUESTION", help="one or more questions, in quotes")
     ask.add_argument(
@@ -77,6 +77,7 @@ def run(args: argparse.Namespace) -> None:
         options.check_video(args.video)
     model = options.load_model(args)
     timings["load model"] = time.perf_counter() - start
+    encode_questions(model, questions, AskOptions(**ask))  # raises before the video is watched
     if memory is None:
         with progress("watching", "frames", args.quiet) as advance:
             memory = model.watch(args.video, **watch, progress=advance, timings=timings)
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
             "attention_kernel": model.kernel_reason,
             **render.as_data(memory, answers, timings),
         }
-        print(json.dumps(document, ensure_ascii=False, indent=1))
+        print(typed.printable_json(document))
     else:
         Console(highlight=False).print(render.as_text(memory, answers, timings), soft_wrap=True)
 
@@ -107,17 +108,14 @@ def _inputs(args: argparse.Namespace) -> tuple[str | None, list[str]]:
     if args.memory is None:
         video, questions = args.video, args.questions
     else:
+        # Never looked up as a file: any text may be a question.
         video, questions = None, [args.video, *args.questions]
-        if Path(args.video).exists():
-            raise RequestError(f"{args.video}: a video and --memory were given; give only one of them")
         if watch := given(args, WatchOptions):
             option = "--" + next(iter(watch)).replace("_", "-")
             raise RequestError(f"{option} does not apply to {args.memory}, which is watched already: remove it")
     if not questions:
         raise RequestError("no question given: put it in quotes after the video")
-    if not all(question.strip() for question in questions):
-        raise RequestError("a question is empty: put its text in quotes")
-    return video, questions
+    return video, [typed.prepare(question) for question in questions]
 
 
 def _thumbnails(

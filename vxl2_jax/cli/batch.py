@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from vxl2_jax.batch import Job
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
-from vxl2_jax.errors import RequestError, VideoError
+from vxl2_jax.errors import RequestError
+from vxl2_jax.files import JOBS, parse_json, read_text, text_lines
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.storage.jsonl import append, read_lines, truncate_after
 from vxl2_jax.storage.locking import open_locked
+from vxl2_jax.text import typed
 
 _EXAMPLES = """example:
   vxl2 batch jobs.jsonl --out answers.jsonl
 
 jobs.jsonl holds one line per video: {"video": "clip.mp4", "questions": ["Is there a dog?", "..."]}. Paths are relative
-to its folder. answers.jsonl receives one line per video when it is answered: the fields of the job, with the document of
-`vxl2 ask --json`, or with "error". While one video is processed, the next one is read. If the command is interrupted,
-the same command resumes with the missing lines."""
+to its folder. answers.jsonl receives one line per job when it is answered: "job", which is the line of jobs.jsonl, with
+the document of `vxl2 ask --json`, or with "error". While one video is processed, the next one is read. If the command is
+interrupted, the same command resumes with the missing lines. Equal lines are answered once each."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     batch = commands.add_parser(
         "batch",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="answer questions about many videos",
+        help=help,
         description="Answer questions about many videos, from a file of jobs into a file of answers.",
     )
     batch.set_defaults(run=run, interrupted="the same command resumes")
@@ -45,89 +48,129 @@ def add(commands: Any) -> None:
     options.add_output(batch, json=False)
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line of the jobs: its content, and what is wrong with it, if anything."""
+
+    job: Any
+    problem: str | None
+
+    @property
+    def key(self) -> str:
+        return _key(self.job)
+
+
 def run(args: argparse.Namespace) -> None:
     """Run `vxl2 batch`."""
     from vxl2_jax.cli import render
 
-    rows = list(_read_jobs(args.jobs))
+    lines = _read_jobs(args.jobs)
     watch, ask = given(args, WatchOptions), given(args, AskOptions)
     WatchOptions(**watch).check()
     AskOptions(**ask).check()
     with open_locked(args.out) as file:
-        answered = {_key(line) for line in _read_answers(file, args.out, rows)}
-        missing = [row for row in rows if _key(row) not in answered]
-        failed = 0
+        rows = _read_answers(file, args.out)
+        missing = _missing(lines, rows)
+        failed = sum("error" in row for row in rows)
+        answered = len(lines) - len(missing)
         if missing:
             model = options.load_model(args)
-            jobs = (Job(args.jobs.parent / row["video"], row["questions"]) for row in missing)
+            jobs = (
+                Job(args.jobs.parent / one.job["video"], one.job["questions"]) for one in missing if not one.problem
+            )
+            results = model.answer_all(jobs, watch=watch, ask=ask)
             with progress("answering", "videos", args.quiet) as advance:
-                results = model.answer_all(jobs, watch=watch, ask=ask)
-                for number, (row, result) in enumerate(zip(missing, results, strict=True), 1):
-                    if result.memory is None:
+                for number, line in enumerate(missing, 1):
+                    result = None if line.problem else next(results)
+                    if result is None or result.memory is None:
                         failed += 1
-                        document: dict[str, Any] = {"error": str(result.error)}
+                        document: dict[str, Any] = {"error": line.problem if result is None else str(result.error)}
                     else:
-                        document = render.as_data(result.memory, result.answers, result.timings)
-                        document = {"model": model.name, "watched": document.pop("video"), **document}
-                    append(file, row | document)
-                    advance(len(rows) - len(missing) + number, len(rows))
-    print(f"{args.out}: {len(rows)} videos, {len(rows) - len(missing)} answered before, {failed} failed")
+                        document = {
+                            "model": model.name,
+                            **render.as_data(result.memory, result.answers, result.timings),
+                        }
+                    append(file, {"job": line.job, **document})
+                    del result  # frees its memory before the next video is watched
+                    advance(answered + number, len(lines))
+    print(typed.printable(f"{args.out}: {len(lines)} videos, {answered} answered before, {failed} failed"))
     if failed:
-        raise VideoError(
-            f'{failed} of {len(rows)} videos could not be watched: see "error" in {args.out}; '
-            "remove those lines to try again"
+        raise RequestError(
+            f'{failed} of {len(lines)} jobs failed: see "error" in {args.out}; remove those lines to try again'
         )
 
 
-def _key(row: dict[str, Any]) -> str:
-    return json.dumps([row["video"], row["questions"]])
+def _key(job: Any) -> str:
+    return json.dumps(job, sort_keys=True)
 
 
-def _read_jobs(path: Path) -> Iterator[dict[str, Any]]:
-    """The jobs in a file. Raises RequestError with the number of the invalid line."""
+def _missing(lines: list[_Line], rows: list[dict[str, Any]]) -> list[_Line]:
+    """The lines without an answer. Of equal lines each needs one of its own."""
+    answered = Counter(_key(row["job"]) for row in rows)
+    missing = []
+    for line in lines:
+        if answered[line.key] > 0:
+            answered[line.key] -= 1
+        else:
+            missing.append(line)
+    return missing
+
+
+def _read_jobs(path: Path) -> list[_Line]:
+    """The lines of a file of jobs. Raises RequestError for a file that holds no valid job."""
+    lines = [_read_job(path, number, text) for number, text in text_lines(read_text(path, JOBS))]
+    if not any(line.problem is None for line in lines):
+        raise RequestError(lines[0].problem if lines and lines[0].problem else f"{path}: holds no job; {JOBS.fix}")
+    return lines
+
+
+def _read_job(path: Path, number: int, text: str) -> _Line:
+    where = f"{path}, line {number}"
     try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: cannot read the jobs ({error}); give a file of JSON lines") from error
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            row: dict[str, Any] = {}
-            try:
-                row = json.loads(line)
-                video, questions = row["video"], row["questions"]
-                valid = (
-                    isinstance(video, str)
-                    and isinstance(questions, list)
-                    and questions != []
-                    and all(isinstance(question, str) and question.strip() for question in questions)
-                )
-            except (ValueError, KeyError, TypeError):
-                valid = False
-            if not valid:
-                raise RequestError(
-                    f'{path}, line {number}: not a job; write {{"video": "clip.mp4", "questions": ["…"]}}'
-                )
-            yield row
+        job = parse_json(text, where, JOBS)
+    except RequestError as error:
+        return _Line(text, str(error))
+    questions = job.get("questions") if isinstance(job, dict) else None
+    valid = (
+        isinstance(job, dict)
+        and isinstance(job.get("video"), str)
+        and isinstance(questions, list)
+        and questions != []
+        and all(isinstance(question, str) and question.strip() for question in questions)
+    )
+    return _Line(job, None if valid else f"{where}: not a job; {JOBS.fix}")
 
 
-def _read_answers(file: IO[str], path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _read_answers(file: IO[str], path: Path) -> list[dict[str, Any]]:
     """The answers in the file. An incomplete last line, left by an interrupted run, is removed.
 
     Raises RequestError if the file holds anything else, and leaves it unchanged.
     """
     foreign = RequestError(f"{path}: not a file of answers; choose another name")
-    beginnings = [json.dumps(row)[:-1] for row in rows]
     try:
         lines, incomplete = read_lines(file)
     except UnicodeDecodeError as error:
         raise foreign from error
-    if incomplete and not any(incomplete.startswith(text) or text.startswith(incomplete) for text in beginnings):
+    rows = [_parse(line) for line in lines]
+    if not all(map(_is_answer, rows)) or not _is_beginning(incomplete):
         raise foreign
-    try:
-        answers = [json.loads(line) for line in lines]
-        if not all(_key(row) and ("answers" in row or "error" in row) for row in answers):
-            raise foreign
-    except (ValueError, KeyError, TypeError) as error:
-        raise foreign from error
     truncate_after(file, lines)
-    return answers
+    return rows
+
+
+def _parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_answer(row: Any) -> bool:
+    return isinstance(row, dict) and "job" in row and ("answers" in row or "error" in row)
+
+
+def _is_beginning(incomplete: str) -> bool:
+    """Whether an incomplete line is one of ours: of answers, as they begin now or as they once began."""
+    row = _parse(incomplete)
+    begins = any(incomplete.startswith(text[: len(incomplete)]) for text in ('{"job": ', '{"video": '))
+    return begins and (row is None or _is_answer(row))

@@ -16,13 +16,13 @@ _EXAMPLES = """example:
 A native checkpoint (Orbax) loads faster: nothing is renamed or transposed."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     convert = commands.add_parser(
         "convert",
         formatter_class=Help,
         epilog=_EXAMPLES,
-        help="convert a checkpoint of the original to the native format",
+        help=help,
         description="Convert a Hugging Face checkpoint of the original to the native format.",
     )
     convert.set_defaults(run=run)

@@ -8,12 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vxl2_jax import evaluation
+from vxl2_jax import evaluation, hardware
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, released
 from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.text.typed import printable
 
 _EXAMPLES = """examples:
   vxl2 eval --benchmark mlvu --data MLVU --mode dense --out runs/mlvu-dense --model BAAI/Video-XL-2
@@ -37,13 +38,13 @@ report.md and report.png. If a run is interrupted, the same command resumes, and
 and broken videos do not change the exit code: the report counts them."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     parser = commands.add_parser(
         "eval",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="run a benchmark, report on runs, compare two",
+        help=help,
         usage="vxl2 eval --benchmark NAME --data DIR --mode MODE --out DIR [options]\n"
         "       vxl2 eval report RUN... [--json]\n       vxl2 eval compare A B [--out DIR] [--json]",
         description="Run a benchmark as the original's evaluation does: MLVU, Video-MME, LongVideoBench or LVBench.",
@@ -75,11 +76,11 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--subtitles", type=Path, metavar="DIR", help="video_mme: ask with subtitles, from files VIDEO.srt in DIR"
     )
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N videos")
-    group.add_argument(
-        "--process", type=int, metavar="I", help="index of this process, from 0 (default with --processes: JAX's)"
+    options.add_number(group, "limit", metavar="N", help="only the first N videos")
+    options.add_number(
+        group, "process", metavar="I", help="index of this process, from 0 (default with --processes: JAX's)"
     )
-    group.add_argument("--processes", type=int, metavar="N", help="number of processes that share the videos")
+    options.add_number(group, "processes", metavar="N", help="number of processes that share the videos")
 
 
 def _add_parts(parts: Any) -> None:
@@ -118,12 +119,11 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError(f"eval needs {', '.join(missing)}; see vxl2 eval --help")
     if args.subtitles and args.benchmark != "video_mme":
         raise RequestError(f"--subtitles applies to video_mme only, not to {args.benchmark}: remove it")
-    if args.limit is not None and args.limit < 1:
-        raise RequestError(f"--limit must be at least 1, not {args.limit}")
     from vxl2_jax.evaluation import data, runner
     from vxl2_jax.evaluation.report import summarise
 
     benchmark = evaluation.get_benchmark(args.benchmark)
+    left_out: list[str] = []
     items = data.read(
         benchmark,
         args.data,
@@ -131,11 +131,14 @@ def run(args: argparse.Namespace) -> None:
         videos=args.videos,
         subtitle_folder=args.subtitles,
         limit=args.limit,
+        left_out=left_out.append,
     )
     watch, ask = released(args.benchmark, args.mode)
     watch, ask = watch | given(args, WatchOptions), ask | given(args, AskOptions)
     WatchOptions(**watch).check()
-    settings = runner.BenchmarkRun(benchmark, items, args.mode, watch, ask, args.subtitles is not None)
+    settings = runner.BenchmarkRun(benchmark, items, args.mode, watch, ask, args.subtitles is not None, left_out)
+    if args.process is not None and args.processes is not None:
+        hardware.use_device_of(args.process)
     with progress("evaluating", "videos", args.quiet) as advance:
         runner.evaluate(
             settings,
@@ -166,10 +169,14 @@ def _print_reports(folders: list[Path], as_json: bool) -> None:
     if as_json:
         print(json.dumps(reports[0] if len(reports) == 1 else reports, indent=1))
     else:
-        print("\n".join(map(report.as_markdown, reports)), end="")
+        print(printable("\n".join(map(report.as_markdown, reports))), end="")
     for folder, data in zip(folders, reports, strict=True):
         if data["failures"]:
             print(f"vxl2: {folder}: {len(data['failures'])} videos failed: see report.md there", file=sys.stderr)
+        if left_out := data["settings"].get("left_out"):
+            print(
+                f"vxl2: {folder}: {len(left_out)} annotation rows were left out: see report.md there", file=sys.stderr
+            )
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -179,4 +186,6 @@ def _compare(args: argparse.Namespace) -> None:
     data = compare.compare(compare.read(args.a), compare.read(args.b))
     if args.out:
         compare.write(args.out, data)
-    print(json.dumps(data, indent=1) if args.json else compare.as_markdown(data), end="\n" if args.json else "")
+    print(
+        json.dumps(data, indent=1) if args.json else printable(compare.as_markdown(data)), end="\n" if args.json else ""
+    )

@@ -8,15 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
-from vxl2_jax.api import Model, load
+from vxl2_jax.api import DTYPES, Model, load
 from vxl2_jax.errors import VideoError
-from vxl2_jax.options import Option, options_of
-
-DTYPES = ("float32", "bfloat16", "float16")
+from vxl2_jax.options import RANGES, options_of
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -27,11 +26,11 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {action.default})" if shown else action.help or ""
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, default: str | None = "nano") -> None:
     """Add --model, --dtype and --attention."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model", default="nano", help="nano, a checkpoint directory, or a name on the Hugging Face hub"
+        "--model", default=default, help="nano, a checkpoint directory, or a name on the Hugging Face hub"
     )
     group.add_argument(
         "--dtype",
@@ -69,24 +68,19 @@ def add_options(
     group = groups.get(title) or parser.add_argument_group(title, description)
     for option in options_of(cls):
         if names is None or option.name in names:
-            word = option.none[0] if option.none and option.default is None else option.default
+            word = option.none_word if option.default is None else option.default
             group.add_argument(
                 option.flag,
-                type=_parser_of(option),
+                type=option.parse,
                 default=argparse.SUPPRESS,
                 metavar=option.metavar,
                 help=option.describe() + (f" (default: {word})" if defaults else ""),
             )
 
 
-def _parser_of(option: Option) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            return option.parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return parse
+def add_number(parser: Any, name: str, **keywords: Any) -> None:
+    """Add an argument for a number of `options.RANGES`; keywords as for `add_argument`."""
+    parser.add_argument("--" + name.replace("_", "-"), type=partial(RANGES[name].parse, name), **keywords)
 
 
 def add_output(parser: argparse.ArgumentParser, *, json: bool = True) -> argparse._ArgumentGroup:

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from vxl2_jax import planning
-from vxl2_jax.cli.options import DTYPES, Help, add_options, given
+from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, given
 from vxl2_jax.errors import RequestError
 from vxl2_jax.options import AskOptions, WatchOptions
 
@@ -19,21 +19,19 @@ No weights are loaded and no accelerator is needed. Memory is the peak of what i
 lower bound: operations divided by the device's peak rate."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     plan = commands.add_parser(
         "plan",
         formatter_class=Help,
         epilog=_EXAMPLES,
-        help="what a video costs: tokens, memory, time",
+        help=help,
         description="Compute what watching a video and asking one question cost, and whether they fit a device.",
     )
     plan.set_defaults(run=run)
     plan.add_argument("--model", default="video-xl-2", help="video-xl-2 or nano")
-    plan.add_argument("--frames", type=int, required=True, metavar="N", help="number of sampled frames")
-    plan.add_argument(
-        "--question-tokens", type=int, default=68, metavar="S", help="tokens of the question with its template"
-    )
+    add_number(plan, "frames", required=True, metavar="N", help="number of sampled frames")
+    add_number(plan, "question_tokens", default=68, metavar="S", help="tokens of the question with its template")
     plan.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype of weights and memory")
     plan.add_argument("--device", default="h200", metavar="D", help=", ".join(planning.DEVICES))
     plan.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
@@ -47,9 +45,6 @@ def run(args: argparse.Namespace) -> None:
 
     from vxl2_jax.cli import render
 
-    for name, minimum in (("frames", 1), ("question_tokens", 0)):
-        if getattr(args, name) < minimum:
-            raise RequestError(f"{name} must be at least {minimum}, not {getattr(args, name)}")
     watch, ask = WatchOptions(**given(args, WatchOptions)), AskOptions(**given(args, AskOptions))
     watch.check()
     ask.check()

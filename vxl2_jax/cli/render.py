@@ -13,6 +13,7 @@ from vxl2_jax.generate import Answer
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.planning import DeviceSpec, Plan
+from vxl2_jax.text.typed import printable
 
 
 def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float]) -> dict[str, Any]:
@@ -66,8 +67,10 @@ def as_text(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
     parts: list[RenderableType] = []
     for answer in answers:
         parts += [
-            Text.assemble(("Q  ", "dim"), answer.question),
-            Text.assemble(("A  ", "dim"), (answer.text or "(nothing)", "bold green"), "" if answer.stopped else " …"),
+            Text.assemble(("Q  ", "dim"), printable(answer.question)),
+            Text.assemble(
+                ("A  ", "dim"), (printable(answer.text) or "(nothing)", "bold green"), "" if answer.stopped else " …"
+            ),
             _timeline(answer),
             Text(
                 f"cache loaded {answer.cache_tokens:,} of {answer.cache_tokens_dense:,} tokens "

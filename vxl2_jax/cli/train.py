@@ -27,14 +27,14 @@ out receives metrics.jsonl, checkpoints to resume from, and at the end the folde
 _EPILOG = "all settings (defaults are the values shown, but stages are required, and without [lora] it is not used):"
 
 
-def add(commands: Any) -> None:
+def add(commands: Any, help: str) -> None:
     """Add the command."""
     train = commands.add_parser(
         "train",
         formatter_class=options.Help,
         description=_HELP,
         epilog=f"{_EPILOG}\n\n{EXAMPLE}",
-        help="fine-tune a model on conversations about videos",
+        help=help,
     )
     train.set_defaults(run=run, interrupted="run the same command again to resume")
     source = train.add_mutually_exclusive_group(required=True)
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         print(EXAMPLE, end="")
         return
     settings = read(args.config)
-    from vxl2_jax.training.loop import train
+    from vxl2_jax.training.finetune import train
 
     with _progress(args.quiet) as log:
         model = train(settings, log)

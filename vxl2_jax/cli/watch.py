@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
 from vxl2_jax.options import WatchOptions
+from vxl2_jax.text import typed
 
 _EXAMPLES = """examples:
   vxl2 watch film.mkv --out film.memory --model BAAI/Video-XL-2
@@ -21,13 +21,13 @@ If watching is interrupted, the same command resumes. An incomplete memory is ke
 Only the model that made a memory can read it."""
 
 
-def add(commands: Any) -> None:
-    """Add the command to the subparsers `commands`."""
+def add(commands: Any, help: str) -> None:
+    """Add the command, with its line in `vxl2 --help`, to the subparsers `commands`."""
     watch = commands.add_parser(
         "watch",
         formatter_class=options.Help,
         epilog=_EXAMPLES,
-        help="watch a video and write its memory to a file",
+        help=help,
         description="Watch a video and write its memory to a file, to ask it later.",
     )
     watch.set_defaults(run=run, interrupted="the same command resumes")
@@ -60,8 +60,8 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         file = {"path": str(args.out), "bytes": size, "was_there": existed}
         document = {"model": model.name, "memory": file, **render.as_data(memory, [], timings)}
-        print(json.dumps(document, ensure_ascii=False, indent=1))
+        print(typed.printable_json(document))
     else:
-        console = Console(highlight=False)
-        console.print(render.as_text(memory, [], timings), soft_wrap=True)
-        console.print(f"{args.out}: {'exists already' if existed else 'written'}, {size / 1e6:,.1f} MB", soft_wrap=True)
+        Console(highlight=False).print(render.as_text(memory, [], timings), soft_wrap=True)
+        state = "exists already" if existed else "written"
+        print(typed.printable(f"{args.out}: {state}, {size / 1e6:,.1f} MB"))

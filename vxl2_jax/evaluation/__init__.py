@@ -26,7 +26,7 @@ from types import ModuleType
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import longvideobench, lvbench, mlvu, published, video_mme
-from vxl2_jax.evaluation.files import read_objects
+from vxl2_jax.evaluation.files import read_rows
 from vxl2_jax.evaluation.responses import read_responses
 from vxl2_jax.evaluation.rows import Row, locate_errors
 from vxl2_jax.evaluation.scores import Score, Verdict, grouped, judge, total
@@ -47,6 +47,7 @@ __all__ = [
     "judge",
     "read_docs",
     "read_responses",
+    "read_valid_docs",
     "total",
 ]
 
@@ -63,8 +64,24 @@ def read_docs(benchmark: ModuleType, path: str | Path) -> list[Row]:
 
     Raises RequestError with the number of the row and the missing or invalid key.
     """
-    rows = []
-    for number, doc in enumerate(read_objects(path), 1):
-        with locate_errors(str(path), number):
-            rows += [benchmark.row(row) for row in published.to_task_rows(benchmark.NAME, doc)]
+    rows, problems = read_valid_docs(benchmark, path)
+    if problems:
+        raise RequestError(problems[0])
     return rows
+
+
+def read_valid_docs(benchmark: ModuleType, path: str | Path) -> tuple[list[Row], list[str]]:
+    """The same for a file with invalid rows: (the valid ones, what is wrong with each of the others).
+
+    Raises RequestError for a file that cannot be read.
+    """
+    rows, problems = [], []
+    for number, doc in enumerate(read_rows(path), 1):
+        try:
+            if isinstance(doc, RequestError):
+                raise doc
+            with locate_errors(str(path), number):
+                rows += [benchmark.row(row) for row in published.to_task_rows(benchmark.NAME, doc)]
+        except RequestError as error:
+            problems.append(str(error))
+    return rows, problems

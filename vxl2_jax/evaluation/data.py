@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from types import ModuleType
+from typing import Any
 
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation import subtitles
 from vxl2_jax.evaluation.rows import Row
+from vxl2_jax.files import SUBTITLES, read_text
 
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
 """In order of preference; case-insensitive."""
@@ -61,6 +62,7 @@ def read(
     videos: Path | None = None,
     subtitle_folder: Path | None = None,
     limit: int | None = None,
+    left_out: Callable[[str], Any] = lambda problem: None,
 ) -> list[BenchmarkVideo]:
     """The benchmark's videos in the order of its annotations, each with all its questions.
 
@@ -70,27 +72,31 @@ def read(
       videos: the folder of the videos, if it is another one.
       subtitle_folder: a folder of SRT files named after the videos.
       limit: only the first so many videos.
+      left_out: called with what is wrong with each annotation row that is invalid.
 
-    Raises RequestError for a folder or an annotation file that is missing or invalid.
+    Raises RequestError for a folder or an annotation file that is missing or invalid, or has no valid row.
     """
     for place in (folder, videos, subtitle_folder):
         if place is not None and not place.is_dir():
             raise RequestError(f"{place}: no such folder; give the one that the benchmark was unpacked into")
     rows: dict[str, list[Row]] = {}
     for path in annotations or find_annotations(benchmark.NAME, folder):
-        for row in evaluation.read_docs(benchmark, path):
+        valid, problems = evaluation.read_valid_docs(benchmark, path)
+        if problems and not valid:
+            raise RequestError(problems[0])
+        for problem in problems:
+            left_out(problem.replace(str(path), path.name, 1))
+        for row in valid:
             rows.setdefault(row.video, []).append(row)
-    files = VideoFiles(videos or folder)
-    return [
-        BenchmarkVideo(
-            index,
-            video,
-            tuple(rows[video]),
-            *files.find(video, rows[video][0].files),
-            srt=_read_srt(subtitle_folder, video),
-        )
-        for index, video in enumerate(list(rows)[:limit])
-    ]
+    files, items = VideoFiles(videos or folder), []
+    for index, video in enumerate(list(rows)[:limit]):
+        path, problem = files.find(video, rows[video][0].files)
+        try:
+            srt = _read_srt(subtitle_folder, video)
+        except RequestError as error:  # its questions cannot be asked as they should be
+            path, problem, srt = None, str(error), None
+        items.append(BenchmarkVideo(index, video, tuple(rows[video]), path, problem, srt))
+    return items
 
 
 def find_annotations(name: str, folder: Path) -> list[Path]:
@@ -123,7 +129,7 @@ class VideoFiles:
     def find(self, video: str, files: Sequence[str]) -> tuple[Path | None, str]:
         """(the file of a video, ""), or (None, the reason why there is none). files: names to look for, best first."""
         for name in files:
-            if (self.folder / name).is_file():
+            if _is_file(self.folder / name):
                 return self.folder / name, ""
         stem = PurePath(video).stem if PurePath(video).suffix.lower() in VIDEO_EXTENSIONS else PurePath(video).name
         names = [PurePath(name).name for name in files]
@@ -137,16 +143,16 @@ class VideoFiles:
         return min(found), ""
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # no name that a file can have
+        return False
+
+
 def _read_srt(folder: Path | None, video: str) -> str | None:
     path = folder and folder / f"{video}.srt"
-    if path is None or not path.is_file():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        subtitles.parse(text)  # to report errors before the run starts
-    except (RequestError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path}: not subtitles ({error}); fix or remove it") from error
-    return text
+    return read_text(path, SUBTITLES) if path and _is_file(path) else None
 
 
 def digest(benchmark: ModuleType, items: Sequence[BenchmarkVideo]) -> str:

@@ -2,30 +2,51 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from pathlib import Path
 from typing import Any
 
 from vxl2_jax.errors import RequestError, first_line
+from vxl2_jax.files import ANNOTATIONS, TABLE, open_regular, parse_json, read_text, text_lines
 
-_GZIP = b"\x1f\x8b"
+
+def read_rows(path: str | Path) -> list[dict[str, Any] | RequestError]:
+    """The objects in a file; in the place of a row that is no object, an error that names it.
+
+    Raises RequestError for a file that cannot be read or holds no rows.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        found: list[Any] = _read_parquet(path)
+    else:
+        text = read_text(path, ANNOTATIONS)
+        found = parse_json(text, path, ANNOTATIONS) if text.lstrip().startswith("[") else _parse_lines(path, text)
+    if not found:
+        raise RequestError(f"{path}: no rows in it; give a JSON list of objects, or one object per line")
+    return [
+        row
+        if isinstance(row, (dict, RequestError))
+        else RequestError(f"{path}: row {number} must be a JSON object, not {row!r:.60}")
+        for number, row in enumerate(found, 1)
+    ]
 
 
 def read_objects(path: str | Path) -> list[dict[str, Any]]:
     """The objects in a file. Raises RequestError with the file, the place and the expected content."""
-    path = Path(path)
-    if path.suffix == ".parquet":
-        rows = _read_parquet(path)
-    else:
-        text = _read_text(path)
-        rows = _parse_list(path, text) if text.lstrip().startswith("[") else _parse_lines(path, text)
-    if not rows:
-        raise RequestError(f"{path}: no rows in it; give a JSON list of objects, or one object per line")
-    for number, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            raise RequestError(f"{path}: row {number} must be a JSON object, not {row!r:.60}")
+    rows = []
+    for row in read_rows(path):
+        if isinstance(row, RequestError):
+            raise row
+        rows.append(row)
+    return rows
+
+
+def _parse_lines(path: Path, text: str) -> list[Any]:
+    rows: list[Any] = []
+    for number, line in text_lines(text):
+        try:
+            rows.append(parse_json(line, f"{path}, line {number}", ANNOTATIONS))
+        except RequestError as error:
+            rows.append(error)
     return rows
 
 
@@ -37,39 +58,7 @@ def _read_parquet(path: Path) -> list[Any]:
             f"{path}: reading parquet needs the package pyarrow; pip install pyarrow, or give a JSON file"
         ) from error
     try:
-        return parquet.read_table(path).to_pylist()
-    except FileNotFoundError as error:
-        raise RequestError(f"{path}: no such file; give the path of a parquet file") from error
-    except (OSError, ArrowException) as error:
-        raise RequestError(f"{path}: cannot be read ({first_line(error)}); give a parquet file") from error
-
-
-def _read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-        return (gzip.decompress(data) if data.startswith(_GZIP) else data).decode("utf-8-sig")
-    except FileNotFoundError as error:
-        raise RequestError(f"{path}: no such file; give the path of a JSON file") from error
-    except (OSError, EOFError, zlib.error) as error:
-        raise RequestError(f"{path}: cannot be read ({error}); give a JSON file, plain or gzipped") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not UTF-8 text; give a JSON file, plain or gzipped") from error
-
-
-def _parse_list(path: Path, text: str) -> list[Any]:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise RequestError(f"{path}: not JSON at {place} ({error.msg}); fix it there") from error
-
-
-def _parse_lines(path: Path, text: str) -> list[Any]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise RequestError(f"{path}: line {number} is not JSON ({error.msg}); it must be one object") from error
-    return rows
+        with open_regular(path, TABLE) as file:
+            return parquet.read_table(file).to_pylist()
+    except (OSError, ValueError, ArrowException) as error:
+        TABLE.fail(path, f"cannot be read ({first_line(error)})", error)

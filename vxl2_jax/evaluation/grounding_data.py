@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.evaluation.data import VideoFiles
 from vxl2_jax.evaluation.files import read_objects
-from vxl2_jax.evaluation.rows import locate_errors, value
+from vxl2_jax.evaluation.rows import MAX_SECONDS, locate_errors, seconds, value
+from vxl2_jax.files import ANNOTATIONS, read_text, text_lines
 
 Window = tuple[float, float]
 """(start, end) in seconds."""
-_EXAMPLE = "charades_sta_test.txt"
+GROUNDING = replace(ANNOTATIONS, fix="give a file such as charades_sta_test.txt", gzipped=False)
 _LINE = re.compile(r"(\S+)\s+(\S+)\s+(\S+)\s*##(.*)")
 
 
@@ -126,21 +126,14 @@ def digest(items: Sequence[GroundingVideo]) -> str:
 
 
 def _charades_sta(path: str | Path) -> list[Moment]:
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); give a file such as {_EXAMPLE}") from error
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{path}: not UTF-8 text; give a file such as {_EXAMPLE}") from error
     moments = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            with locate_errors(str(path), number):
-                parts = _LINE.fullmatch(line.strip())
-                if not parts or not parts[4].strip():
-                    raise RequestError(f"must be 'VIDEO start end##sentence', not {line:.60}")
-                window = _window([_number(parts[2]), _number(parts[3])])
-                moments.append(Moment(str(number), parts[1], parts[4].strip(), window))
+    for number, line in text_lines(read_text(path, GROUNDING)):
+        with locate_errors(str(path), number):
+            parts = _LINE.fullmatch(line.strip())
+            if not parts or not parts[4].strip():
+                raise RequestError(f"must be 'VIDEO start end##sentence', not {line:.60}")
+            window = _window([_number(parts[2]), _number(parts[3])])
+            moments.append(Moment(str(number), parts[1], parts[4].strip(), window))
     return moments
 
 
@@ -150,7 +143,7 @@ def _qvhighlights(path: str | Path) -> list[Moment]:
         with locate_errors(str(path), number):
             if "relevant_windows" not in row:
                 raise RequestError("lacks 'relevant_windows', as the test split does; give the validation split")
-            value(row, "duration", (int, float))
+            seconds(row, "duration")
             windows = [window for pair in value(row, "relevant_windows", list) for window in _window(pair)]
             qid, video, query = value(row, "qid", (int, str)), value(row, "vid"), value(row, "query")
             moments.append(Moment(str(qid), video, query, tuple(windows)))
@@ -166,8 +159,8 @@ FORMATS: dict[str, Callable[[str | Path], list[Moment]]] = {
 def _window(pair: Any) -> tuple[Window, ...]:
     """A window, or none if it is empty."""
     valid = isinstance(pair, (list, tuple)) and len(pair) == 2
-    if not valid or not all(isinstance(one, (int, float)) and math.isfinite(one) and one >= 0 for one in pair):
-        raise RequestError(f"a window must be two numbers of seconds, not {pair!r:.60}")
+    if not valid or not all(isinstance(one, (int, float)) and 0 <= one <= MAX_SECONDS for one in pair):
+        raise RequestError(f"a window must be two numbers of seconds, not {shown(pair)}")
     return ((float(pair[0]), float(pair[1])),) if pair[1] > pair[0] else ()
 
 

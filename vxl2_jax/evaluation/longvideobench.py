@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.evaluation.letters import first_letter
-from vxl2_jax.evaluation.rows import Row, groups_of, letter, lettered, matches, value
+from vxl2_jax.evaluation.rows import Row, groups_of, is_unanswered, letter, lettered, matches, seconds, value
 
 NAME = "longvideobench"
 GROUPS = ("duration_group", "question_category")
@@ -19,24 +19,27 @@ def row(doc: Mapping[str, Any]) -> Row:
     """Parse an annotation row: id, video_path, question, option0 … option4 ("N/A" if unused), correct_choice
     (counted from 0), duration_group, question_category.
 
-    Optional: `duration` in seconds.
+    Optional: `duration` in seconds. The test split has no `correct_choice`.
     """
     options = tuple(option for key in _OPTIONS if (option := value(doc, key)) != "N/A")
-    correct = value(doc, "correct_choice", int)
-    if not 0 <= correct < len(options):
-        raise RequestError(f"'correct_choice' must be from 0 to {len(options) - 1}, one of the options, not {correct}")
+    correct = None if is_unanswered(doc, "correct_choice") else value(doc, "correct_choice", int)
+    if not options:
+        raise RequestError("has no options: all are 'N/A'")
+    if correct is not None and not 0 <= correct < len(options):
+        last = len(options) - 1
+        raise RequestError(f"'correct_choice' must be from 0 to {last}, one of the options, not {shown(correct)}")
     value(doc, "duration_group", (int, str))
     value(doc, "question_category")
     video = value(doc, "video_path")
     return Row(
-        answer=letter(correct),
+        answer=None if correct is None else letter(correct),
         groups=groups_of(doc, GROUPS),
         video=video,
         files=(video,),
         id=value(doc, "id"),
         question=value(doc, "question"),
         options=options,
-        duration_s=float(value(doc, "duration", (int, float))) if doc.get("duration") is not None else None,
+        duration_s=seconds(doc, "duration"),
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation.rows import Row, groups_of, letter, lettered, matches, strings, value
+from vxl2_jax.evaluation.rows import Row, groups_of, is_unanswered, letter, lettered, matches, strings, value
 
 NAME = "lvbench"
 GROUPS = ("type", "question_type")
@@ -27,11 +27,11 @@ def row(doc: Mapping[str, Any]) -> Row:
     options = strings(doc, "candidates")
     if len(options) > 5:
         raise RequestError(f"'candidates' has {len(options)} entries; give up to 5: responses are read as A–E")
-    answer, video = value(doc, "answer"), value(doc, "video")
+    answer, video = None if is_unanswered(doc) else value(doc, "answer"), value(doc, "video")
     value(doc, "type")
     strings(doc, "question_type")
     return Row(
-        answer=letter(options.index(answer)) if answer in options else "",
+        answer=None if answer is None else letter(options.index(answer)) if answer in options else "",
         groups=groups_of(doc, GROUPS),
         video=video,
         files=(f"{video}.mp4",),

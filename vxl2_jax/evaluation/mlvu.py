@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vxl2_jax.evaluation.rows import Row, groups_of, matches, option_letter, value
+from vxl2_jax.evaluation.rows import Row, groups_of, identifier, matches, option_letter, seconds, value
 
 NAME = "mlvu"
 GROUPS = ("task_type",)
@@ -14,7 +14,7 @@ GROUPS = ("task_type",)
 def row(doc: Mapping[str, Any]) -> Row:
     """Parse an annotation row: video_name, question (with its options as lines `(A) …`), answer, task_type.
 
-    Optional: `duration` in seconds.
+    Optional: `duration` in seconds, `question_id`. The test split has no `answer`.
     """
     value(doc, "task_type")
     video = value(doc, "video_name")
@@ -24,7 +24,8 @@ def row(doc: Mapping[str, Any]) -> Row:
         video=video,
         files=(video,),
         question=value(doc, "question"),
-        duration_s=float(value(doc, "duration", (int, float))) if doc.get("duration") is not None else None,
+        id=identifier(doc, "question_id"),
+        duration_s=seconds(doc, "duration"),
     )
 
 

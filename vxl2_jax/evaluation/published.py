@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation.rows import letter, strings, value
+from vxl2_jax.evaluation.rows import is_unanswered, letter, strings, value
 
 MAX_OPTIONS = 5
 _OPEN_ENDED = ("subPlot", "summary")
@@ -30,8 +30,9 @@ def _mlvu(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return [doc]
     if kind in _OPEN_ENDED:
         return []
-    options, answer = strings(doc, "candidates"), value(doc, "answer")
-    if answer not in options:
+    options = strings(doc, "candidates")
+    answer = None if is_unanswered(doc) else value(doc, "answer")
+    if answer is not None and answer not in options:
         raise RequestError(f"'answer' must be one of 'candidates', not {answer!r:.60}")
     lines = [value(doc, "question"), *(f"({letter(i)}) {option}" for i, option in enumerate(options))]
     return [
@@ -39,7 +40,7 @@ def _mlvu(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
             **doc,
             "video_name": value(doc, "video"),
             "question": "\n".join(lines),
-            "answer": letter(options.index(answer)),
+            "answer": None if answer is None else letter(options.index(answer)),
             "task_type": kind,
         }
     ]
@@ -66,7 +67,9 @@ def _lvbench(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         if not isinstance(entry, Mapping):
             raise RequestError(f"'qa' must be a list of objects, not {entry!r:.60}")
         question, *options = _OPTION.split(value(entry, "question"))
-        correct = [option for option in options if option.startswith(f"({value(entry, 'answer')})")]
+        correct: list[Any] = [None]
+        if not is_unanswered(entry):
+            correct = [option for option in options if option.startswith(f"({value(entry, 'answer')})")]
         if not correct:
             raise RequestError(f"'qa', entry {number}: 'answer' must be the letter of an option in 'question'")
         rows.append(

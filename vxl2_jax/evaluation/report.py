@@ -18,6 +18,7 @@ from vxl2_jax.evaluation.settings import MODES, RELEASED, released
 
 NAME = "report"
 _UNVERIFIED = ("mlvu", "longvideobench")
+_MAX_LEFT_OUT = 100  # rows listed in report.md; run.json has all
 _SIZES = ("category", "chunk_size", "compression")
 
 
@@ -42,7 +43,8 @@ def summarise(folder: Path) -> dict[str, Any]:
         "by": by_group(verdicts),
         "corrected": _corrected_accuracy(settings["benchmark"], questions),
         "unnamed": sum(not verdict.named for verdict in verdicts if verdict.counted),
-        "uncounted": sum(not verdict.counted for verdict in verdicts),
+        "uncounted": sum(not one.verdict.counted and one.answer["answer"] is not None for one in questions),
+        "unscored": sum(one.answer["answer"] is None for one in questions),
         "published": RELEASED[settings["benchmark"]][MODES[settings["mode"]]].accuracy,
         "saved": savings(questions, records),
         "failures": failures,
@@ -115,7 +117,10 @@ def _changed_settings(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Settings that differ from the original's run: [released, here]. Replayed oracle files do not count as a change."""
     parts = zip(released(settings["benchmark"], settings["mode"]), (settings["watch"], settings["ask"]), strict=True)
     changed = {
-        name: [value, here[name]] for theirs, here in parts for name, value in theirs.items() if here[name] != value
+        name: [value, here[name]]
+        for theirs, here in parts
+        for name, value in theirs.items()
+        if here.get(name, value) != value
     }
     if "oracle" in settings:
         del changed["relevance"]
@@ -198,8 +203,10 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         data[name] for name in ("settings", "accuracy", "time", "saved", "oracle")
     )
     missing = settings["videos"] - data["videos"] - len(data["failures"])
+    scored = accuracy["total"] or not data["unscored"]
+    left_out = settings.get("left_out", [])
     lines = [
-        f"# {settings['benchmark']}, {settings['mode']}: {percent(accuracy)}",
+        f"# {settings['benchmark']}, {settings['mode']}: {percent(accuracy) if scored else 'not scored'}",
         "",
         f"{accuracy['correct']:,} of {accuracy['total']:,} correct; the original published {data['published']} % for its own "
         "model.",
@@ -207,6 +214,10 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         f"videos were asked; {len(data['failures'])} videos could not be watched, and {missing} are still to be done.",
         f"{data['unnamed']} responses name no option and count as wrong; {data['uncounted']} are left out as empty.",
     ]
+    if data["unscored"]:
+        lines.append(f"{data['unscored']:,} responses are not scored: the annotations have no correct answer.")
+    if left_out:
+        lines.append(f"{len(left_out):,} annotation rows were left out: they are invalid.")
     if data["corrected"]:
         lines.append(f"With all prefixes removed, as the original intended: {percent(data['corrected'])}.")
     if oracle:
@@ -236,12 +247,16 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     lines += [f"At most {time['executables']} executables in a process; seconds are summed over processes.", ""]
     lines += settings_table({**settings, **settings["watch"], **settings["ask"], **data["made_with"]})
     lines += failures_table(data["failures"])
+    if left_out:
+        lines += table(["annotation rows that were left out"], [[problem] for problem in left_out[:_MAX_LEFT_OUT]])
     return "\n".join(lines)
 
 
 def settings_table(settings: Mapping[str, Any]) -> list[str]:
     """Lines of a Markdown table of a run's settings on one level."""
-    return table(["setting", ""], [[name, value] for name, value in settings.items() if name not in ("watch", "ask")])
+    return table(
+        ["setting", ""], [[name, value] for name, value in settings.items() if name not in ("watch", "ask", "left_out")]
+    )
 
 
 def failures_table(failures: Sequence[Mapping[str, str]]) -> list[str]:

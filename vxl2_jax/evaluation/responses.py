@@ -41,4 +41,5 @@ def _row(benchmark: ModuleType, line: dict[str, Any]) -> Row:
     groups = groups_of(line, (*benchmark.GROUPS, *RUN_KEYS))
     if all(key in groups for key in RUN_KEYS):
         groups["/".join(RUN_KEYS)] = ("/".join(groups[key][0] for key in RUN_KEYS),)
+    value(line, "answer")  # recorded responses are there to be scored
     return Row(answer=option_letter(line), groups=groups)

@@ -10,16 +10,18 @@ import json
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.scores import Verdict
+from vxl2_jax.files import RESULTS, read_json_object, read_text
 from vxl2_jax.storage import jsonl
 from vxl2_jax.storage.locking import open_locked
 
 RUN_FILE = "run.json"
+RECORDS = replace(RESULTS, fix="give a folder of `vxl2 eval`, or a file of its rows")
 LENGTH_GROUPS = ((2, "up to 2 min"), (10, "2 to 10 min"), (30, "10 to 30 min"), (60, "30 to 60 min"))
 """(minutes at most, name): answers are grouped by the length of the watched video, besides the annotation fields."""
 LONGEST_GROUP = "over an hour"
@@ -72,10 +74,10 @@ def claim(folder: Path, settings: Mapping[str, Any], made_with: Mapping[str, Any
 def read_run(folder: Path) -> dict[str, Any]:
     """The content of run.json, {"settings", "made_with"}. Raises RequestError if it is missing or damaged."""
     try:
-        found = json.loads((folder / RUN_FILE).read_text())
+        found = read_json_object(folder / RUN_FILE, RESULTS)
         if isinstance(found["settings"], dict) and isinstance(found["made_with"], dict):
             return found
-    except (OSError, ValueError, KeyError, TypeError):
+    except (RequestError, KeyError):
         pass
     raise RequestError(
         f"{folder}: no run in it ({RUN_FILE} is missing or damaged); give a folder that `vxl2 eval --out` made"
@@ -117,15 +119,7 @@ def read_records(folder: Path) -> dict[str, dict[str, Any]]:
 
 def read_file(path: Path) -> list[dict[str, Any]]:
     """All complete records of one file. Raises RequestError for any other file."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return _parse(path, jsonl.read_lines(file)[0])
-    except UnicodeDecodeError as error:
-        raise _invalid_line(path, 1) from error
-    except OSError as error:
-        raise RequestError(
-            f"{path}: cannot be read ({error.strerror}); give a folder of `vxl2 eval`, or a file of its rows"
-        ) from error
+    return _parse(path, read_text(path, RECORDS).split("\n")[:-1])
 
 
 def _parse(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
@@ -138,7 +132,7 @@ def _parse(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
                 and isinstance(record["index"], int)
                 and ("answers" in record) != ("error" in record)
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise _invalid_line(path, number) from error
         if not valid:
             raise _invalid_line(path, number)
@@ -156,7 +150,7 @@ def answered_questions(records: Iterable[Mapping[str, Any]]) -> Iterator[Answere
         for answer in record.get("answers", ()):
             groups = {field: tuple(values) for field, values in answer["groups"].items()}
             groups["video length"] = (length_group(record["end_s"]),)
-            verdict = Verdict(answer["correct"], answer["counted"], answer["named"], groups)
+            verdict = Verdict(bool(answer["correct"]), answer["counted"], answer["named"], groups)
             yield AnsweredQuestion(answer["key"], verdict, answer, record)
 
 

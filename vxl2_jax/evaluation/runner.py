@@ -20,8 +20,10 @@ from typing import Any
 import grain
 import jax
 
+from vxl2_jax import hardware
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
+from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.errors import RequestError, VideoError
 from vxl2_jax.evaluation import data, replay, run_folder, subtitles
 from vxl2_jax.evaluation.data import BenchmarkVideo
@@ -49,6 +51,7 @@ class BenchmarkRun:
       mode: a name for the options.
       watch, ask: options of `Model.watch` and `Model.ask`.
       subtitles: put subtitles into the prompts.
+      left_out: what is wrong with each annotation row that was left out.
     """
 
     benchmark: ModuleType
@@ -57,6 +60,7 @@ class BenchmarkRun:
     watch: Mapping[str, Any]
     ask: Mapping[str, Any]
     subtitles: bool = False
+    left_out: Sequence[str] = ()
 
     @property
     def oracle(self) -> str | None:
@@ -74,6 +78,7 @@ class BenchmarkRun:
             "videos": len(self.items),
             "questions": sum(len(item.rows) for item in self.items),
             "subtitles": self.subtitles,
+            "left_out": list(self.left_out),
             "annotations": data.digest(self.benchmark, self.items),
             "watch": dict(self.watch),
             "ask": dict(self.ask),
@@ -92,7 +97,7 @@ def evaluate(
 ) -> None:
     """Answer the questions about this process's videos that have no answer yet in the folder `out`.
 
-    A video that cannot be read, or whose memory would not fit, gets a record with its error, and the run continues.
+    A video that cannot be read or asked (see `batch.JobResult`) gets a record with its error, and the run continues.
 
     Args:
       run: the settings.
@@ -124,6 +129,7 @@ def evaluate(
         todo = [item for item in unanswered if item.path is not None]
         model = load() if todo or not (out / run_folder.RUN_FILE).exists() else None
         if model:
+            check_compression(run.watch["compression"], model.config.visual_tokens)
             run_folder.claim(out, run.settings | _model_settings(model), _made_with(model))
         for item in unanswered:
             if item.path is None and stored.get(item.video, {}).get("error") != item.problem:
@@ -251,7 +257,7 @@ def _answers(
             "answer": row.answer,
             "response": answer.text,
             "read": benchmark.read(answer.text),
-            "correct": verdict.correct,
+            "correct": None if row.answer is None else verdict.correct,
             "counted": verdict.counted,
             "named": verdict.named,
             "groups": {field: list(values) for field, values in row.groups.items()},
@@ -270,7 +276,7 @@ def _model_settings(model: Model) -> dict[str, str]:
 
 def _made_with(model: Model) -> dict[str, str]:
     """The environment, on which results should not depend, but may."""
-    device = jax.devices()[0]
+    device = hardware.device()
     return {
         "model": model.name,
         "attention": model.kernel_reason,

@@ -16,7 +16,7 @@ class Verdict:
 
     Attributes:
       correct: it names the correct option.
-      counted: it counts in the denominator.
+      counted: it counts in the denominator. A response to a question without a correct answer does not.
       named: it names an option at all.
       groups: those of its row.
     """
@@ -52,7 +52,8 @@ class Score:
 def judge(benchmark: ModuleType, row: Row, response: str, read: Callable[[str], str] | None = None) -> Verdict:
     """The verdict on one response. `read` replaces the benchmark's own parser of the letter."""
     letter = (read or benchmark.read)(response)
-    return Verdict(matches(row, letter), benchmark.counts(response), letter in tuple("ABCDE"), row.groups)
+    counted = row.answer is not None and benchmark.counts(response)
+    return Verdict(matches(row, letter), counted, letter in tuple("ABCDE"), row.groups)
 
 
 def total(verdicts: Iterable[Verdict]) -> Score:

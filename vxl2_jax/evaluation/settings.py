@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.text.prompt import ORIGINAL
 
 FPS, MAX_FPS = 1.0, 4.0
 """Frames per second, and the maximum for short videos. Decoding is greedy, as by default."""
@@ -73,4 +74,4 @@ def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
         "compression": COMPRESSION,
     }
     chosen: dict[str, Any] = {} if mode == "bilevel" else {"relevance": "recent", "top_k": None}
-    return watch, asdict(AskOptions(max_new_tokens=MAX_NEW_TOKENS[name], **chosen))
+    return watch, asdict(AskOptions(max_new_tokens=MAX_NEW_TOKENS[name], text=ORIGINAL, **chosen))

@@ -6,13 +6,13 @@ import re
 
 import numpy as np
 
-from vxl2_jax.errors import RequestError
-
 FRAMES = 128
 """Frames that the original's lmms-eval task samples, independent of the frames given to the model."""
 NONE = "No subtitles available"
 """The text in the prompt for a video without a subtitle file."""
 
+_CLOCK = r"\s*(\d{1,4}):(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
+_TIMES = re.compile(rf"{_CLOCK} -->{_CLOCK}(?!\d)")
 _WHITE_TEXT = re.compile(r'<font color="white" size=".72c">(.*?)</font>')
 
 
@@ -20,24 +20,20 @@ def parse(srt: str) -> dict[tuple[float, float], str]:
     """Parse an SRT file to {(start, end) in seconds: text}, joining lines. The last of several texts with the same times
     is kept.
 
-    Raises RequestError for a line that should be a pair of times and is not.
+    What follows a pair of times on its line, such as a position, is ignored. A part without a pair of times, such as the
+    rest of a text with a blank line in it, is skipped; the original stops there.
     """
-    parts = (part.split("\n") for part in srt.split("\n\n") if part.strip())
+    parts = (part.split("\n") for part in srt.replace("\r\n", "\n").split("\n\n") if part.strip())
     texts = {}
     for lines in parts:
-        if len(lines) >= 3:
-            try:
-                start, end = map(_seconds, lines[1].split(" --> ")[:2])
-            except ValueError as error:
-                raise RequestError(f"{lines[1]!r:.60} must be times, as in '00:00:01,500 --> 00:00:04,000'") from error
+        if len(lines) >= 3 and (times := _TIMES.match(lines[1])):
+            start, end = _seconds(*times.groups()[:4]), _seconds(*times.groups()[4:])
             texts[start, end] = " ".join(lines[2:])
     return texts
 
 
-def _seconds(clock: str) -> float:
-    hours, minutes, rest = clock.split(":")
-    seconds, milliseconds = rest.split(",")
-    return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + int(milliseconds) / 1000
+def _seconds(hours: str, minutes: str, seconds: str, milliseconds: str) -> float:
+    return 3600 * int(hours) + 60 * int(minutes) + int(seconds) + int(milliseconds.ljust(3, "0")) / 1000
 
 
 def at_frames(srt: str, fps: float, frames: int, samples: int = FRAMES) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vxl2_jax.evaluation.letters import PREFIXES, first_letter
-from vxl2_jax.evaluation.rows import Row, groups_of, matches, option_letter, strings, value
+from vxl2_jax.evaluation.rows import Row, groups_of, identifier, matches, option_letter, strings, value
 
 NAME = "video_mme"
 GROUPS = ("duration", "domain", "sub_category", "task_type")
@@ -35,7 +35,7 @@ def row(doc: Mapping[str, Any]) -> Row:
         files=tuple(f"{video}.{extension}" for extension in ("mp4", "MP4", "mkv")),
         question=value(doc, "question"),
         options=strings(doc, "options"),
-        id=doc.get("question_id"),
+        id=identifier(doc, "question_id"),
         subtitles=value(doc, "subtitles") if doc.get("subtitles") is not None else None,
     )
 

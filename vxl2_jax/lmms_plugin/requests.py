@@ -15,6 +15,7 @@ from typing import Any
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import RequestError
+from vxl2_jax.options import RANGES
 
 _FOLLOWED = ("max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", "until")
 _log = logging.getLogger("vxl2_jax")
@@ -70,17 +71,24 @@ def generation(generation_kwargs: Mapping[str, Any], where: str) -> tuple[dict[s
       (options of `Model.ask` that the task sets, strings that end an answer).
 
     Raises:
-      RequestError: beam search is requested; `where` names the document.
+      RequestError: beam search is requested, or a number is out of range; `where` names the document.
     """
     given = generation_kwargs
-    if (given.get("num_beams") or 1) > 1:
-        raise RequestError(f"{where}: num_beams={given['num_beams']} is not supported; use --gen_kwargs num_beams=1")
-    ask = {} if given.get("max_new_tokens") is None else {"max_new_tokens": int(given["max_new_tokens"])}
-    temperature = float(given.get("temperature") or 0)
-    if temperature > 0 and given.get("do_sample") is not False:
-        ask |= {"temperature": temperature, "top_p": 1.0 if given.get("top_p") is None else float(given["top_p"])}
+    if given.get("num_beams") not in (None, 0, 1):
+        beams = f"{given['num_beams']!r:.60}"
+        raise RequestError(f"{where}: num_beams={beams} is not supported; use --gen_kwargs num_beams=1")
     until = given.get("until") or ()
-    return ask, tuple(text for text in ([until] if isinstance(until, str) else until) if text)
+    until = [until] if isinstance(until, str) else until
+    if not isinstance(until, (list, tuple)) or not all(isinstance(text, str) for text in until):
+        raise RequestError(f"{where}: until must be a text or a list of texts, not {until!r:.60}")
+
+    def number(name: str) -> Any:
+        return RANGES[name].parse(f"{where}: {name}", str(given[name]))
+
+    ask = {} if given.get("max_new_tokens") is None else {"max_new_tokens": number("max_new_tokens")}
+    if given.get("temperature") and given.get("do_sample") is not False:
+        ask |= {"temperature": number("temperature"), "top_p": 1.0 if given.get("top_p") is None else number("top_p")}
+    return ask, tuple(text for text in until if text)
 
 
 def ignored_names(generation_kwargs: Iterable[Mapping[str, Any]]) -> list[str]:

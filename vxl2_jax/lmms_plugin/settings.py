@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
+from vxl2_jax.api import DTYPES
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
 from vxl2_jax.options import AskOptions, WatchOptions, options_of
@@ -23,7 +24,7 @@ OF_TASKS = ("max_new_tokens", "temperature", "top_p")
 _CHOICES = {
     "mode": tuple(MODES),
     "settings": tuple(RELEASED),
-    "dtype": ("float32", "bfloat16", "float16"),
+    "dtype": DTYPES,
     "attention": KERNELS,
 }
 _WATCH = {option.name: option for option in options_of(WatchOptions)}
@@ -56,7 +57,9 @@ def read(model_args: Mapping[str, Any]) -> PluginOptions:
     model_args = {name: value for name, value in model_args.items() if name not in OF_HARNESS}
     if unknown := [name for name in model_args if name not in KNOWN]:
         hint = "; set answer length and sampling with --gen_kwargs" if set(unknown) & set(OF_TASKS) else ""
-        raise RequestError(f"model_args: unknown {', '.join(unknown)}; known are {', '.join(KNOWN)}{hint}")
+        raise RequestError(
+            f"model_args: unknown {', '.join(map(str, unknown)):.200}; known are {', '.join(KNOWN)}{hint}"
+        )
     values = {name: _parse(name, str(value)) for name, value in model_args.items()}
     watch, ask = released(values.get("settings", "mlvu"), values.get("mode", "bilevel"))
     watch |= {name: value for name, value in values.items() if name in _WATCH}
@@ -70,9 +73,6 @@ def read(model_args: Mapping[str, Any]) -> PluginOptions:
 
 def _parse(name: str, text: str) -> Any:
     if name in _CHOICES and text not in _CHOICES[name]:
-        raise RequestError(f"model_args: {name}={text}: choose {', '.join(_CHOICES[name])}")
+        raise RequestError(f"model_args: {name}={text:.60}: choose {', '.join(_CHOICES[name])}")
     option = _WATCH.get(name) or _ASK.get(name)
-    try:
-        return option.parse(text) if option else text
-    except ValueError as error:
-        raise RequestError(f"model_args: {name}: {error}") from error
+    return option.parse(text) if option else text

@@ -8,7 +8,6 @@ A category that is null means plain dense pre-filling, and so does a question th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from vxl2_jax.errors import RequestError
+from vxl2_jax.files import ORACLE, read_json
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.relevance.selection import ChunkSelection, chunk_of_unit, chunks_of_units
 
@@ -103,11 +103,11 @@ def read(path: str | Path) -> Oracle:
     choices: dict[str, OracleSelection] = {}
     plain: set[str] = set()
     for file in files(path):
-        for category, content in _object(file, _load_json(file)).items():
+        for category, content in _object(file, read_json(file, ORACLE)).items():
             if content is None:
                 plain.add(category)
             else:
-                choices |= _selections(f"{file}: {category!r}", category, content)
+                choices |= _selections(f"{file}: {category!r:.60}", category, content)
     max_chunks: dict[str, int] = {}
     for choice in choices.values():
         units = choice.units or ()
@@ -123,17 +123,6 @@ def files(path: Path) -> list[Path]:
     if not (found := sorted(path.glob("*.json"))):
         raise RequestError(f"{path}: no oracle files (*.json) in this folder; give the folder that holds them")
     return found
-
-
-def _load_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RequestError(
-            f"{file}: cannot read the oracle file ({error.strerror}); give a file or a folder of them"
-        ) from error
-    except ValueError as error:
-        raise RequestError(f"{file}: not an oracle file of the original: not JSON ({error})") from error
 
 
 def _selections(where: str, category: str, content: Any) -> dict[str, OracleSelection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import tokenizers
@@ -11,6 +12,7 @@ import tokenizers
 from vxl2_jax import files
 from vxl2_jax.errors import CheckpointError, first_line
 from vxl2_jax.text import qwen2_bpe
+from vxl2_jax.text.prompt import MARKERS
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,13 @@ class Tokenizer:
     json: str = field(repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_tokenizer", tokenizers.Tokenizer.from_str(self.json))
+        tokenizer = tokenizers.Tokenizer.from_str(self.json)
+        special = {*tokenizer.get_added_tokens_decoder(), *map(tokenizer.token_to_id, MARKERS)}
+        # Unknown words have this one.
+        unknown = getattr(tokenizer.model, "unk_token", None)
+        special -= {None, tokenizer.token_to_id(unknown) if unknown else None}
+        object.__setattr__(self, "_tokenizer", tokenizer)
+        object.__setattr__(self, "_special", frozenset(special))
 
     @classmethod
     def read(cls, directory: Path) -> Tokenizer:
@@ -47,6 +55,20 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Text → ids. Adds no special tokens, but recognises those in the text."""
         return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Text → ids, in which no special token occurs: "<|im_end|>" is encoded as the characters that it consists of."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        cuts = [
+            start + 1
+            for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True)
+            if token in self._special
+        ]
+        if not cuts:
+            return encoding.ids
+        # Cut after its first character, a special token is not recognised.
+        parts = (text[first:last] for first, last in pairwise([0, *cuts, len(text)]))
+        return [token for part in parts for token in self.encode(part) if token not in self._special]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids → text, without special tokens and surrounding whitespace."""

@@ -21,13 +21,13 @@ import msgspec
 import orbax.checkpoint as ocp
 
 from vxl2_jax.errors import CheckpointError, RequestError, first_line
-from vxl2_jax.training.settings import TrainingSettings
+from vxl2_jax.training.settings import RunSettings
 
 _NOT_IDENTITY = ("out", "data", "mesh", "remat", "checkpoint", "log_every")
 """Settings that do not change what is computed, but for rounding. Of the data, its content is what counts."""
 
 
-def identity(settings: TrainingSettings, data: str, model: str) -> dict[str, Any]:
+def identity(settings: RunSettings, data: str, model: str) -> dict[str, Any]:
     """What a run computes, as a flat dict: the settings that matter, and fingerprints of the data and the model."""
     matter = {key: value for key, value in msgspec.to_builtins(settings).items() if key not in _NOT_IDENTITY}
     return _flatten({**matter, "fingerprint of the data": data, "fingerprint of the model": model}, "")

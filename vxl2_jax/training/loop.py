@@ -1,8 +1,10 @@
-"""A whole training run: stages of steps, metrics, checkpoints to resume from, and the exported model.
+"""The loop of every training run: stages of steps, metrics, checkpoints to resume from, and the exported model.
 
 OUT/metrics.jsonl   a line every few steps, see `metrics`
 OUT/checkpoints/    and OUT/stages/, see `checkpoints`
-OUT/model/          the result: a checkpoint directory with low-rank updates merged
+OUT/model/          the result
+
+A stage has settings (`settings.Stage`: how many steps, what is trained, how fast) and a `Task`: data and loss.
 """
 
 from __future__ import annotations
@@ -12,33 +14,54 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
+import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from pallas_kernels import attention as kernels
 from vxl2_jax import parallel
-from vxl2_jax.api import load
-from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.errors import RequestError
-from vxl2_jax.runtime import Runtime
 from vxl2_jax.storage import locking
-from vxl2_jax.training import checkpoints, conversations, lora, metrics, pipeline, step
+from vxl2_jax.training import checkpoints, metrics, step
 from vxl2_jax.training.checkpoints import Checkpoints
-from vxl2_jax.training.collate import Batch
 from vxl2_jax.training.metrics import Tally
-from vxl2_jax.training.pipeline import Dataset, LoadedBatch
-from vxl2_jax.training.settings import Stage, TrainingSettings
+from vxl2_jax.training.settings import RunSettings, Stage
 
 Params = Any
+
+
+class LoadedBatch(NamedTuple):
+    """A batch ready for a step.
+
+    batch: what the loss takes, a pytree of arrays; tokens: real tokens that it holds; skipped: samples of zero weight,
+    because their video can no longer be read.
+    """
+
+    batch: Any
+    tokens: int
+    skipped: int
+
+
+class Task(NamedTuple):
+    """What a stage learns.
+
+    loss: see `step.Loss`.
+    open_data: from all parameters at the start of the stage to an endless iterator over `LoadedBatch`, with get_state
+      and set_state; called when the stage starts or is resumed.
+    evaluate: from all parameters to numbers that are added to the line of metrics at a checkpoint.
+    """
+
+    loss: step.Loss
+    open_data: Callable[[Params], grain.DatasetIterator]
+    evaluate: Callable[[Params], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -60,74 +83,78 @@ class TrainingLog:
     metrics: Callable[[dict[str, Any]], Any] = lambda line: None
 
 
-@dataclass(frozen=True)
-class _StageSpan:
-    """A stage and its steps, counted from the start of the run: start + 1 … stop."""
-
-    index: int
-    stage: Stage
-    start: int
-    stop: int
-
-
-def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
-    """Train, and write the model. A run that was interrupted is resumed from its latest checkpoint.
-
-    SIGINT and SIGTERM save a checkpoint after the current step, then raise KeyboardInterrupt; a second signal does not
-    wait.
-
-    Returns:
-      The model's directory.
+@contextmanager
+def open_metrics(out: str | Path) -> Generator[IO[str], None, None]:
+    """Create OUT, and open and lock its metrics: no other process can write this run.
 
     Raises:
-      RequestError: settings, data or OUT cannot be used.
-      VideoError: see `pipeline.scan_dataset`.
-      CheckpointError: the model or a checkpoint is damaged.
+      RequestError: OUT cannot be written.
     """
-    out, log = Path(settings.out), log or TrainingLog()
-    samples = conversations.read(settings.data.files, settings.data.videos)
+    out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{out}: cannot be created ({error.strerror}); choose another out") from error
-    # Each process writes the same metrics to a file of its own; that of the first has the plain name.
-    path = out / (f"metrics-{jax.process_index()}.jsonl" if jax.process_index() else "metrics.jsonl")
-    with locking.open_locked(path) as file:
-        model, mesh = _load(settings)
-        # By default GPUs and TPUs compute float32 products in TF32 or bfloat16.
-        precision = "highest" if settings.compute_dtype == "float32" else "default"
-        with jax.default_matmul_precision(precision):
-            dataset = pipeline.scan_dataset(model, samples, settings, log.scanned)
-            log.info(f"attention: {model.kernel_reason}")
-            for reason in dataset.skipped:
-                log.warning(f"skipped: {reason}")
-            return _Run(settings, log, model, mesh, dataset, file, path).finish()
+    with locking.open_locked(_metrics_path(out)) as file:
+        yield file
 
 
-class _Run:
-    """What the stages of a run share."""
+def _metrics_path(out: Path) -> Path:
+    """Each process writes the same metrics to a file of its own; that of the first has the plain name."""
+    return out / (f"metrics-{jax.process_index()}.jsonl" if jax.process_index() else "metrics.jsonl")
+
+
+class Run:
+    """A run of several stages, resumed from its latest checkpoint if it was interrupted.
+
+    SIGINT and SIGTERM save a checkpoint after the current step, then raise KeyboardInterrupt; a second signal does not
+    wait.
+    """
 
     def __init__(
         self,
-        settings: TrainingSettings,
-        log: TrainingLog,
-        model: Runtime,
-        mesh: Mesh | None,
-        dataset: Dataset,
+        settings: RunSettings,
+        tasks: Sequence[Task],
+        params: Params,
         file: IO[str],
-        path: Path,
+        *,
+        data: str,
+        model: str,
+        log: TrainingLog | None = None,
+        mesh: Mesh | None = None,
+        steps_per_epoch: int = 0,
+        skipped: int = 0,
     ) -> None:
-        self.settings, self.log, self.mesh, self.file, self.path = settings, log, mesh, file, path
-        self.out = Path(settings.out)
-        self.spans = _stage_spans(settings, pipeline.batches_per_epoch(dataset, settings))
-        self.total = self.spans[-1].stop
-        self.identity = checkpoints.identity(settings, dataset.digest, model.fingerprint)
-        self.params, self.model = model.params, replace(model, params=None)
-        self.data = pipeline.batches(self.model, dataset, settings, jax.process_index(), jax.process_count())
-        self.tally = Tally(skipped=len(dataset.skipped))
+        """Prepare a run.
 
-    def finish(self) -> Path:
-        """Run the remaining steps and export the model."""
+        Args:
+          tasks: one per stage of the settings.
+          params: the initial parameters {module: ...}.
+          file: from `open_metrics`.
+          data, model: fingerprints of the data and of the initial parameters. A checkpoint of a run with others, or with
+            other settings, is refused.
+          skipped: samples that were skipped before the first step.
+        """
+        self.settings, self.tasks, self.params, self.file, self.mesh = settings, tuple(tasks), params, file, mesh
+        self.log, self.out = log or TrainingLog(), Path(settings.out)
+        self.spans = _stage_spans(settings, steps_per_epoch)
+        self.total = self.spans[-1].stop
+        self.identity = checkpoints.identity(settings, data, model)
+        self.tally = Tally(skipped=skipped)
+
+    def finish(self, export: Callable[[Path, Params], None]) -> Path:
+        """Run the remaining steps and export the model.
+
+        Args:
+          export: writes the model's files into an existing folder.
+
+        Returns:
+          The model's directory.
+
+        Raises:
+          RequestError: OUT cannot be used, or the loss is not finite.
+          CheckpointError: a checkpoint is damaged.
+        """
         settings, target = self.settings, self.out / "model"
         with Checkpoints(self.out, settings.checkpoint.keep, self.identity) as saved:
             note = saved.note or {"stage": 0, "tally": self.tally.as_data()}
@@ -137,22 +164,23 @@ class _Run:
                     self.log.info(f"{target} is complete")
                     return target
                 raise RequestError(f"{target}: holds a model that is not of this run; remove it, or choose another out")
-            metrics.truncate(self.file, self.path, resumed_at)
+            metrics.truncate(self.file, _metrics_path(self.out), resumed_at)
             if resumed_at:
                 self.log.info(f"resuming after step {resumed_at} of {self.total}")
             # Attached once for the whole run: later stages continue to train the same updates.
             params = step.attach_lora(self.params, settings)
             self.params = None
             with _stop_requests() as stop_requested:
-                for span in self.spans:
-                    params = self._run_stage(span, params, saved, resumed_at, note["stage"], stop_requested)
+                for span, task in zip(self.spans, self.tasks, strict=True):
+                    params = self._run_stage(span, task, params, saved, resumed_at, note["stage"], stop_requested)
             saved.wait()
-            _export(target, self.model, params, settings)
+            _export(target, params, export)
         return target
 
     def _run_stage(
         self,
         span: _StageSpan,
+        task: Task,
         params: Params,
         saved: Checkpoints,
         resumed_at: int,
@@ -163,22 +191,22 @@ class _Run:
         if span.index < resumed_stage:
             trained = saved.load_stage(span.index, _trained_shapes(params, self.settings, span.stage))
             return step.combine(trained, params)
+        data = task.open_data(params)
         state, frozen, train_step = step.init_stage(
-            self.model.config,
-            params,
-            self.settings,
-            span.stage,
-            span.stop - span.start,
-            kernel=self.model.kernel,
-            mesh=self.mesh,
+            params, self.settings, span.stage, span.stop - span.start, task.loss, self.mesh
         )
         if span.index == resumed_stage and resumed_at:
-            state = saved.restore(state, self.data)
+            state = saved.restore(state, data)
 
         def save(done: int, state: step.TrainState) -> None:
-            saved.save(done, state, self.data, {"stage": span.index, "tally": self.tally.as_data()})
+            saved.save(done, state, data, {"stage": span.index, "tally": self.tally.as_data()})
 
-        state = self._run_steps(span, max(resumed_at, span.start), state, frozen, train_step, save, stop_requested)
+        def evaluate(state: step.TrainState) -> Mapping[str, float]:
+            return task.evaluate(step.combine(state.params, frozen)) if task.evaluate else {}
+
+        state = self._run_steps(
+            span, max(resumed_at, span.start), state, frozen, train_step, data, save, evaluate, stop_requested
+        )
         if span.index + 1 < len(self.spans):
             saved.save_stage(span.index, state.params)
         return step.combine(state.params, params)
@@ -190,7 +218,9 @@ class _Run:
         state: step.TrainState,
         frozen: Params,
         train_step: step.TrainStep,
+        data: grain.DatasetIterator,
         save: Callable[[int, step.TrainState], None],
+        evaluate: Callable[[step.TrainState], Mapping[str, float]],
         stop_requested: threading.Event,
     ) -> step.TrainState:
         """The state after the remaining steps of a stage; `done` steps of the run are done."""
@@ -209,18 +239,19 @@ class _Run:
                 running = None
 
         while done < span.stop:
-            loaded = next(self.data)
+            loaded = next(data)
             state, results = train_step(state, frozen, self._to_devices(loaded.batch))
             # The next step is dispatched before the results of the last one are waited for.
             finish_running()
             done, running = done + 1, (done + 1, results, loaded)
             stop = stop_requested.is_set()
             write_line = done % self.settings.log_every == 0 or done == span.stop
-            write_checkpoint = done % self.settings.checkpoint.every == 0 or done == span.stop or stop
+            is_due = done % self.settings.checkpoint.every == 0 or done == span.stop
+            write_checkpoint = is_due or stop
             if write_line or write_checkpoint:
                 finish_running()
             if write_line:
-                line = self.tally.line(done, span.stage.name)
+                line = self.tally.line(done, span.stage.name) | (dict(evaluate(state)) if is_due else {})
                 metrics.append(self.file, line)
                 self.log.metrics(line)
             if write_checkpoint:
@@ -237,14 +268,23 @@ class _Run:
                 f"folder with a lower learning_rate for stage {stage.name}"
             )
 
-    def _to_devices(self, batch: Batch) -> Batch:
+    def _to_devices(self, batch: Any) -> Any:
         if self.mesh is None:
             return batch
         sharding = parallel.batch_sharding(self.mesh)
-        return Batch(*(jax.make_array_from_process_local_data(sharding, array) for array in batch))
+        return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
 
 
-def _stage_spans(settings: TrainingSettings, steps_per_epoch: int) -> list[_StageSpan]:
+class _StageSpan(NamedTuple):
+    """A stage and its steps, counted from the start of the run: start + 1 … stop."""
+
+    index: int
+    stage: Stage
+    start: int
+    stop: int
+
+
+def _stage_spans(settings: RunSettings, steps_per_epoch: int) -> list[_StageSpan]:
     """The stages with their steps."""
     spans: list[_StageSpan] = []
     for index, stage in enumerate(settings.stages):
@@ -254,28 +294,7 @@ def _stage_spans(settings: TrainingSettings, steps_per_epoch: int) -> list[_Stag
     return spans
 
 
-def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
-    """The initial model, and the mesh (None for one device)."""
-    # With LoRA of the language model alone all loaded parameters are frozen.
-    all_frozen = settings.lora is not None and all(set(stage.train) == {"language"} for stage in settings.stages)
-    dtype = settings.compute_dtype if all_frozen else settings.params_dtype
-    needs_mesh = settings.mesh.model > 1 or (settings.mesh.data or jax.device_count()) > 1
-    # A model that is sharded may be too large for one device.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]) if needs_mesh else nullcontext():
-        model = load(settings.model, dtype, attention="reference")
-    # Attention runs in compute_dtype, whatever the dtype of the parameters.
-    kernel, reason = kernels.choose_tested_kernel(dtype=settings.compute_dtype, width=model.config.language.head_width)
-    model = replace(model, kernel=kernel, kernel_reason=reason)
-    if not needs_mesh:
-        return model, None
-    mesh = parallel.make_mesh(model.config, settings.mesh.data, settings.mesh.model)
-    ways = mesh.shape[parallel.DATA]
-    if settings.batch % ways:
-        raise RequestError(f"batch must be a multiple of {ways}, the mesh's data axis, not {settings.batch}")
-    return model, mesh
-
-
-def _trained_shapes(params: Params, settings: TrainingSettings, stage: Stage) -> Params:
+def _trained_shapes(params: Params, settings: RunSettings, stage: Stage) -> Params:
     """The trained parameters of a stage, as shapes."""
     shapes = jax.eval_shape(lambda tree: tree, step.partition(params, settings, stage)[0])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(settings.params_dtype)), shapes)
@@ -301,20 +320,17 @@ def _stop_requests() -> Generator[threading.Event, None, None]:
             signal.signal(number, handler)
 
 
-def _export(target: Path, model: Runtime, params: Params, settings: TrainingSettings) -> None:
-    """Write the model as a Hugging Face checkpoint directory, atomically."""
+def _export(target: Path, params: Params, export: Callable[[Path, Params], None]) -> None:
+    """Write the model, atomically."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
-    if settings.lora is not None:
-        params = lora.merge(params)
     if jax.process_index():
         return
     part = target.with_name(f".{target.name}.part")
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir()
-        huggingface.save(part, model.config, params, settings.compute_dtype)
-        (part / "tokenizer.json").write_text(model.tokenizer.json, encoding="utf-8")
+        export(part, params)
         os.replace(part, target)
     except OSError as error:
         raise RequestError(f"{target}: cannot be written ({error}); free some space and start again") from error

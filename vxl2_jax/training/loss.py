@@ -25,6 +25,7 @@ from vxl2_jax.models import qwen2, video_xl_2
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.parallel import DATA, MODEL
 from vxl2_jax.training.collate import Batch
+from vxl2_jax.training.settings import Stage, TrainingSettings
 
 Params = Any
 LOGIT_ROWS = 256
@@ -74,6 +75,23 @@ def loss(
     total, correct = (a.sum() for a in jax.lax.map(score_slice, slices))
     count = jnp.maximum((batch.targets >= 0).sum(), 1)
     return total / count, {"tokens": count.astype(jnp.float32), "accuracy": correct / count}
+
+
+def stage_loss(
+    config: ModelConfig,
+    settings: TrainingSettings,
+    stage: Stage,
+    *,
+    kernel: Kernel = REFERENCE,
+    mesh: Mesh | None = None,
+) -> Callable[[Params, Batch], tuple[jax.Array, dict[str, jax.Array]]]:
+    """`loss` of (parameters, batch) as a stage of fine-tuning needs it."""
+    train_vision = bool({"vision", "dts", "projector"} & set(stage.train))
+
+    def compute(params: Params, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        return loss(params, config, batch, kernel=kernel, remat=settings.remat, train_vision=train_vision, mesh=mesh)
+
+    return compute
 
 
 def hidden(

@@ -12,7 +12,7 @@ from typing import IO, Any
 from vxl2_jax.errors import RequestError
 
 STEP_METRICS = ("loss", "accuracy", "grad_norm", "learning_rate", "tokens")
-"""What a training step returns."""
+"""What every training step returns; a loss may add others."""
 _LINE_START = '{"step": '
 
 
@@ -36,7 +36,7 @@ class Tally:
 
     def add(self, metrics: Mapping[str, Any], tokens_read: int, skipped: int, seconds: float) -> None:
         """Add a step; `metrics` holds scalars."""
-        self.steps.append({name: float(metrics[name]) for name in STEP_METRICS})
+        self.steps.append({name: float(value) for name, value in metrics.items()})
         self.tokens_read += tokens_read
         self.skipped += skipped
         self.window_s += seconds
@@ -45,8 +45,8 @@ class Tally:
     def line(self, step: int, stage: str) -> dict[str, Any]:
         """The line after `step`; starts the next window.
 
-        loss and accuracy are means over the predicted tokens (`tokens`), grad_norm is the mean over steps, learning_rate
-        is that of the last step.
+        loss and accuracy are means over the predicted tokens (`tokens`), learning_rate is that of the last step, grad_norm
+        and any others are means over steps.
         """
         tokens = math.fsum(one["tokens"] for one in self.steps)
 
@@ -65,6 +65,8 @@ class Tally:
             "tokens_per_s": round(self.tokens_read / max(self.window_s, 1e-9), 1),
             "seconds": round(self.total_s, 3),
         }
+        others = {name for one in self.steps for name in one} - set(STEP_METRICS)
+        line |= {name: math.fsum(one[name] for one in self.steps) / len(self.steps) for name in sorted(others)}
         self.steps, self.tokens_read, self.window_s = [], 0, 0.0
         return line
 

@@ -8,7 +8,7 @@ import jax
 import optax
 
 from vxl2_jax.models.linear import UP
-from vxl2_jax.training.settings import Stage, TrainingSettings
+from vxl2_jax.training.settings import RunSettings, Stage
 
 _DECAYED = ("kernel",)
 """Names of parameters with weight decay: weight matrices, not embeddings, norms, biases or low-rank updates."""
@@ -20,7 +20,7 @@ def schedule(stage: Stage, steps: int) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, peak * stage.final_lr_scale)
 
 
-def build(settings: TrainingSettings, stage: Stage, steps: int) -> optax.GradientTransformation:
+def build(settings: RunSettings, stage: Stage, steps: int) -> optax.GradientTransformation:
     """The optimiser of a stage, for a tree {module: …} of its trained parameters.
 
     Modules with a learning rate of their own follow the stage's schedule, scaled. The `lora_up` factors have a learning

@@ -26,9 +26,10 @@ from vxl2_jax.encode import layout_of
 from vxl2_jax.errors import RequestError, VideoError
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.runtime import Runtime
+from vxl2_jax.text import prompt
 from vxl2_jax.training import collate, sequences
-from vxl2_jax.training.collate import Batch
 from vxl2_jax.training.conversations import Conversation
+from vxl2_jax.training.loop import LoadedBatch
 from vxl2_jax.training.settings import TrainingSettings, VideoSettings
 from vxl2_jax.video.reader import VideoSource, open_video
 
@@ -44,7 +45,7 @@ class Dataset:
     Attributes:
       conversations: one per sample.
       sizes: groups and global rows that each sample is padded to.
-      skipped: why, for each conversation that was skipped because its video cannot be read.
+      skipped: why, for each conversation that was skipped: its video cannot be read, or it is too long.
       digest: hash of the conversations and of the times of the videos' frames.
     """
 
@@ -54,25 +55,13 @@ class Dataset:
     digest: str
 
 
-class LoadedBatch(NamedTuple):
-    """Samples ready for a step (or one, without the batch axis).
-
-    tokens: real tokens of videos and conversations; skipped: samples of zero weight, because their video can no longer
-    be read.
-    """
-
-    batch: Batch
-    tokens: int
-    skipped: int
-
-
 def scan_dataset(
     model: Runtime,
     conversations: Sequence[Conversation],
     settings: TrainingSettings,
     progress: Callable[[int, int], Any] | None = None,
 ) -> Dataset:
-    """Open all videos, and skip the samples of those that cannot be read.
+    """Open all videos, and skip the samples of those that cannot be read, and conversations longer than the window.
 
     Args:
       model: only its tokenizer and config are used.
@@ -93,17 +82,28 @@ def scan_dataset(
                 starts[path] = result
             if progress:
                 progress(done, len(paths))
-    errors = [unreadable[each.video] for each in conversations if each.video in unreadable]
-    if errors and (settings.data.strict or len(errors) == len(conversations)):
+    used, errors, lengths = [], [], []
+    for each in conversations:
+        length = len(_token_ids(model, each)[0])
+        if each.video in unreadable:
+            errors.append(unreadable[each.video])
+        elif length > prompt.MAX_QUESTION_TOKENS:
+            limit = f"the window of {prompt.MAX_QUESTION_TOKENS:,}"
+            errors.append(
+                VideoError(f"{each.name}: its conversation has {length:,} tokens, more than {limit}: shorten it")
+            )
+        else:
+            used.append(each)
+            lengths.append(length)
+    if errors and (settings.data.strict or not used):
         raise errors[0]
-    used = tuple(each for each in conversations if each.video in starts)
     global_lengths = {path: len(layout_of(model, starts[path])[1]) for path in {each.video for each in used}}
     groups = np.array([len(starts[each.video]) for each in used])
-    rows = np.array([global_lengths[each.video] + len(_token_ids(model, each)[0]) for each in used])
+    rows = np.array([global_lengths[each.video] + length for each, length in zip(used, lengths, strict=True)])
     digest = hashlib.sha256()
     for each in used:
         digest.update(json.dumps([each.name, each.turns, starts[each.video]]).encode())
-    return Dataset(used, sequences.sizes(groups, rows), tuple(map(str, errors)), digest.hexdigest()[:16])
+    return Dataset(tuple(used), sequences.sizes(groups, rows), tuple(map(str, errors)), digest.hexdigest()[:16])
 
 
 def batches_per_epoch(dataset: Dataset, settings: TrainingSettings) -> int:
@@ -114,7 +114,8 @@ def batches_per_epoch(dataset: Dataset, settings: TrainingSettings) -> int:
 def batches(
     model: Runtime, dataset: Dataset, settings: TrainingSettings, process: int = 0, processes: int = 1
 ) -> grain.DatasetIterator:
-    """An endless iterator over this process's part of each batch (`LoadedBatch`), with get_state and set_state.
+    """An endless iterator over this process's part of each batch (`LoadedBatch` of `collate.Batch`), with get_state and
+    set_state.
 
     Args:
       model: only its tokenizer and config are used.

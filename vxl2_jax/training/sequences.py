@@ -34,11 +34,9 @@ def tokens(
         )
     ids: list[int] = []
     is_answer: list[bool] = []
-    text = ""
     for index, (question, answer) in enumerate(turns):
-        suffix = prompt.suffix_text(question, turns[:index])
-        question_ids, answer_ids = tokenizer.encode(suffix.removeprefix(text)), tokenizer.encode(answer)
-        text = suffix + answer
+        question_ids = prompt.suffix_ids(tokenizer, question, turns[:index])[len(ids) :]
+        answer_ids = tokenizer.encode_plain(answer)
         ids += question_ids + answer_ids
         # The text after an answer starts with the token that ends it.
         is_answer += [index > 0] + [False] * (len(question_ids) - 1) + [True] * len(answer_ids)

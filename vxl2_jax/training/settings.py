@@ -1,6 +1,6 @@
 """Settings of a training run, read from TOML.
 
-The types and bounds of the fields are the rules that a file is checked against.
+The types of the fields, and the ranges in `options.RANGES`, are the rules that a file is checked against.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from typing import Annotated, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from vxl2_jax.errors import RequestError
-from vxl2_jax.options import WatchOptions
+from vxl2_jax.errors import RequestError, first_line
+from vxl2_jax.files import SETTINGS, read_text
+from vxl2_jax.options import RANGES, WatchOptions
 
 Module = Literal["vision", "dts", "projector", "language"]
 Target = Literal["query", "key", "value", "out", "gate", "up", "down"]
 Dtype = Literal["float32", "bfloat16"]
 MODULES: tuple[str, ...] = get_args(Module)
 
-Natural = Annotated[int, Meta(ge=0)]
-PositiveInt = Annotated[int, Meta(ge=1)]
-# lt: TOML has inf, and msgspec takes finite bounds only.
-NonNegative = Annotated[float, Meta(ge=0, lt=1e300)]
-Positive = Annotated[float, Meta(gt=0, lt=1e300)]
-
 
 class _Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A table of the file."""
+    """A table of the file. Raises RequestError for a number out of its range in `options.RANGES`."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                RANGES[name].check(name, value)
 
 
 class DataSettings(_Table, frozen=True):
@@ -46,7 +47,7 @@ class DataSettings(_Table, frozen=True):
     files: Annotated[tuple[str, ...], Meta(min_length=1)]
     videos: str | None = None
     strict: bool = False
-    cache_gb: NonNegative = 1.0
+    cache_gb: float = 1.0
 
 
 class VideoSettings(_Table, frozen=True):
@@ -57,11 +58,11 @@ class VideoSettings(_Table, frozen=True):
       prev_blocks: None is dense pre-filling.
     """
 
-    fps: Positive = WatchOptions.fps
-    max_frames: PositiveInt | None = WatchOptions.max_frames
-    max_fps: Positive = WatchOptions.max_fps
-    block_size: PositiveInt = WatchOptions.block_size
-    prev_blocks: Natural | None = WatchOptions.prev_blocks
+    fps: float = WatchOptions.fps
+    max_frames: int | None = WatchOptions.max_frames
+    max_fps: float = WatchOptions.max_fps
+    block_size: int = WatchOptions.block_size
+    prev_blocks: int | None = WatchOptions.prev_blocks
 
 
 class Stage(_Table, frozen=True):
@@ -77,14 +78,17 @@ class Stage(_Table, frozen=True):
 
     name: str
     train: Annotated[tuple[Module, ...], Meta(min_length=1)]
-    learning_rate: Positive
-    steps: PositiveInt | None = None
-    epochs: PositiveInt | None = None
-    learning_rates: Mapping[Module, Positive] = {}
-    warmup: Natural = 0
-    final_lr_scale: NonNegative = 0.0
+    learning_rate: float
+    steps: int | None = None
+    epochs: int | None = None
+    learning_rates: Mapping[Module, float] = {}
+    warmup: int = 0
+    final_lr_scale: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for module, learning_rate in self.learning_rates.items():
+            RANGES["learning_rate"].check(f"learning_rates.{module}", learning_rate)
         if (self.steps is None) == (self.epochs is None):
             raise ValueError(f"stage {self.name} needs either steps or epochs")
         if unused := sorted(set(self.learning_rates) - set(self.train)):
@@ -94,53 +98,61 @@ class Stage(_Table, frozen=True):
 class LoraSettings(_Table, frozen=True):
     """Low-rank updates, scaled by alpha / rank, are trained instead of the language model's linear layers."""
 
-    rank: PositiveInt = 16
-    alpha: Positive = 32.0
+    rank: int = 16
+    alpha: float = 32.0
     targets: Annotated[tuple[Target, ...], Meta(min_length=1)] = get_args(Target)
 
 
 class CheckpointSettings(_Table, frozen=True):
     """every: steps between checkpoints; keep: the number of latest checkpoints that are kept."""
 
-    every: PositiveInt = 100
-    keep: PositiveInt = 2
+    every: int = 100
+    keep: int = 2
 
 
 class MeshSettings(_Table, frozen=True):
     """Devices along each axis: data (samples; None: all devices that are left) and model (heads and MLP channels)."""
 
-    data: PositiveInt | None = None
-    model: PositiveInt = 1
+    data: int | None = None
+    model: int = 1
 
 
-class TrainingSettings(_Table, frozen=True):
-    """A whole run.
+class RunSettings(_Table, frozen=True):
+    """What every run has, whatever it learns from.
 
     Attributes:
-      batch: samples per step, over all devices.
       params_dtype: of the trained parameters and the optimiser's state.
       compute_dtype: of frozen parameters, activations and the exported model.
-      remat: recompute activations in the backward pass.
       max_grad_norm: gradients are clipped to this global norm.
       log_every: steps between lines of metrics.
     """
 
     out: str
-    data: DataSettings
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1)]
-    model: str = "nano"
-    seed: Natural = 0
-    batch: PositiveInt = 1
-    video: VideoSettings = VideoSettings()
+    seed: int = 0
     lora: LoraSettings | None = None
     params_dtype: Dtype = "float32"
     compute_dtype: Dtype = "float32"
-    remat: bool = True
-    max_grad_norm: Positive = 1.0
-    weight_decay: NonNegative = 0.0
+    max_grad_norm: float = 1.0
+    weight_decay: float = 0.0
     checkpoint: CheckpointSettings = CheckpointSettings()
-    log_every: PositiveInt = 10
+    log_every: int = 10
     mesh: MeshSettings = MeshSettings()
+
+
+class TrainingSettings(RunSettings, frozen=True, kw_only=True):
+    """A run of `vxl2 train`: fine-tuning on conversations.
+
+    Attributes:
+      batch: samples per step, over all devices.
+      remat: recompute activations in the backward pass.
+    """
+
+    data: DataSettings
+    model: str = "nano"
+    batch: int = 1
+    video: VideoSettings = VideoSettings()
+    remat: bool = True
 
 
 EXAMPLE = """\
@@ -192,7 +204,8 @@ model = 1                      # heads and MLP channels
 """
 """A settings file with every option. Options that a file omits have the values shown here, but for lora and stages."""
 
-_NONE = {"video.max_frames": "none", "video.prev_blocks": "none", "mesh.data": "all"}  # TOML has no null
+# TOML has no null.
+_NONE = {path: RANGES[path.partition(".")[2]].none for path in ("video.max_frames", "video.prev_blocks", "mesh.data")}
 _RENAMED = {
     "rate": "learning_rate",
     "rates": "learning_rates",
@@ -224,11 +237,9 @@ def read(path: str | Path) -> TrainingSettings:
       RequestError: in one line, the file, the option and what is allowed there.
     """
     path = Path(path)
+    text = read_text(path, SETTINGS)
     try:
-        settings = parse(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        fix = "`vxl2 train --print-config` prints an example"
-        raise RequestError(f"{path}: cannot read the settings ({error}); {fix}") from error
+        settings = parse(text)
     except RequestError as error:
         raise RequestError(f"{path}: {error}") from error
 
@@ -246,13 +257,14 @@ def parse(text: str) -> TrainingSettings:
     """Read settings from TOML text, with paths as written. Raises RequestError as `read`, without the file's name."""
     try:
         tables = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also an integer of more than 4,300 digits
+        raise RequestError(f"not valid TOML: {first_line(error)}") from error
+    try:
         for path, word in _NONE.items():
             table, option = path.split(".")
             if isinstance(options := tables.get(table), dict) and options.get(option) == word:
                 options[option] = None
         return msgspec.convert(tables, TrainingSettings)
-    except tomllib.TOMLDecodeError as error:
-        raise RequestError(f"not valid TOML: {error}") from error
     except msgspec.ValidationError as error:
         raise RequestError(_explain(str(error))) from error
 
@@ -266,7 +278,7 @@ def _explain(error: str) -> str:
         key, place = unknown[1], f" in {path}" if path else ""
         if key in _RENAMED:
             return f"unknown option {key!r}{place}; it is now called {_RENAMED[key]}"
-        return f"unknown option {key!r}{place}; the options are {', '.join(TABLES[name].__struct_fields__)}"
+        return f"unknown option {key!r:.60}{place}; the options are {', '.join(TABLES[name].__struct_fields__)}"
     if missing := re.search(r"missing required field `(.*)`", message):
         key = f"{path}.{missing[1]}" if path else missing[1]
         return f"{key} is missing; `vxl2 train --print-config` shows where it belongs"

@@ -11,13 +11,9 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax import parallel
-from vxl2_jax.config import ModelConfig
 from vxl2_jax.training import lora, optimiser
-from vxl2_jax.training.collate import Batch
-from vxl2_jax.training.loss import loss
-from vxl2_jax.training.settings import Stage, TrainingSettings
+from vxl2_jax.training.settings import RunSettings, Stage
 
 Params = Any
 
@@ -30,10 +26,12 @@ class TrainState(NamedTuple):
     optimiser: Any
 
 
-TrainStep = Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Loss = Callable[[Params, Any], tuple[jax.Array, dict[str, jax.Array]]]
+"""(all parameters, batch) → (scalar to minimise, scalar metrics: "tokens", "accuracy" and any others)."""
+TrainStep = Callable[[TrainState, Params, Any], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def partition(params: Params, settings: TrainingSettings, stage: Stage) -> tuple[Params, Params]:
+def partition(params: Params, settings: RunSettings, stage: Stage) -> tuple[Params, Params]:
     """(trained parameters, frozen parameters) of a stage. With LoRA only the language model's low-rank updates train."""
     flat = flatten_dict(params)
 
@@ -50,7 +48,7 @@ def combine(trained: Params, frozen: Params) -> Params:
     return unflatten_dict({**flatten_dict(frozen), **flatten_dict(trained)})
 
 
-def attach_lora(params: Params, settings: TrainingSettings) -> Params:
+def attach_lora(params: Params, settings: RunSettings) -> Params:
     """The parameters at the start of a run: with low-rank updates of the language model if the settings have lora."""
     if settings.lora is None:
         return params
@@ -58,14 +56,7 @@ def attach_lora(params: Params, settings: TrainingSettings) -> Params:
 
 
 def init_stage(
-    config: ModelConfig,
-    params: Params,
-    settings: TrainingSettings,
-    stage: Stage,
-    steps: int,
-    *,
-    kernel: Kernel = REFERENCE,
-    mesh: Mesh | None = None,
+    params: Params, settings: RunSettings, stage: Stage, steps: int, loss: Loss, mesh: Mesh | None = None
 ) -> tuple[TrainState, Params, TrainStep]:
     """(state, frozen parameters, train step) at the start of a stage of `steps` steps.
 
@@ -74,7 +65,7 @@ def init_stage(
 
     Returns:
       The third, called with (state, frozen, batch), returns the next state, in the buffers of the old one, and float32
-      scalars: loss, tokens, accuracy, grad_norm (before clipping), learning_rate.
+      scalars: the loss's metrics, loss, grad_norm (before clipping), learning_rate.
     """
     trained, frozen = partition(params, settings, stage)
     trained = jax.tree.map(lambda a: jnp.array(a, settings.params_dtype), trained)  # a copy: a step donates it
@@ -82,34 +73,17 @@ def init_stage(
     state = TrainState(jnp.int32(0), trained, optimiser.build(settings, stage, steps).init(trained))
     if mesh is not None:
         state, frozen = (jax.device_put(tree, parallel.shardings(mesh, tree)) for tree in (state, frozen))
-    return state, frozen, make_train_step(config, settings, stage, steps, kernel=kernel, mesh=mesh)
+    return state, frozen, make_train_step(settings, stage, steps, loss, mesh)
 
 
-def make_train_step(
-    config: ModelConfig,
-    settings: TrainingSettings,
-    stage: Stage,
-    steps: int,
-    *,
-    kernel: Kernel = REFERENCE,
-    mesh: Mesh | None = None,
-) -> TrainStep:
+def make_train_step(settings: RunSettings, stage: Stage, steps: int, loss: Loss, mesh: Mesh | None = None) -> TrainStep:
     """The jitted step of a stage, see `init_stage`."""
     optimizer, learning_rate = optimiser.build(settings, stage, steps), optimiser.schedule(stage, steps)
-    train_vision = bool({"vision", "dts", "projector"} & set(stage.train))
 
-    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def train_step(state: TrainState, frozen: Params, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         def loss_of(trained: Params) -> tuple[jax.Array, dict[str, jax.Array]]:
             trained = jax.tree.map(lambda a: a.astype(settings.compute_dtype), trained)
-            return loss(
-                combine(trained, frozen),
-                config,
-                batch,
-                kernel=kernel,
-                remat=settings.remat,
-                train_vision=train_vision,
-                mesh=mesh,
-            )
+            return loss(combine(trained, frozen), batch)
 
         (value, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, optimiser_state = optimizer.update(grads, state.optimiser, state.params)
