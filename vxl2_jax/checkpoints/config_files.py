@@ -7,8 +7,9 @@ refused; other keys are ignored.
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import msgspec
 
@@ -121,7 +122,7 @@ def read_config(directory: Path, shards: Shards) -> ModelConfig:
     config = _convert(path, content, _Config)
     for key, supported in _UNSUPPORTED.items():
         if (value := content.get(key)) is not None and value not in supported:
-            files.CHECKPOINT_JSON.fail(path, f"{key} = {value!r:.60} is not supported")
+            _refuse(path, f"{key} = {value!r:.60}")
     if _PATCH not in shards:
         raise CheckpointError(f"{directory}: no tensor {_PATCH}; is this a Video-XL-2 checkpoint?")
     vision = _read_optional(directory / "vision_config.json", _Vision)
@@ -138,7 +139,15 @@ def _convert(path: Path, content: Any, struct: type[_Struct]) -> _Struct:
         return msgspec.convert(content, struct)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at ")
+        if value := re.fullmatch("Invalid enum value (.*)", problem):
+            _refuse(path, f"{place.strip('`').removeprefix('$.')} = {value[1]:.60}")
         files.CHECKPOINT_JSON.fail(path, f"{place.strip('`').removeprefix('$.')}: {problem}".removeprefix(": "), error)
+
+
+def _refuse(path: Path, setting: str) -> NoReturn:
+    raise CheckpointError(
+        f"{path}: {setting} changes the computation in a way that is not implemented; use another model"
+    )
 
 
 def _read_optional(path: Path, struct: type[_Struct]) -> _Struct:

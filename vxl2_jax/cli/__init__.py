@@ -78,9 +78,16 @@ def _prepare_streams() -> None:
 
     Characters that the terminal's encoding lacks are escaped. Raises RequestError if standard output is closed.
     """
+    closed = []
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the next file that is opened would get this number, and the output of libraries
+            os.open(os.devnull, os.O_RDWR)
+            closed.append(number)
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if sys.stdout is None:
+    if sys.stdout is None or 1 in closed:
         raise RequestError("standard output is closed; redirect it to a file or to /dev/null")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
