@@ -65,7 +65,7 @@ class MemoryFileWriter:
         self.partial = partial_path(path)
         identity_json = json.dumps(identity).encode()
         try:
-            self._file: BinaryIO = locking.open_for_writing(self.partial, follow_links=False)
+            self._file: BinaryIO = locking.open_for_writing(self.partial)
         except OSError as error:
             raise self._write_error(error) from error
         try:
