@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from vxl2_jax import files
 from vxl2_jax.errors import VideoError
 
-MAX_PIXELS = 64 * 2**20
+MAX_PIXELS = 50_000_000
 MAX_SIDE = 32_768
 MAX_ASPECT = 100
 """Limits of an image: with them, reading and resizing one takes less than 1 GB."""
@@ -36,10 +36,10 @@ def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     try:
         with _open(path) as image:
             _check_size(path, image.size)
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
+            return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     except VideoError:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
