@@ -13,8 +13,9 @@ import stat
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 from vxl2_jax.errors import CheckpointError, RequestError, VideoError, Vxl2Error, first_line
 
@@ -69,7 +70,7 @@ def check_path(path: Any, what: str) -> Path:
     return Path(path)
 
 
-def open_regular(path: str | Path, kind: FileKind) -> BinaryIO:
+def open_regular(path: str | Path, kind: FileKind) -> BufferedReader:
     """Open a regular file for reading.
 
     Raises the kind's error for a missing, unreadable or too large file, and for anything else (a directory, a pipe, a

@@ -49,13 +49,30 @@ def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "nothing", "./here", "~/there/x"])
+@pytest.mark.parametrize("name", ["no/such/folder", "nothing", "./here", "~/there/x", "a\0b/c", "w" * 300])
 def test_an_unknown_name_is_refused_without_a_download(name, monkeypatch):
-    monkeypatch.setattr(fetch, "_download", lambda name: pytest.fail("went to the network"))
+    monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("went to the network"))
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         fetch.find(name)
 
 
 def test_two_words_with_a_slash_are_a_hugging_face_name(monkeypatch, tmp_path):
-    monkeypatch.setattr(fetch, "_download", lambda name: tmp_path / name)
-    assert fetch.find("BAAI/Video-XL-2") == tmp_path / "BAAI/Video-XL-2"
+    monkeypatch.setattr(fetch, "_download", lambda name, revision: tmp_path / name / str(revision))
+    assert fetch.find("BAAI/Video-XL-2") == tmp_path / "BAAI/Video-XL-2" / "None"
+    assert fetch.find("BAAI/Video-XL-2@v1") == tmp_path / "BAAI/Video-XL-2" / "v1"
+
+
+def test_what_loading_reads_is_downloaded_at_the_revision(monkeypatch, tmp_path):
+    from fnmatch import fnmatch
+
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, **options: asked.update(options, name=name) or str(tmp_path)
+    )
+    assert fetch.find("BAAI/Video-XL-2@abc") == tmp_path
+    assert (asked["name"], asked["revision"]) == ("BAAI/Video-XL-2", "abc")
+    for name, wanted in {"vocab.json": 1, "merges.txt": 1, "model.safetensors": 1, "run.py": 0, "a/b.json": 0}.items():
+        matches = {key: any(fnmatch(name, one) for one in asked[key]) for key in ("allow_patterns", "ignore_patterns")}
+        assert (matches["allow_patterns"] and not matches["ignore_patterns"]) == wanted, name

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 
 import jax
 import numpy as np
@@ -34,6 +35,11 @@ def memory(toy):
 def path(memory, tmp_path):
     memory.save(tmp_path / "m.vxl2")
     return tmp_path / "m.vxl2"
+
+
+def scan(path):
+    with path.open("rb") as file:
+        return records.RecordReader(file).records
 
 
 def same_streams(layout, one, other):
@@ -92,7 +98,7 @@ def test_gather_reads_the_prefix_and_the_given_groups(memory, path, groups):
 
 
 def test_only_the_records_read_are_verified(path):
-    scanned, _ = records.scan(path)
+    scanned = scan(path)
     damaged = [record for record in scanned if record.kind == "GROUPS"][2]  # groups 4 and 5
     content = bytearray(path.read_bytes())
     content[damaged.offset + 8] ^= 4
@@ -110,7 +116,7 @@ def test_only_the_records_read_are_verified(path):
 
 def test_every_altered_byte_outside_padding_is_refused(path):
     whole = path.read_bytes()
-    padding = {at for record in records.scan(path)[0] for at in range(record.offset + record.length, record.end)}
+    padding = {at for record in scan(path) for at in range(record.offset + record.length, record.end)}
     for at in sorted({*range(0, len(whole), 97), *range(200)} - padding):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 16]) + whole[at + 1 :])
         with pytest.raises(RequestError) as caught:
@@ -139,7 +145,7 @@ def test_other_files_are_refused_in_one_line(path, damage):
     elif damage == "appended":
         path.write_bytes(path.read_bytes() + bytes(64))
     else:
-        found, data = records.scan(path)[0], path.read_bytes()
+        found, data = scan(path), path.read_bytes()
         with path.open("w+b") as file:
             records.start(file)
             for record in found:
@@ -188,3 +194,86 @@ def test_an_existing_file_is_kept_if_saving_fails(memory, path, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         memory.save(path)
     assert path.read_bytes() == before and [p.name for p in path.parent.iterdir()] == ["m.vxl2"]
+
+
+def rewritten(path, kind, change):
+    """Write the file again with the payload of one record changed and all checksums right."""
+    found, data = scan(path), path.read_bytes()
+    with path.open("w+b") as file:
+        records.start(file)
+        for record in found:
+            payload = data[record.offset : record.offset + record.length]
+            records.append(file, record.kind, [change(payload) if record.kind == kind else payload])
+
+
+ODD = (None, "x", [], {}, -1, 0, 1.5, 10**9, 10**20, float("nan"))
+FIELDS = (("layout", "prefix"), ("layout", "stamps"), ("layout", "visual"), ("rule", "block_size"), ("compression",))
+
+
+@pytest.mark.parametrize(
+    "place", [*FIELDS, ("shape",), ("seconds",), ("end_s",), ("frames",), ("rope_theta",)], ids=str
+)
+def test_a_forged_identity_is_refused(path, place):
+    whole = path.read_bytes()
+    for value in ODD:
+
+        def forge(payload, value=value):
+            identity = part = json.loads(payload)
+            for name in place[:-1]:
+                part = part[name]
+            if value == part[place[-1]] or (place == ("end_s",) and value in (0, 1.5, 10**9)):
+                value = "x"
+            part[place[-1]] = value if place != ("frames",) or value != 10**9 else -5
+            return json.dumps(identity).encode()
+
+        path.write_bytes(whole)
+        rewritten(path, "IDENTITY", forge)
+        try:
+            VideoMemory.load(path)
+        except RequestError as error:
+            assert "\n" not in str(error)
+        else:
+            assert place == ("rule", "block_size") or (place == ("rope_theta",) and value in (1.5, 10**9)), value
+
+
+@pytest.mark.parametrize("kind", ["GROUPS", "SPARSE", "OPEN"])
+@pytest.mark.parametrize("change", [lambda p: p[:-64], lambda p: p + bytes(64), lambda p: b"", lambda p: b"{}\n"])
+def test_records_of_other_lengths_are_refused(path, kind, change):
+    rewritten(path, kind, change)
+    with pytest.raises(RequestError):
+        VideoMemory.load(path, verify=False)
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard", "pipe"])
+def test_the_incomplete_file_is_never_another_ones(memory, tmp_path, link):
+    other, partial = tmp_path / "precious", memory_writer.partial_path(tmp_path / "m")
+    other.write_text("precious")
+    {"symbolic": partial.symlink_to, "hard": partial.hardlink_to, "pipe": lambda _: os.mkfifo(partial)}[link](other)
+    with pytest.raises(RequestError, match="cannot write"):
+        memory.save(tmp_path / "m")
+    assert other.read_text() == "precious"
+
+
+def test_a_finished_file_is_not_truncated_by_a_writer_that_opened_it_before(memory, path, monkeypatch):
+    """The second writer opens the incomplete file, and the first one finishes before the second locks it."""
+    whole, lock, partial = path.read_bytes(), memory_writer.locking.lock, memory_writer.partial_path(path)
+    partial.write_bytes(whole)
+
+    def finish_first(file, name):
+        partial.replace(path)
+        lock(file, name)
+
+    monkeypatch.setattr(memory_writer.locking, "lock", finish_first)
+    with pytest.raises(RequestError, match="another process"):
+        memory.save(path)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("change", ["truncated", "overwritten"])
+def test_a_memory_that_is_changed_while_it_is_used_is_refused(path, change):
+    found = VideoMemory.load(path)
+    with path.open("r+b") as file:
+        file.truncate(100) if change == "truncated" else file.write(bytes(10**4))
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(RequestError, match="changed"):
+        found.dense.gather(np.asarray([1]))

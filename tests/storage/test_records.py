@@ -1,5 +1,7 @@
 """A file of checksummed records, complete and torn."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -22,38 +24,60 @@ def path(tmp_path):
     return path
 
 
-def test_scan_finds_the_records_written(path):
-    written, end = records.scan(path)
-    data = records.memory_map(path)
-    assert [record.kind for record in written] == list(PARTS) and end == path.stat().st_size
-    for record, parts in zip(written, PARTS.values(), strict=True):
-        assert record.offset % records.ALIGN == 0 and records.is_intact(data, record)
-        raw = b"".join(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes() for part in parts)
-        assert records.payload(data, record).tobytes() == raw
+def scan(path):
+    """The intact records of a file, or None if it is not one of records."""
+    with path.open("rb") as file:
+        try:
+            reader = records.RecordReader(file)
+            for record in reader.records:
+                reader.payload(record)
+        except ValueError:
+            return None
+        return reader.records
+
+
+def test_the_records_written_are_found(path):
+    with path.open("rb") as file:
+        reader = records.RecordReader(file)
+        assert [record.kind for record in reader.records] == list(PARTS)
+        assert reader.end == reader.size == path.stat().st_size
+        for record, parts in zip(reader.records, PARTS.values(), strict=True):
+            raw = b"".join(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes() for part in parts)
+            assert record.offset % records.ALIGN == 0 and reader.payload(record).tobytes() == raw
 
 
 def test_a_file_truncated_anywhere_keeps_its_complete_records(path):
-    written, whole = records.scan(path)[0], path.read_bytes()
+    written, whole = scan(path), path.read_bytes()
     for length in range(len(whole)):
         path.write_bytes(whole[:length])
-        found = records.scan(path)
-        if length < records.ALIGN:
-            assert found is None
-        else:
-            kept = [record for record in written if record.end <= length]
-            assert found == (kept, kept[-1].end if kept else records.ALIGN)
+        kept = [record for record in written if record.end <= length]
+        assert scan(path) == (None if length < records.ALIGN else kept)
 
 
 def test_every_altered_byte_outside_padding_is_detected(path):
-    whole = path.read_bytes()
-    written, _ = records.scan(path)
+    whole, written = path.read_bytes(), scan(path)
     for offset in range(len(whole)):
         path.write_bytes(whole[:offset] + bytes([whole[offset] ^ 1]) + whole[offset + 1 :])
-        found = records.scan(path)
         padding = any(record.offset + record.length <= offset < record.end for record in written)
-        same = (
-            found is not None
-            and found[0] == written
-            and all(records.is_intact(records.memory_map(path), e) for e in found[0])
-        )
-        assert same == padding, offset
+        assert (scan(path) == written) == padding, offset
+
+
+@pytest.mark.parametrize("change", ["truncated", "overwritten", "appended"])
+def test_a_file_that_is_changed_while_it_is_open_is_refused(path, change):
+    with path.open("rb") as file:
+        reader = records.RecordReader(file)
+        whole = path.read_bytes()
+        with path.open("r+b") as other:
+            other.truncate(70) if change == "truncated" else other.write(whole + b"x" * (change == "appended"))
+        os.utime(path, ns=(0, 0))  # a clock that is finer than the file system's
+        with pytest.raises(OSError, match="changed"):
+            reader.payload(reader.records[0], verify=False)
+
+
+def test_a_file_that_is_replaced_is_read_as_it_was(path):
+    with path.open("rb") as file:
+        reader = records.RecordReader(file)
+        before = reader.payload(reader.records[0]).tobytes()
+        path.with_name("other").write_bytes(b"x")
+        path.with_name("other").replace(path)
+        assert reader.payload(reader.records[0]).tobytes() == before

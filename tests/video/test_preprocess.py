@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from vxl2_jax.models.siglip import normalise
-from vxl2_jax.video.preprocess import pad_to_square, resize_frame
+from vxl2_jax.video.preprocess import pad_to_square, resize_frame, resize_padded
 
 RNG = np.random.default_rng(7)
 
@@ -49,3 +49,9 @@ def test_normalised_pixels_run_from_minus_one_to_one():
     assert pixels.dtype == np.float32 and pixels.shape == frames.shape
     np.testing.assert_allclose(pixels, (frames / 255.0 - 0.5) / 0.5, atol=1e-6)
     assert (pixels.min(), pixels.max()) == (-1, 1)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (3, 700), (700, 3), (300, 301), (41, 40), (28, 20), (520, 260)])
+def test_padding_in_strips_is_padding_and_resizing(height, width):
+    rgb = np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8)
+    np.testing.assert_array_equal(resize_padded(rgb, 28), resize_frame(pad_to_square(rgb), 28))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,29 +17,42 @@ NANO = Path(__file__).parent.parent / "assets" / "nano"
 def find(name: str | Path) -> Path:
     """The directory of a checkpoint: "nano", a path, or a name on the Hugging Face hub, which is downloaded.
 
+    A hub name may end with @ and a branch, a tag or a commit.
+
     Raises CheckpointError if there is none.
     """
     if str(name) == "nano":
         return NANO
     path = Path(name).expanduser()
-    if path.is_dir():
+    if os.path.isdir(path):
         return path
-    parts = str(name).split("/")
-    if path.exists() or len(parts) != 2 or not all(parts) or str(name).startswith((".", "~")):
+    repository, _, revision = str(name).partition("@")
+    parts = repository.split("/")
+    if os.path.exists(path) or len(parts) != 2 or not all(parts) or repository.startswith((".", "~")):
         raise CheckpointError(
-            f"{name}: no such checkpoint directory; give nano, a directory, or a Hugging Face name like BAAI/Video-XL-2"
+            f"{name}: no such checkpoint directory; give nano, a directory, or a Hugging Face name like BAAI/Video-XL-2, "
+            "with @revision if it is not the latest"
         )
-    return _download(str(name))
+    return _download(repository, revision or None)
 
 
-def _download(name: str) -> Path:
+_FILES = ["*.json", "merges.txt", "*.safetensors"]
+"""What loading reads; patterns of names in the repository's own folder."""
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Download what is not in the cache, with the library's progress bars.
+
+    The library obeys HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT and HF_HOME.
+    """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, ignore_patterns=["*/*"]))
     except Exception as error:  # network, name and permission errors have many classes
+        at = f"{name}@{revision}" if revision else name
         raise CheckpointError(
-            f"{name}: no such directory, and cannot be downloaded from the Hugging Face hub ({first_line(error)}); "
+            f"{at}: no such directory, and cannot be downloaded from the Hugging Face hub ({first_line(error)}); "
             "check the name and the connection"
         ) from error
 

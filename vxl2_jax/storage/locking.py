@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, BinaryIO, cast
 
 from vxl2_jax.errors import RequestError
 
@@ -14,6 +17,28 @@ try:
     import fcntl
 except ImportError:  # Windows: nothing stops a second process there
     fcntl = None
+
+
+def open_for_writing(path: Path, follow_links: bool = True) -> BinaryIO:
+    """Open a regular file for reading and writing, created if missing. Raises OSError, also for pipes and devices.
+
+    follow_links: whether the path may be a symbolic link, or a file that has other names as well.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    number = os.open(path, flags | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)), 0o666)
+    status = os.fstat(number)
+    if not stat.S_ISREG(status.st_mode) or not (follow_links or status.st_nlink == 1):
+        os.close(number)
+        raise OSError(errno.EINVAL, "not a regular file of its own")
+    return os.fdopen(number, "r+b")
+
+
+def is_at(file: IO, path: Path) -> bool:
+    """Whether an open file is still the one at this path: between opening and locking, its writer may have renamed it."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def lock(file: IO, path: Path) -> None:
@@ -32,9 +57,10 @@ def open_locked(path: Path) -> Generator[IO[str], None, None]:
     Raises RequestError if it cannot be written or another process holds the lock.
     """
     try:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8", newline="")
-    except OSError as error:
-        raise RequestError(f"{path}: cannot be written ({error.strerror}); choose another path") from error
+        file = io.TextIOWrapper(cast(Any, open_for_writing(path)), encoding="utf-8", newline="")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"{path}: cannot be written ({reason}); choose another path") from error
     with file:
         lock(file, path)
         try:

@@ -12,25 +12,31 @@ Arrays are [L, K, rows, D] in the memory's dtype, keys before values, without pa
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from jaxtyping import Int, UInt8
+from msgspec import Meta
 
 from pallas_kernels.attention import KVCache
+from vxl2_jax import files
+from vxl2_jax.config import Heads, Layers, RopeTheta, Size
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
-from vxl2_jax.storage import records
-from vxl2_jax.storage.records import Record
+from vxl2_jax.storage.records import Record, RecordReader
 
 VERSION = 3
 GROUPS_PER_RECORD = 8
 """Small, so that a chunk can be read and verified without reading much more. Strides are multiples of it."""
+_Seconds = Annotated[float, Meta(ge=0, le=1e12)]
+_Rows = Annotated[int, Meta(ge=0, le=2**20)]
 MAX_VERIFIED_BYTES = 2 * 2**30
 """Files up to this size are verified completely when they are opened, which takes about a second."""
 
@@ -75,6 +81,14 @@ def record_groups(layout: Layout) -> list[tuple[int, int]]:
     return [(g, min(g + GROUPS_PER_RECORD, layout.groups)) for g in range(0, layout.groups, GROUPS_PER_RECORD)]
 
 
+def record_lengths(layout: Layout, shape: CacheShape) -> list[int]:
+    """The bytes of each GROUPS record."""
+    return [
+        sum(shape.bytes(stop - start) for start, stop in rows_of_groups(layout, *groups))
+        for groups in record_groups(layout)
+    ]
+
+
 @jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class StoredLevel:
@@ -87,25 +101,29 @@ class StoredLevel:
     layout: Layout
     shape: CacheShape
     group_records: tuple[Record, ...]
-    data: UInt8[np.ndarray, " size"] = field(repr=False)
+    reader: RecordReader = field(repr=False)
     _verified: set[int] = field(default_factory=set, repr=False)
 
-    def read_record(self, index: int) -> DenseCache:
-        """The rows of one GROUPS record in both streams, memory-mapped: arrays [L, K, rows, D].
+    def check_lengths(self) -> None:
+        """Raise ValueError if the number or the lengths of the records are not those of the layout."""
+        if [record.length for record in self.group_records] != record_lengths(self.layout, self.shape):
+            raise ValueError("the dense level does not have the lengths that the layout needs")
 
-        Raises RequestError if the record is damaged.
+    def read_record(self, index: int) -> DenseCache:
+        """The rows of one GROUPS record in both streams: arrays [L, K, rows, D].
+
+        Raises RequestError if the record is damaged, or the file was changed since it was opened.
         """
-        record = self.group_records[index]
-        if index not in self._verified:
-            if not records.is_intact(self.data, record):
-                raise damaged_error(self.path)
-            self._verified.add(index)
+        try:
+            data = self.reader.payload(self.group_records[index], verify=index not in self._verified)
+        except ValueError as error:
+            raise damaged_error(self.path) from error
+        except OSError as error:
+            files.MEMORY.fail(self.path, f"cannot be read ({error.strerror})", error)
+        self._verified.add(index)
         ranges = rows_of_groups(self.layout, *record_groups(self.layout)[index])
         visual, global_ = (stop - start for start, stop in ranges)
         split = self.shape.bytes(visual)
-        if record.length != split + self.shape.bytes(global_):
-            raise damaged_error(self.path)
-        data = records.payload(self.data, record)
         return DenseCache(self.shape.view(data[:split], visual), self.shape.view(data[split:], global_))
 
     def gather(self, groups: Int[np.ndarray, " n"]) -> DenseCache:
@@ -147,8 +165,48 @@ class MemoryFileContents(NamedTuple):
     resume_arrays: dict[str, np.ndarray]
 
 
+class _LayoutFields(msgspec.Struct, frozen=True):
+    prefix: Annotated[int, Meta(ge=0, le=2**20)]
+    stamps: tuple[Annotated[int, Meta(ge=0, le=2**10)], ...]
+    visual: Annotated[int, Meta(ge=1, le=2**12)]
+
+
+class _RuleFields(msgspec.Struct, frozen=True):
+    block_size: Annotated[int, Meta(ge=1, le=2**40)]
+    prev_blocks: Annotated[int, Meta(ge=0, le=2**40)] | None
+
+
+class _Identity(msgspec.Struct, frozen=True):
+    """The types and bounds of the IDENTITY record; see `VideoMemory` for the fields."""
+
+    shape: tuple[Layers, Heads, Size, Literal["float32", "bfloat16", "float16"]]
+    rule: _RuleFields
+    layout: _LayoutFields
+    compression: Annotated[int, Meta(ge=1, le=2**12)]
+    end_s: _Seconds
+    last_s: _Seconds
+    frames: Annotated[int, Meta(ge=1, le=2**40)]
+    rope_theta: RopeTheta
+    model: str
+    video: str
+    video_hash: str
+    seconds: tuple[_Seconds, ...]
+
+    def __post_init__(self) -> None:
+        groups = len(self.layout.stamps)
+        if not groups or groups != len(self.seconds):
+            raise ValueError("layout and seconds have different numbers of groups")
+
+
+class _ResumeHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The first line of the OPEN record: dtype and shape of each array of `memory.ResumeState`."""
+
+    tokens: tuple[Literal["float32", "bfloat16", "float16"], tuple[_Rows, _Rows, _Rows]]
+    frames: tuple[Literal["uint8"], tuple[_Rows, _Rows, _Rows, Literal[3]]]
+
+
 def read(path: str | Path, verify: bool | None = None) -> MemoryFileContents:
-    """Open a complete memory file.
+    """Open a complete memory file. It stays open while its dense level is used.
 
     Args:
       path: the file.
@@ -156,46 +214,45 @@ def read(path: str | Path, verify: bool | None = None) -> MemoryFileContents:
         all of them now if the file has at most MAX_VERIFIED_BYTES.
 
     Raises:
-      RequestError: the file is missing, truncated, damaged, of another format or of another version.
+      RequestError: the file is missing, truncated, damaged, of another format or of another version, or its records do
+        not have the lengths that its layout needs.
     """
     path = Path(path)
+    file = files.open_regular(path, files.MEMORY)
     try:
-        scanned = records.scan(path)
-        if scanned is None:
-            raise RequestError(f"{path}: not a memory file; create one with `vxl2 watch VIDEO --out FILE`")
-        found, end = scanned
-        size = path.stat().st_size
-        if not found or found[-1].kind != "END" or end != size:
-            raise RequestError(
-                f"{path}: this memory is incomplete or damaged; watch the video again, or copy the file again"
-            )
-        data = records.memory_map(path)
-    except FileNotFoundError as error:
-        raise RequestError(f"{path}: no such file; create it with `vxl2 watch VIDEO --out {path}`") from error
+        reader = RecordReader(file)
+    except ValueError as error:
+        files.MEMORY.fail(path, "not a memory file", error)
     except OSError as error:
-        raise RequestError(f"{path}: cannot be read ({error.strerror}); give the path of a memory file") from error
+        files.MEMORY.fail(path, f"cannot be read ({error.strerror})", error)
+    found = reader.records
+    if not found or found[-1].kind != "END" or reader.end != reader.size:
+        raise RequestError(
+            f"{path}: this memory is incomplete or damaged; watch the video again, or copy the file again"
+        )
     by_kind = {record.kind: record for record in found}
     group_records = tuple(record for record in found if record.kind == "GROUPS")
-    small = [by_kind[kind] for kind in ("IDENTITY", "SPARSE", "OPEN") if kind in by_kind]
-    if not {"IDENTITY", "SPARSE"} <= by_kind.keys() or not all(records.is_intact(data, record) for record in small):
-        raise damaged_error(path)
     try:
-        identity = json.loads(records.payload(data, by_kind["IDENTITY"]).tobytes())
-        if identity["version"] != VERSION:
+        identity = files.parse_json(reader.payload(by_kind["IDENTITY"]).tobytes().decode(), path, files.MEMORY)
+        if (version := identity["version"]) != VERSION:
             raise RequestError(
-                f"{path}: a memory of version {identity['version']}, but this program reads version {VERSION}; "
+                f"{path}: a memory of version {version!r:.20}, but this program reads version {VERSION}; "
                 "watch the video again"
             )
-        layout, shape = layout_from_identity(identity), CacheShape(*identity["shape"])
-        if len(group_records) != len(record_groups(layout)):
-            raise damaged_error(path)
-        level = StoredLevel(path, layout, shape, group_records, data)
-        if verify or (verify is None and size <= MAX_VERIFIED_BYTES):
+        checked = msgspec.convert(identity, _Identity)
+        layout, shape = layout_from_identity(identity), CacheShape(*checked.shape)
+        length = layout.sparse_length(checked.compression)
+        if by_kind["SPARSE"].length != shape.bytes(length):
+            raise ValueError("the sparse level does not have the length that the layout needs")
+        level = StoredLevel(path, layout, shape, group_records, reader)
+        level.check_lengths()
+        if verify or (verify is None and reader.size <= MAX_VERIFIED_BYTES):
             level.verify()
-        sparse_bytes = records.payload(data, by_kind["SPARSE"])
-        sparse = shape.view(sparse_bytes, len(sparse_bytes) // shape.bytes(1))
-        resume_arrays = _unpack_arrays(records.payload(data, by_kind["OPEN"])) if "OPEN" in by_kind else {}
-    except (KeyError, TypeError, ValueError) as error:
+        sparse = shape.view(reader.payload(by_kind["SPARSE"]), length)
+        resume_arrays = _unpack_arrays(reader.payload(by_kind["OPEN"])) if "OPEN" in by_kind else {}
+        if resume_arrays and resume_arrays["tokens"].shape[1] != layout.visual:
+            raise ValueError("the tokens to resume from are not those of the layout")
+    except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise damaged_error(path) from error
     return MemoryFileContents(identity, level, sparse, resume_arrays)
 
@@ -213,12 +270,15 @@ def pack_arrays(arrays: dict[str, np.ndarray]) -> list[np.ndarray | bytes]:
 
 
 def _unpack_arrays(data: UInt8[np.ndarray, " bytes"]) -> dict[str, np.ndarray]:
+    """Raises ValueError for arrays of other names, types or lengths than those of a `memory.ResumeState`."""
     header, rest = data.tobytes().split(b"\n", 1)
     arrays, offset = {}, 0
-    for name, (dtype, shape) in json.loads(header).items():
-        size = int(np.prod(shape)) * jnp.dtype(dtype).itemsize
+    for name, (dtype, shape) in msgspec.structs.asdict(msgspec.json.decode(header, type=_ResumeHeader)).items():
+        size = math.prod(shape) * jnp.dtype(dtype).itemsize
         arrays[name] = np.frombuffer(rest[offset : offset + size], jnp.dtype(dtype)).reshape(shape)
         offset += size
+    if offset != len(rest):
+        raise ValueError("the arrays do not fill their record")
     return arrays
 
 

@@ -25,11 +25,13 @@ from jax.typing import ArrayLike
 from jaxtyping import Int
 
 from pallas_kernels.attention import KVCache
+from vxl2_jax import files
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import locking, memory_file, records
 from vxl2_jax.storage.memory_file import CacheShape, StoredLevel, record_groups, rows_of_groups
+from vxl2_jax.storage.records import RecordReader
 
 
 class MemoryFileWriter:
@@ -64,11 +66,13 @@ class MemoryFileWriter:
         self.partial = partial_path(path)
         identity_json = json.dumps(identity).encode()
         try:
-            self._file: BinaryIO = os.fdopen(os.open(self.partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+            self._file: BinaryIO = locking.open_for_writing(self.partial, follow_links=False)
         except OSError as error:
             raise self._write_error(error) from error
         try:
             locking.lock(self._file, self.path)
+            if not locking.is_at(self._file, self.partial):
+                raise RequestError(f"{self.path}: another process has just finished it; run the command again")
             self._kept = self._reusable_records(identity_json, stride) if resume else []
             self._check_disk_space()
             if self._kept:
@@ -92,8 +96,8 @@ class MemoryFileWriter:
 
     def stored_level(self) -> StoredLevel:
         """The groups of an interrupted file. Read them before adding any."""
-        data = records.memory_map(self.partial)
-        return StoredLevel(self.partial, self.layout, self.shape, tuple(self._kept[1:]), data)
+        reader = RecordReader(files.open_regular(self.partial, files.MEMORY))
+        return StoredLevel(self.partial, self.layout, self.shape, tuple(self._kept[1:]), reader)
 
     def append(self, streams: DenseCache, first: int, last: int) -> None:
         """Add the groups `first` … `last` − 1 of the streams, which may be donated as soon as this returns.
@@ -174,16 +178,21 @@ class MemoryFileWriter:
 
     def _reusable_records(self, identity_json: bytes, stride: int) -> list[records.Record]:
         """IDENTITY, if it is the same, and the intact GROUPS records of complete strides, without the last stride."""
-        found, _ = records.scan(self.partial) or ([], 0)
-        if not found or found[0].kind != "IDENTITY":
+        kept: list[records.Record] = []
+        with files.open_regular(self.partial, files.MEMORY) as file, suppress(ValueError):  # damaged from there on
+            reader = RecordReader(file)
+            for record in reader.records:
+                payload = reader.payload(record)
+                if record.kind != ("GROUPS" if kept else "IDENTITY"):
+                    break
+                if not kept and payload.tobytes() != identity_json:
+                    break
+                kept.append(record)
+        lengths = memory_file.record_lengths(self.layout, self.shape)
+        if [record.length for record in kept[1:]] != lengths[: len(kept) - 1]:
             return []
-        data, kept = records.memory_map(self.partial), []
-        if records.payload(data, found[0]).tobytes() != identity_json:
+        if not kept:
             return []
-        for record in found:
-            if record.kind not in ("IDENTITY", "GROUPS") or not records.is_intact(data, record):
-                break
-            kept.append(record)
         per_stride = stride // memory_file.GROUPS_PER_RECORD
         strides = min((len(kept) - 1) // per_stride, (self.layout.groups - 1) // stride)
         return kept[: 1 + strides * per_stride]

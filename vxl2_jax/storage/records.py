@@ -1,8 +1,7 @@
 """A file of checksummed records, appended one after another.
 
 A writer killed at any moment leaves complete records and at most one torn record at the end, which the next writer
-truncates. Numbers in headers are little-endian. Payloads start at multiples of 64 bytes, so that arrays in them can be
-memory-mapped.
+truncates. Numbers in headers are little-endian. Payloads start at multiples of 64 bytes.
 
     file    = MAGIC (64 bytes), record…
     record  = header (64 bytes), payload, zero padding to a multiple of 64 bytes
@@ -11,11 +10,12 @@ memory-mapped.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterable
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -62,47 +62,60 @@ def append(file: BinaryIO, kind: str, parts: Iterable[np.ndarray | bytes]) -> Re
     return record
 
 
-def scan(path: str | Path) -> tuple[list[Record], int] | None:
-    """Read the headers of a file, not its payloads (see `is_intact`).
+class RecordReader:
+    """A file of records, open for reading.
 
-    Returns:
-      The complete records and the offset where they end, or None if the file does not start with MAGIC.
+    Payloads are read when they are needed, not memory-mapped: a file that is truncated while it is mapped ends the
+    process. A file that was changed since it was opened is refused; one that was replaced is still read as it was.
 
-    Raises:
-      OSError: the file cannot be read.
+    Attributes:
+      records: the complete records.
+      end: the offset where they end.
+      size: bytes of the file.
     """
-    records, size = [], os.path.getsize(path)
-    with open(path, "rb") as file:
-        if file.read(ALIGN) != MAGIC:
-            return None
-        end = ALIGN
-        while end + _HEADER.size <= size:
-            file.seek(end)
-            header = file.read(_HEADER.size)
+
+    def __init__(self, file: BinaryIO) -> None:
+        """Read the headers. Raises OSError if the file cannot be read, ValueError if it does not start with MAGIC."""
+        self._file, self._lock, self._status = file, threading.Lock(), _status_of(file)
+        self.size = self._status[0]
+        if self.size < ALIGN or self._read(0, ALIGN).tobytes() != MAGIC:
+            raise ValueError("not a file of records")
+        self.records: list[Record] = []
+        self.end = ALIGN
+        while self.end + _HEADER.size <= self.size:
+            header = self._read(self.end, _HEADER.size).tobytes()
             kind, length, checksum, header_checksum = _HEADER.unpack(header)
-            if header_checksum != zlib.crc32(header[:-4]):
+            record = Record(kind.decode("latin-1").rstrip(), self.end + _HEADER.size, length, checksum)
+            if header_checksum != zlib.crc32(header[:-4]) or record.end > self.size:
                 break
-            record = Record(kind.decode("latin-1").rstrip(), end + _HEADER.size, length, checksum)
-            if record.end > size:
-                break
-            records.append(record)
-            end = record.end
-    return records, end
+            self.records.append(record)
+            self.end = record.end
+
+    def payload(self, record: Record, verify: bool = True) -> UInt8[np.ndarray, " length"]:
+        """Read a record's payload.
+
+        Raises OSError if the file cannot be read or was changed since it was opened, ValueError if `verify` and the
+        payload does not match its checksum.
+        """
+        data = self._read(record.offset, record.length)
+        if verify and zlib.crc32(data) != record.checksum:
+            raise ValueError(f"the record {record.kind} at {record.offset} does not match its checksum")
+        return data
+
+    def _read(self, offset: int, length: int) -> UInt8[np.ndarray, " length"]:
+        with self._lock:
+            self._file.seek(offset)
+            data = self._file.read(length)
+            changed = _status_of(self._file) != self._status
+        if changed or len(data) != length:
+            raise OSError(errno.ESTALE, "the file was changed while it was in use")
+        return np.frombuffer(data, np.uint8)
 
 
-def memory_map(path: str | Path) -> UInt8[np.ndarray, " size"]:
-    """The bytes of a file, read from disk when they are accessed."""
-    return np.memmap(path, np.uint8, "r")
-
-
-def payload(data: UInt8[np.ndarray, " size"], record: Record) -> UInt8[np.ndarray, " length"]:
-    """A view of a record's payload in a memory-mapped file."""
-    return data[record.offset : record.offset + record.length]
-
-
-def is_intact(data: UInt8[np.ndarray, " size"], record: Record) -> bool:
-    """Whether a record's payload matches its checksum. Reads the whole payload."""
-    return zlib.crc32(payload(data, record)) == record.checksum
+def _status_of(file: BinaryIO) -> tuple[int, int]:
+    """(size, time of the last change) of an open file."""
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
 
 
 def _as_bytes(array: Shaped[np.ndarray, ...]) -> UInt8[np.ndarray, " bytes"]:

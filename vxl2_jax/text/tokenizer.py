@@ -9,7 +9,9 @@ from pathlib import Path
 
 import tokenizers
 
-from vxl2_jax.errors import CheckpointError
+from vxl2_jax import files
+from vxl2_jax.errors import CheckpointError, first_line
+from vxl2_jax.text import qwen2_bpe
 from vxl2_jax.text.prompt import MARKERS
 
 
@@ -30,14 +32,20 @@ class Tokenizer:
 
     @classmethod
     def read(cls, directory: Path) -> Tokenizer:
-        """Read the directory's tokenizer.json. Raises CheckpointError if it is missing or malformed."""
+        """Read the directory's tokenizer.json; without one, build it from vocab.json and merges.txt, as Qwen2.5's.
+
+        Raises CheckpointError if they are missing or malformed.
+        """
         path = directory / "tokenizer.json"
         try:
-            return cls(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"{path}: no tokenizer; copy the tokenizer.json of Qwen2.5 there") from error
+            if path.exists() or not (directory / "vocab.json").exists():
+                return cls(files.read_text(path, files.TOKENIZER))
+            path = directory / "vocab.json"
+            return cls(qwen2_bpe.build(directory))
+        except CheckpointError:
+            raise
         except Exception as error:  # the library raises bare Exception for malformed files
-            raise CheckpointError(f"{path}: not a tokenizer file ({error})") from error
+            files.TOKENIZER.fail(path, f"not a tokenizer file ({first_line(error)})", error)
 
     @property
     def vocabulary(self) -> int:

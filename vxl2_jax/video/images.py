@@ -10,8 +10,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from vxl2_jax import files
 from vxl2_jax.errors import VideoError
 
+MAX_PIXELS = 64 * 2**20
+MAX_SIDE = 32_768
+MAX_ASPECT = 100
+"""Limits of an image: with them, reading and resizing one takes less than 1 GB."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 _SUFFIXES = frozenset([".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"])
 
@@ -26,16 +31,28 @@ def is_image(path: Path) -> bool:
 def read_image(path: Path) -> UInt8[np.ndarray, "height width 3"]:
     """Read an image (the first frame if animated) as RGB, rotated as its EXIF tag says, without alpha.
 
-    Raises VideoError if the image is damaged or so large that Pillow suspects an attack.
+    Raises VideoError if the image is damaged, or larger than MAX_PIXELS, MAX_SIDE or MAX_ASPECT (long by short side).
     """
     try:
         with _open(path) as image:
+            _check_size(path, image.size)
             image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip to white
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             return np.asarray(image.convert("RGB"))
+    except VideoError:
+        raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged files
         raise VideoError(f"{path}: a damaged image; give another copy of it") from error
+
+
+def _check_size(path: Path, size: tuple[int, int]) -> None:
+    short, long = sorted(size)
+    if short * long > MAX_PIXELS or long > MAX_SIDE or long > MAX_ASPECT * short:
+        raise VideoError(
+            f"{path}: {size[0]:,} × {size[1]:,} pixels; at most {MAX_PIXELS:,} pixels, {MAX_SIDE:,} along a side and "
+            f"{MAX_ASPECT} times as long as wide are read: scale or crop it"
+        )
 
 
 def folder_images(folder: Path) -> list[Path]:
@@ -58,7 +75,14 @@ def _open(path: Path) -> Image.Image:
     # Still formats only: Pillow also opens MPEG files. Its warnings about huge or odd files do not help the user.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return Image.open(path, formats=_FORMATS)
+        file = files.open_regular(path, files.IMAGE)
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        except BaseException:
+            file.close()
+            raise
+        image._exclusive_fp = True  # closed with the image
+        return image
 
 
 def _natural_sort_key(path: Path) -> tuple:

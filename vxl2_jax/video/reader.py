@@ -16,10 +16,11 @@ from typing import Literal, TypeVar
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
+from vxl2_jax import files
 from vxl2_jax.errors import VideoError
 from vxl2_jax.video.container import PacketIndex, RGBFrame, read_frames, read_index
 from vxl2_jax.video.images import folder_images, is_image, read_image, read_images
-from vxl2_jax.video.preprocess import pad_to_square, resize_frame
+from vxl2_jax.video.preprocess import resize_frame, resize_padded
 from vxl2_jax.video.sampling import check_options, frame_seconds, sample_indices, sample_timestamps
 
 Item = TypeVar("Item")
@@ -212,7 +213,7 @@ def _open_image(path: Path, size: int) -> VideoSource:
     read_image(path)  # raises now if the image is damaged
 
     def read(_: Int64[np.ndarray, " M"]) -> Iterator[RGBFrame]:
-        yield pad_to_square(read_image(path))
+        yield resize_padded(read_image(path), size)
 
     return VideoSource(path, "image", 1.0, 0.0, 1, False, False, size, np.zeros(1, np.int64), np.zeros(1), read)
 
@@ -264,5 +265,5 @@ def _check_readable(path: Path) -> Generator[None, None, None]:
 
 
 def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
+    with files.open_regular(path, files.VIDEO) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
