@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
 import vxl2_jax
-from vxl2_jax.errors import OUT_OF_MEMORY, Vxl2Error, is_out_of_memory
+from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, Vxl2Error, first_line, is_out_of_memory
 from vxl2_jax.text.typed import printable
 
 COMMANDS = {
@@ -68,6 +70,26 @@ def _enable_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+def _prepare_streams() -> None:
+    """Make output possible in any environment.
+
+    Characters that the terminal's encoding lacks are escaped. Raises RequestError if standard output is closed.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        raise RequestError("standard output is closed; redirect it to a file or to /dev/null")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _discard_output() -> None:
+    """Send what standard output still holds to nowhere: the interpreter flushes it once more when it ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -82,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # JAX's default is 0.75; `vxl2 plan` assumes this fraction.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     try:
+        _prepare_streams()
         args = _parse(argv)
         _enable_compilation_cache()
         args.run(args)
@@ -90,12 +113,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vxl2: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()
         return 141
+    except OSError as error:  # a full disk or device behind standard output, or what no command expects
+        _discard_output()
+        file = f"{error.filename}: " if error.filename else ""
+        print(f"vxl2: {printable(f'{file}{error.strerror or error}')}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"vxl2: interrupted; {getattr(args, 'interrupted', 'nothing was written')}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
+        if "Unable to initialize backend" in str(error):
+            print(f"vxl2: {first_line(error)}; install it, or change JAX_PLATFORMS", file=sys.stderr)
+            return 2
         if not is_out_of_memory(error):
             raise
         print(f"vxl2: {OUT_OF_MEMORY}", file=sys.stderr)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import stat
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, BinaryIO
 
 from vxl2_jax.errors import RequestError
 
@@ -24,13 +23,17 @@ def open_for_writing(path: Path, follow_links: bool = True) -> BinaryIO:
 
     follow_links: whether the path may be a symbolic link, or a file that has other names as well.
     """
+    return os.fdopen(_descriptor(path, follow_links), "r+b")
+
+
+def _descriptor(path: Path, follow_links: bool) -> int:
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     number = os.open(path, flags | (0 if follow_links else getattr(os, "O_NOFOLLOW", 0)), 0o666)
     status = os.fstat(number)
     if not stat.S_ISREG(status.st_mode) or not (follow_links or status.st_nlink == 1):
         os.close(number)
         raise OSError(errno.EINVAL, "not a regular file of its own")
-    return os.fdopen(number, "r+b")
+    return number
 
 
 def is_at(file: IO, path: Path) -> bool:
@@ -57,7 +60,7 @@ def open_locked(path: Path) -> Generator[IO[str], None, None]:
     Raises RequestError if it cannot be written or another process holds the lock.
     """
     try:
-        file = io.TextIOWrapper(cast(Any, open_for_writing(path)), encoding="utf-8", newline="")
+        file = os.fdopen(_descriptor(path, follow_links=True), "r+", encoding="utf-8", newline="")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RequestError(f"{path}: cannot be written ({reason}); choose another path") from error
