@@ -176,8 +176,9 @@ def load(
         raise RequestError(f"dtype must be {', '.join(DTYPES)} or None, not {dtype!r:.60}")
     # Check the kernel's name before a large model is loaded.
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
-    directory, (config, params) = fetch.load(name, dtype, progress)
-    kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
+    with hardware.numerics(dtype):
+        directory, (config, params) = fetch.load(name, dtype, progress)
+        kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(
         str(name),

@@ -6,9 +6,11 @@ line of error at once. A kind of file has its limit, its error class and its fix
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import os
+import shutil
 import stat
 import zlib
 from collections.abc import Iterator
@@ -161,3 +163,10 @@ def parse_json(text: str, where: str | Path, kind: FileKind) -> Any:
         kind.fail(where, f"not JSON ({first_line(error)})", error)
     except RecursionError as error:
         kind.fail(where, "not JSON that can be read (nested too deeply)", error)
+
+
+def check_disk_space(folder: Path, needed: int) -> None:
+    """Raise OSError, with the numbers, if fewer than `needed` bytes are free on the disk of an existing folder."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"it needs {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB are free")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from vxl2_jax.buckets import bucket, round_up
+from vxl2_jax.errors import RequestError, first_line
 
 
 class BatchSizes(NamedTuple):
@@ -70,8 +73,29 @@ def capability(device: Any) -> float:
 
 
 def device() -> jax.Device:
-    """The device that computes: the first one, unless `use_device_of` chose another."""
-    return jax.config.jax_default_device or jax.devices()[0]
+    """The device that computes: the first one, unless `use_device_of` chose another.
+
+    Raises RequestError if the backend that JAX_PLATFORMS names is not there.
+    """
+    try:
+        return jax.config.jax_default_device or jax.devices()[0]
+    except (RuntimeError, AssertionError) as error:  # JAX 0.11 asserts that there is a default backend
+        raise RequestError(
+            f"JAX cannot use the backend {jax.config.jax_platforms} ({first_line(error)}); install its plug-in, or unset "
+            "JAX_PLATFORMS"
+        ) from error
+
+
+@contextmanager
+def numerics(dtype: Any) -> Generator[None, None, None]:
+    """A context in which the model computes the same, whatever JAX is configured to.
+
+    64-bit types are off, promotion of dtypes is standard, and float32 products are computed in float32 if `dtype` is
+    float32: by default GPUs and TPUs use TF32 or bfloat16.
+    """
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        with jax.default_matmul_precision("highest" if jnp.dtype(dtype) == jnp.float32 else "default"):
+            yield
 
 
 def use_device_of(process: int) -> None:

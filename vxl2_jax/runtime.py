@@ -13,7 +13,7 @@ import numpy as np
 
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.hardware import CPU, BatchSizes
+from vxl2_jax.hardware import CPU, BatchSizes, numerics
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
@@ -52,8 +52,8 @@ class Runtime:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
 
     def precision(self) -> AbstractContextManager[Any]:
-        """A context in which float32 products are computed in float32: by default GPUs and TPUs use TF32 or bfloat16."""
-        return jax.default_matmul_precision("highest" if self.dtype == jnp.float32 else "default")
+        """The context of all computations with the model; see `hardware.numerics`."""
+        return numerics(self.dtype)
 
 
 def fingerprint_of(config: ModelConfig, params: Any) -> str:

@@ -123,10 +123,10 @@ def test_programs_are_cached_by_number_of_cores(monkeypatch, tmp_path):
         for cores in (1, 3):
             monkeypatch.setattr(hardware, "cpu_cores", lambda cores=cores: cores)
             jax.config.update("jax_compilation_cache_dir", None)
-            cli._enable_compilation_cache()
+            cli._configure_jax()
             assert jax.config.jax_compilation_cache_dir == str(tmp_path / "vxl2_jax" / "xla" / f"{cores}-cores")
         jax.config.update("jax_compilation_cache_dir", "elsewhere")
-        cli._enable_compilation_cache()
+        cli._configure_jax()
         assert jax.config.jax_compilation_cache_dir == "elsewhere", "a folder that the user set is kept"
     finally:
         jax.config.update("jax_compilation_cache_dir", before)

@@ -3,9 +3,14 @@
 import io
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from vxl2_jax import cli
+import vxl2_jax
+from vxl2_jax import cli, hardware
+from vxl2_jax.errors import RequestError
 
 PLAN = ["plan", "--frames", "100", "--json"]
 
@@ -42,9 +47,16 @@ def test_any_encoding_will_do(monkeypatch, encoding):
     assert raw.getvalue().endswith(b"\\u72ac?\n")
 
 
-def test_a_backend_that_is_not_there_is_one_line(monkeypatch, capsys):
-    def fail(*_):
+def test_a_backend_that_is_not_there_is_one_line(monkeypatch):
+    def fail():
         raise RuntimeError("Unable to initialize backend 'cuda': no such plug-in\nmore")
 
-    monkeypatch.setattr(cli, "_enable_compilation_cache", fail)
-    assert "cuda" in failure(capsys)
+    monkeypatch.setattr(hardware.jax, "devices", fail)
+    with pytest.raises(RequestError, match="cuda") as caught:
+        vxl2_jax.load()
+    assert "\n" not in str(caught.value)
+
+
+def test_numerics_do_not_depend_on_the_configuration_of_jax():
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"), hardware.numerics("float32"):
+        assert (jnp.zeros(3) + np.arange(3)).dtype == jnp.float32

@@ -111,6 +111,7 @@ def test_both_forms_of_rope_theta_are_the_same(read):
         {"rope_scaling": {"factor": 2.0}},
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}},
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},  # rope_theta is 1e6 in the same file
+        {"rope_theta": None},
         {"use_sliding_window": True},
         {"layer_types": ["full_attention", "sliding_attention"]},
         {"hidden_act": "gelu"},

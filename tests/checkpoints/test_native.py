@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from vxl2_jax import files
 from vxl2_jax.checkpoints import fetch, native
 from vxl2_jax.errors import CheckpointError
 from vxl2_jax.models import video_xl_2
@@ -34,6 +35,13 @@ def test_nothing_is_overwritten_and_no_partial_directory_remains(saved, tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_disk_that_is_too_small_is_reported_before_it_is_full(saved, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    with pytest.raises(CheckpointError, match="GB are free"):
+        native.save(tmp_path / "new", *saved[1:], "{}")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("damage", ["vxl2.json", "params"])
 def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
     import shutil
@@ -49,7 +57,7 @@ def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "nothing", "./here", "~/there/x", "a\0b/c", "w" * 300])
+@pytest.mark.parametrize("name", ["no/such/folder", "nothing", "./here", "~/there/x", "a\0b", "w" * 300])
 def test_an_unknown_name_is_refused_without_a_download(name, monkeypatch):
     monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("went to the network"))
     with pytest.raises(CheckpointError, match="no such checkpoint"):

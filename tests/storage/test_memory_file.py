@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import toys
 
+from vxl2_jax import files
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.memory import ResumeState, VideoMemory
@@ -182,7 +183,7 @@ def test_a_full_disk_is_reported_and_no_file_remains(memory, tmp_path, monkeypat
 
 
 def test_too_little_disk_space_is_reported_before_anything_is_written(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(memory_writer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4000}))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 4000}))
     with pytest.raises(RequestError, match="needs .* more, and 4e-06 GB are free.*; free some space") as caught:
         memory.save(tmp_path / "m")
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

@@ -154,6 +154,8 @@ def _language_config(config: _Config) -> LanguageConfig:
     thetas = {rope.rope_theta for rope in ropes if rope and rope.rope_theta is not None}
     if len(thetas) > 1:
         raise ValueError(f"rope_theta has several values, {' and '.join(map(str, sorted(thetas)))}")
+    if not thetas:
+        raise ValueError("rope_theta is missing")
     return LanguageConfig(
         width=width,
         layers=config.num_hidden_layers,
@@ -162,7 +164,7 @@ def _language_config(config: _Config) -> LanguageConfig:
         head_width=config.head_dim or width // heads,
         mlp=config.intermediate_size,
         vocabulary=config.vocab_size,
-        rope_theta=thetas.pop() if thetas else LanguageConfig.rope_theta,
+        rope_theta=thetas.pop(),
         norm_eps=config.rms_norm_eps,
         tied=config.tie_word_embeddings,
     )

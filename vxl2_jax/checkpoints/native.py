@@ -40,23 +40,32 @@ def check_target(directory: str | Path) -> Path:
 
 def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
     """Write a new directory atomically. Raises CheckpointError if it exists already or cannot be written."""
-    import orbax.checkpoint as ocp  # slow to import, and most models are not stored in this format
-
     directory = check_target(directory)
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     try:
         partial.mkdir(parents=True)
-        with ocp.StandardCheckpointer() as writer:
-            writer.save(partial / _PARAMS, params)
+        write_params(partial / _PARAMS, params)
         (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         (partial / _CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1))
         os.replace(partial, directory)
     except OSError as error:
         raise CheckpointError(
-            f"{directory}: cannot write the checkpoint ({error}); choose another path, or free some space"
+            f"{directory}: cannot write the checkpoint ({error.strerror or error}); choose another path, or free some space"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_params(path: Path, params: Any) -> None:
+    """Write parameters with Orbax. Raises OSError if they cannot be written, before a disk that is too small is full."""
+    import orbax.checkpoint as ocp  # slow to import, and most models are not stored in this format
+
+    files.check_disk_space(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+    try:
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(path, params)
+    except ValueError as error:  # TensorStore's
+        raise OSError(first_line(error)) from error
 
 
 def load(

@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 
 import vxl2_jax
-from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, Vxl2Error, first_line, is_out_of_memory
+from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, Vxl2Error, is_out_of_memory
 from vxl2_jax.text.typed import printable
 
 COMMANDS = {
@@ -57,7 +57,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _enable_compilation_cache() -> None:
+def _configure_jax() -> None:
     import jax
 
     from vxl2_jax import hardware
@@ -67,6 +67,9 @@ def _enable_compilation_cache() -> None:
         # XLA compiles CPU programs for the number of cores, which is not part of JAX's cache key.
         folder = root / "vxl2_jax" / "xla" / f"{hardware.cpu_cores()}-cores"
         jax.config.update("jax_compilation_cache_dir", str(folder))
+    # As in `hardware.numerics`, which is not around everything that training and planning compute.
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
@@ -106,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _prepare_streams()
         args = _parse(argv)
-        _enable_compilation_cache()
+        _configure_jax()
         args.run(args)
         sys.stdout.flush()
     except Vxl2Error as error:
@@ -124,9 +127,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vxl2: interrupted; {getattr(args, 'interrupted', 'nothing was written')}", file=sys.stderr)
         return 130
     except (MemoryError, RuntimeError) as error:
-        if "Unable to initialize backend" in str(error):
-            print(f"vxl2: {first_line(error)}; install it, or change JAX_PLATFORMS", file=sys.stderr)
-            return 2
         if not is_out_of_memory(error):
             raise
         print(f"vxl2: {OUT_OF_MEMORY}", file=sys.stderr)

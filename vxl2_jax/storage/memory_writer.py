@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import queue
-import shutil
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -169,12 +168,12 @@ class MemoryFileWriter:
     def _check_disk_space(self) -> None:
         """Raise RequestError, before the video is watched, if the dense level does not fit on the disk."""
         needed = self.shape.bytes(self.layout.length) - sum(record.length for record in self._kept)
-        free = shutil.disk_usage(self.partial.parent).free
-        if needed > free:
+        try:
+            files.check_disk_space(self.partial.parent, needed)
+        except OSError as error:
             if not self._kept:
                 self.discard()  # nothing in it is worth keeping
-            reason = f"it needs {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB are free"
-            raise self._write_error(OSError(errno.ENOSPC, reason))
+            raise self._write_error(error) from error
 
     def _reusable_records(self, identity_json: bytes, stride: int) -> list[records.Record]:
         """IDENTITY, if it is the same, and the intact GROUPS records of complete strides, without the last stride."""

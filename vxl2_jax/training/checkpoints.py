@@ -20,6 +20,8 @@ import jax
 import msgspec
 import orbax.checkpoint as ocp
 
+from vxl2_jax import files
+from vxl2_jax.checkpoints import native
 from vxl2_jax.errors import CheckpointError, RequestError, first_line
 from vxl2_jax.training.settings import RunSettings
 
@@ -88,6 +90,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         try:
+            size = sum(getattr(leaf, "nbytes", 0) for leaf in jax.tree.leaves(state))
+            files.check_disk_space(self._out, size)  # Orbax fails in the background, with pages of output
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -125,10 +129,13 @@ class Checkpoints:
         part = path.with_name(f".{path.name}.part")
         if jax.process_index() == 0:
             shutil.rmtree(part, ignore_errors=True)
-        with ocp.StandardCheckpointer() as writer:
-            writer.save(part, params)
-        if jax.process_index() == 0:
-            os.replace(part, path)
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            native.write_params(part, params)
+            if jax.process_index() == 0:
+                os.replace(part, path)
+        except OSError as error:
+            raise RequestError(f"{self._out}: cannot be written ({error}); free some space and start again") from error
 
     def load_stage(self, index: int, like: Any) -> Any:
         """The parameters that `save_stage` kept, with the shapes, dtypes and shardings of `like`."""
