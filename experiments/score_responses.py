@@ -43,7 +43,7 @@ def report(name: str, path: str, rows: bool, mended: bool) -> dict[str, Any]:
     read = benchmark.read_corrected if mended else benchmark.read
     verdicts = [evaluation.judge(benchmark, row, response, read) for row, response in pairs]
     if silent := sum(not verdict.named for verdict in verdicts if verdict.counted):
-        lots = "; the original draws an option by lot instead" if name == "longvideobench" else ""
+        lots = "; the original draws an option at random instead" if name == "longvideobench" else ""
         print(f"score_responses: {silent} responses name no option and count as wrong{lots}", file=sys.stderr)
     by = {
         field: {value: score.as_data() for value, score in scores.items()}

@@ -39,7 +39,7 @@ class BatchSizes(NamedTuple):
         return bucket(round_up(tokens, 8 if tokens > 64 else 16), minimum=self.question_tokens)
 
 
-CPU = BatchSizes(stride=40, vision_groups=4, question_tokens=16, overlaps_calls=False, fills_batches=False)
+CPU = BatchSizes(stride=40, vision_groups=4, question_tokens=32, overlaps_calls=False, fills_batches=False)
 SMALL = BatchSizes(stride=40, vision_groups=4, question_tokens=32)
 """A stride has a fixed cost, equal to about 6 groups for nano on two CPU cores, and the last stride is half empty on
 average. For videos of a few minutes, 40 is close to the best trade-off."""

@@ -12,7 +12,7 @@ import numpy as np
 
 import vxl2_jax as vxl2
 from vxl2_jax.errors import Vxl2Error
-from vxl2_jax.training.loop import train
+from vxl2_jax.training.finetune import train
 from vxl2_jax.training.settings import CheckpointSettings, LoraSettings, VideoSettings
 
 folder = Path(sys.argv[2])

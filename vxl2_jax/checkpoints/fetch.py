@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,7 @@ def find(name: str | Path) -> Path:
     if os.path.isdir(path):
         return path
     repository, _, revision = str(name).partition("@")
-    parts = repository.split("/")
-    if os.path.exists(path) or len(parts) != 2 or not all(parts) or repository.startswith((".", "~")):
+    if os.path.exists(path) or not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", repository):
         raise CheckpointError(
             f"{name}: no such checkpoint directory; give nano, a directory, or a Hugging Face name like BAAI/Video-XL-2, "
             "with @revision if it is not the latest"

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import msgspec
 
-from vxl2_jax import files
+from vxl2_jax import files, hardware
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import CheckpointError, first_line
@@ -76,7 +76,7 @@ def load(
 
     directory = Path(directory).expanduser().absolute()
     config = _read_config(directory / _CONFIG)
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(hardware.device())
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding),
         huggingface.abstract_params(config),
