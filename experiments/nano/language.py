@@ -32,7 +32,7 @@ HELP = (0.5, 0.1, 3000)  # weight of the losses on attention: at first, at last,
 QUESTIONS = 14  # per video
 TYPES = (*questions.TYPES, "order", "count", "first", "between")  # in turn: harder types are asked more often
 ROW, PACKED = 36, 14 * QUESTIONS  # tokens of a row with one question, and with all of a video's
-CHECKED = (12, 32, 64)  # groups of the videos that are checked
+CHECKED, CHECKS = (12, 32, 64), 6  # groups of the videos that are checked, and batches of each
 PADDING = {"part": -1, "answer": -1, "read": -1, "find": UNUSED}  # elsewhere 0
 
 
@@ -231,7 +231,7 @@ def attention_loss(batch: dict[str, Any], found: list) -> jax.Array:
     return total
 
 
-def check(predict: Any, params: Params, bank: TokenBank, batches: int = 6) -> dict[str, float]:
+def check(predict: Any, params: Params, bank: TokenBank) -> dict[str, float]:
     """Fraction of questions of which every token is right, given the right ones before it, by length and type.
 
     `predict` is (params, batch) → logits. Videos of up to 16 groups are seen whole and as rendered, longer ones composed
@@ -239,7 +239,7 @@ def check(predict: Any, params: Params, bank: TokenBank, batches: int = 6) -> di
     """
     hits = defaultdict(list)
     for groups in CHECKED:
-        for i in range(batches):
+        for i in range(CHECKS):
             rng, rule = np.random.default_rng((1, groups, i)), PrefillRule(4, None if groups <= 16 else 3)
             made = draw(bank, rng, groups, rule, mixed=False, rendered=1.0, moved=0.0)
             wrong = (np.asarray(predict(params, made)).argmax(-1) != made["answer"]) & (made["answer"] >= 0)

@@ -68,11 +68,16 @@ def train(out: str, clips: int = CLIPS, steps: int | None = None, log: loop.Trai
             vision_task(size, banks, vision.token_loss, vision.token_batch),
             language_task(size, banks, folder),
         ]
-        key = jax.random.key(settings.seed)
-        params = {**video_xl_2.init(key, size), "language": initial_heads.init(key, size.language)}
-        params["projector"]["linear_out"]["kernel"] *= 0.1  # visual tokens should have about unit length
-        run = loop.Run(settings, tasks, params, file, data=f"{clips} clips", model="initial", log=log)
+        run = loop.Run(settings, tasks, init(size), file, data=f"{clips} clips", model="initial", log=log)
         return run.finish(export)
+
+
+def init(size: ModelConfig) -> Params:
+    """All parameters before the first stage."""
+    key = jax.random.key(0)
+    params = {**video_xl_2.init(key, size), "language": initial_heads.init(key, size.language)}
+    params["projector"]["linear_out"]["kernel"] *= 0.1  # visual tokens should have about unit length
+    return params
 
 
 def batches(make: Callable[[int], dict[str, np.ndarray]], steps: int) -> grain.DatasetIterator:
