@@ -73,16 +73,17 @@ def capability(device: Any) -> float:
 
 
 def device() -> jax.Device:
-    """The device that computes: the first one, unless `use_device_of` chose another.
+    """The device that computes: the first one, unless `use_device_of` or JAX's configuration names another.
 
     Raises RequestError if the backend that JAX_PLATFORMS names is not there.
     """
     try:
-        return jax.config.jax_default_device or jax.devices()[0]
+        chosen = jax.config.jax_default_device  # a device, or the name of a platform
+        return jax.devices(chosen)[0] if chosen is None or isinstance(chosen, str) else chosen
     except (RuntimeError, AssertionError) as error:  # JAX 0.11 asserts that there is a default backend
+        reason = f" ({first_line(error)})" if str(error) else ""
         raise RequestError(
-            f"JAX cannot use the backend {jax.config.jax_platforms} ({first_line(error)}); install its plug-in, or unset "
-            "JAX_PLATFORMS"
+            f"JAX cannot use the backend {jax.config.jax_platforms}{reason}; install its plug-in, or unset JAX_PLATFORMS"
         ) from error
 
 

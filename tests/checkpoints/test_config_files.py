@@ -154,3 +154,14 @@ def test_an_index_names_files_of_its_directory_only(tmp_path, name):
 def test_an_odd_native_configuration_is_refused(tmp_path, content):
     (tmp_path / "vxl2.json").write_text(content)
     refused(native.load, tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (16,), (0, 3, 14, 14), (8, 3, 0, 0), (1, 1, 1, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "part", ["patch_embedding", "position_embedding", "layers.0.mlp.fc1.weight", "relative_position_k"]
+)
+def test_a_tensor_of_other_dimensions_is_refused(golden, shards, monkeypatch, part, shape):
+    usual = shards.shape
+    monkeypatch.setattr(shards, "shape", lambda key: shape if part in key else usual(key))
+    with pytest.raises(CheckpointError, match="instead of . dimensions"):
+        config_files.read_config(golden / "tiny_checkpoint", shards)

@@ -179,10 +179,18 @@ def _language_config(config: _Config) -> LanguageConfig:
     )
 
 
+def _shape(shards: Shards, key: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor. Raises ValueError if it has another number of dimensions, or is empty."""
+    shape = shards.shape(key)
+    if len(shape) != dimensions or not all(shape):
+        raise ValueError(f"tensor {key} has the shape {shape} instead of {dimensions} dimensions")
+    return shape
+
+
 def _vision_config(vision: _Vision, shards: Shards) -> VisionConfig:
     """Raises ValueError for sizes that do not fit each other."""
-    width, _, patch, _ = shards.shape(_PATCH)
-    grid = math.isqrt(shards.shape(f"{_TOWER}embeddings.position_embedding.weight")[0])
+    width, _, patch, _ = _shape(shards, _PATCH, 4)
+    grid = math.isqrt(_shape(shards, f"{_TOWER}embeddings.position_embedding.weight", 2)[0])
     layers = sum(key.startswith(f"{_TOWER}encoder.layers.") and key.endswith("fc1.weight") for key in shards)
     side = vision.image_size or (384 if (grid, patch) == (27, 14) else grid * patch)
     if side // patch != grid:
@@ -193,7 +201,7 @@ def _vision_config(vision: _Vision, shards: Shards) -> VisionConfig:
         width=width,
         layers=layers,
         heads=vision.num_attention_heads,
-        mlp=shards.shape(f"{_TOWER}encoder.layers.0.mlp.fc1.weight")[0],
+        mlp=_shape(shards, f"{_TOWER}encoder.layers.0.mlp.fc1.weight", 2)[0],
         norm_eps=vision.layer_norm_eps,
     )
 
@@ -202,7 +210,7 @@ def _further_fields(config: _Config, special: _SpecialTokens, vision: VisionConf
     """The other fields of ModelConfig that differ from its defaults. Raises ValueError for values that do not fit."""
     fields = {
         "resized_grid": 24 if vision.grid == 27 else vision.grid // 2 * 2,
-        "max_relative": shards.shape(_RELATIVE)[0] // 2,
+        "max_relative": _shape(shards, _RELATIVE, 2)[0] // 2,
     }
     if special.visual_placeholder is not None:
         fields["visual_placeholder"] = special.visual_placeholder

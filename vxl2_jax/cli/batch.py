@@ -170,7 +170,6 @@ def _is_answer(row: Any) -> bool:
 
 
 def _is_beginning(incomplete: str) -> bool:
-    """Whether an incomplete line is one of ours: of answers, as they begin now or as they once began."""
+    """Whether an incomplete line is one of ours."""
     row = _parse(incomplete)
-    begins = any(incomplete.startswith(text[: len(incomplete)]) for text in ('{"job": ', '{"video": '))
-    return begins and (row is None or _is_answer(row))
+    return incomplete.startswith('{"job": '[: len(incomplete)]) and (row is None or _is_answer(row))

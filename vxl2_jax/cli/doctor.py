@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     """Run `vxl2 doctor`."""
     from vxl2_jax.errors import RequestError
 
-    device = jax.devices()[0]
+    device = hardware.device()
     report: dict[str, Any] = {
         "versions": versions(),
         "devices": [device_data(each) for each in jax.devices()],

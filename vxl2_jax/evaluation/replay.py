@@ -15,6 +15,7 @@ from typing import Any
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.evaluation.rows import Row
+from vxl2_jax.files import ORACLE, read_bytes
 from vxl2_jax.relevance import oracle
 from vxl2_jax.relevance.oracle import Oracle, OracleSelection
 
@@ -99,7 +100,7 @@ def read(name: str, path: str, items: Sequence[BenchmarkVideo]) -> Replay:
 
 def digest(path: str) -> str:
     """SHA-256 of the oracle files at a path."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in oracle.files(Path(path)))).hexdigest()
+    return hashlib.sha256(b"".join(read_bytes(file, ORACLE) for file in oracle.files(Path(path)))).hexdigest()
 
 
 def lookup_keys(item: BenchmarkVideo, row: Row) -> Iterator[str]:

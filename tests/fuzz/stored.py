@@ -1,0 +1,111 @@
+"""Files that the program itself reads back: memories with right checksums, and the configuration of checkpoints."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from hypothesis import strategies as st
+
+from tests.fuzz.values import ANY, mutated
+from vxl2_jax.checkpoints import config_files
+from vxl2_jax.checkpoints.fetch import NANO
+from vxl2_jax.checkpoints.shards import Shards
+from vxl2_jax.config import LanguageConfig
+from vxl2_jax.layout import Layout, PrefillRule
+from vxl2_jax.memory import VideoMemory, identity
+from vxl2_jax.storage import records
+from vxl2_jax.storage.memory_file import CacheShape, record_lengths
+
+CONFIG = json.loads((NANO / "config.json").read_text())
+VISION = json.loads((NANO / "vision_config.json").read_text())
+SPECIAL = {"visual_placeholder": 1, "visual_tokens_per_group": 9}
+ROPES = st.dictionaries(
+    st.sampled_from(["rope_type", "type", "rope_theta", "factor", "partial_rotary_factor"]),
+    st.sampled_from(["default", "yarn", 1, 1e6, 2.0, None]) | ANY,
+    max_size=2,
+)
+CONFIGS = st.fixed_dictionaries(
+    {
+        "config.json": mutated(CONFIG)
+        | st.tuples(st.sampled_from(["rope_scaling", "rope_parameters"]), ROPES).map(
+            lambda rope: {**CONFIG, rope[0]: rope[1]}
+        )
+        | mutated(CONFIG["vxl2"]).map(lambda extra: {**CONFIG, "vxl2": extra})
+        | ANY,
+        "vision_config.json": st.just(VISION) | mutated(VISION) | ANY,
+    },
+    optional={"special_tokens.json": mutated(SPECIAL) | ANY},
+)
+
+
+@functools.cache
+def shards() -> Shards:
+    return Shards(NANO)
+
+
+def read_configs(contents: dict[str, Any], folder: Path) -> None:
+    for name in ("config.json", "vision_config.json", "special_tokens.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name, content in contents.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8", errors="replace")
+    language = config_files.read_config(folder, shards()).language
+    assert isinstance(language, LanguageConfig) and language.heads % language.kv_heads == 0
+    assert math.isfinite(language.rope_theta) and language.rope_theta >= 1
+
+
+SHAPE, LAYOUT = CacheShape(1, 1, 2, "float32"), Layout(2, (3, 4, 3), 4)
+IDENTITY = identity(
+    SHAPE,
+    LAYOUT,
+    PrefillRule(2, 1),
+    (0.0, 4.0, 8.0),
+    compression=2,
+    end_s=12.0,
+    last_s=11.0,
+    frames=12,
+    rope_theta=1e6,
+    model="toy",
+    video="a.mp4",
+    video_hash="0",
+)
+IDENTITIES = (
+    st.just(IDENTITY)
+    | mutated(IDENTITY)
+    | mutated(IDENTITY["layout"]).map(lambda part: {**IDENTITY, "layout": part})
+    | mutated(IDENTITY["rule"]).map(lambda part: {**IDENTITY, "rule": part})
+    | ANY
+)
+OPEN = {"tokens": ["float32", [1, 4, 2]], "frames": ["uint8", [1, 1, 1, 3]]}
+LENGTHS = {
+    "GROUPS": record_lengths(LAYOUT, SHAPE)[0],
+    "SPARSE": SHAPE.bytes(LAYOUT.sparse_length(2)),
+    "OPEN": 4 * 8 + 3,
+}
+MEMORIES = st.tuples(
+    IDENTITIES,
+    mutated(OPEN),
+    st.just(["IDENTITY", "GROUPS", "SPARSE", "OPEN", "END"])
+    | st.lists(st.sampled_from(["IDENTITY", "GROUPS", "SPARSE", "OPEN", "END", "OTHER"]), max_size=6),
+    st.sampled_from([0, 0, 0, 1, -1, 64, 10**6]),
+)
+
+
+def read_memory(drawn: tuple, folder: Path) -> None:
+    content, header, kinds, more = drawn
+    parts = {
+        "IDENTITY": json.dumps(content).encode(errors="replace"),
+        "OPEN": json.dumps(header).encode(errors="replace") + b"\n",
+    }
+    with (folder / "m.memory").open("wb") as file:
+        records.start(file)
+        for kind in kinds:
+            records.append(
+                file, kind, [parts.get(kind, b"") + bytes(max(LENGTHS.get(kind, 0) + more, 0) * (kind in LENGTHS))]
+            )
+    memory = VideoMemory.load(folder / "m.memory")
+    assert memory.layout.groups == len(memory.seconds) and memory.frames >= 1
+    assert memory.sparse.k.shape[2] >= memory.sparse_length
