@@ -18,7 +18,7 @@ mean length cannot keep is left out there. In shorter clips more tokens are pool
 
 cache_ratio: key/value bytes loaded over those of the dense caches. chance: the accuracy of the best guess without the
 video, in percent. inside: questions whose evidence (the events that the answer rests on) lies in chunks chosen by score.
-`python -m experiments.studies.nano_tables` makes the README's tables from the reports of several seeds.
+`python -m experiments.studies.nano_tables` makes the tables of docs/results/nano.md from the reports of several seeds.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def main() -> int:
     before = peak()
     for place, name in enumerate(names):
         until = time.perf_counter() + (ends - time.perf_counter()) / (len(names) - place)
-        while time.perf_counter() < until:
+        while tallies[name].tried == 0 or time.perf_counter() < until:
             part = run(TARGETS[name], seed, 200)
             seed, tally = seed + 1, tallies[name]
             tally.tried, tally.refused = tally.tried + part.tried, tally.refused + part.refused

@@ -33,7 +33,8 @@ def build_parser(used: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentPa
     parser = argparse.ArgumentParser(
         prog="vxl2",
         description="Video-XL-2 in JAX: watch a long video once, ask its memory many times.",
-        epilog='example: vxl2 ask clip.mp4 "Is there a dog?"      vxl2 COMMAND --help shows more',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example: vxl2 ask clip.mp4 "Is there a dog?"\nvxl2 COMMAND --help shows more.',
     )
     parser.add_argument("--version", action="version", version=f"vxl2_jax {vxl2_jax.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

@@ -78,9 +78,9 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
     )
     options.add_number(group, "limit", metavar="N", help="only the first N videos")
     options.add_number(
-        group, "process", metavar="I", help="index of this process, from 0 (default with --processes: JAX's)"
+        group, "process", metavar="I", help="index of this process, from 0; needs --processes (default of both: JAX's)"
     )
-    options.add_number(group, "processes", metavar="N", help="number of processes that share the videos")
+    options.add_number(group, "processes", metavar="N", help="number of processes that share the videos; needs --process")
 
 
 def _add_parts(parts: Any) -> None:

@@ -111,7 +111,7 @@ def evaluate(
     """
     if process is None or processes is None:
         if process is not processes:
-            raise RequestError("give both the process and the number of processes, or neither")
+            raise RequestError("give both --process and --processes, or neither")
         process, processes = jax.process_index(), jax.process_count()
     if not 0 <= process < processes:
         raise RequestError(f"process {process} of {processes}: processes are counted from 0")

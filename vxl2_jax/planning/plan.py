@@ -173,7 +173,7 @@ def advice(
         return max_frames(config, tokenizer, fps, other, itemsize=itemsize, **settings)
 
     if frames := frames_on(device):
-        return f"up to {frames} frames fit: give --max-frames {frames} or a lower --fps"
+        return f"{frames} frames fit: give --max-frames {frames} or a lower --fps"
     fitting = [name for name, other in DEVICES.items() if frames_on(other)]
     return f"the model itself does not fit; it fits on {', '.join(fitting) or 'no device in the list'}"
 
@@ -238,7 +238,7 @@ def check_memory(
 
     fitting = config.frames_per_group * stride * _largest(fits, (layout.groups - 1) // stride)
     fix = (
-        f"up to {fitting} frames fit: give --max-frames {fitting} or a lower --fps"
+        f"{fitting} frames fit: give --max-frames {fitting} or a lower --fps"
         if fitting
         else "not even a short video fits: use a larger machine or --dtype bfloat16"
     )

@@ -40,7 +40,7 @@ class DataSettings(_Table, frozen=True):
     Attributes:
       files: conversations, see `conversations`.
       videos: the folder that paths of videos are relative to; None: the folder of each file.
-      strict: fail on a video that cannot be read, instead of skipping its samples.
+      strict: fail on an entry that cannot be used or a video that cannot be read, instead of skipping it.
       cache_gb: decoded frames kept in memory, in 10⁹ bytes.
     """
 
@@ -170,7 +170,7 @@ log_every = 10                 # steps between lines of metrics
 [data]
 files = ["train.jsonl"]        # conversations; relative to this file
 # videos = "videos"            # folder of the videos; default: the folder of each file
-strict = false                 # true: fail on a video that cannot be read, instead of skipping its samples
+strict = false                 # true: fail on an entry or a video that cannot be used, instead of skipping it
 cache_gb = 1.0                 # decoded frames kept in memory
 
 [video]

@@ -7,7 +7,7 @@ examples:
 
 Attention: over the 729 patches of each frame, 16 heads of width 72; operations are counted at that width, whatever a
 kernel pads to. Tower: SigLIP alone, and SigLIP with DTS and projector as watching runs them, random weights. Errors are
-relative, of the first frame, against full float32. --frames: so many at a time.
+relative, of the first frame, against full float32. --frames: how many frames are encoded at a time.
 
 Baselines: xla, cudnn (jax.nn.dot_product_attention), mgpu (JAX's Hopper kernel), sdpa (PyTorch).
 """

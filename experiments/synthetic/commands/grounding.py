@@ -1,7 +1,7 @@
 """Make a small temporal-grounding benchmark of generated clips, with the annotation files of a published one.
 
 The folder has videos/ and two annotation files with the published names: of the videos, and of a training split without
-videos, from which `eval_grounding` takes typical lengths. A run that was interrupted resumes with the same command.
+videos, from which `experiments.studies grounding` takes typical lengths. A run that was interrupted resumes with the same command.
 
     python -m experiments.synthetic grounding --form charades_sta --clips 20 --out runs/sta
     python -m experiments.synthetic grounding --form qvhighlights --clips 20 --seconds 128 160 --out runs/qvh
