@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +101,29 @@ def test_a_file_that_grows_while_it_is_read_stays_limited(tmp_path, monkeypatch)
 
     monkeypatch.setattr(files, "open_regular", grow)
     assert "100 bytes" in problem(files.read_bytes, path, SMALL)
+
+
+def test_a_broken_link_is_there(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    assert files.is_there(tmp_path / "link") and not files.is_there(tmp_path / "gone")
+    assert not files.is_there(tmp_path / "a\0b")
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "missing folder", "long name", "null"])
+def test_only_regular_files_can_be_written(tmp_path, kind):
+    path = tmp_path / "out"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to("gone")
+    others = {"missing folder": tmp_path / "no" / "out", "long name": tmp_path / ("x" * 300), "null": Path("a\0b")}
+    problem(files.check_output, others.get(kind, path))
+
+
+def test_paths_may_be_in_the_home_directory(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert files.check_path("~/a", "it") == Path("/somewhere/a")
+    for wrong in ("~nobody-there/a", "", "a\0b", 3, None):
+        assert "it" in problem(files.check_path, wrong, "it")

@@ -35,14 +35,18 @@ def trained():
 def directory(trained, tmp_path):
     trained.model.save(str(tmp_path))
     size = trained.get_vocab_size()
-    added = {size: {"content": "<|im_end|>", "special": True}, size + 1: {"content": "<tool_call>", "special": False}}
+    added = {
+        size: {"content": "<|im_start|>", "special": True},
+        size + 1: {"content": "<|im_end|>", "special": True},
+        size + 2: {"content": "<tool_call>", "special": False},
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": added}))
     return tmp_path
 
 
 def test_ids_are_those_of_the_tokenizer_json(trained, directory):
     whole = tokenizers.Tokenizer.from_str(trained.to_str())
-    whole.add_special_tokens(["<|im_end|>"])
+    whole.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     whole.add_tokens(["<tool_call>"])
     built = Tokenizer.read(directory)
     assert built.vocabulary == whole.get_vocab_size()
@@ -73,6 +77,7 @@ def test_added_tokens_may_be_in_a_file_of_their_own(directory):
         ("vocab.json", '{"a": -1}'),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"9999": {"content": "<x>"}}}'),
         ("tokenizer_config.json", '{"added_tokens_decoder": 5}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {}}'),  # without the tokens of turns
         ("tokenizer.json", "{}"),
     ],
 )

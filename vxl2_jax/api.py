@@ -11,7 +11,7 @@ from pallas_kernels import attention as kernels
 from vxl2_jax import batch, generate, hardware, ingest
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.checkpoints import fetch
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, first_line, shown
 from vxl2_jax.files import check_path
 from vxl2_jax.frames import Frames, FrameSource, Seconds
 from vxl2_jax.generate import Answer
@@ -144,7 +144,11 @@ class Model(Runtime):
         ):
             if not isinstance(given, kind):
                 raise RequestError(f"{name} must be {kind.__name__}, not {type(given).__name__}")
-        return batch.run(self, jobs, WatchOptions(**(watch or {})), AskOptions(**(ask or {})))
+        try:
+            options = WatchOptions(**(watch or {})), AskOptions(**(ask or {}))
+        except TypeError as error:  # an unknown name
+            raise RequestError(f"watch or ask: {first_line(error)}") from error
+        return batch.run(self, jobs, *options)
 
 
 def load(
@@ -171,20 +175,22 @@ def load(
     """
     name = name if isinstance(name, str) else check_path(name, "the name of a model")
     device = hardware.device()
-    dtype = dtype or hardware.default_dtype(device)
+    dtype = hardware.default_dtype(device) if dtype is None else dtype
     if str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)) not in DTYPES:
-        raise RequestError(f"dtype must be {', '.join(DTYPES)} or None, not {dtype!r:.60}")
+        raise RequestError(f"dtype must be {', '.join(DTYPES)} or None, not {shown(dtype)}")
     # Check the kernel's name before a large model is loaded.
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     with hardware.numerics(dtype):
-        directory, (config, params) = fetch.load(name, dtype, progress)
+        directory = fetch.find(name)
+        tokenizer = Tokenizer.read(directory)
+        config, params = fetch.read(directory, dtype, progress)
         kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(
         str(name),
         config,
         params,
-        Tokenizer.read(directory),
+        tokenizer,
         fingerprint_of(config, params),
         kernel,
         reason,

@@ -19,7 +19,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vxl2_jax.errors import CheckpointError, RequestError, VideoError, Vxl2Error, first_line
+from vxl2_jax.errors import CheckpointError, RequestError, VideoError, Vxl2Error, first_line, shown
 
 _MIB, _GIB, _GZIP = 2**20, 2**30, b"\x1f\x8b"
 
@@ -45,16 +45,17 @@ class FileKind:
         raise self.error(f"{where}: {' '.join(problem.split())}; {self.fix}") from cause
 
 
-JOBS = FileKind('write one JSON object per line: {"video": "clip.mp4", "questions": ["…"]}', _GIB)
-ANNOTATIONS = FileKind("give a JSON list or JSON lines, plain or gzipped", 2 * _GIB, gzipped=True)
+JOBS = FileKind('write one JSON object per line: {"video": "clip.mp4", "questions": ["…"]}', 64 * _MIB)
+ANNOTATIONS = FileKind("give a JSON list or JSON lines, plain or gzipped", 256 * _MIB, gzipped=True)
 CONVERSATIONS = FileKind(
-    'write {"video": "a.mp4", "question": "…", "answer": "…"} (other forms: `vxl2 train --help`)', 2 * _GIB
+    'write {"video": "a.mp4", "question": "…", "answer": "…"} (other forms: `vxl2 train --help`), in one or several files',
+    256 * _MIB,
 )
 SUBTITLES = FileKind("give a subtitle file in SRT or JSON form, as UTF-8", 64 * _MIB)
-ORACLE = FileKind("give an oracle file in the original's form", 2 * _GIB)
-RESULTS = FileKind("give a file that this program wrote", 4 * _GIB)
+ORACLE = FileKind("give an oracle file in the original's form", 64 * _MIB)
+RESULTS = FileKind("give a file that this program wrote", 512 * _MIB)
 SETTINGS = FileKind("`vxl2 train --print-config` prints an example", _MIB)
-TABLE = FileKind("give a parquet file", 64 * _GIB)
+TABLE = FileKind("give a parquet file", 256 * _MIB)
 CHECKPOINT_JSON = FileKind("download it again, or correct it", 16 * _MIB, CheckpointError)
 TOKENIZER = FileKind("download it again", 256 * _MIB, CheckpointError)
 WEIGHTS = FileKind("download it again", 2**50, CheckpointError)
@@ -64,12 +65,40 @@ IMAGE = FileKind("give another copy of it", 2 * _GIB, VideoError)
 
 
 def check_path(path: Any, what: str) -> Path:
-    """The path that a caller gave. Raises RequestError for anything else, or for a text that no path can be."""
+    """The path that a user gave, with ~ expanded. `what` names it, such as "--out".
+
+    Raises RequestError for anything else, or for a text that no path can be.
+    """
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
         raise RequestError(f"{what} must be a path, not {type(path).__name__}")
     if "\0" in os.fspath(path) or not os.fspath(path):
-        raise RequestError(f"{what} must be a path, not {os.fspath(path)!r:.60}")
-    return Path(path)
+        raise RequestError(f"{what} must be a path, not {shown(os.fspath(path))}")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise RequestError(f"{what}, {shown(os.fspath(path))}, is in the home directory of no known user") from error
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything at a path. A link to a missing file counts: opening it is an error, not a default."""
+    try:
+        return os.path.lexists(path)
+    except ValueError:  # a null character
+        return False
+
+
+def check_output(path: Path) -> None:
+    """Raise RequestError unless a file can be at a path that is to be written; to be called before any long work."""
+    try:
+        os.lstat(path)
+        if not path.is_file():
+            raise RequestError(f"{path}: not a regular file; choose another path")
+    except FileNotFoundError as error:
+        if not path.absolute().parent.is_dir():
+            raise RequestError(f"{path}: there is no such folder; create it first") from error
+    except (OSError, ValueError) as error:  # no name that a file can have
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{shown(str(path))}: not a path to write to ({reason}); choose another") from error
 
 
 def open_regular(path: str | Path, kind: FileKind) -> BufferedReader:
@@ -135,7 +164,7 @@ def read_json_object(path: str | Path, kind: FileKind) -> dict[str, Any]:
     """The object in a JSON file. Raises the kind's error."""
     content = read_json(path, kind)
     if not isinstance(content, dict):
-        kind.fail(path, f"must be a JSON object, not {content!r:.60}")
+        kind.fail(path, f"must be a JSON object, not {shown(content)}")
     return content
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 
 from vxl2_jax import decode, hardware, relevance
 from vxl2_jax.cache import views
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.hardware import BatchSizes
 from vxl2_jax.memory import VideoMemory, check_is_memory
 from vxl2_jax.options import AskOptions, RelevanceFunction
@@ -218,7 +218,7 @@ def _call_scorer(
         scores = np.zeros(0, np.float32)
     if scores.shape != (chunks,) or np.isnan(scores).any():
         raise RequestError(
-            f"the relevance function must return {chunks} scores, one number per chunk, not {returned!r:.60}"
+            f"the relevance function must return {chunks} scores, one number per chunk, not {shown(returned)}"
         )
     return scores
 

@@ -20,7 +20,7 @@ from vxl2_jax import memory as memories
 from vxl2_jax.cache.pooling import check_compression, sparse_level
 from vxl2_jax.encode import layout_of, visual_tokens
 from vxl2_jax.errors import RequestError
-from vxl2_jax.files import check_path
+from vxl2_jax.files import check_output, check_path
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import ResumeState, VideoMemory
@@ -53,6 +53,7 @@ def watch(
     options.check()
     if out is not None:
         out = check_path(out, "out")
+        check_output(out)
     config, rule, compression = model.config, options.rule, options.compression
     check_compression(compression, config.visual_tokens)
     with timed(callbacks.timings, "read"):

@@ -162,8 +162,8 @@ class Option:
         """Raise RequestError for a number that is out of range or no number, or a text that is not among the choices."""
         if self.range:
             self.range.check(self.name, value)
-        elif self.choices and value not in self.choices:
-            raise RequestError(f"{self.name} must be {' or '.join(self.choices)}, not {value!r:.60}")
+        elif self.choices and not (isinstance(value, str) and value in self.choices):
+            raise RequestError(f"{self.name} must be {' or '.join(self.choices)}, not {shown(value)}")
 
 
 def _option(default: Any, metavar: str, help: str, **more: Any) -> Any:
@@ -241,7 +241,7 @@ class AskOptions:
         known = name in SCORERS or name.startswith(PREFIX) if isinstance(name, str) else False
         if not (known or callable(name) or isinstance(name, Oracle)):
             names = ", ".join(SCORERS)
-            raise RequestError(f"unknown relevance {name!r:.60}: choose {names}, {PREFIX}FILE or a function")
+            raise RequestError(f"unknown relevance {shown(name)}: choose {names}, {PREFIX}FILE or a function")
 
 
 def _check(options: WatchOptions | AskOptions) -> None:

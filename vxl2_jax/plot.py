@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vxl2_jax.errors import RequestError
+from vxl2_jax.files import check_output
 from vxl2_jax.generate import Answer
 from vxl2_jax.text.typed import printable
 
@@ -24,8 +25,7 @@ def check_path(path: Path) -> None:
     """Raise RequestError if a plot cannot be written to `path`; to be called before any long work."""
     if path.suffix.lower() not in FORMATS:
         raise RequestError(f"{path}: a plot must be one of {', '.join(FORMATS)}")
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise RequestError(f"{path}: no folder to write the plot into; create it first")
+    check_output(path)
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -84,7 +84,7 @@ def test_convert_writes_a_directory_that_answers_alike(command, model_dir, clip,
         ({"--top-k": "-3"}, "top_k"),
         ({"--fps": "nan"}, "fps"),
         ({"--relevance": "magic"}, "magic"),
-        ({"--plot": "no/such/folder/p.png"}, "plot"),
+        ({"--plot": "no/such/folder/p.png"}, "no/such/folder/p.png"),
         ({"--plot": "p.txt"}, "plot"),
         ({"question": " "}, "empty"),
         ({"question": "is it? " * 20_000}, "32,768"),
@@ -111,7 +111,7 @@ def test_an_interrupt_and_too_little_memory_get_one_line(command, clip, tmp_path
     def fail(args):
         raise error
 
-    monkeypatch.setattr(cli.options, "load_model", fail)
+    monkeypatch.setattr("vxl2_jax.cli.options.load_model", fail)
     result = command("watch", clip, "--out", tmp_path / "m")
     assert result.code == code and key in result.err and result.err.count("\n") == 1
 

@@ -6,7 +6,7 @@ import pytest
 from evaluation.standin import StandIn
 
 from experiments.synthetic.__main__ import main as synthetic
-from vxl2_jax import cli, evaluation
+from vxl2_jax import evaluation
 from vxl2_jax.evaluation import run_folder, runner
 from vxl2_jax.evaluation.settings import MODES, released
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 def model(monkeypatch):
     """A stand-in for the model that the command line loads."""
     model = StandIn()
-    monkeypatch.setattr(cli.options, "load_model", lambda args: model)
+    monkeypatch.setattr("vxl2_jax.cli.options.load_model", lambda args: model)
     return model
 
 

@@ -48,7 +48,7 @@ def test_any_encoding_will_do(monkeypatch, encoding):
 
 
 def test_a_backend_that_is_not_there_is_one_line(monkeypatch):
-    def fail():
+    def fail(*_):
         raise RuntimeError("Unable to initialize backend 'cuda': no such plug-in\nmore")
 
     monkeypatch.setattr(hardware.jax, "devices", fail)

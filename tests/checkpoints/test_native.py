@@ -57,10 +57,12 @@ def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
     assert "\n" not in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "nothing", "./here", "~/there/x", "a\0b", "w" * 300])
+@pytest.mark.parametrize(
+    "name", ["no/such/folder", "nothing", "./here", "~/there/x", "a\0b", "w" * 300, "~nobody-there/x", ""]
+)
 def test_an_unknown_name_is_refused_without_a_download(name, monkeypatch):
     monkeypatch.setattr(fetch, "_download", lambda *_: pytest.fail("went to the network"))
-    with pytest.raises(CheckpointError, match="no such checkpoint"):
+    with pytest.raises(CheckpointError, match="no such checkpoint|must be a path|no known user"):
         fetch.find(name)
 
 

@@ -1,4 +1,4 @@
-"""Files that the program itself reads back: memories with right checksums, and the configuration of checkpoints."""
+"""Files that the program reads back: memories with right checksums, configurations of checkpoints, folders of runs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vxl2_jax.checkpoints import config_files
 from vxl2_jax.checkpoints.fetch import NANO
 from vxl2_jax.checkpoints.shards import Shards
 from vxl2_jax.config import LanguageConfig
+from vxl2_jax.evaluation import compare, report
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory, identity
 from vxl2_jax.storage import records
@@ -109,3 +110,68 @@ def read_memory(drawn: tuple, folder: Path) -> None:
     memory = VideoMemory.load(folder / "m.memory")
     assert memory.layout.groups == len(memory.seconds) and memory.frames >= 1
     assert memory.sparse.k.shape[2] >= memory.sparse_length
+
+
+ANSWER = {
+    "key": "a.mp4#0",
+    "id": None,
+    "question": "What?",
+    "answer": "A",
+    "response": "A",
+    "read": "A",
+    "correct": True,
+    "counted": True,
+    "named": True,
+    "groups": {"task": ["count"], "duration": ["3", "20"]},
+    "cache": {"tokens": 3, "tokens_dense": 9},
+}
+ENTRY = {"outcome": "chosen", "category": "ego", "units": 2, "chunk_size": 4, "compression": None}
+RECORD = {
+    "index": 0,
+    "video": "a.mp4",
+    "file": "a.mp4",
+    "frames": 4,
+    "end_s": 4.0,
+    "tokens": 21,
+    "attention": {"pairs_kept": 5, "pairs_causal": 9},
+    "watching_s": {"read": 0.1},
+    "asking_s": {},
+    "answers": [ANSWER],
+    "wall_s": 1.5,
+    "executables": 2,
+}
+SETTINGS = {
+    "benchmark": "lvbench",
+    "mode": "bilevel",
+    "videos": 1,
+    "questions": 1,
+    "subtitles": False,
+    "left_out": [],
+    "watch": {"fps": 1.0, "max_frames": None},
+    "ask": {"top_k": 4, "relevance": "attention"},
+}
+MADE_WITH = {"model": "nano", "device": "cpu"}
+RECORDS = (
+    mutated(RECORD)
+    | mutated(ANSWER).map(lambda answer: {**RECORD, "answers": [answer]})
+    | mutated(ENTRY).map(lambda entry: {**RECORD, "answers": [{**ANSWER, "oracle": entry}]})
+    | st.just({"index": 1, "video": "b.mp4", "error": "gone"})
+)
+RUNS = st.tuples(
+    st.just(SETTINGS) | st.just({**SETTINGS, "oracle": "0"}) | mutated(SETTINGS) | ANY,
+    st.just(MADE_WITH) | mutated(MADE_WITH) | ANY,
+    st.lists(RECORDS | ANY, max_size=3),
+)
+
+
+def read_run(drawn: tuple, folder: Path) -> None:
+    settings, made_with, found = drawn
+    (folder / "run.json").write_text(
+        json.dumps({"settings": settings, "made_with": made_with}), encoding="utf-8", errors="replace"
+    )
+    lines = "".join(json.dumps(record) + "\n" for record in found)
+    (folder / "rows.0-of-1.jsonl").write_text(lines, encoding="utf-8", errors="replace")
+    data = report.summarise(folder)
+    assert report.as_markdown(data).startswith("# ") and json.dumps(data)
+    run = compare.read(folder)
+    assert compare.as_markdown(compare.compare(run, run))

@@ -299,5 +299,6 @@ TARGETS: dict[str, Target] = {
         lines_of(mutated({"benchmark": "lvbench", "response": "B", "answer": "B"}) | ANY), read_responses
     ),
     "configurations of checkpoints": Target(stored.CONFIGS, stored.read_configs),
+    "runs": Target(stored.RUNS, stored.read_run),
     "memories": Target(stored.MEMORIES, stored.read_memory),
 }

@@ -11,7 +11,7 @@ from einops import rearrange, reduce
 
 from pallas_kernels.attention import KVCache
 from vxl2_jax.buckets import bucket
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.layout import Layout, pooled
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.prefill import DenseCache
@@ -21,7 +21,7 @@ def check_compression(compression: int, visual: int) -> None:
     """Raise RequestError unless a window of `compression` visual tokens fits into a group of `visual`."""
     if not isinstance(compression, (int, np.integer)) or not 1 <= compression <= visual:
         raise RequestError(
-            f"compression must be from 1 to {visual} (the visual tokens of a group), not {compression!r:.60}"
+            f"compression must be from 1 to {visual} (the visual tokens of a group), not {shown(compression)}"
         )
 
 

@@ -28,7 +28,7 @@ from vxl2_jax.config import (
     VisionConfig,
     Vocabulary,
 )
-from vxl2_jax.errors import CheckpointError
+from vxl2_jax.errors import CheckpointError, shown
 
 _TOWER = "model.vision_tower.vision_tower.vision_model."
 _PATCH = f"{_TOWER}embeddings.patch_embedding.weight"
@@ -116,13 +116,13 @@ def read_config(directory: Path, shards: Shards) -> ModelConfig:
     something that is not implemented.
     """
     path = directory / "config.json"
-    if not path.exists():
+    if not files.is_there(path):
         raise CheckpointError(f"{directory}: no config.json; give a Hugging Face checkpoint directory")
     content = files.read_json_object(path, files.CHECKPOINT_JSON)
     config = _convert(path, content, _Config)
     for key, supported in _UNSUPPORTED.items():
         if (value := content.get(key)) is not None and value not in supported:
-            _refuse(path, f"{key} = {value!r:.60}")
+            _refuse(path, f"{key} = {shown(value)}")
     if _PATCH not in shards:
         raise CheckpointError(f"{directory}: no tensor {_PATCH}; is this a Video-XL-2 checkpoint?")
     vision = _read_optional(directory / "vision_config.json", _Vision)
@@ -151,7 +151,7 @@ def _refuse(path: Path, setting: str) -> NoReturn:
 
 
 def _read_optional(path: Path, struct: type[_Struct]) -> _Struct:
-    return _convert(path, files.read_json(path, files.CHECKPOINT_JSON) if path.exists() else {}, struct)
+    return _convert(path, files.read_json(path, files.CHECKPOINT_JSON) if files.is_there(path) else {}, struct)
 
 
 def _language_config(config: _Config) -> LanguageConfig:

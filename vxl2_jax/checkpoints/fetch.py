@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vxl2_jax import files
 from vxl2_jax.checkpoints import huggingface, native
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.errors import CheckpointError, first_line
+from vxl2_jax.errors import CheckpointError, RequestError, first_line
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 
@@ -24,7 +25,10 @@ def find(name: str | Path) -> Path:
     """
     if str(name) == "nano":
         return NANO
-    path = Path(name).expanduser()
+    try:
+        path = files.check_path(name, "the name of a model")
+    except RequestError as error:
+        raise CheckpointError(str(error)) from error
     if os.path.isdir(path):
         return path
     repository, _, revision = str(name).partition("@")
@@ -57,10 +61,7 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def load(
-    name: str | Path, dtype: Any, progress: Callable[[int, int], None] | None = None
-) -> tuple[Path, tuple[ModelConfig, Any]]:
-    """Returns (directory, (config, params)). Arguments and errors as in `find` and `huggingface.load`."""
-    directory = find(name)
+def read(directory: Path, dtype: Any, progress: Callable[[int, int], None] | None = None) -> tuple[ModelConfig, Any]:
+    """The configuration and the parameters in a directory of either layout. Raises as `huggingface.load`."""
     reader = native if native.is_native(directory) else huggingface
-    return directory, reader.load(directory, dtype, progress)
+    return reader.load(directory, dtype, progress)

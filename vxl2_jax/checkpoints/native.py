@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -27,14 +28,17 @@ _CONFIG, _PARAMS = "vxl2.json", "params"
 
 def is_native(directory: Path) -> bool:
     """Whether `save` wrote this directory."""
-    return (directory / _CONFIG).exists()
+    return files.is_there(directory / _CONFIG)
 
 
 def check_target(directory: str | Path) -> Path:
-    """The absolute path of a directory to be written. Raises CheckpointError if it exists already."""
-    directory = Path(directory).expanduser().absolute()
-    if directory.exists():
+    """The absolute path of a directory to be written. Raises CheckpointError if it exists already, or cannot be made."""
+    directory = files.check_path(directory, "the directory to write").absolute()
+    if files.is_there(directory):
         raise CheckpointError(f"{directory} exists already; choose a new directory or remove it")
+    above = next((parent for parent in directory.parents if files.is_there(parent)), directory)
+    if not above.is_dir():
+        raise CheckpointError(f"{directory}: {above} is no directory; choose another path")
     return directory
 
 
@@ -74,7 +78,8 @@ def load(
     """Read what `save` wrote, cast to `dtype`. Raises CheckpointError if it is damaged."""
     import orbax.checkpoint as ocp
 
-    directory = Path(directory).expanduser().absolute()
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's warnings about a damaged directory are in our error
+    directory = files.check_path(directory, "the checkpoint").absolute()
     config = _read_config(directory / _CONFIG)
     sharding = jax.sharding.SingleDeviceSharding(hardware.device())
     target = jax.tree.map(

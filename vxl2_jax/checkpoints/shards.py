@@ -65,7 +65,7 @@ class Shards:
 def _safetensors_files(directory: Path) -> list[Path]:
     """The files that the index names, or without an index all of the directory."""
     index = directory / INDEX
-    if not index.exists():
+    if not files.is_there(index):
         if found := sorted(directory.glob("*.safetensors")):
             return found
         raise CheckpointError(f"{directory}: no .safetensors files; give a Hugging Face checkpoint directory")
@@ -76,6 +76,6 @@ def _safetensors_files(directory: Path) -> list[Path]:
     for name in sorted(names):
         if PurePath(name).name != name or not name.endswith(".safetensors"):
             files.CHECKPOINT_JSON.fail(index, f"{name!r:.60} is not the name of a .safetensors file of this directory")
-        if not (directory / name).exists():
+        if not files.is_there(directory / name):
             raise CheckpointError(f"{directory}: shard {name} is missing; download it again")
     return [directory / name for name in sorted(names)]

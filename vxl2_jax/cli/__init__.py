@@ -95,6 +95,12 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _report(problem: str) -> None:
+    """Print one line on standard error, if that can be written."""
+    with suppress(OSError):
+        print(f"vxl2: {printable(' '.join(problem.split()))}", file=sys.stderr, flush=True)
+
+
 def _discard_output() -> None:
     """Send what standard output still holds to nowhere: the interpreter flushes it once more when it ends."""
     with suppress(OSError):
@@ -108,20 +114,24 @@ def main(argv: Sequence[str] | None = None) -> int:
       The exit code: 0 success, 1 out of memory, 2 invalid input, 130 interrupted, 141 output closed by its reader.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if not argv:
-        build_parser(used=()).print_help()
-        return 0
     args = argparse.Namespace()
     # JAX's default is 0.75; `vxl2 plan` assumes this fraction.
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     try:
         _prepare_streams()
-        args = _parse(argv)
-        _configure_jax()
-        args.run(args)
+        if argv:
+            try:
+                args = _parse(argv)
+            except SystemExit:  # after --help, --version or a usage error
+                sys.stdout.flush()
+                raise
+            _configure_jax()
+            args.run(args)
+        else:
+            build_parser(used=()).print_help()
         sys.stdout.flush()
     except Vxl2Error as error:
-        print(f"vxl2: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        _report(str(error))
         return 2
     except BrokenPipeError:
         _discard_output()
@@ -129,14 +139,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # a full disk or device behind standard output, or what no command expects
         _discard_output()
         file = f"{error.filename}: " if error.filename else ""
-        print(f"vxl2: {printable(f'{file}{error.strerror or error}')}", file=sys.stderr)
+        _report(f"{file}{error.strerror or error}")
         return 2
     except KeyboardInterrupt:
-        print(f"vxl2: interrupted; {getattr(args, 'interrupted', 'nothing was written')}", file=sys.stderr)
+        _report(f"interrupted; {getattr(args, 'interrupted', 'nothing was written')}")
         return 130
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        print(f"vxl2: {OUT_OF_MEMORY}", file=sys.stderr)
+        _report(OUT_OF_MEMORY)
         return 1
     return 0

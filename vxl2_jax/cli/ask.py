@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,7 +43,10 @@ def add(commands: Any, help: str) -> None:
     ask.add_argument("video", metavar="VIDEO", help="a video file, an image or a folder of images; not with --memory")
     ask.add_argument("questions", nargs="*", metavar="QUESTION", help="one or more questions, in quotes")
     ask.add_argument(
-        "--memory", type=Path, metavar="FILE", help="a memory that `vxl2 watch` wrote, to ask instead of a video"
+        "--memory",
+        type=options.path,
+        metavar="FILE",
+        help="a memory that `vxl2 watch` wrote, to ask instead of a video",
     )
     options.add_model(ask)
     options.add_options(ask, WatchOptions, "watching")
@@ -53,7 +55,7 @@ def add(commands: Any, help: str) -> None:
         "--follow", action="store_true", help="make the questions one conversation: each one sees the previous answers"
     )
     options.add_output(ask).add_argument(
-        "--plot", type=Path, metavar="FILE.png", help="plot frames, relevance and dense chunks over time"
+        "--plot", type=options.path, metavar="FILE.png", help="plot frames, relevance and dense chunks over time"
     )
 
 

@@ -38,9 +38,15 @@ def add(commands: Any, help: str) -> None:
         description="Answer questions about many videos, from a file of jobs into a file of answers.",
     )
     batch.set_defaults(run=run, interrupted="the same command resumes")
-    batch.add_argument("jobs", type=Path, metavar="JOBS.jsonl", help="one JSON line per video, with its questions")
     batch.add_argument(
-        "--out", type=Path, required=True, metavar="ANSWERS.jsonl", help="the file to which answers are appended"
+        "jobs", type=options.path, metavar="JOBS.jsonl", help="one JSON line per video, with its questions"
+    )
+    batch.add_argument(
+        "--out",
+        type=options.path,
+        required=True,
+        metavar="ANSWERS.jsonl",
+        help="the file to which answers are appended",
     )
     options.add_model(batch)
     options.add_options(batch, WatchOptions, "watching")

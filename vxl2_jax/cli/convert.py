@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from vxl2_jax.checkpoints import fetch, native
+from vxl2_jax.cli import options
 from vxl2_jax.cli.options import DTYPES, Help, add_output, progress
 from vxl2_jax.text.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ def add(commands: Any, help: str) -> None:
     )
     convert.set_defaults(run=run)
     convert.add_argument("source", metavar="SOURCE", help="a directory, or a name on the Hugging Face hub")
-    convert.add_argument("target", type=Path, metavar="TARGET", help="the directory to write; must not exist")
+    convert.add_argument("target", type=options.path, metavar="TARGET", help="the directory to write; must not exist")
     convert.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype of the weights that are written")
     add_output(convert, json=False)
 
@@ -35,7 +35,9 @@ def add(commands: Any, help: str) -> None:
 def run(args: argparse.Namespace) -> None:
     """Run `vxl2 convert`."""
     native.check_target(args.target)
+    directory = fetch.find(args.source)
+    tokenizer = Tokenizer.read(directory)  # before the weights: they may take minutes
     with progress("reading", "tensors", args.quiet) as advance:
-        directory, (config, params) = fetch.load(args.source, args.dtype, advance)
-    native.save(args.target, config, params, Tokenizer.read(directory).json)
+        config, params = fetch.read(directory, args.dtype, advance)
+    native.save(args.target, config, params, tokenizer.json)
     print(f"wrote {args.target}")

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
     if problem := installed.jax_problem():
         report["problems"].append(problem)
     report["problems"] += [f"{name}: {text}" for name, text in report["kernels"].items() if text != "agrees"]
-    if args.model:
+    if args.model is not None:
         model = options.load_model(args)  # raises for missing, unexpected and mis-shaped tensors
         report["model"] = {"name": model.name, "dtype": str(model.dtype), "parts": weights_data(model.params)}
         bad = [name for part in report["model"]["parts"].values() for name in part["not_finite"]]

@@ -67,20 +67,25 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="dense: plain pre-filling, whole cache; chunked: chunked pre-filling, whole cache; bilevel: chunked "
         "pre-filling, and only selected chunks loaded dense",
     )
-    group.add_argument("--data", type=Path, metavar="DIR", help="folder of annotations and videos")
-    group.add_argument("--out", type=Path, metavar="DIR", help="folder of this run; created, or resumed")
+    group.add_argument("--data", type=options.path, metavar="DIR", help="folder of annotations and videos")
+    group.add_argument("--out", type=options.path, metavar="DIR", help="folder of this run; created, or resumed")
     group.add_argument(
-        "--annotations", type=Path, nargs="+", metavar="FILE", help="annotation files, if --data has several"
+        "--annotations", type=options.path, nargs="+", metavar="FILE", help="annotation files, if --data has several"
     )
-    group.add_argument("--videos", type=Path, metavar="DIR", help="folder of videos, if not --data")
+    group.add_argument("--videos", type=options.path, metavar="DIR", help="folder of videos, if not --data")
     group.add_argument(
-        "--subtitles", type=Path, metavar="DIR", help="video_mme: ask with subtitles, from files VIDEO.srt in DIR"
+        "--subtitles",
+        type=options.path,
+        metavar="DIR",
+        help="video_mme: ask with subtitles, from files VIDEO.srt in DIR",
     )
     options.add_number(group, "limit", metavar="N", help="only the first N videos")
     options.add_number(
         group, "process", metavar="I", help="index of this process, from 0; needs --processes (default of both: JAX's)"
     )
-    options.add_number(group, "processes", metavar="N", help="number of processes that share the videos; needs --process")
+    options.add_number(
+        group, "processes", metavar="N", help="number of processes that share the videos; needs --process"
+    )
 
 
 def _add_parts(parts: Any) -> None:
@@ -90,7 +95,7 @@ def _add_parts(parts: Any) -> None:
         help="write and print the reports of runs",
         description="Write the reports of runs again, and print them. A run may be unfinished.",
     )
-    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run")
+    report.add_argument("runs", type=options.path, nargs="+", metavar="RUN", help="folder of a run")
     report.set_defaults(run=_report)
     compare = parts.add_parser(
         "compare",
@@ -99,11 +104,11 @@ def _add_parts(parts: Any) -> None:
         description="Compare two runs over the questions that both answered: the difference with its intervals, McNemar's "
         "exact test, and the change by kind of question.",
     )
-    compare.add_argument("a", type=Path, metavar="A", help="folder of a run, or one of its files rows.*.jsonl")
-    compare.add_argument("b", type=Path, metavar="B", help="the run to compare with A")
+    compare.add_argument("a", type=options.path, metavar="A", help="folder of a run, or one of its files rows.*.jsonl")
+    compare.add_argument("b", type=options.path, metavar="B", help="the run to compare with A")
     compare.add_argument(
         "--out",
-        type=Path,
+        type=options.path,
         default=argparse.SUPPRESS,
         metavar="DIR",
         help="write compare.json, compare.md and compare.png into this folder",

@@ -14,7 +14,7 @@ from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
 from vxl2_jax.api import DTYPES, Model, load
-from vxl2_jax.errors import VideoError
+from vxl2_jax.files import check_path
 from vxl2_jax.options import RANGES, options_of
 
 
@@ -78,6 +78,11 @@ def add_options(
             )
 
 
+def path(text: str) -> Path:
+    """The `type` of arguments that are paths: never empty, with ~ expanded. Raises RequestError."""
+    return check_path(text, "an argument")
+
+
 def add_number(parser: Any, name: str, **keywords: Any) -> None:
     """Add an argument for a number of `options.RANGES`; keywords as for `add_argument`."""
     parser.add_argument("--" + name.replace("_", "-"), type=partial(RANGES[name].parse, name), **keywords)
@@ -98,9 +103,11 @@ def given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
 
 
 def check_video(path: str) -> None:
-    """Raise VideoError if there is no such file: before a large model is loaded."""
-    if not Path(path).exists():
-        raise VideoError(f"{path}: no such file; give the path of a video, an image or a folder of images")
+    """Raise VideoError for what is no file or folder, or an empty file: before a large model is loaded."""
+    from vxl2_jax.video.reader import check_readable
+
+    with check_readable(check_path(path, "VIDEO")):
+        pass
 
 
 def load_model(args: argparse.Namespace) -> Model:

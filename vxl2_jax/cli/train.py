@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Generator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from vxl2_jax.cli import options
@@ -39,7 +38,7 @@ def add(commands: Any, help: str) -> None:
     )
     train.set_defaults(run=run, interrupted="run the same command again to resume")
     source = train.add_mutually_exclusive_group(required=True)
-    source.add_argument("--config", type=Path, metavar="FILE.toml", help="the settings")
+    source.add_argument("--config", type=options.path, metavar="FILE.toml", help="the settings")
     source.add_argument("--print-config", action="store_true", help="print an example with comments, and exit")
     train.add_argument("--quiet", action="store_true", help="no progress")
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import Any
 
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
-from vxl2_jax.errors import RequestError
+from vxl2_jax.files import check_output
 from vxl2_jax.options import WatchOptions
 from vxl2_jax.text import typed
 
@@ -32,7 +31,7 @@ def add(commands: Any, help: str) -> None:
     )
     watch.set_defaults(run=run, interrupted="the same command resumes")
     watch.add_argument("video", metavar="VIDEO", help="a video file, an image or a folder of images")
-    watch.add_argument("--out", type=Path, required=True, metavar="FILE", help="the memory file to write")
+    watch.add_argument("--out", type=options.path, required=True, metavar="FILE", help="the memory file to write")
     options.add_model(watch)
     options.add_options(watch, WatchOptions, "watching")
     options.add_output(watch)
@@ -47,8 +46,7 @@ def run(args: argparse.Namespace) -> None:
     watch = given(args, WatchOptions)
     WatchOptions(**watch).check()
     options.check_video(args.video)
-    if args.out.is_dir() or not args.out.absolute().parent.is_dir():
-        raise RequestError(f"{args.out}: name a file in an existing folder")
+    check_output(args.out)
     timings: dict[str, float] = {}
     start = time.perf_counter()
     model = options.load_model(args)

@@ -14,7 +14,7 @@ from typing import Any
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.rows import Row
-from vxl2_jax.files import SUBTITLES, read_text
+from vxl2_jax.files import SUBTITLES, is_there, read_text
 
 VIDEO_EXTENSIONS = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".flv", ".wmv", ".ts")
 """In order of preference; case-insensitive."""
@@ -137,10 +137,18 @@ class VideoFiles:
         found = next((self._by_name[name] for name in names if name in self._by_name), [])
         if not found:
             return None, f"{video}: no such video in {self.folder}"
-        if len({path.stat().st_size for path in found}) > 1:
+        if len(found) > 1 and len({_size(path) for path in found}) > 1:
             paths = ", ".join(map(str, sorted(found)))
             return None, f"{video}: {len(found)} different files have this name: {paths}"
         return min(found), ""
+
+
+def _size(path: Path) -> int | None:
+    """Bytes; None for a link to nowhere, which is reported when the video is opened."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
 
 
 def _is_file(path: Path) -> bool:
@@ -152,7 +160,7 @@ def _is_file(path: Path) -> bool:
 
 def _read_srt(folder: Path | None, video: str) -> str | None:
     path = folder and folder / f"{video}.srt"
-    return read_text(path, SUBTITLES) if path and _is_file(path) else None
+    return read_text(path, SUBTITLES) if path and is_there(path) else None
 
 
 def digest(benchmark: ModuleType, items: Sequence[BenchmarkVideo]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vxl2_jax.errors import RequestError, first_line
+from vxl2_jax.errors import RequestError, first_line, shown
 from vxl2_jax.files import ANNOTATIONS, TABLE, open_regular, parse_json, read_text, text_lines
 
 
@@ -25,7 +25,7 @@ def read_rows(path: str | Path) -> list[dict[str, Any] | RequestError]:
     return [
         row
         if isinstance(row, (dict, RequestError))
-        else RequestError(f"{path}: row {number} must be a JSON object, not {row!r:.60}")
+        else RequestError(f"{path}: row {number} must be a JSON object, not {shown(row)}")
         for number, row in enumerate(found, 1)
     ]
 

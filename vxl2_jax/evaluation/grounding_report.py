@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from vxl2_jax import plot
 from vxl2_jax.evaluation import grounding, run_folder
+from vxl2_jax.evaluation.records import GROUNDING
 from vxl2_jax.evaluation.report import failures_table, settings_table, table, write_texts
 
 NAME = "report"
@@ -44,7 +45,7 @@ class SpanOptions:
 
 def summarise(folder: Path, options: SpanOptions) -> dict[str, Any]:
     """The report of a run's folder. Raises RequestError for a folder without a run, or with damaged records."""
-    run, records = run_folder.read_run(folder), list(run_folder.read_records(folder).values())
+    run, records = run_folder.read_run(folder, GROUNDING), list(run_folder.read_records(folder, GROUNDING).values())
     pairs = [(record, answer) for record in records for answer in record.get("answers", ())]
     videos, durations = [record["video"] for record, _ in pairs], [record["end_s"] for record, _ in pairs]
     windows = [np.asarray(answer["windows"], float) for _, answer in pairs]

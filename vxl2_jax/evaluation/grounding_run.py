@@ -17,6 +17,7 @@ from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.evaluation import grounding, grounding_data, run_folder
 from vxl2_jax.evaluation.grounding_data import GroundingVideo
+from vxl2_jax.evaluation.records import GROUNDING
 from vxl2_jax.options import AskOptions
 from vxl2_jax.storage.jsonl import append
 
@@ -76,9 +77,9 @@ def evaluate(
     """
     AskOptions(**run.ask).check()
     grounding.fill_template(run.template, "")
-    run_folder.check_settings(out, run.settings)
-    with run_folder.open_records(out, 0, 1) as file:
-        stored = run_folder.read_records(out)
+    run_folder.check_settings(out, run.settings, GROUNDING)
+    with run_folder.open_records(out, 0, 1, GROUNDING) as file:
+        stored = run_folder.read_records(out, GROUNDING)
         unanswered = [item for item in run.items if "answers" not in stored.get(item.video, {})]
         todo = [item for item in unanswered if item.path is not None]
         model = load() if todo or not (out / run_folder.RUN_FILE).exists() else None
@@ -87,7 +88,7 @@ def evaluate(
                 check_compression(run.watch["compression"], model.config.visual_tokens)
             model_settings = {"model_hash": model.fingerprint, "dtype": model.dtype.name}
             made_with = {"model": Path(model.name).name, "kernel": model.kernel_reason, "cores": os.cpu_count()}
-            run_folder.claim(out, run.settings | model_settings, made_with)
+            run_folder.claim(out, run.settings | model_settings, made_with, GROUNDING)
         for item in unanswered:
             if item.path is None and stored.get(item.video, {}).get("error") != item.problem:
                 append(file, {"index": item.index, "video": item.video, "error": item.problem})

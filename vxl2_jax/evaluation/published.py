@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.evaluation.rows import is_unanswered, letter, strings, value
 
 MAX_OPTIONS = 5
@@ -33,7 +33,7 @@ def _mlvu(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     options = strings(doc, "candidates")
     answer = None if is_unanswered(doc) else value(doc, "answer")
     if answer is not None and answer not in options:
-        raise RequestError(f"'answer' must be one of 'candidates', not {answer!r:.60}")
+        raise RequestError(f"'answer' must be one of 'candidates', not {shown(answer)}")
     lines = [value(doc, "question"), *(f"({letter(i)}) {option}" for i, option in enumerate(options))]
     return [
         {
@@ -65,7 +65,7 @@ def _lvbench(doc: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     rows: list[Mapping[str, Any]] = []
     for number, entry in enumerate(value(doc, "qa", list), 1):
         if not isinstance(entry, Mapping):
-            raise RequestError(f"'qa' must be a list of objects, not {entry!r:.60}")
+            raise RequestError(f"'qa' must be a list of objects, not {shown(entry)}")
         question, *options = _OPTION.split(value(entry, "question"))
         correct: list[Any] = [None]
         if not is_unanswered(entry):

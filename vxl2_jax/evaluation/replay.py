@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.data import BenchmarkVideo
@@ -19,7 +19,8 @@ from vxl2_jax.files import ORACLE, read_bytes
 from vxl2_jax.relevance import oracle
 from vxl2_jax.relevance.oracle import Oracle, OracleSelection
 
-CHOSEN, NULL, ABSENT = "chosen", "null category", "no entry"
+Outcome = Literal["chosen", "null category", "no entry"]
+CHOSEN, NULL, ABSENT = get_args(Outcome)
 """What oracle files have for a question: units, a null category, or nothing."""
 
 

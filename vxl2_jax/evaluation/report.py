@@ -95,7 +95,7 @@ def oracle_counts(questions: Sequence[AnsweredQuestion]) -> dict[str, Any] | Non
     units_by_sizes: dict[tuple, list[int]] = {}
     for entry in entries:
         if entry["outcome"] == replay.CHOSEN:
-            units_by_sizes.setdefault(tuple(entry[name] for name in _SIZES), []).append(entry["units"])
+            units_by_sizes.setdefault(tuple(entry.get(name) for name in _SIZES), []).append(entry.get("units", 0))
     kinds = (replay.CHOSEN, replay.NULL, replay.ABSENT)
     categories = [
         {**dict(zip(_SIZES, sizes, strict=True)), "questions": len(units), "most_units": max(units)}
@@ -123,7 +123,7 @@ def _changed_settings(settings: Mapping[str, Any]) -> dict[str, list[Any]]:
         if here.get(name, value) != value
     }
     if "oracle" in settings:
-        del changed["relevance"]
+        changed.pop("relevance", None)
     return changed
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vxl2_jax.errors import RequestError
+from vxl2_jax.evaluation.records import BENCHMARK, RunKind, check_record, check_run
 from vxl2_jax.evaluation.scores import Verdict
 from vxl2_jax.files import RESULTS, read_json_object, read_text
 from vxl2_jax.storage import jsonl
@@ -37,15 +38,15 @@ class AnsweredQuestion:
     record: Mapping[str, Any]
 
 
-def check_settings(folder: Path, settings: Mapping[str, Any]) -> bool:
+def check_settings(folder: Path, settings: Mapping[str, Any], kind: RunKind = BENCHMARK) -> bool:
     """Whether the folder already holds a run. Raises RequestError if a setting that both have differs."""
     if not (folder / RUN_FILE).exists():
-        if any(path.stat().st_size for path in folder.glob("rows.*.jsonl")):
+        if any(read_text(path, RECORDS) for path in folder.glob("rows.*.jsonl")):
             raise RequestError(
                 f"{folder}: holds rows of a run, but no {RUN_FILE}; choose another --out, or remove them"
             )
         return False
-    stored = flatten(read_run(folder)["settings"])
+    stored = flatten(read_run(folder, kind)["settings"])
     # Compared as JSON gives them back: tuples become lists.
     given = json.loads(json.dumps({key: value for key, value in flatten(settings).items() if key in stored}))
     if differing := [key for key, value in given.items() if value != stored[key]]:
@@ -54,7 +55,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def claim(folder: Path, settings: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
+def claim(folder: Path, settings: Mapping[str, Any], made_with: Mapping[str, Any], kind: RunKind = BENCHMARK) -> None:
     """Write run.json, or check the settings if it exists. Raises RequestError if they differ.
 
     Safe when several processes start at the same time: one creates the whole file, the others find it.
@@ -64,28 +65,29 @@ def claim(folder: Path, settings: Mapping[str, Any], made_with: Mapping[str, Any
         partial.write_text(json.dumps({"settings": settings, "made_with": made_with}, indent=1) + "\n")
         os.link(partial, folder / RUN_FILE)
     except FileExistsError:
-        check_settings(folder, settings)
+        check_settings(folder, settings, kind)
     except OSError as error:
         raise RequestError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def read_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, Any]:
     """The content of run.json, {"settings", "made_with"}. Raises RequestError if it is missing or damaged."""
     try:
         found = read_json_object(folder / RUN_FILE, RESULTS)
-        if isinstance(found["settings"], dict) and isinstance(found["made_with"], dict):
-            return found
-    except (RequestError, KeyError):
-        pass
-    raise RequestError(
-        f"{folder}: no run in it ({RUN_FILE} is missing or damaged); give a folder that `vxl2 eval --out` made"
-    )
+        check_run(found, kind)
+    except (RequestError, ValueError) as error:
+        raise RequestError(
+            f"{folder}: no run in it ({RUN_FILE} is missing or damaged); give a folder that `vxl2 eval --out` made"
+        ) from error
+    return found
 
 
 @contextmanager
-def open_records(folder: Path, process: int, processes: int) -> Generator[IO[str], None, None]:
+def open_records(
+    folder: Path, process: int, processes: int, kind: RunKind = BENCHMARK
+) -> Generator[IO[str], None, None]:
     """The records of one process, open for appending. A partial last line is removed.
 
     Raises RequestError if another process is writing the file, or it holds anything else.
@@ -100,44 +102,46 @@ def open_records(folder: Path, process: int, processes: int) -> Generator[IO[str
             lines, partial = jsonl.read_lines(file)
         except UnicodeDecodeError as error:
             raise _invalid_line(path, 1) from error
-        _parse(path, lines)
-        if not partial.startswith("{"[: len(partial)]):
+        _parse(path, lines, kind)
+        if not _is_beginning(partial):
             raise _invalid_line(path, len(lines) + 1)
         jsonl.truncate_after(file, lines)
         yield file
 
 
-def read_records(folder: Path) -> dict[str, dict[str, Any]]:
+def read_records(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, dict[str, Any]]:
     """By video, the record that counts, in the order of the benchmark. Raises RequestError for a damaged file."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("rows.*.jsonl")):
-        for record in read_file(path):
+        for record in read_file(path, kind):
             if "answers" in record or "answers" not in found.get(record["video"], {}):
                 found[record["video"]] = record
     return dict(sorted(found.items(), key=lambda item: item[1]["index"]))
 
 
-def read_file(path: Path) -> list[dict[str, Any]]:
+def read_file(path: Path, kind: RunKind = BENCHMARK) -> list[dict[str, Any]]:
     """All complete records of one file. Raises RequestError for any other file."""
-    return _parse(path, read_text(path, RECORDS).split("\n")[:-1])
+    *lines, incomplete = read_text(path, RECORDS).split("\n")
+    if not _is_beginning(incomplete):
+        raise _invalid_line(path, len(lines) + 1)
+    return _parse(path, lines, kind)
 
 
-def _parse(path: Path, lines: Iterable[str]) -> list[dict[str, Any]]:
+def _parse(path: Path, lines: Iterable[str], kind: RunKind) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-            valid = (
-                isinstance(record["video"], str)
-                and isinstance(record["index"], int)
-                and ("answers" in record) != ("error" in record)
-            )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            check_record(record, kind)
+        except (ValueError, RecursionError) as error:
             raise _invalid_line(path, number) from error
-        if not valid:
-            raise _invalid_line(path, number)
         records.append(record)
     return records
+
+
+def _is_beginning(incomplete: str) -> bool:
+    """Whether an incomplete line may be one of ours, which a killed program left."""
+    return incomplete.startswith('{"index": '[: len(incomplete)])
 
 
 def _invalid_line(path: Path, number: int) -> RequestError:
@@ -165,7 +169,7 @@ def sort_values(field: str, values: Iterable[str]) -> list[str]:
     if field == "video length":
         names = [name for _, name in LENGTH_GROUPS] + [LONGEST_GROUP]
         return sorted(values, key=names.index)
-    return sorted(values, key=int) if all(value.isdecimal() for value in values) else values
+    return sorted(values, key=int) if all(value.isdecimal() and len(value) < 20 for value in values) else values
 
 
 def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.options import RANGES
 
 _FOLLOWED = ("max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", "until")
@@ -75,12 +75,12 @@ def generation(generation_kwargs: Mapping[str, Any], where: str) -> tuple[dict[s
     """
     given = generation_kwargs
     if given.get("num_beams") not in (None, 0, 1):
-        beams = f"{given['num_beams']!r:.60}"
+        beams = f"{shown(given['num_beams'])}"
         raise RequestError(f"{where}: num_beams={beams} is not supported; use --gen_kwargs num_beams=1")
     until = given.get("until") or ()
     until = [until] if isinstance(until, str) else until
     if not isinstance(until, (list, tuple)) or not all(isinstance(text, str) for text in until):
-        raise RequestError(f"{where}: until must be a text or a list of texts, not {until!r:.60}")
+        raise RequestError(f"{where}: until must be a text or a list of texts, not {shown(until)}")
 
     def number(name: str) -> Any:
         return RANGES[name].parse(f"{where}: {name}", str(given[name]))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.files import ORACLE, read_json
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.relevance.selection import ChunkSelection, chunk_of_unit, chunks_of_units
@@ -107,7 +107,7 @@ def read(path: str | Path) -> Oracle:
             if content is None:
                 plain.add(category)
             else:
-                choices |= _selections(f"{file}: {category!r:.60}", category, content)
+                choices |= _selections(f"{file}: {shown(category)}", category, content)
     max_chunks: dict[str, int] = {}
     for choice in choices.values():
         units = choice.units or ()
@@ -134,7 +134,7 @@ def _selections(where: str, category: str, content: Any) -> dict[str, OracleSele
     chunk_size, compression = (_size(where, config, name) for name in ("selected_chunk_size", "compression"))
     listed = _object(f"{where}, 'selected_unit_indices'", content["selected_unit_indices"])
     return {
-        key: OracleSelection(category, _units(f"{where}, {key!r:.60}", units), chunk_size, compression)
+        key: OracleSelection(category, _units(f"{where}, {shown(key)}", units), chunk_size, compression)
         for key, units in listed.items()
     }
 
@@ -143,20 +143,20 @@ def _units(where: str, found: Any) -> tuple[int, ...] | None:
     if found is None:
         return None
     if not isinstance(found, list) or not all(type(unit) is int and unit >= 0 for unit in found):
-        raise _malformed(where, f"units must be a list of whole numbers from 0, not {found!r:.60}")
+        raise _malformed(where, f"units must be a list of whole numbers from 0, not {shown(found)}")
     return tuple(found)
 
 
 def _size(where: str, config: Mapping[str, Any], name: str) -> int | None:
     found = config.get(name)
     if found is not None and not (type(found) is int and found >= 1):
-        raise _malformed(where, f"{name!r} must be a whole number from 1, or null, not {found!r:.60}")
+        raise _malformed(where, f"{name!r} must be a whole number from 1, or null, not {shown(found)}")
     return found
 
 
 def _object(where: str | Path, found: Any) -> dict[str, Any]:
     if not isinstance(found, dict):
-        raise _malformed(where, f"must be an object, not {found!r:.60}")
+        raise _malformed(where, f"must be an object, not {shown(found)}")
     return found
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from vxl2_jax.errors import RequestError
+from vxl2_jax.files import RESULTS
 
 try:
     import fcntl
@@ -65,12 +66,14 @@ def open_locked(path: Path) -> Generator[IO[str], None, None]:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RequestError(f"{path}: cannot be written ({reason}); choose another path") from error
-    with file:
-        lock(file, path)
-        try:
+    try:
+        with file:  # closing writes what is left in the buffer
+            lock(file, path)
+            if (size := os.fstat(file.fileno()).st_size) > RESULTS.max_bytes:
+                RESULTS.fail(path, f"{size:,} bytes, which is more than the limit of {RESULTS.max_bytes:,}")
             yield file
-        except OSError as error:
-            reason = error.strerror or error
-            raise RequestError(
-                f"{path}: cannot be written ({reason}); free some disk space, or choose another path"
-            ) from error
+    except OSError as error:
+        reason = error.strerror or error
+        raise RequestError(
+            f"{path}: cannot be written ({reason}); free some disk space, or choose another path"
+        ) from error

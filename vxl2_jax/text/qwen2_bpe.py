@@ -59,10 +59,10 @@ def build(directory: Path) -> str:
 
 def _added_tokens(directory: Path) -> dict[int, _Added]:
     config = directory / "tokenizer_config.json"
-    if config.exists() and (found := msgspec.convert(_read_json(config), _TokenizerConfig).added_tokens_decoder):
+    if files.is_there(config) and (found := msgspec.convert(_read_json(config), _TokenizerConfig).added_tokens_decoder):
         return {int(number): added for number, added in found.items()}
     added = directory / "added_tokens.json"
-    if not added.exists():
+    if not files.is_there(added):
         return {}
     numbers = msgspec.convert(_read_json(added), dict[str, int])
     return {number: _Added(content, special=True) for content, number in numbers.items()}

@@ -23,7 +23,9 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         tokenizer = tokenizers.Tokenizer.from_str(self.json)
-        special = {*tokenizer.get_added_tokens_decoder(), *map(tokenizer.token_to_id, MARKERS)}
+        if missing := [marker for marker in MARKERS if tokenizer.token_to_id(marker) is None]:
+            raise ValueError(f"it lacks the special token {missing[0]}")
+        special: set[int | None] = {*tokenizer.get_added_tokens_decoder(), *map(tokenizer.token_to_id, MARKERS)}
         # Unknown words have this one.
         unknown = getattr(tokenizer.model, "unk_token", None)
         special -= {None, tokenizer.token_to_id(unknown) if unknown else None}
@@ -38,7 +40,7 @@ class Tokenizer:
         """
         path = directory / "tokenizer.json"
         try:
-            if path.exists() or not (directory / "vocab.json").exists():
+            if files.is_there(path) or not files.is_there(directory / "vocab.json"):
                 return cls(files.read_text(path, files.TOKENIZER))
             path = directory / "vocab.json"
             return cls(qwen2_bpe.build(directory))

@@ -29,6 +29,7 @@ from jax.sharding import Mesh
 
 from vxl2_jax import parallel
 from vxl2_jax.errors import RequestError
+from vxl2_jax.files import check_path
 from vxl2_jax.storage import locking
 from vxl2_jax.training import checkpoints, metrics, step
 from vxl2_jax.training.checkpoints import Checkpoints
@@ -90,7 +91,7 @@ def open_metrics(out: str | Path) -> Generator[IO[str], None, None]:
     Raises:
       RequestError: OUT cannot be written.
     """
-    out = Path(out)
+    out = check_path(out, "out")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from vxl2_jax.errors import RequestError, first_line
-from vxl2_jax.files import SETTINGS, read_text
+from vxl2_jax.files import SETTINGS, check_path, read_text
 from vxl2_jax.options import RANGES, WatchOptions
 
 Module = Literal["vision", "dts", "projector", "language"]
@@ -244,13 +244,13 @@ def read(path: str | Path) -> TrainingSettings:
         raise RequestError(f"{path}: {error}") from error
 
     def resolve(name: str) -> str:
-        return str(path.parent / Path(name).expanduser())
+        return str(path.parent / check_path(name, "a path in [data]"))
 
     data = settings.data
     data = msgspec.structs.replace(
         data, files=tuple(map(resolve, data.files)), videos=None if data.videos is None else resolve(data.videos)
     )
-    return msgspec.structs.replace(settings, out=str(Path(settings.out).expanduser()), data=data)
+    return msgspec.structs.replace(settings, out=str(check_path(settings.out, "out")), data=data)
 
 
 def parse(text: str) -> TrainingSettings:

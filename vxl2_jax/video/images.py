@@ -60,7 +60,7 @@ def folder_images(folder: Path) -> list[Path]:
 
     Raises VideoError if there are none.
     """
-    images = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.is_file() and p.name[0] != "."]
+    images = [p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES and p.name[0] != "."]
     if not images:
         raise VideoError(f"{folder}: a folder without images (png, jpg, webp, bmp, gif, tiff); add some")
     return sorted(images, key=_natural_sort_key)

@@ -120,7 +120,7 @@ def open_video(
         raise VideoError(f"size={size}: give the side of the resized frames in pixels, such as 384")
     path = Path(path)
     options = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps, "multiple_of_4": multiple_of_4}
-    with _check_readable(path):
+    with check_readable(path):
         if path.is_dir():
             return _open_folder(path, size, options)
         if is_image(path):
@@ -134,7 +134,7 @@ def content_hash(path: str | Path) -> str:
     Raises VideoError if the path does not exist or cannot be read.
     """
     path = Path(path)
-    with _check_readable(path):
+    with check_readable(path):
         if not path.is_dir():
             return _file_hash(path)
         lines = (f"{_file_hash(image)} {image.name}\n" for image in folder_images(path))
@@ -250,7 +250,7 @@ def _constant_rate(index: PacketIndex) -> float | None:
 
 
 @contextlib.contextmanager
-def _check_readable(path: Path) -> Generator[None, None, None]:
+def check_readable(path: Path) -> Generator[None, None, None]:
     """Raise VideoError for a path that cannot be read, instead of a decoder's own error."""
     try:
         if not path.exists():
