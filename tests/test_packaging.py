@@ -91,7 +91,7 @@ def test_there_is_one_version(project):
 
 def test_a_plugin_of_another_release_than_jaxlib_is_reported():
     installed = {"jax": "0.12.0.1", "jaxlib": "0.12.0", "jax-cuda12-pjrt": "0.7.2", "jax-cuda12-plugin": "0.7.2"}
-    assert "vxl2_jax[cuda12]" in jax_problem(installed.get)
+    assert "jax[cuda12]==0.12.0.1" in jax_problem(installed.get)
     fitting = installed | {"jax-cuda12-pjrt": "0.12.0", "jax-cuda12-plugin": "0.12.0"}
 
     class Loaded:

@@ -37,7 +37,7 @@ def jax_problem(version_of: Callable[[str], str | None] = version_of, loaded: An
             extra = name.split("-")[1]
             return (
                 f"{name} {plugin} does not fit jaxlib {jaxlib}, so that no GPU would be used: "
-                f"pip install -U 'vxl2_jax[{extra}]', and restart the session"
+                f"pip install 'jax[{extra}]=={jax}', and restart the session"
             )
     if loaded != jax:
         return f"jax {loaded} is loaded, but {jax} is installed: restart the session"
