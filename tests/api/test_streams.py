@@ -1,5 +1,6 @@
 """Standard output that is full, closed or in another encoding."""
 
+import errno
 import io
 import sys
 
@@ -15,17 +16,28 @@ from vxl2_jax.errors import RequestError
 PLAN = ["plan", "--frames", "100", "--json"]
 
 
-def failure(capsys) -> str:
-    assert cli.main(PLAN) == 2
+def failure(capsys, argv=PLAN) -> str:
+    assert cli.main(argv) == 2
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1
     return message
 
 
-def test_a_full_device_is_one_line(monkeypatch, capsys):
+@pytest.mark.parametrize("argv", [PLAN, [], ["--help"], ["--version"], ["ask", "--help"]], ids=" ".join)
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_device_is_one_line(monkeypatch, capsys, argv, buffered):
     with open("/dev/full", "w") as full:
+        full.reconfigure(write_through=not buffered)
         monkeypatch.setattr(sys, "stdout", full)
-        assert "No space left" in failure(capsys)
+        assert "No space left" in failure(capsys, argv)
+
+
+def test_errors_that_cannot_be_written_keep_the_code(monkeypatch):
+    def fail(text):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys.stderr, "write", fail)
+    assert cli.main(["plan", "--frames", "0"]) == 2
 
 
 def test_closed_output_is_one_line(monkeypatch, capsys):

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import vxl2_jax
 from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, Vxl2Error, is_out_of_memory
@@ -28,9 +29,15 @@ COMMANDS = {
 """Each command is the module of its name, which is imported when the command is used."""
 
 
+class _Parser(argparse.ArgumentParser):
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """argparse ignores errors here: help that cannot be written would be a success."""
+        (file or sys.stderr).write(message)
+
+
 def build_parser(used: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
     """The parser of the command line, with the arguments of the commands that are `used`."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vxl2",
         description="Video-XL-2 in JAX: watch a long video once, ask its memory many times.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
