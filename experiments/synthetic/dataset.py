@@ -10,7 +10,7 @@ from rich.progress import track
 
 from experiments.synthetic import clips, encode, files
 from vxl2_jax.errors import RequestError
-from vxl2_jax.evaluation import run_folder
+from vxl2_jax.evaluation import records, run_folder
 
 
 class Dataset(NamedTuple):
@@ -42,10 +42,12 @@ def write(dataset: Dataset, flags: argparse.Namespace) -> None:
     """
     out, folder = flags.out, flags.out / "videos"
     settings = {name: value for name, value in vars(flags).items() if name != "out"}
-    if not run_folder.check_settings(folder, settings) and any(path.is_file() for path in out.rglob("*")):
+    if not run_folder.check_settings(folder, settings, records.OTHER) and any(
+        path.is_file() for path in out.rglob("*")
+    ):
         raise RequestError(f"{out}: exists already and holds other files; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    run_folder.claim(folder, settings, {})
+    run_folder.claim(folder, settings, {}, records.OTHER)
     console = Console(stderr=True)
     progress = {"console": console, "transient": True, "disable": not console.is_terminal}
     for name, clip in track(dataset.videos.items(), "videos", **progress):

@@ -64,7 +64,7 @@ def test_a_backend_that_is_not_there_is_one_line(monkeypatch):
         raise RuntimeError("Unable to initialize backend 'cuda': no such plug-in\nmore")
 
     monkeypatch.setattr(hardware.jax, "devices", fail)
-    with pytest.raises(RequestError, match="cuda") as caught:
+    with jax.default_device(None), pytest.raises(RequestError, match="cuda") as caught:
         vxl2_jax.load()
     assert "\n" not in str(caught.value)
 

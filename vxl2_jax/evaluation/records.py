@@ -136,6 +136,8 @@ class RunKind(msgspec.Struct, frozen=True):
 
 BENCHMARK = RunKind(BenchmarkSettings, BenchmarkRecord)
 GROUNDING = RunKind(GroundingSettings, GroundingRecord)
+OTHER = RunKind(dict[str, Any], dict[str, Any])
+"""A folder of something else that is made in steps under one set of settings."""
 
 
 class RunFile(TypedDict):
