@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toys
 
 from pallas_kernels.attention import REFERENCE
@@ -82,6 +83,27 @@ def test_a_fully_dense_mixed_cache_answers_as_the_dense_level(toy):
     np.testing.assert_allclose(got.logits, want.logits, atol=1e-4)
 
 
+def test_layers_kept_apart_answer_as_stacked_ones(toy):
+    memory = toys.remembered(toy, toys.video())
+    want = answer(toy, dense_view(memory), keep_logits=True)
+    # Its arrays are freed, so the toy keeps its own.
+    apart = qwen2.separate_layers(jax.tree.map(jnp.copy, toy.params["language"]))
+    params = toy.params | {"language": apart}
+    got = answer(toys.Toy(toy.config, params), dense_view(memory), keep_logits=True)
+    np.testing.assert_allclose(got.logits, want.logits, atol=1e-5)
+
+    def attend(q, k, v, state, layer):
+        return q, state + k.sum()
+
+    x = jnp.ones((4, toy.config.language.width))
+    for last in (False, True):
+        stacked, separate = (
+            qwen2.run_layers(p["language"], toy.config.language, x, attend, jnp.zeros(()), last_keys_only=last)
+            for p in (toy.params, params)
+        )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), stacked, separate)
+
+
 def test_answers_stop_at_a_stop_token_and_count_it(toy):
     view = dense_view(toys.remembered(toy, toys.video()))
     free = answer(stopping_at(toy, 60), view)
@@ -109,6 +131,17 @@ def test_a_tiny_top_p_is_greedy(toy):
     view = dense_view(toys.remembered(toy, toys.video()))
     narrow = decode.Sampling(np.float32(1.5), np.float32(1e-6))
     assert answer(toy, view, sampling=narrow, seed=3).tokens.tolist() == answer(toy, view).tokens.tolist()
+
+
+@pytest.mark.parametrize("top_p", [1e-6, 0.2, 0.5, 0.9, 0.999])
+def test_the_nucleus_is_the_smallest_set_with_that_much_probability(top_p):
+    rng = np.random.default_rng(0)
+    logits = np.round(4 * rng.normal(size=300), 1).astype(np.float32)  # with ties
+    kept = np.asarray(decode._nucleus(jnp.asarray(logits - logits.max()), top_p))
+    probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    inside, outside = probability[kept], probability[~kept]
+    assert inside.sum() >= top_p - 1e-6 and inside.min() > outside.max(initial=0)
+    assert inside[inside > inside.min()].sum() < top_p  # without its least probable ones it is too small
 
 
 def test_drawing_follows_temperature_and_top_p():

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -253,23 +252,17 @@ def test_a_machine_too_small_for_any_video_is_named_as_such():
         check(25_000_000)
 
 
-def test_checking_takes_milliseconds():
-    layout = planning.layout_for(REAL, None, 20000, 1.0)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        with pytest.raises(RequestError, match="1792 frames fit"):
-            planning.check_memory(
-                REAL,
-                layout,
-                frames=20000,
-                weights_bytes=16_300_000_000,
-                used_bytes=16_300_000_000,
-                limit_bytes=22_800_000_000,
-                **planning.DEVICES["l4"].settings(REAL),
-            )
-        best = min(best, time.perf_counter() - start)
-    assert best < 0.1
+def test_a_card_too_small_for_the_video_names_the_frames_that_fit():
+    with pytest.raises(RequestError, match="1792 frames fit"):
+        planning.check_memory(
+            REAL,
+            planning.layout_for(REAL, None, 20000, 1.0),
+            frames=20000,
+            weights_bytes=16_300_000_000,
+            used_bytes=16_300_000_000,
+            limit_bytes=22_800_000_000,
+            **planning.DEVICES["l4"].settings(REAL),
+        )
 
 
 def test_a_plan_for_people(capsys):

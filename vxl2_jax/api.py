@@ -17,6 +17,7 @@ from vxl2_jax.frames import Frames, FrameSource, Seconds
 from vxl2_jax.generate import Answer
 from vxl2_jax.ingest import Callbacks
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.models import qwen2
 from vxl2_jax.options import AskOptions, WatchOptions, takes
 from vxl2_jax.runtime import Runtime, fingerprint_of
 from vxl2_jax.text.tokenizer import Tokenizer
@@ -184,6 +185,8 @@ def load(
         directory = fetch.find(name)
         tokenizer = Tokenizer.read(directory)
         config, params = fetch.read(directory, dtype, progress)
+        if hardware.compiler_traits(device.platform).separate_layers:
+            params = params | {"language": qwen2.separate_layers(params["language"])}
         kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
     return Model(

@@ -50,21 +50,27 @@ LARGE = BatchSizes(stride=64, vision_groups=16)
 class CompilerTraits(NamedTuple):
     """How XLA compiles the model's programs on a platform, as far as memory is concerned.
 
-    slices_layers: it copies one layer's weights out of the stacked weights; fuses_pooling: the sparse level is made
-    without an array of all un-rotated keys; lanes: the last dimension of an array is padded to multiples of this.
+    Attributes:
+      slices_layers: in a loop over stacked layers it copies each layer's weights out of the stack.
+      separate_layers: so the layers of the language model are kept apart (see `qwen2.separate_layers`). They are not on
+        a CPU, where models are small and compiling one layer takes seconds.
+      fuses_pooling: the sparse level is made without an array of all un-rotated keys.
+      lanes: the last dimension of an array is padded to multiples of this.
     """
 
     slices_layers: bool = True
+    separate_layers: bool = False
     fuses_pooling: bool = False
     lanes: int = 1
 
 
-COMPILERS = {
-    "cpu": CompilerTraits(),
-    "gpu": CompilerTraits(fuses_pooling=True),
-    "cuda": CompilerTraits(fuses_pooling=True),
-    "tpu": CompilerTraits(slices_layers=False, lanes=128),
-}
+_GPU = CompilerTraits(separate_layers=True, fuses_pooling=True)
+_COMPILERS = {"gpu": _GPU, "cuda": _GPU, "tpu": CompilerTraits(slices_layers=False, lanes=128)}
+
+
+def compiler_traits(platform: str) -> CompilerTraits:
+    """How XLA compiles for a platform; for those that are not known, as for a CPU."""
+    return _COMPILERS.get(platform, CompilerTraits())
 
 
 def capability(device: Any) -> float:

@@ -4,8 +4,8 @@
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
 the memory of 2,048 frames, and the vision half. Weights are abstract. Every line has the memory that XLA plans, the
-device's, and the prediction of `vxl2_jax.planning.memory_model`. A program that does not fit is compiled with half the
-layers.
+device's, the prediction of `vxl2_jax.planning.memory_model`, and the copies that the program makes of weights and caches.
+A program that does not fit is compiled with half the layers.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,14 +41,17 @@ from vxl2_jax.relevance import selection
 CONFIG, RULE = video_xl_2(), PrefillRule()
 FRAMES, COMPRESSION, CHUNK_SIZE, TOP_K = 2048, 4, 4, 4
 QUESTION, ANSWER = 80, 16
+_READ_OF_LAST = ("norm_attention", "key", "value")  # what pre-filling reads of the last layer
 
 
 class Program(NamedTuple):
-    """A program: its name, a function that lowers it, and its predicted peak memory in bytes."""
+    """A program: its name, a function that lowers it, its predicted peak memory in bytes, and the arrays that it reads and
+    should not copy."""
 
     name: str
     lower: Callable[[], Any]
     predicted: int
+    arrays: Sequence[tuple[int, ...]] = ()
 
 
 def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Workload]:
@@ -77,11 +81,18 @@ def programs(
 
     params = jax.tree.map(lambda a: abstract(a.shape, dtype), huggingface.abstract_params(config))
     lm, sizes, kernel = config.language, settings.sizes, settings.kernel
+    layer = jax.tree.map(lambda a: abstract(a.shape[1:], dtype), params["language"]["layers"])
+    unread_of_last = 0
+    if settings.compiler.separate_layers:
+        params["language"]["layers"] = (layer,) * lm.layers
+        unread_of_last = size_of({name: part for name, part in layer.items() if name not in _READ_OF_LAST})
     made, cache = memory_model.programs(config, layout, settings), memory_model.caches(config, layout, settings)
     # A program keeps only the arguments that it reads.
     language = size_of({name: part for name, part in params["language"].items() if name != "head"})
     head = size_of(params["language"].get("head", ()))
-    unread = size_of(params["language"]["norm"])
+    unread = size_of(params["language"]["norm"]) + unread_of_last
+
+    weights = shapes((layer, params["language"]["embed"]))
 
     room = prefill.shape_for(layout, sizes.stride)
     streams = placed(jax.eval_shape(lambda: prefill.empty(config, room, dtype)))
@@ -91,6 +102,7 @@ def programs(
         "pre-fill stride",
         lambda: prefill.run_stride.lower(params, config, streams, stride, tokens, kernel=kernel),
         language - unread + cache["dense"] + made["pre-fill"],
+        weights + shapes(streams),
     )
 
     def make(s):
@@ -119,7 +131,8 @@ def programs(
         lambda: relevance.chunk_attention.lower(
             params, config, view, k_start, k_end, ids, count, width=width, kernel=kernel
         ),
-        language - unread + cache["sparse"] + made["relevance"],
+        language - (unread - size_of(layer["query"]) * (unread_of_last > 0)) + cache["sparse"] + made["relevance"],
+        weights + shapes(sparse),
     )
 
     chunks = layout.chunks(settings.chunk_size)
@@ -134,6 +147,7 @@ def programs(
             params, config, mixture, ids, count, decode.Sampling(), key, max_new=settings.max_new_tokens, kernel=kernel
         ),
         language + head + read + made["question"],
+        weights + shapes((streams, sparse)),
     )
 
     side, per_group = config.vision.image_size, config.frames_per_group
@@ -144,6 +158,12 @@ def programs(
         lambda: encode.lower(params, frames=frames),
         size_of([params[part] for part in ("vision", "dts", "projector")]) + made["vision"],
     )
+
+
+def shapes(tree: Any) -> list[tuple[int, ...]]:
+    """The shapes of the arrays in a tree, and of one layer of those that have several."""
+    whole = [leaf.shape for leaf in jax.tree.leaves(tree)]
+    return whole + [shape[1:] for shape in whole if len(shape) > 2]
 
 
 def size_of(tree: Any) -> int:
@@ -189,8 +209,9 @@ def main(name: str) -> None:
 
 
 def planned(program: Program, limit: float) -> dict:
-    """The memory that XLA plans for a program and the predicted memory, in GB. limit: the device's."""
-    plan = program.lower().compile().memory_analysis()
+    """The memory that XLA plans for a program and the predicted memory, in GB, and its copies. limit: the device's memory."""
+    compiled = program.lower().compile()
+    plan = compiled.memory_analysis()
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     peak = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
@@ -204,6 +225,7 @@ def planned(program: Program, limit: float) -> dict:
         "predicted_gb": gb(program.predicted),
         "predicted_over_peak": round(program.predicted / peak, 4),
         "fits": peak <= limit * 1e9,
+        "copies": hlo.copies(compiled.as_text(), program.arrays),
     }
 
 

@@ -10,6 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hlo
+import jax
+import jax.numpy as jnp
 import pytest
 
 HERE = Path(__file__).parent
@@ -77,3 +80,14 @@ def test_the_real_size_model_compiles(name):
     assert fits["pre-fill stride"] == fits["question and answer"] == (name not in ("v4", "v5e"))
     wrong = [line for line in lines if not 1 - UNDERSTATED <= line["predicted_over_peak"] <= 1 + OVERSTATED]
     assert not wrong, wrong
+    assert not [line for line in lines if line["copies"]], lines
+
+
+def test_a_copy_of_a_layer_out_of_a_stack_is_found():
+    def last(stack, x):
+        return jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer), None), x, stack)[0]
+
+    stack, x = jnp.ones((3, 24, 24)), jnp.ones((2, 24))
+    text = jax.jit(last).lower(stack, x).compile().as_text()
+    assert hlo.copies(text, [(24, 24)], limit=1) == ["dynamic-slice f32[24, 24]"]
+    assert not hlo.copies(text, [(24, 25)], limit=1)

@@ -22,7 +22,7 @@ from vxl2_jax.buckets import bucket, round_up
 from vxl2_jax.cache.pooling import sparse_capacity
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.hardware import COMPILERS, LARGE, BatchSizes, CompilerTraits
+from vxl2_jax.hardware import LARGE, BatchSizes, CompilerTraits, compiler_traits
 from vxl2_jax.layout import Layout, pooled
 from vxl2_jax.options import AskOptions, WatchOptions
 
@@ -49,7 +49,7 @@ class Workload(NamedTuple):
     @property
     def compiler(self) -> CompilerTraits:
         """How XLA compiles for the platform."""
-        return COMPILERS[self.platform]
+        return compiler_traits(self.platform)
 
     @property
     def question_rows(self) -> int:
@@ -126,9 +126,10 @@ def _stride_tokens(config: ModelConfig, workload: Workload) -> int:
 
 def _layer_weights(config: ModelConfig, workload: Workload) -> int:
     """The weights of one decoder layer, if they are copied out of the stack of layers."""
-    lm = config.language
+    lm, compiler = config.language, workload.compiler
     projections = 2 * lm.width * lm.head_width * (lm.heads + lm.kv_heads)
-    return workload.itemsize * (projections + 3 * lm.width * lm.mlp) if workload.compiler.slices_layers else 0
+    copied = compiler.slices_layers and not compiler.separate_layers
+    return workload.itemsize * (projections + 3 * lm.width * lm.mlp) if copied else 0
 
 
 def _vision(config: ModelConfig, workload: Workload) -> int:
@@ -215,7 +216,7 @@ def _relevance(config: ModelConfig, layout: Layout, workload: Workload) -> int:
 
 
 def _question(config: ModelConfig, workload: Workload) -> int:
-    """A layer's weights, partial results, the tail of question and answer, and logits (four: sampling sorts them)."""
+    """A layer's weights, partial results, the tail of question and answer, and four arrays of logits."""
     segments = 1 if workload.top_k is None else bucket(2 * workload.top_k + 3)
     own = _partial_results(config, workload, segments) + _tail(config, workload, workload.max_new_tokens)
     return _layer_weights(config, workload) + own + 4 * config.language.vocabulary * _F32
