@@ -253,7 +253,7 @@ def test_a_machine_too_small_for_any_video_is_named_as_such():
 
 
 def test_a_card_too_small_for_the_video_names_the_frames_that_fit():
-    with pytest.raises(RequestError, match="1792 frames fit"):
+    with pytest.raises(RequestError, match="2048 frames fit"):
         planning.check_memory(
             REAL,
             planning.layout_for(REAL, None, 20000, 1.0),
