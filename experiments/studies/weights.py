@@ -123,7 +123,7 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         }
         for name, mark in marks.items()
     }
-    by_type = {name: {kind: rate for kind, rate in mark["by"].items()} for name, mark in marks.items()}
+    by_type = {name: mark["by"] for name, mark in marks.items()}
     return "\n\n".join(
         [
             f"# {report['title']}",
