@@ -7,8 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import jax.numpy as jnp
+import numpy as np
+
 from pallas_kernels import attention as kernels
-from vxl2_jax import batch, generate, hardware, ingest
+from vxl2_jax import batch, generate, hardware, ingest, planning
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.errors import RequestError, first_line, shown
@@ -17,7 +20,7 @@ from vxl2_jax.frames import Frames, FrameSource, Seconds
 from vxl2_jax.generate import Answer
 from vxl2_jax.ingest import Callbacks
 from vxl2_jax.memory import VideoMemory
-from vxl2_jax.models import qwen2
+from vxl2_jax.models import quantised, qwen2
 from vxl2_jax.options import AskOptions, WatchOptions, takes
 from vxl2_jax.runtime import Runtime, fingerprint_of
 from vxl2_jax.text.tokenizer import Tokenizer
@@ -156,6 +159,7 @@ def load(
     name: str | Path = "nano",
     dtype: Any = None,
     *,
+    weights: str | None = None,
     attention: str = "auto",
     progress: Progress | None = None,
 ) -> Model:
@@ -166,6 +170,9 @@ def load(
         one (`vxl2 convert`); or a name on the Hugging Face hub such as "BAAI/Video-XL-2", which is downloaded once.
       dtype: float32, bfloat16 or float16. None: float32 on CPU, float16 on NVIDIA cards without bfloat16 (T4 and older),
         bfloat16 elsewhere.
+      weights: wide (in `dtype`); int8; int4; w8a8 (int8, with activations in 8 bits too); or auto: the widest that leaves
+        room for a video of 1,024 frames on an accelerator, wide on a CPU. None: as the checkpoint is stored; those of the
+        original are wide. See `models.quantised`.
       attention: the attention kernel: tpu, hopper, ampere, reference, or auto (the best one that runs here and agrees
         with the reference on a small problem). On a CPU the others are interpreted: slow, for checking.
       progress: called with (tensors done, total tensors).
@@ -179,16 +186,22 @@ def load(
     dtype = hardware.default_dtype(device) if dtype is None else dtype
     if str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)) not in DTYPES:
         raise RequestError(f"dtype must be {', '.join(DTYPES)} or None, not {shown(dtype)}")
+    check_weights(weights)
     # Check the kernel's name before a large model is loaded.
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     with hardware.numerics(dtype):
         directory = fetch.find(name)
         tokenizer = Tokenizer.read(directory)
-        config, params = fetch.read(directory, dtype, progress)
+        why = ""
+        if weights == AUTO:
+            weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention)
+        config, params = fetch.read(directory, dtype, progress, weights)
         if hardware.compiler_traits(device.platform).separate_layers:
             params = params | {"language": qwen2.separate_layers(params["language"])}
         kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
-    logging.getLogger("vxl2_jax").info("attention: %s", reason)
+    log, weights_reason = logging.getLogger("vxl2_jax"), quantised.setting_of(params) + (f" ({why})" if why else "")
+    log.info("attention: %s", reason)
+    log.info("weights: %s", weights_reason)
     return Model(
         str(name),
         config,
@@ -197,13 +210,44 @@ def load(
         fingerprint_of(config, params),
         kernel,
         reason,
+        weights_reason,
         hardware.sizes_for(device),
     )
 
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What `load` takes."""
+AUTO = "auto"
+WEIGHTS = (*quantised.SETTINGS, AUTO)
+"""What `load` takes, besides None."""
 _COMMON_HEAD_WIDTH = 128
+
+
+def check_weights(weights: str | None) -> None:
+    """Raise RequestError for what is no setting of weights."""
+    if weights is not None and weights not in WEIGHTS:
+        raise RequestError(f"weights must be {', '.join(WEIGHTS)} or None, not {shown(weights)}")
+
+
+def _fitting_weights(directory: Path, tokenizer: Tokenizer, dtype: np.dtype, attention: str) -> tuple[str, str]:
+    """(the setting that `auto` takes for a checkpoint, the reason)."""
+    config, stored = fetch.describe(directory)
+    if stored != quantised.WIDE:
+        return stored, "as stored"
+    device = hardware.device()
+    limit = hardware.memory_bytes(device)
+    if device.platform == "cpu" or limit is None:
+        return quantised.WIDE, "on a CPU" if device.platform == "cpu" else "the device's memory is unknown"
+    kernel = _choose(kernels.choose_kernel, attention, dtype, config.language.head_width).kernel
+    return planning.fitting_weights(
+        config,
+        tokenizer,
+        limit,
+        itemsize=dtype.itemsize,
+        sizes=hardware.sizes_for(device),
+        kernel=kernel,
+        platform=device.platform,
+    )
 
 
 def _choose(choose: Callable[..., kernels.KernelChoice], name: str, dtype: Any, width: int) -> kernels.KernelChoice:

@@ -21,7 +21,7 @@ from vxl2_jax.memory import VideoMemory, check_is_memory
 from vxl2_jax.options import AskOptions, RelevanceFunction
 from vxl2_jax.relevance.oracle import oracle_of
 from vxl2_jax.relevance.selection import ChunkSelection, top_chunks
-from vxl2_jax.runtime import Runtime
+from vxl2_jax.runtime import Runtime, weights_in
 from vxl2_jax.text import prompt, typed
 from vxl2_jax.timing import timed
 
@@ -143,9 +143,10 @@ def _check_model(model: Runtime, memory: VideoMemory) -> None:
     """Raise RequestError if another model made the memory."""
     check_is_memory(memory)
     if memory.model != model.fingerprint:
-        dtype = memory.sparse.k.dtype
-        fix = "watch the video again with it" if dtype == model.dtype else f"load the model that made it, in {dtype}"
-        raise RequestError(f"this memory was made by another model than {model.name} in {model.dtype}; {fix}")
+        made = f"{memory.sparse.k.dtype}, {weights_in(memory.model)} weights"
+        here = f"{model.dtype}, {weights_in(model.fingerprint)} weights"
+        fix = "watch the video again with it" if made == here else f"load the model that made it, in {made}"
+        raise RequestError(f"this memory was made by another model than {model.name} in {here}; {fix}")
 
 
 @dataclass(frozen=True)

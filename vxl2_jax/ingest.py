@@ -228,6 +228,7 @@ def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int) -
         limit_bytes=hardware.memory_bytes(device),
         compression=compression,
         itemsize=model.dtype.itemsize,
+        weights=model.weights,
         sizes=model.sizes,
         kernel=model.kernel,
         platform=device.platform,

@@ -145,7 +145,7 @@ def run_stride(
     lm, language = config.language, params["language"]
     ids = jnp.asarray(stride.ids)
     x = jnp.concatenate(
-        [visual_tokens.reshape(-1, lm.width).astype(language["embed"].dtype), qwen2.embed(language, ids)]
+        [visual_tokens.reshape(-1, lm.width).astype(qwen2.dtype_of(language)), qwen2.embed(language, ids)]
     )
     count = x.shape[0] - ids.shape[0]
     cos, sin = (table[:, None] for table in rotation(stride.positions, lm.head_width, lm.rope_theta))

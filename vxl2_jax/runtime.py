@@ -7,13 +7,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import CPU, BatchSizes, numerics
+from vxl2_jax.models import quantised, qwen2
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
@@ -29,6 +29,7 @@ class Runtime:
       fingerprint: identifies the weights; a memory belongs to one fingerprint (see `fingerprint_of`).
       kernel: the attention kernel.
       kernel_reason: why this kernel was chosen, in one line.
+      weights_reason: how the weights are held, and why if that was chosen automatically, in one line.
       sizes: batch sizes for this machine.
     """
 
@@ -39,26 +40,41 @@ class Runtime:
     fingerprint: str
     kernel: Kernel = REFERENCE
     kernel_reason: str = "reference"
+    weights_reason: str = ""
     sizes: BatchSizes = CPU
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of weights, activations and memories."""
-        return self.params["language"]["embed"].dtype
+        """The dtype of activations, memories and wide weights."""
+        return qwen2.dtype_of(self.params["language"])
 
     @property
     def weights_bytes(self) -> int:
         """Bytes of all parameters."""
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+        return quantised.bytes_of(self.params)
+
+    @property
+    def weights(self) -> str:
+        """How the weights are held: one of `models.quantised.SETTINGS`."""
+        return quantised.setting_of(self.params)
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context of all computations with the model; see `hardware.numerics`."""
         return numerics(self.dtype)
 
 
+def weights_in(fingerprint: str) -> str:
+    """How the weights of the model with this fingerprint are held."""
+    return fingerprint.partition("-")[2] or quantised.WIDE
+
+
 def fingerprint_of(config: ModelConfig, params: Any) -> str:
-    """A hash of the geometry and a few weights: enough to refuse a memory that another model made."""
+    """A hash of the geometry and a few weights: enough to refuse a memory that another model made.
+
+    That of a quantised model ends in its setting, as in "0123456789abcdef-int8": it computes other keys and values.
+    """
     digest = hashlib.sha256(repr(config).encode())
     for leaf in (params["language"]["norm"]["scale"], params["projector"]["linear_out"]["bias"]):
         digest.update(np.asarray(leaf.astype(jnp.float32)).tobytes())
-    return digest.hexdigest()[:16]
+    setting = quantised.setting_of(params)
+    return digest.hexdigest()[:16] + ("" if setting == quantised.WIDE else f"-{setting}")

@@ -32,13 +32,14 @@ from experiments.studies import (
     relevance,
     scene_changes,
     selection,
+    weights,
 )
 from vxl2_jax import Vxl2Error
 from vxl2_jax.cli.options import Help
 from vxl2_jax.evaluation.report import write_texts
 
 _MODULES = (block_size, selection, halves, question_types, bursty, scene_changes, evidence, cost)
-_MODULES += (relevance, needles, nano, grounding, finetune)
+_MODULES += (relevance, needles, nano, grounding, finetune, weights)
 STUDIES = {module.__name__.rpartition(".")[2]: module.STUDY for module in _MODULES}
 
 

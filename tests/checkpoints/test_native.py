@@ -1,5 +1,10 @@
 """Native checkpoint directories, and finding a checkpoint by name."""
 
+import json
+import os
+import shutil
+import subprocess
+
 import jax
 import numpy as np
 import pytest
@@ -7,7 +12,8 @@ import pytest
 from vxl2_jax import files
 from vxl2_jax.checkpoints import fetch, native
 from vxl2_jax.errors import CheckpointError
-from vxl2_jax.models import video_xl_2
+from vxl2_jax.models import quantised, video_xl_2
+from vxl2_jax.models.quantised import INT8, SETTINGS, W8A8
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +50,6 @@ def test_a_disk_that_is_too_small_is_reported_before_it_is_full(saved, tmp_path,
 
 @pytest.mark.parametrize("damage", ["vxl2.json", "params"])
 def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
-    import shutil
-
     directory = shutil.copytree(saved[0], tmp_path / "copy")
     part = directory / damage
     if part.is_dir():
@@ -55,6 +59,72 @@ def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
     with pytest.raises(CheckpointError, match="vxl2.json|native checkpoint") as refusal:
         native.load(directory)
     assert "\n" not in str(refusal.value)
+
+
+@pytest.fixture(scope="module", params=SETTINGS[1:])
+def quantised_one(request, tmp_path_factory, saved):
+    _, config, params = saved
+    params = jax.jit(quantised.quantise_params, static_argnames="setting")(params, setting=request.param)
+    directory = tmp_path_factory.mktemp("quantised") / "model"
+    native.save(directory, config, params, "{}")
+    return request.param, directory, params
+
+
+def equal(a, b) -> bool:
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+def test_a_quantised_checkpoint_is_loaded_bit_by_bit(quantised_one):
+    setting, directory, params = quantised_one
+    for weights in (None, setting):
+        config, found = native.load(directory, "float32", weights=weights)
+        assert equal(found, params)
+    assert native.describe(directory) == (config, setting)
+
+
+def test_activations_in_8_bits_are_chosen_when_loading(quantised_one):
+    setting, directory, params = quantised_one
+    for other in SETTINGS:
+        if {setting, other} == {INT8, W8A8}:
+            _, found = native.load(directory, "float32", weights=other)
+            assert quantised.setting_of(found) == other
+            assert all(map(np.array_equal, jax.tree.leaves(found), jax.tree.leaves(params)))
+        elif setting != other:
+            with pytest.raises(CheckpointError, match=f"stored as {setting}, of which {other} cannot be made") as error:
+                native.load(directory, "float32", weights=other)
+            assert "\n" not in str(error.value)
+
+
+def test_wide_weights_are_quantised_when_loading(saved, quantised_one):
+    setting, _, params = quantised_one
+    assert equal(native.load(saved[0], "float32", weights=setting)[1], params)
+
+
+def test_versions_of_the_format(saved, tmp_path):
+    directory, config, params = saved
+    about = json.loads((directory / "vxl2.json").read_text())
+    assert (about.pop("version"), about.pop("weights")) == (2, "wide")
+    old = shutil.copytree(directory, tmp_path / "old")
+    (old / "vxl2.json").write_text(json.dumps(about))  # as version 1 was written
+    assert equal(native.load(old, "float32"), (config, params))
+    (old / "vxl2.json").write_text(json.dumps(about | {"version": 3}))
+    with pytest.raises(CheckpointError, match="format 3 is newer"):
+        native.load(old, "float32")
+    (old / "vxl2.json").write_text(json.dumps(about | {"version": 2, "weights": "int2"}))
+    with pytest.raises(CheckpointError, match="int2"):
+        native.load(old, "float32")
+
+
+def test_what_a_killed_process_left_is_removed(saved, tmp_path):
+    _, config, params = saved
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    for name in (f".new.{ended.pid}.part", f".new.{os.getpid()}0.part", f".other.{ended.pid}.part", ".new.part"):
+        (tmp_path / name).mkdir()
+    kept = f".new.{os.getppid()}.part"  # of a process that runs
+    (tmp_path / kept).mkdir()
+    native.save(tmp_path / "new", config, params, "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"new", kept, f".other.{ended.pid}.part", ".new.part"}
 
 
 @pytest.mark.parametrize(

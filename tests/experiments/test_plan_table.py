@@ -31,10 +31,13 @@ def test_a_row_is_the_plan_of_its_length(found):
     assert f"– ({plan.peak_bytes / 1e9:.1f} GB)" in plan_table.table(found)  # more than a 24 GB card has
 
 
-def test_machines_without_room_for_the_weights_are_named_so(found):
+def test_machines_of_16_gb_have_a_plan_with_int8_weights(found):
     title, _, *lines = plan_table.table(found).splitlines()
-    assert title.endswith("| T4 16 GB, v5e 16 GB |")
-    assert len(lines) == len(plan_table.FRAMES) and all(line.endswith("– (weights alone: 16.2 GB) |") for line in lines)
+    assert len(lines) == len(plan_table.FRAMES) and {line.count("|") for line in lines} == {title.count("|")}
+    row = found[plan_table.FRAMES.index(1024)]["devices"]
+    for heading in ("T4 16 GB, int8", "v5e 16 GB, int8"):
+        assert row[heading]["fits"] and row[heading]["weights"] == "int8"
+        assert row[heading]["weights_bytes"] < 0.55 * row["H200 141 GB"]["weights_bytes"]
 
 
 def test_json_is_one_document(found, run_script):

@@ -1,6 +1,7 @@
 """Compile the real-size model for a machine that is not here; print one JSON line per program.
 
     python tests/targets/compile_model.py v5p
+    python tests/targets/compile_model.py v5e int8
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
 the memory of 2,048 frames, and the vision half. Weights are abstract. Every line has the memory that XLA plans, the
@@ -33,6 +34,7 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig, video_xl_2
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.models.quantised import WIDE, bytes_of
 from vxl2_jax.models.video_xl_2 import encode_frames
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.memory_model import Workload
@@ -54,7 +56,7 @@ class Program(NamedTuple):
     arrays: Sequence[tuple[int, ...]] = ()
 
 
-def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Workload]:
+def real_size(device: Any, layers: int, weights: str = WIDE) -> tuple[ModelConfig, Layout, Workload]:
     """The model with this number of language model layers, and the workload as the device runs it."""
     config = dataclasses.replace(CONFIG, language=dataclasses.replace(CONFIG.language, layers=layers))
     kernel = attention.choose_kernel(dtype=jnp.bfloat16, width=config.language.head_width, device=device).kernel
@@ -64,6 +66,7 @@ def real_size(device: Any, layers: int) -> tuple[ModelConfig, Layout, Workload]:
         top_k=TOP_K,
         question_tokens=QUESTION,
         max_new_tokens=ANSWER,
+        weights=weights,
         sizes=suits.sizes_for(device),
         kernel=kernel,
         platform=device.platform,
@@ -79,18 +82,18 @@ def programs(
     def placed(tree):
         return jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
 
-    params = jax.tree.map(lambda a: abstract(a.shape, dtype), huggingface.abstract_params(config))
+    params = placed(huggingface.abstract_params(config, dtype, settings.weights))
     lm, sizes, kernel = config.language, settings.sizes, settings.kernel
-    layer = jax.tree.map(lambda a: abstract(a.shape[1:], dtype), params["language"]["layers"])
+    layer = jax.tree.map(lambda a: abstract(a.shape[1:], a.dtype), params["language"]["layers"])
     unread_of_last = 0
     if settings.compiler.separate_layers:
         params["language"]["layers"] = (layer,) * lm.layers
-        unread_of_last = size_of({name: part for name, part in layer.items() if name not in _READ_OF_LAST})
+        unread_of_last = bytes_of({name: part for name, part in layer.items() if name not in _READ_OF_LAST})
     made, cache = memory_model.programs(config, layout, settings), memory_model.caches(config, layout, settings)
     # A program keeps only the arguments that it reads.
-    language = size_of({name: part for name, part in params["language"].items() if name != "head"})
-    head = size_of(params["language"].get("head", ()))
-    unread = size_of(params["language"]["norm"]) + unread_of_last
+    language = bytes_of({name: part for name, part in params["language"].items() if name != "head"})
+    head = bytes_of(params["language"].get("head", ()))
+    unread = bytes_of(params["language"]["norm"]) + unread_of_last
 
     weights = shapes((layer, params["language"]["embed"]))
 
@@ -131,7 +134,7 @@ def programs(
         lambda: relevance.chunk_attention.lower(
             params, config, view, k_start, k_end, ids, count, width=width, kernel=kernel
         ),
-        language - (unread - size_of(layer["query"]) * (unread_of_last > 0)) + cache["sparse"] + made["relevance"],
+        language - (unread - bytes_of(layer["query"]) * (unread_of_last > 0)) + cache["sparse"] + made["relevance"],
         weights + shapes(sparse),
     )
 
@@ -156,7 +159,7 @@ def programs(
     yield Program(
         f"vision half, {frames.shape[0]} frames",
         lambda: encode.lower(params, frames=frames),
-        size_of([params[part] for part in ("vision", "dts", "projector")]) + made["vision"],
+        bytes_of([params[part] for part in ("vision", "dts", "projector")]) + made["vision"],
     )
 
 
@@ -164,11 +167,6 @@ def shapes(tree: Any) -> list[tuple[int, ...]]:
     """The shapes of the arrays in a tree, and of one layer of those that have several."""
     whole = [leaf.shape for leaf in jax.tree.leaves(tree)]
     return whole + [shape[1:] for shape in whole if len(shape) > 2]
-
-
-def size_of(tree: Any) -> int:
-    """Bytes of the arrays in a tree."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, Callable[[Callable], Any]]:
@@ -188,15 +186,15 @@ def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, 
     return shape, lambda placed: jitted.lower(*placed(args), **options)
 
 
-def main(name: str) -> None:
+def main(name: str, weights: str = WIDE) -> None:
     """Compile every program and print the results."""
     device, limit = topology(name).devices[0], MEMORY_GB[name]
     whole = CONFIG.language.layers
     with machine(name) as abstract:
-        half = {program.name: program for program in programs(abstract, *real_size(device, whole // 2))}
-        for program in programs(abstract, *real_size(device, whole)):
+        half = {program.name: program for program in programs(abstract, *real_size(device, whole // 2, weights))}
+        for program in programs(abstract, *real_size(device, whole, weights)):
             start = time.monotonic()
-            found = {"machine": name, "program": program.name, "layers": whole, "memory_gb": limit}
+            found = {"machine": name, "weights": weights, "program": program.name, "layers": whole, "memory_gb": limit}
             try:
                 found |= planned(program, limit)
             except jax.errors.JaxRuntimeError as error:

@@ -10,8 +10,11 @@ from typing import Any
 
 from vxl2_jax import files
 from vxl2_jax.checkpoints import huggingface, native
+from vxl2_jax.checkpoints.config_files import read_config
+from vxl2_jax.checkpoints.shards import Shards
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import CheckpointError, RequestError, first_line
+from vxl2_jax.models import quantised
 
 NANO = Path(__file__).parent.parent / "assets" / "nano"
 
@@ -61,7 +64,26 @@ def _download(name: str, revision: str | None) -> Path:
         ) from error
 
 
-def read(directory: Path, dtype: Any, progress: Callable[[int, int], None] | None = None) -> tuple[ModelConfig, Any]:
-    """The configuration and the parameters in a directory of either layout. Raises as `huggingface.load`."""
-    reader = native if native.is_native(directory) else huggingface
-    return reader.load(directory, dtype, progress)
+def read(
+    directory: Path,
+    dtype: Any,
+    progress: Callable[[int, int], None] | None = None,
+    weights: str | None = None,
+) -> tuple[ModelConfig, Any]:
+    """The configuration and the parameters in a directory of either layout.
+
+    weights: one of `models.quantised.SETTINGS`; None: as they are stored. Raises as `huggingface.load` and `native.load`.
+    """
+    if native.is_native(directory):
+        return native.load(directory, dtype, progress, weights)
+    return huggingface.load(directory, dtype, progress, weights or quantised.WIDE)
+
+
+def describe(directory: Path) -> tuple[ModelConfig, str]:
+    """The configuration of a directory of either layout, and how its weights are stored, without reading them.
+
+    Raises CheckpointError if it is damaged.
+    """
+    if native.is_native(directory):
+        return native.describe(directory)
+    return read_config(directory, Shards(directory)), quantised.WIDE

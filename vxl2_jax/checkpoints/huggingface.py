@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from vxl2_jax.checkpoints.key_mapping import IGNORED, KeyMapping, key_mappings, 
 from vxl2_jax.checkpoints.shards import Shards
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import CheckpointError
-from vxl2_jax.models import video_xl_2
+from vxl2_jax.models import quantised, video_xl_2
+from vxl2_jax.models.quantised import QuantisedWeight
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
@@ -60,21 +62,28 @@ def check_tensors(config: ModelConfig, shards: Shards) -> None:
         raise CheckpointError(f"the checkpoint does not fit its config.json: {'; '.join(parts)}; download it again")
 
 
-def abstract_params(config: ModelConfig) -> Any:
+def abstract_params(config: ModelConfig, dtype: Any = "float32", weights: str = quantised.WIDE) -> Any:
     """The parameter tree as ShapeDtypeStructs; allocates nothing."""
-    return jax.eval_shape(partial(video_xl_2.init, config=config), jax.ShapeDtypeStruct((2,), jnp.uint32))
+    wide = jax.eval_shape(partial(video_xl_2.init, config=config), jax.ShapeDtypeStruct((2,), jnp.uint32))
+    wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), wide)
+    return jax.eval_shape(partial(quantised.quantise_params, setting=weights), wide)
 
 
 def load(
-    directory: str | Path, dtype: Any = "bfloat16", progress: Callable[[int, int], None] | None = None
+    directory: str | Path,
+    dtype: Any = "bfloat16",
+    progress: Callable[[int, int], None] | None = None,
+    weights: str = quantised.WIDE,
 ) -> tuple[ModelConfig, Any]:
     """Load a checkpoint onto the default device.
 
-    Tensors are read one by one, so there is never a second copy of the model in memory.
+    Tensors are read one by one, so there is never a second copy of the model in memory. What is quantised is read in
+    parts of at most 64 MB in float32, and is never wide as a whole.
 
     Args:
       directory: with config.json and safetensors files.
-      dtype: all parameters are cast to it.
+      dtype: all parameters are cast to it that are not quantised.
+      weights: one of `models.quantised.SETTINGS`.
       progress: called with (leaves done, all leaves) after each leaf.
 
     Returns:
@@ -87,22 +96,33 @@ def load(
     shards = Shards(directory)
     config = read_config(directory, shards)
     check_tensors(config, shards)
-    return config, build_params(key_mappings(config), shards.get, dtype, progress)
+    mappings, abstract = key_mappings(config), abstract_params(config, dtype, weights)
+
+    def build(mapping: KeyMapping) -> Any:
+        scheme = quantised.scheme_of(mapping.path, weights)
+        if scheme is None:
+            return _build_leaf(mapping, shards.get, jnp.dtype(dtype))
+        return _build_quantised(mapping, shards, mapping.leaf(abstract), scheme)
+
+    return config, _build_tree(mappings, build, progress)
 
 
-def build_params(
+def build_params(mappings: list[KeyMapping], get: Callable[[str], ArrayLike], dtype: Any) -> dict:
+    """A parameter tree from the original's tensors, which `get` returns by key."""
+    return _build_tree(mappings, lambda mapping: _build_leaf(mapping, get, jnp.dtype(dtype)))
+
+
+def _build_tree(
     mappings: list[KeyMapping],
-    get: Callable[[str], ArrayLike],
-    dtype: Any,
+    build: Callable[[KeyMapping], Any],
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """A parameter tree from the original's tensors, which `get` returns by key."""
     params: dict = {}
     for done, mapping in enumerate(mappings):
         parent = params
         for part in mapping.path[:-1]:
             parent = parent.setdefault(part, {})
-        parent[mapping.path[-1]] = _build_leaf(mapping, get, jnp.dtype(dtype))
+        parent[mapping.path[-1]] = build(mapping)
         if progress:
             progress(done + 1, len(mappings))
     return params
@@ -123,10 +143,52 @@ def _build_leaf(mapping: KeyMapping, get: Callable[[str], ArrayLike], dtype: Any
         for i, layer in enumerate(layers, 1):
             leaf, finite = _write_layer(leaf, layer, i)
             finites.append(finite)
-    for key, finite in zip(keys, finites, strict=True):
-        if not finite:
-            files.WEIGHTS.fail(f"tensor {key}", f"has NaN or infinite values as {dtype.name}")
+    _check_finite(zip(keys, finites, strict=True), dtype.name)
     return leaf
+
+
+def _check_finite(found: Iterable[tuple[str, ArrayLike]], dtype: str) -> None:
+    for key, finite in found:
+        if not finite:
+            files.WEIGHTS.fail(f"tensor {key}", f"has NaN or infinite values as {dtype}")
+
+
+_PART = 2**24
+"""Numbers of a tensor that are wide at the same time while it is quantised."""
+
+
+def _build_quantised(
+    mapping: KeyMapping, shards: Shards, abstract: QuantisedWeight, scheme: quantised.Scheme
+) -> QuantisedWeight:
+    """Quantise the layers of a leaf, a few output channels (the original's rows) at a time."""
+    leaf = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract)
+    found = []
+    for layer, key in enumerate(mapping.original_keys()):
+        rows, *others = shards.shape(key)
+        step = max(_PART // math.prod(others), 1)
+        for begin in range(0, rows, step):
+            part = mapping.transform.to_ours(shards.rows(key, begin, min(begin + step, rows)))
+            at = None if mapping.layers is None else layer
+            leaf, finite = _write_part(leaf, part, at, begin, scheme)
+            found.append((key, finite))
+    _check_finite(found, "float32")
+    return leaf
+
+
+@partial(jax.jit, static_argnames="scheme", donate_argnames="leaf")
+def _write_part(
+    leaf: QuantisedWeight, part: jax.Array, layer: ArrayLike | None, begin: ArrayLike, scheme: quantised.Scheme
+) -> tuple[QuantisedWeight, jax.Array]:
+    """(the leaf with some channels of a layer written, whether all of them are finite)."""
+    new = quantised.quantise(part, scheme)
+
+    def write(whole: jax.Array, new: jax.Array) -> jax.Array:
+        start: list[ArrayLike] = [begin if axis == scheme.channel_axis % new.ndim else 0 for axis in range(new.ndim)]
+        if layer is None:
+            return jax.lax.dynamic_update_slice(whole, new, start)
+        return jax.lax.dynamic_update_slice(whole, new[None], [layer, *start])
+
+    return jax.tree.map(write, leaf, new), jnp.isfinite(part).all()
 
 
 @partial(jax.jit, static_argnums=1)

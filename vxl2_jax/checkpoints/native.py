@@ -1,18 +1,22 @@
 """Native checkpoint directories: parameters saved by Orbax, the configuration as JSON, and tokenizer.json.
 
-Loading them needs no renaming or transposing.
+Loading them needs no renaming or transposing. Weights can be stored quantised: their integers and scales are then arrays
+of their own.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 import logging
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial, reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +26,21 @@ from vxl2_jax import files, hardware
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import CheckpointError, first_line
+from vxl2_jax.models import quantised
+from vxl2_jax.models.quantised import QuantisedWeight
 
 _CONFIG, _PARAMS = "vxl2.json", "params"
+_VERSION = 2
+"""Of the format. Version 1 is wide and names neither its version nor its weights."""
+_SAME_INTEGERS = {quantised.INT8, quantised.W8A8}
+"""Settings that store the same arrays: loading chooses between them."""
+
+
+class _Format(msgspec.Struct, frozen=True):
+    """What vxl2.json says besides the model's configuration."""
+
+    version: int = 1
+    weights: Literal["wide", "int8", "w8a8", "int4"] = "wide"
 
 
 def is_native(directory: Path) -> bool:
@@ -45,26 +62,45 @@ def check_target(directory: str | Path) -> Path:
 def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
     """Write a new directory atomically. Raises CheckpointError if it exists already or cannot be written."""
     directory = check_target(directory)
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
+    about = {"version": _VERSION, "weights": quantised.setting_of(params), **dataclasses.asdict(config)}
     try:
-        partial.mkdir(parents=True)
-        write_params(partial / _PARAMS, params)
-        (partial / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
-        (partial / _CONFIG).write_text(json.dumps(dataclasses.asdict(config), indent=1))
-        os.replace(partial, directory)
+        _remove_abandoned(directory)
+        part.mkdir(parents=True)
+        write_params(part / _PARAMS, _storable(params))
+        (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        (part / _CONFIG).write_text(json.dumps(about, indent=1))
+        os.replace(part, directory)
     except OSError as error:
         raise CheckpointError(
             f"{directory}: cannot write the checkpoint ({error.strerror or error}); choose another path, or free some space"
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove what processes that were killed have left of this directory."""
+    for part in directory.parent.glob(f".{glob.escape(directory.name)}.*.part"):
+        process = part.name.split(".")[-2]
+        if process.isdecimal() and not os.path.exists(f"/proc/{process}") and os.path.exists("/proc/self"):
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def _storable(params: Any) -> Any:
+    """The tree as nested dictionaries: quantised weights as {"values", "scale"}."""
+
+    def leaf(weight: Any) -> Any:
+        return {"values": weight.values, "scale": weight.scale} if isinstance(weight, QuantisedWeight) else weight
+
+    return jax.tree.map(leaf, params, is_leaf=quantised.is_quantised)
 
 
 def write_params(path: Path, params: Any) -> None:
     """Write parameters with Orbax. Raises OSError if they cannot be written, before a disk that is too small is full."""
     import orbax.checkpoint as ocp  # slow to import, and most models are not stored in this format
 
-    files.check_disk_space(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+    files.check_disk_space(path.parent, quantised.bytes_of(params))
     try:
         with ocp.StandardCheckpointer() as writer:
             writer.save(path, params)
@@ -73,37 +109,91 @@ def write_params(path: Path, params: Any) -> None:
 
 
 def load(
-    directory: str | Path, dtype: Any = "bfloat16", progress: Callable[[int, int], None] | None = None
+    directory: str | Path,
+    dtype: Any = "bfloat16",
+    progress: Callable[[int, int], None] | None = None,
+    weights: str | None = None,
 ) -> tuple[ModelConfig, Any]:
-    """Read what `save` wrote, cast to `dtype`. Raises CheckpointError if it is damaged."""
-    import orbax.checkpoint as ocp
+    """Read what `save` wrote; what is not quantised is cast to `dtype`.
 
+    Args:
+      directory: a native checkpoint.
+      dtype: of everything that is not quantised.
+      progress: called with (1, 1) at the end.
+      weights: one of `models.quantised.SETTINGS`; None: as they are stored. Wide weights are quantised, one stack of
+        layers at a time.
+
+    Raises:
+      CheckpointError: it is damaged, or is quantised in a way that `weights` cannot be made of.
+    """
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax's warnings about a damaged directory are in our error
     directory = files.check_path(directory, "the checkpoint").absolute()
-    config = _read_config(directory / _CONFIG)
+    config, stored = describe(directory)
+    weights = weights or stored
+    same = weights == stored or {weights, stored} == _SAME_INTEGERS
+    if not same and stored != quantised.WIDE:
+        raise CheckpointError(
+            f"{directory}: its weights are stored as {stored}, of which {weights} cannot be made; leave out weights, or "
+            "take the checkpoint that it was converted from"
+        )
     sharding = jax.sharding.SingleDeviceSharding(hardware.device())
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype), sharding=sharding),
-        huggingface.abstract_params(config),
-    )
+    abstract = huggingface.abstract_params(config, dtype, weights if same else stored)
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
     try:
-        with ocp.StandardCheckpointer() as reader:
-            _check_shapes(reader.metadata(directory / _PARAMS).item_metadata.tree, target)
-            params = reader.restore(directory / _PARAMS, target)
+        params = _restore(directory / _PARAMS, _storable(target), None if same else weights)
     except Exception as error:  # Orbax and TensorStore raise many classes for damaged files
         _fail(directory, first_line(error), error)
     for path, finite in jax.tree_util.tree_leaves_with_path(_all_finite(params)):
         if not finite:
             _fail(directory, f"{jax.tree_util.keystr(path)} has NaN or infinite values")
+    if same:
+        params = _as_weights(huggingface.abstract_params(config, dtype, weights), params)
     if progress:
         progress(1, 1)
     return config, params
 
 
-def _read_config(path: Path) -> ModelConfig:
+def _as_weights(abstract: Any, stored: Any) -> Any:
+    """The parameter tree of what `_storable` made."""
+
+    def leaf(weight: Any, found: Any) -> Any:
+        return dataclasses.replace(weight, **found) if isinstance(weight, QuantisedWeight) else found
+
+    return jax.tree.map(leaf, abstract, stored, is_leaf=quantised.is_quantised)
+
+
+def _restore(path: Path, target: Any, quantise_to: str | None) -> Any:
+    """Read the arrays of `target` (ShapeDtypeStructs with shardings), all at once or to be quantised one by one."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        _check_shapes(reader.metadata(path).item_metadata.tree, target)
+        if quantise_to is None:
+            return reader.restore(path, target)
+    quantise = jax.jit(partial(quantised.quantise_params, setting=quantise_to))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+
+        def read(keys: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
+            names = [key.key for key in keys]
+            item = reduce(lambda inner, name: {name: inner}, reversed(names), leaf)
+            arguments = ocp.checkpoint_utils.construct_restore_args(item)
+            found = reader.restore(
+                path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
+            )
+            return reduce(getitem, names, quantise(found))
+
+        return jax.tree_util.tree_map_with_path(read, target)
+
+
+def describe(directory: Path) -> tuple[ModelConfig, str]:
+    """The configuration, and how the weights are stored. Raises CheckpointError if that cannot be read."""
+    path = directory / _CONFIG
     fields = files.read_json_object(path, files.CHECKPOINT_JSON)
     try:
-        return msgspec.convert(fields, ModelConfig)
+        about = msgspec.convert(fields, _Format)
+        if about.version > _VERSION:
+            raise CheckpointError(f"{path}: format {about.version} is newer than this vxl2_jax: update vxl2_jax")
+        return msgspec.convert(fields, ModelConfig), about.weights
     except msgspec.ValidationError as error:
         _fail(path, str(error), error)
 

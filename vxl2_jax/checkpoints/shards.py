@@ -61,6 +61,10 @@ class Shards:
         """Read a tensor."""
         return self._file_of[key].get_tensor(key)
 
+    def rows(self, key: str, begin: int, end: int) -> jax.Array:
+        """Read a part of a tensor along its first axis."""
+        return self._file_of[key].get_slice(key)[begin:end]
+
 
 def _safetensors_files(directory: Path) -> list[Path]:
     """The files that the index names, or without an index all of the directory."""

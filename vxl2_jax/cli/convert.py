@@ -8,12 +8,14 @@ from typing import Any
 from vxl2_jax.checkpoints import fetch, native
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import DTYPES, Help, add_output, progress
+from vxl2_jax.models.quantised import SETTINGS, bytes_of, setting_of
 from vxl2_jax.text.tokenizer import Tokenizer
 
 _EXAMPLES = """example:
   vxl2 convert BAAI/Video-XL-2 video-xl-2-native --dtype bfloat16
+  vxl2 convert BAAI/Video-XL-2 video-xl-2-int8 --weights int8;  vxl2 ask film.mkv "Who?" --model video-xl-2-int8
 
-A native checkpoint (Orbax) loads faster: nothing is renamed or transposed."""
+A native checkpoint (Orbax) loads faster: nothing is renamed, transposed or quantised."""
 
 
 def add(commands: Any, help: str) -> None:
@@ -28,7 +30,10 @@ def add(commands: Any, help: str) -> None:
     convert.set_defaults(run=run)
     convert.add_argument("source", metavar="SOURCE", help="a directory, or a name on the Hugging Face hub")
     convert.add_argument("target", type=options.path, metavar="TARGET", help="the directory to write; must not exist")
-    convert.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype of the weights that are written")
+    convert.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="dtype of the wide weights that are written"
+    )
+    options.add_weights(convert, choices=SETTINGS)
     add_output(convert, json=False)
 
 
@@ -38,6 +43,6 @@ def run(args: argparse.Namespace) -> None:
     directory = fetch.find(args.source)
     tokenizer = Tokenizer.read(directory)  # before the weights: they may take minutes
     with progress("reading", "tensors", args.quiet) as advance:
-        config, params = fetch.read(directory, args.dtype, advance)
+        config, params = fetch.read(directory, args.dtype, advance, args.weights)
     native.save(args.target, config, params, tokenizer.json)
-    print(f"wrote {args.target}")
+    print(f"wrote {args.target} ({setting_of(params)} weights, {bytes_of(params) / 1e6:,.1f} MB)")

@@ -17,6 +17,7 @@ import numpy as np
 from pallas_kernels import attention
 from vxl2_jax import __version__, hardware, installed
 from vxl2_jax.cli import options
+from vxl2_jax.models import quantised
 
 _EXAMPLES = """examples:
   vxl2 doctor
@@ -58,7 +59,12 @@ def run(args: argparse.Namespace) -> None:
     report["problems"] += [f"{name}: {text}" for name, text in report["kernels"].items() if text != "agrees"]
     if args.model is not None:
         model = options.load_model(args)  # raises for missing, unexpected and mis-shaped tensors
-        report["model"] = {"name": model.name, "dtype": str(model.dtype), "parts": weights_data(model.params)}
+        report["model"] = {
+            "name": model.name,
+            "dtype": str(model.dtype),
+            "weights": model.weights,
+            "parts": weights_data(model.params),
+        }
         bad = [name for part in report["model"]["parts"].values() for name in part["not_finite"]]
         report["problems"] += [f"weights that are not finite: {name}" for name in bad]
     print(json.dumps(report, indent=1) if args.json else "\n".join(as_text(report)))
@@ -137,11 +143,15 @@ def _folder(path: Path) -> dict[str, Any]:
 def weights_data(params: Any) -> dict[str, dict[str, Any]]:
     """By part of the model: parameters, largest absolute value, and the names of leaves that are not finite."""
     parts: dict[str, dict[str, Any]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params, is_leaf=quantised.is_quantised):
         names = [str(key.key) for key in path]
         part = parts.setdefault(names[0], {"parameters": 0, "largest": 0.0, "not_finite": []})
-        largest = float(jnp.max(jnp.abs(leaf)))  # NaN or infinite if one of them is
-        part["parameters"] += leaf.size
+        if quantised.is_quantised(leaf):
+            largest, size = float(jnp.max(leaf.scale)) * leaf.limit, leaf.values.size
+        else:
+            largest, size = float(jnp.max(jnp.abs(leaf))), leaf.size
+        # NaN or infinite if one of the weights is.
+        part["parameters"] += size
         if np.isfinite(largest):
             part["largest"] = max(part["largest"], largest)
         else:
@@ -165,7 +175,9 @@ def as_text(report: dict[str, Any]) -> list[str]:
         state = "writable" if folder["writable"] else "NOT writable"
         lines.append(f"{name}: {folder['path']}, {state}, {folder['bytes'] / 1e6:.1f} MB")
     if "model" in report:
-        lines.append(f"model {report['model']['name']} in {report['model']['dtype']}: keys and shapes fit")
+        lines.append(
+            f"model {report['model']['name']} in {report['model']['dtype']}, {report['model']['weights']} weights: keys and shapes fit"
+        )
         for name, part in report["model"]["parts"].items():
             state = f"not finite: {', '.join(part['not_finite'])}" if part["not_finite"] else "all finite"
             lines.append(f"  {name}: {part['parameters']:,} parameters, largest {part['largest']:.3g}, {state}")

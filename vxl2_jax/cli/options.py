@@ -6,14 +6,14 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
-from vxl2_jax.api import DTYPES, Model, load
+from vxl2_jax.api import DTYPES, WEIGHTS, Model, load
 from vxl2_jax.files import check_path
 from vxl2_jax.options import RANGES, options_of
 
@@ -26,8 +26,20 @@ class Help(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: {action.default})" if shown else action.help or ""
 
 
+def add_weights(
+    parser: Any, none: str = "as stored; the original's are wide", choices: Sequence[str] = WEIGHTS
+) -> None:
+    """Add --weights; none: what happens without it."""
+    parser.add_argument(
+        "--weights",
+        choices=choices,
+        help="wide: in --dtype; int8 and int4 take a half and a third of the memory; w8a8: int8, activations too; "
+        f"auto: the widest that fits the device (default: {none})",
+    )
+
+
 def add_model(parser: argparse.ArgumentParser, default: str | None = "nano") -> None:
-    """Add --model, --dtype and --attention."""
+    """Add --model, --dtype, --weights and --attention."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", default=default, help="nano, a checkpoint directory, or a name on the Hugging Face hub"
@@ -37,6 +49,7 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = "nano") -> 
         choices=DTYPES,
         help="dtype of weights and memory (default: float32 on CPU, float16 on a T4, else bfloat16)",
     )
+    add_weights(group)
     group.add_argument(
         "--attention",
         choices=KERNELS,
@@ -111,14 +124,16 @@ def check_video(path: str) -> None:
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    """Load the model named on the command line, with a progress bar. Print the attention kernel."""
+    """Load the model named on the command line, with a progress bar. Print the attention kernel, and the weights if asked."""
     if args.attention == "hopper":
         # Interpreted warpgroups wait for each other on threads of XLA's pool, which is as small as the CPU.
         os.environ.setdefault("NPROC", "16")
     with progress("loading", "tensors", args.quiet) as advance:
-        model = load(args.model, args.dtype, attention=args.attention, progress=advance)
+        model = load(args.model, args.dtype, weights=args.weights, attention=args.attention, progress=advance)
     if not args.quiet:
         print(f"attention: {model.kernel_reason}", file=sys.stderr)
+        if args.weights:
+            print(f"weights: {model.weights_reason}", file=sys.stderr)
     return model
 
 

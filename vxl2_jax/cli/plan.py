@@ -7,12 +7,15 @@ import json
 from typing import Any
 
 from vxl2_jax import planning
-from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, given
+from vxl2_jax.api import AUTO
+from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, add_weights, given
 from vxl2_jax.errors import RequestError
+from vxl2_jax.models.quantised import SETTINGS, WIDE
 from vxl2_jax.options import AskOptions, WatchOptions
 
 _EXAMPLES = """examples:
   vxl2 plan --frames 10000 --device h200
+  vxl2 plan --frames 1024 --device t4 --weights int8
   vxl2 plan --frames 2048 --fps 0.5 --block-size 4 --prev-blocks none --device a100-40 --json
 
 No weights are loaded and no accelerator is needed. Memory is the peak of what is live at the same time. Seconds are a
@@ -32,7 +35,10 @@ def add(commands: Any, help: str) -> None:
     plan.add_argument("--model", default="video-xl-2", help="video-xl-2 or nano")
     add_number(plan, "frames", required=True, metavar="N", help="number of sampled frames")
     add_number(plan, "question_tokens", default=68, metavar="S", help="tokens of the question with its template")
-    plan.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype of weights and memory")
+    plan.add_argument(
+        "--dtype", choices=DTYPES, default="bfloat16", help="dtype of wide weights, activations and memory"
+    )
+    add_weights(plan, "wide", (*SETTINGS, AUTO))
     plan.add_argument("--device", default="h200", metavar="D", help=", ".join(planning.DEVICES))
     plan.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
     add_options(plan, WatchOptions, "watching", names=("fps", "block_size", "prev_blocks", "compression"))
@@ -52,17 +58,22 @@ def run(args: argparse.Namespace) -> None:
         raise RequestError(f"unknown device {args.device!r}: choose {', '.join(planning.DEVICES)}")
     device, itemsize = planning.DEVICES[args.device], 4 if args.dtype == "float32" else 2
     config, tokenizer = planning.model_of(args.model)
+    layout = planning.layout_for(config, tokenizer, args.frames, watch.fps)
+    weights = args.weights or WIDE
+    if weights == AUTO:
+        usable = device.usable_bytes
+        weights, _ = planning.fitting_weights(config, tokenizer, usable, **device.settings(config, itemsize))
     workload = {
+        "weights": weights,
         "question_tokens": args.question_tokens,
         "compression": watch.compression,
         "chunk_size": ask.chunk_size,
         "top_k": ask.top_k,
     }
-    layout = planning.layout_for(config, tokenizer, args.frames, watch.fps)
     plan = planning.plan(config, layout, watch.rule, **workload, **device.settings(config, itemsize))
     fits = plan.fits(device)
     advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, itemsize=itemsize, **workload)
-    document = render.plan_data(plan, args.device, device, fits, advice)
+    document = render.plan_data(plan, weights, args.device, device, fits, advice)
     if args.json:
         print(json.dumps(document, indent=1))
     else:

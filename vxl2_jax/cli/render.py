@@ -114,7 +114,7 @@ def _timeline(answer: Answer, max_chunks: int = 24) -> RenderableType:
     return table
 
 
-def plan_data(plan: Plan, name: str, device: DeviceSpec, fits: bool, advice: str) -> dict[str, Any]:
+def plan_data(plan: Plan, weights: str, name: str, device: DeviceSpec, fits: bool, advice: str) -> dict[str, Any]:
     """One JSON-ready document of a plan for a device."""
     kept, causal = plan.attention_pairs_kept, plan.attention_pairs_causal
     mixed, dense = plan.cache_bytes
@@ -129,6 +129,7 @@ def plan_data(plan: Plan, name: str, device: DeviceSpec, fits: bool, advice: str
         "cache_bytes_dense": dense,
         "cache_reduction_percent": round(100 * (1 - mixed / dense), 2),
         "flops": plan.flops,
+        "weights": weights,
         "bytes": plan.bytes,
         "bytes_by_phase": plan.phases,
         "peak_phase": plan.peak_phase,
@@ -160,7 +161,7 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     for part, flops in document["flops"].items():
         table.add_row(part.replace("_", " "), f"{flops / 1e12:,.1f} TFLOP")
     for part, count in document["bytes"].items():
-        table.add_row(part, gb(count))
+        table.add_row(f"weights ({document['weights']})" if part == "weights" else part, gb(count))
     for phase, parts in document["bytes_by_phase"].items():
         table.add_row(f"  during {phase}", gb(sum(parts.values())))
     available = f"{document['device_memory_gb']} GB on {document['device']}"

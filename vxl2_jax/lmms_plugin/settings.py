@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
-from vxl2_jax.api import DTYPES
+from vxl2_jax.api import DTYPES, WEIGHTS
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
 from vxl2_jax.options import AskOptions, WatchOptions, options_of
@@ -25,6 +25,7 @@ _CHOICES = {
     "mode": tuple(MODES),
     "settings": tuple(RELEASED),
     "dtype": DTYPES,
+    "weights": WEIGHTS,
     "attention": KERNELS,
 }
 _WATCH = {option.name: option for option in options_of(WatchOptions)}
@@ -67,7 +68,7 @@ def read(model_args: Mapping[str, Any]) -> PluginOptions:
     ask = {name: value for name, value in ask.items() if name not in OF_TASKS}
     WatchOptions(**watch).check()
     AskOptions(**ask).check()
-    loading = {name: values[name] for name in ("dtype", "attention") if name in values}
+    loading = {name: values[name] for name in ("dtype", "weights", "attention") if name in values}
     return PluginOptions({"name": values.get("pretrained", "nano"), **loading}, watch, ask)
 
 

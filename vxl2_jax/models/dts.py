@@ -12,6 +12,9 @@ from einops import rearrange
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vxl2_jax.models import quantised
+from vxl2_jax.models.linear import Linear
+
 
 def resize(
     features: Float[Array, "F patches width"], source: int, target: int
@@ -42,10 +45,10 @@ class SpatialAttention(nn.Module):
         width = x.shape[-1]
         h = nn.GroupNorm(self.norm_groups, epsilon=1e-6, use_fast_variance=False, name="norm")(x)
         h = rearrange(h, "g t y x c -> g t (y x) c")
-        q, k, v = (nn.Dense(width, name=name)(h) for name in ("query", "key", "value"))
+        q, k, v = (Linear(width, name=name)(h) for name in ("query", "key", "value"))
         logits = jnp.einsum("gtnc,gtmc->gtnm", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * width**-0.5, axis=-1).astype(v.dtype)
-        out = nn.Dense(width, name="out")(jnp.einsum("gtnm,gtmc->gtnc", weights, v))
+        out = Linear(width, name="out")(jnp.einsum("gtnm,gtmc->gtnc", weights, v))
         return x + rearrange(out, "g t (y x) c -> g t y x c", y=x.shape[2])
 
 
@@ -68,14 +71,14 @@ class TemporalAttention(nn.Module):
         relative_key, relative_value = relative("relative_key"), relative("relative_value")
         h = rearrange(x, "g t y x c -> (g y x) t c")
         h = nn.GroupNorm(self.norm_groups, epsilon=1e-6, use_fast_variance=False, name="norm")(h)
-        q, k, v = jnp.split(nn.Dense(3 * width, name="qkv")(h), 3, axis=-1)
+        q, k, v = jnp.split(Linear(3 * width, name="qkv")(h), 3, axis=-1)
         scale = width**-0.25
         q, k = q * scale, k * scale
         # The original transposes the relative term: q_j·R[j, i] instead of the usual q_i·R[i, j]. Keep it.
         logits = jnp.einsum("pic,pjc->pij", q, k) + jnp.einsum("pjc,jic->pij", q, relative_key)
         weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
         out = jnp.einsum("pij,pjc->pic", weights, v) + jnp.einsum("pij,ijc->pic", weights, relative_value)
-        out = nn.Dense(width, name="out")(out)
+        out = Linear(width, name="out")(out)
         return x + rearrange(out, "(g y x) t c -> g t y x c", y=x.shape[2], x=x.shape[3])
 
 
@@ -89,11 +92,14 @@ class TemporalDownsample(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "G time y x width"]) -> Float[Array, "G time//2 y x width"]:
         groups, steps, _, _, width = x.shape
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 3, width, width))
+        kernel = self.get_variable("params", "kernel") if self.has_variable("params", "kernel") else None
+        if not isinstance(kernel, quantised.QuantisedWeight):
+            kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 3, width, width))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         padded = jnp.pad(x, ((0, 0), (1, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         taps = [padded[:, t : t + steps : 2] for t in range(3)]
         stacked = rearrange(taps, "tap g t y x c -> (g t) y x (tap c)")
+        kernel = quantised.dequantise(kernel, x.dtype) if isinstance(kernel, quantised.QuantisedWeight) else kernel
         kernel = rearrange(kernel, "tap h w i o -> h w (tap i) o").astype(x.dtype)
         out = jax.lax.conv_general_dilated(stacked, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return rearrange(out, "(g t) y x c -> g t y x c", g=groups) + bias.astype(x.dtype)

@@ -6,6 +6,8 @@ from einops import reduce
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from vxl2_jax.models.linear import Linear
+
 
 class Projector(nn.Module):
     """Linear → exact GELU → average pooling → Linear, with V = (y / pool) · (x / pool) tokens per group.
@@ -18,6 +20,6 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, maps: Float[Array, "G y x C"], pool: int = 2) -> Float[Array, "G V {self.width}"]:
-        hidden = nn.gelu(nn.Dense(self.width, name="linear_in")(maps), approximate=False)
+        hidden = nn.gelu(Linear(self.width, name="linear_in")(maps), approximate=False)
         pooled = reduce(hidden, "g (y py) (x px) e -> g (y x) e", "mean", py=pool, px=pool)
-        return nn.Dense(self.width, name="linear_out")(pooled)
+        return Linear(self.width, name="linear_out")(pooled)

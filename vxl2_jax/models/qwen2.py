@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from vxl2_jax.config import LanguageConfig
+from vxl2_jax.models import quantised
 from vxl2_jax.models.linear import Linear
 
 Params = Any
@@ -77,9 +78,15 @@ class DecoderLayer(nn.Module):
         return x + linear(cfg.width, "down")(gated), state
 
 
+def dtype_of(params: Params) -> np.dtype:
+    """The dtype of activations and caches: a norm keeps it, however the weights are quantised."""
+    return params["norm"]["scale"].dtype
+
+
 def embed(params: Params, ids: Int[ArrayLike, "*N"]) -> Float[Array, "*N E"]:
     """Token ids → embeddings."""
-    return params["embed"][ids]
+    table = params["embed"]
+    return quantised.take(table, ids, dtype_of(params)) if isinstance(table, quantised.QuantisedWeight) else table[ids]
 
 
 def logits(
@@ -87,7 +94,10 @@ def logits(
 ) -> Float32[Array, "*N vocabulary"]:
     """Residual stream → logits: final norm and language-model head."""
     h: Any = RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
-    head = params["embed"].T if config.tied else params["head"]
+    head = params["embed"] if config.tied else params["head"]
+    if isinstance(head, quantised.QuantisedWeight):
+        return quantised.head(h, quantised.transposed(head) if config.tied else head)
+    head = head.T if config.tied else head
     return jnp.matmul(h, head, preferred_element_type=jnp.float32)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, UInt8
 
 from pallas_kernels.attention import REFERENCE, Kernel, full_attention
 from vxl2_jax.config import VisionConfig
+from vxl2_jax.models.linear import Linear
 
 
 def normalise(frames: UInt8[ArrayLike, "*shape"], dtype: DTypeLike = jnp.float32) -> Float[Array, "*shape"]:
@@ -27,11 +28,11 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "F patches width"]) -> Float[Array, "F patches width"]:
         width = x.shape[-1]
         q, k, v = (
-            rearrange(nn.Dense(width, name=name)(x), "f n (h d) -> f n h d", h=self.heads)
+            rearrange(Linear(width, name=name)(x), "f n (h d) -> f n h d", h=self.heads)
             for name in ("query", "key", "value")
         )
         out = full_attention(self.kernel, q, k, v)
-        return nn.Dense(width, name="out")(rearrange(out, "f n h d -> f n (h d)"))
+        return Linear(width, name="out")(rearrange(out, "f n h d -> f n (h d)"))
 
 
 class EncoderBlock(nn.Module):
@@ -50,8 +51,8 @@ class EncoderBlock(nn.Module):
             return nn.LayerNorm(epsilon=cfg.norm_eps, use_fast_variance=False, name=name)
 
         x = x + SelfAttention(cfg.heads, self.kernel, name="attention")(norm("norm_1")(x))
-        hidden = nn.gelu(nn.Dense(cfg.mlp, name="mlp_in")(norm("norm_2")(x)), approximate=True)
-        return x + nn.Dense(cfg.width, name="mlp_out")(hidden), None
+        hidden = nn.gelu(Linear(cfg.mlp, name="mlp_in")(norm("norm_2")(x)), approximate=True)
+        return x + Linear(cfg.width, name="mlp_out")(hidden), None
 
 
 class SigLIP(nn.Module):
@@ -75,7 +76,7 @@ class SigLIP(nn.Module):
             py=cfg.patch_size,
             px=cfg.patch_size,
         )
-        x = nn.Dense(cfg.width, name="patch")(patches)
+        x = Linear(cfg.width, name="patch")(patches)
         x = x + self.param("position", nn.initializers.normal(0.02), (cfg.grid**2, cfg.width)).astype(x.dtype)
         block = nn.remat(EncoderBlock, prevent_cse=False) if self.remat else EncoderBlock
         stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers)

@@ -11,9 +11,6 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
-import jax
-import numpy as np
-
 from pallas_kernels.attention import REFERENCE, Kernel
 from pallas_kernels.attention.tile_sizes import TileSizes
 from pallas_kernels.decode import QUESTION_ROWS, item_count
@@ -24,6 +21,7 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import LARGE, BatchSizes, CompilerTraits, compiler_traits
 from vxl2_jax.layout import Layout, pooled
+from vxl2_jax.models import quantised
 from vxl2_jax.options import AskOptions, WatchOptions
 
 _F32 = 4
@@ -32,8 +30,9 @@ _F32 = 4
 class Workload(NamedTuple):
     """How a video is watched and one question asked, as far as memory is concerned.
 
-    question_tokens: of the question and the prompt around it; itemsize: bytes of a weight, an activation and a cached
-    number; sizes, kernel, platform: the batch sizes, the attention kernel and JAX's name of the kind of device.
+    question_tokens: of the question and the prompt around it; itemsize: bytes of a wide weight, an activation and a cached
+    number; weights: one of `models.quantised.SETTINGS`; sizes, kernel, platform: the batch sizes, the attention kernel and
+    JAX's name of the kind of device.
     """
 
     compression: int = WatchOptions.compression
@@ -42,6 +41,7 @@ class Workload(NamedTuple):
     question_tokens: int = 68
     max_new_tokens: int = AskOptions.max_new_tokens
     itemsize: int = 2
+    weights: str = quantised.WIDE
     sizes: BatchSizes = LARGE
     kernel: Kernel = REFERENCE
     platform: str = "cpu"
@@ -58,9 +58,9 @@ class Workload(NamedTuple):
 
 
 @cache
-def parameters(config: ModelConfig) -> int:
-    """Number of parameters of the model."""
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(huggingface.abstract_params(config)))
+def weights_bytes(config: ModelConfig, weights: str, itemsize: int) -> int:
+    """Bytes of all parameters in a setting of `models.quantised`."""
+    return quantised.bytes_of(huggingface.abstract_params(config, f"float{8 * itemsize}", weights))
 
 
 def token_bytes(config: ModelConfig, itemsize: int) -> int:
@@ -101,9 +101,9 @@ def phases(
 ) -> dict[str, dict[str, int]]:
     """Live bytes by phase and part (weights, dense, sparse, activations).
 
-    weights: bytes of the weights if they are known; otherwise every parameter counts `itemsize` bytes.
+    weights: bytes of the weights if they are known; otherwise those of `workload.weights`.
     """
-    weights = parameters(config) * workload.itemsize if weights is None else weights
+    weights = weights_bytes(config, workload.weights, workload.itemsize) if weights is None else weights
     cache, program = caches(config, layout, workload), programs(config, layout, workload)
     # The tokens of the last stride are kept until the next ones exist, and then for extending the memory.
     tokens = _stride_tokens(config, workload)

@@ -15,6 +15,7 @@ from vxl2_jax.checkpoints import fetch
 from vxl2_jax.config import ModelConfig, nano, video_xl_2
 from vxl2_jax.errors import RequestError, TooLongError
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
+from vxl2_jax.models import quantised
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.devices import DEVICES, DeviceSpec
 from vxl2_jax.planning.memory_model import Workload
@@ -174,8 +175,46 @@ def advice(
 
     if frames := frames_on(device):
         return f"{frames} frames fit: give --max-frames {frames} or a lower --fps"
+    if settings.get("weights", quantised.WIDE) == quantised.WIDE:
+        settings["weights"] = quantised.INT8
+        if frames := frames_on(device):
+            return f"wide weights do not fit; with --weights int8 {frames} frames fit"
+        settings["weights"] = quantised.WIDE
     fitting = [name for name, other in DEVICES.items() if frames_on(other)]
     return f"the model itself does not fit; it fits on {', '.join(fitting) or 'no device in the list'}"
+
+
+AUTO_FRAMES = 1024
+"""Length of the video that weights chosen automatically must leave room for."""
+
+
+def fitting_weights(
+    config: ModelConfig, tokenizer: Tokenizer | None, usable_bytes: float, **settings: Any
+) -> tuple[str, str]:
+    """The widest weights with which watching `AUTO_FRAMES` frames fits, or int4 if none does.
+
+    w8a8 is never chosen: it takes as many bytes as int8.
+
+    Args:
+      config, tokenizer: of the model.
+      usable_bytes: of the device.
+      settings: fields of `memory_model.Workload`, without `weights`.
+
+    Returns:
+      (one of `models.quantised.SETTINGS`, the reason in one line).
+    """
+    layout = layout_for(config, tokenizer, AUTO_FRAMES, fps=1.0)
+
+    def needed(weights: str) -> int:
+        return _peak(memory_model.phases(config, layout, Workload(weights=weights, **settings)))
+
+    frames, usable = f"{AUTO_FRAMES:,} frames", f"{usable_bytes / 1e9:.1f} GB"
+    too_wide = ""
+    for weights in (quantised.WIDE, quantised.INT8, quantised.INT4):
+        if needed(weights) <= usable_bytes:
+            return weights, f"{too_wide}{frames} need {needed(weights) / 1e9:.1f} of {usable}"
+        too_wide += f"{weights} would need {needed(weights) / 1e9:.1f} GB; "
+    return quantised.INT4, f"{too_wide}{frames} do not fit {usable}"
 
 
 def max_frames(
@@ -240,7 +279,7 @@ def check_memory(
     fix = (
         f"{fitting} frames fit: give --max-frames {fitting} or a lower --fps"
         if fitting
-        else "not even a short video fits: use a larger machine or --dtype bfloat16"
+        else "not even a short video fits: use a larger machine, --weights int8 or --dtype bfloat16"
     )
     raise TooLongError(
         f"{frames} frames need {needed(layout) / 1e9:.3g} GB of memory, but only {limit_bytes / 1e9:.3g} GB are "

@@ -13,8 +13,9 @@ from jax.sharding import Mesh
 from pallas_kernels import attention as kernels
 from vxl2_jax import parallel
 from vxl2_jax.api import load
-from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.checkpoints import fetch, huggingface
 from vxl2_jax.errors import RequestError
+from vxl2_jax.models import quantised
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.training import conversations, loop, lora, pipeline
 from vxl2_jax.training.loop import Run, Task, TrainingLog
@@ -82,6 +83,12 @@ def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
     # With LoRA of the language model alone all loaded parameters are frozen.
     all_frozen = settings.lora is not None and all(set(stage.train) == {"language"} for stage in settings.stages)
     dtype = settings.compute_dtype if all_frozen else settings.params_dtype
+    _, stored = fetch.describe(fetch.find(settings.model))
+    if stored != quantised.WIDE:
+        raise RequestError(
+            f"{settings.model} has {stored} weights, which cannot be trained; set model to the checkpoint that it was "
+            "converted from"
+        )
     needs_mesh = settings.mesh.model > 1 or (settings.mesh.data or jax.device_count()) > 1
     # A model that is sharded may be too large for one device.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if needs_mesh else nullcontext():

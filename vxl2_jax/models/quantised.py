@@ -1,0 +1,200 @@
+"""Weights in 8 or 4 bits: symmetric integers, rounded to nearest even, and their scales in float32.
+
+A weight is quantised where it is stored in many copies of itself: kernels of linear layers and convolutions, the embedding
+table and the language model's head. Norms, biases and small tables keep the model's dtype; products accumulate in float32
+or int32.
+
+| setting | kernels of linear layers | activations |
+| --- | --- | --- |
+| int8 | 8 bits, one scale per output channel | in the model's dtype |
+| w8a8 | the same | 8 bits, one scale per token, computed on the fly: products of integers |
+| int4 | 4 bits, one scale per output channel and `GROUP` inputs | in the model's dtype |
+
+The embedding table, the head and the convolutions have 8 bits in every setting: the table's scales are per token, and a
+convolution's activations keep the model's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+WIDE, INT8, W8A8, INT4 = "wide", "int8", "w8a8", "int4"
+SETTINGS = (WIDE, INT8, W8A8, INT4)
+"""How a model's weights can be held; "wide" is the model's dtype."""
+GROUP = 64
+"""Inputs that share a scale in 4 bits. The last group of a kernel may have fewer."""
+_COLUMNS = 8192
+"""Columns of a head that are made wide at a time."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("values", "scale"), meta_fields=("group", "activations"))
+@dataclass(frozen=True)
+class QuantisedWeight:
+    """A weight as integers, or a stack of them along leading axes: weight ≈ values · scale.
+
+    Attributes:
+      values: int8 or int4, in the weight's shape.
+      scale: float32; broadcasts against `values`, or with `group` has one row per group: [..., groups, out].
+      group: rows of `values` [..., in, out] that share a scale; None: all of them.
+      activations: activations are quantised too.
+    """
+
+    values: Any
+    scale: Any
+    group: int | None = None
+    activations: bool = False
+
+    @property
+    def limit(self) -> int:
+        """The largest value: 127 or 7."""
+        return 7 if self.values.dtype == jnp.int4 else 127
+
+
+class Scheme(NamedTuple):
+    """How one weight is quantised: bits; whether scales are per row (embedding table) instead of per column; and `group`
+    and `activations` as in `QuantisedWeight`."""
+
+    bits: int = 8
+    per_row: bool = False
+    group: int | None = None
+    activations: bool = False
+
+    @property
+    def channel_axis(self) -> int:
+        """The axis of outputs: of rows in the table, of columns elsewhere."""
+        return 0 if self.per_row else -1
+
+
+def scheme_of(path: Sequence[str], setting: str) -> Scheme | None:
+    """How the leaf at `path` of the parameter tree is quantised; None for what stays wide."""
+    path = tuple(path)
+    if setting == WIDE:
+        return None
+    if path == ("language", "embed"):
+        return Scheme(per_row=True, activations=setting == W8A8)
+    if path == ("language", "head"):
+        return Scheme(activations=setting == W8A8)
+    if path[-1] != "kernel":
+        return None
+    if path[-2].startswith("halve_"):  # a convolution
+        return Scheme()
+    return Scheme(4, group=GROUP) if setting == INT4 else Scheme(activations=setting == W8A8)
+
+
+def quantise(weight: Float[Array, "*shape"], scheme: Scheme) -> QuantisedWeight:
+    """Quantise one weight [..., in, out] (no stack of layers). Its largest value in a channel or group becomes ±127 or ±7."""
+    weight = weight.astype(jnp.float32)
+    largest, dtype = (127, jnp.int8) if scheme.bits == 8 else (7, jnp.int4)
+    if scheme.group:
+        rows = weight.shape[-2]
+        groups = -(-rows // scheme.group)
+        padded = jnp.pad(jnp.abs(weight), ((0, groups * scheme.group - rows), (0, 0)))
+        peak = padded.reshape(groups, scheme.group, -1).max(axis=1)
+    else:
+        axes = (-1,) if scheme.per_row else tuple(range(weight.ndim - 1))
+        peak = jnp.abs(weight).max(axis=axes, keepdims=True)
+    scale = _scale(peak, largest)
+    values = _round(weight, _by_row(scale, scheme.group, weight.shape[-2]), largest).astype(dtype)
+    return QuantisedWeight(values, scale, scheme.group, scheme.activations)
+
+
+def quantise_params(params: Any, setting: str) -> Any:
+    """Quantise a parameter tree, whose layers are stacked along the first axis: one layer after another, so that only one
+    is in float32."""
+
+    def leaf(path: tuple, weight: Array) -> Any:
+        names = [key.key for key in path]
+        if (scheme := scheme_of(names, setting)) is None:
+            return weight
+        one = partial(quantise, scheme=scheme)
+        return jax.lax.map(one, weight) if "layers" in names else one(weight)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def setting_of(params: Any) -> str:
+    """The setting that a parameter tree was quantised with."""
+    layers = params["language"]["layers"]
+    kernel = (layers[0] if isinstance(layers, tuple) else layers)["gate"]["kernel"]
+    if not isinstance(kernel, QuantisedWeight):
+        return WIDE
+    return W8A8 if kernel.activations else INT4 if kernel.group else INT8
+
+
+def is_quantised(node: Any) -> bool:
+    """Whether a node of a parameter tree is a quantised weight."""
+    return isinstance(node, QuantisedWeight)
+
+
+def bytes_of(tree: Any) -> int:
+    """Bytes of all arrays of a tree on a device, where two 4-bit numbers share a byte."""
+    return sum(
+        -(-leaf.size // 2) if leaf.dtype == jnp.int4 else leaf.size * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def dequantise(weight: QuantisedWeight, dtype: Any) -> Float[Array, "*shape"]:
+    """The wide weight, or a stack of them."""
+    scale = _by_row(weight.scale, weight.group, weight.values.shape[-2])
+    return (weight.values.astype(jnp.float32) * scale).astype(dtype)
+
+
+def take(table: QuantisedWeight, ids: Int[Any, "*N"], dtype: Any) -> Float[Array, "*N width"]:
+    """Rows of a table that has a scale per row."""
+    return (table.values[ids].astype(jnp.float32) * table.scale[ids]).astype(dtype)
+
+
+def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
+    """x · weight, for one weight [in, out] of a linear layer."""
+    if weight.group:
+        return jnp.matmul(x, dequantise(weight, x.dtype), preferred_element_type=jnp.float32)
+    if weight.activations:
+        scale = _scale(jnp.abs(x).max(axis=-1, keepdims=True).astype(jnp.float32), 127)
+        integers = _round(x.astype(jnp.float32), scale, 127).astype(jnp.int8)
+        product = jnp.matmul(integers, weight.values, preferred_element_type=jnp.int32).astype(jnp.float32) * scale
+    else:
+        # Integers up to 127 are exact in all dtypes. Unscaled sums would overflow float16.
+        product = jnp.matmul(x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
+    return product * weight.scale[0]
+
+
+def head(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
+    """As `matmul`, a slice of the columns at a time: some compilers make the whole weight wide, 2 GB of a real head."""
+    width = weight.values.shape[1]
+    if weight.activations or width <= _COLUMNS:
+        return matmul(x, weight)
+
+    def columns(start: Any, count: int) -> Float32[Array, "*N count"]:
+        return matmul(x, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count, axis=1), weight))
+
+    whole, rest = divmod(width, _COLUMNS)
+    parts = jax.lax.map(lambda i: columns(i * _COLUMNS, _COLUMNS), jnp.arange(whole))
+    product = jnp.moveaxis(parts, 0, -2).reshape(*x.shape[:-1], whole * _COLUMNS)
+    return jnp.concatenate([product, columns(whole * _COLUMNS, rest)], axis=-1) if rest else product
+
+
+def transposed(table: QuantisedWeight) -> QuantisedWeight:
+    """An embedding table [vocabulary, width] as a head [width, vocabulary]."""
+    return QuantisedWeight(table.values.T, table.scale.T, table.group, table.activations)
+
+
+def _scale(peak: Float32[Array, "*shape"], largest: int) -> Float32[Array, "*shape"]:
+    """Zeros get the smallest normal number: they stay zeros."""
+    return jnp.maximum(peak / largest, jnp.finfo(jnp.float32).tiny)
+
+
+def _round(x: Float32[Array, "*shape"], scale: Float32[Array, "*scale"], largest: int) -> Float32[Array, "*shape"]:
+    return jnp.clip(jnp.round(x / scale), -largest, largest)
+
+
+def _by_row(scale: Float32[Array, "*scale"], group: int | None, rows: int) -> Float32[Array, "*shape"]:
+    """Scales that broadcast against values: with `group`, a row for each of `rows` inputs."""
+    return scale if group is None else jnp.repeat(scale, group, axis=-2)[..., :rows, :]
