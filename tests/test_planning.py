@@ -190,7 +190,20 @@ def test_a_plan_that_does_not_fit_advises_what_would(capsys):
     found = json.loads(out)
     assert code == 0 and not found["fits"] and re.search(r"--max-frames \d+", found["advice"])
     found = json.loads(run(capsys, "--frames", 4, "--device", "t4", "--json")[1])
-    assert "fits on l4" in found["advice"]
+    most = planning.max_frames(REAL, None, 1.0, planning.DEVICES["t4"], weights="int8", question_tokens=68)
+    assert f"with --weights int8 {most} frames fit" in found["advice"] and most >= 1024
+
+
+@pytest.mark.parametrize(("name", "weights"), [("t4", "int8"), ("v5e", "int8"), ("h200", "wide")])
+def test_weights_are_chosen_to_leave_room_for_a_video(name, weights):
+    device = planning.DEVICES[name]
+    found, reason = planning.fitting_weights(REAL, None, device.usable_bytes, **device.settings(REAL))
+    assert found == weights and "\n" not in reason and ("wide would need" in reason) == (weights != "wide")
+
+
+def test_the_smallest_weights_are_chosen_where_nothing_leaves_room():
+    found, reason = planning.fitting_weights(REAL, None, 6e9, **planning.DEVICES["t4"].settings(REAL))
+    assert found == "int4" and "do not fit 6.0 GB" in reason
 
 
 def test_json_has_parts_phases_and_reductions(capsys):

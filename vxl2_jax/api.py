@@ -229,7 +229,7 @@ def check_weights(weights: str | None) -> None:
         raise RequestError(f"weights must be {', '.join(WEIGHTS)} or None, not {shown(weights)}")
 
 
-def _fitting_weights(directory: Path, tokenizer: Tokenizer, dtype: np.dtype, attention: str) -> tuple[str, str]:
+def _fitting_weights(directory: Path, tokenizer: Any, dtype: np.dtype, attention: str) -> tuple[str, str]:
     """(the setting that `auto` takes for a checkpoint, the reason)."""
     config, stored = fetch.describe(directory)
     if stored != quantised.WIDE:

@@ -56,7 +56,7 @@ def test_an_unknown_setting_is_refused_in_one_line(command, model_dir):
     with pytest.raises(vxl2.RequestError, match="^weights must be wide, int8, w8a8, int4, auto or None, not 'int2'$"):
         vxl2.load(model_dir, weights="int2")
     with pytest.raises(vxl2.RequestError, match="weights must be"):
-        vxl2.load(model_dir, weights=8)
+        vxl2.load(model_dir, weights="8")
     assert "--weights: invalid choice: 'int2'" in command("ask", "a.mp4", "?", "--weights", "int2").err
 
 
@@ -74,7 +74,7 @@ def test_auto_is_wide_on_a_cpu_and_on_a_device_of_unknown_memory(model_dir, monk
 
 def test_quantised_weights_are_not_trained(command, model_dir, tmp_path):
     command("convert", model_dir, tmp_path / "m", "--weights", "int4", "--dtype", "float32", "--quiet")
-    (tmp_path / "data.jsonl").write_text("")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"video": "a.mp4", "question": "q", "answer": "a"}))
     (tmp_path / "train.toml").write_text(
         f'model = "{tmp_path}/m"\nout = "{tmp_path}/run"\n[data]\nfiles = ["{tmp_path}/data.jsonl"]\n'
         '[[stages]]\nname = "s"\ntrain = ["language"]\nlearning_rate = 1e-3\nsteps = 1\n'

@@ -24,9 +24,9 @@ def test_the_page_has_the_table(found):
 
 
 def test_a_row_is_the_plan_of_its_length(found):
-    row = found[plan_table.FRAMES.index(2048)]
-    assert (row["frames"], row["tokens"]) == (2048, 78584)
-    plan = plan_table.plan_for(2048, plan_table.DEVICES["l4"])
+    row = found[plan_table.FRAMES.index(4096)]
+    assert (row["frames"], row["tokens"]) == (4096, 157432)
+    plan = plan_table.plan_for(4096, plan_table.DEVICES["l4"])
     assert row["devices"]["L4 24 GB"]["peak_bytes"] == plan.peak_bytes
     assert f"– ({plan.peak_bytes / 1e9:.1f} GB)" in plan_table.table(found)  # more than a 24 GB card has
 
