@@ -12,6 +12,8 @@ FLAGS    ?=
 # Test processes, and more options of pytest.
 WORKERS  ?= 2
 TESTS    ?=
+# Which programs `make test-targets` compiles: "targets" are all of them.
+TARGETS  ?= targets and not slow
 # Of tests/environments.py: pinned floors newest colab lmms. Unset: all.
 ENVIRONMENTS ?=
 
@@ -63,8 +65,9 @@ check: setup ## lint, formatting and types (seconds)
 test: setup ## run the tests (TESTS= for some of them, WORKERS= processes)
 	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(TESTS)
 
-test-all: setup ## all tests but test-targets (half an hour)
+test-all: setup ## all tests, for all targets (an hour)
 	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) -m "not targets" $(TESTS)
+	@$(MAKE) --no-print-directory test-targets TARGETS=targets
 
 test-kernels: setup ## random problems for the interpreted kernels (minutes)
 	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m pytest -q -n $(WORKERS) -m kernels tests/kernels
@@ -76,10 +79,10 @@ test-environments: setup ## build environments from nothing, and test the packag
 	@"$$VENV/bin/python" tests/environments.py $(ENVIRONMENTS)
 
 # An environment of its own: plug-ins for machines that are not here would trouble the usual one.
-test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes)
+test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes; TARGETS=targets for all)
 	@$(MAKE) --no-print-directory setup VENV="$$VENV-targets" EXTRAS=test,targets
 	@rm -f build/targets.jsonl
-	@JAX_PLATFORMS=cpu "$$VENV-targets/bin/python" -m pytest -q -n $(WORKERS) -m targets tests/targets
+	@JAX_PLATFORMS=cpu "$$VENV-targets/bin/python" -m pytest -q -n $(WORKERS) -m "$(TARGETS)" tests/targets
 
 # An environment of its own, with the package: pages of the API and the command line are made from it.
 docs: ## build the documentation into build/docs, failing on broken links (in .venv-docs)

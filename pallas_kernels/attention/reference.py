@@ -75,6 +75,8 @@ def attend_tiles(
         jnp.zeros((turns, parallel * kv_heads, rows, width), out_dtype),
         jnp.full((turns, parallel * kv_heads, rows), -jnp.inf, jnp.float32),
     )
+    # Of the calls of many layers, each makes its array when it has its queries, not at the start of the program.
+    q, initial = jax.lax.optimization_barrier((q, initial))
 
     def body(turn: jax.Array, results: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         found = one_turn(jax.tree.map(lambda table: table[turn], tables))

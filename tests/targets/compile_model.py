@@ -56,10 +56,12 @@ class Program(NamedTuple):
     arrays: Sequence[tuple[int, ...]] = ()
 
 
-def real_size(device: Any, layers: int, weights: str = WIDE) -> tuple[ModelConfig, Layout, Workload]:
+def real_size(
+    device: Any, layers: int, weights: str = WIDE, frames: int = FRAMES
+) -> tuple[ModelConfig, Layout, Workload]:
     """The model with this number of language model layers, and the workload as the device runs it."""
     config = dataclasses.replace(CONFIG, language=dataclasses.replace(CONFIG.language, layers=layers))
-    kernel = attention.choose_kernel(dtype=jnp.bfloat16, width=config.language.head_width, device=device).kernel
+    kernel = attention.choose_kernel(dtype=dtype_for(device), width=config.language.head_width, device=device).kernel
     settings = Workload(
         compression=COMPRESSION,
         chunk_size=CHUNK_SIZE,
@@ -71,11 +73,16 @@ def real_size(device: Any, layers: int, weights: str = WIDE) -> tuple[ModelConfi
         kernel=kernel,
         platform=device.platform,
     )
-    return config, Layout(14, (8,) * (FRAMES // 4), config.visual_tokens), settings
+    return config, Layout(14, (8,) * (frames // 4), config.visual_tokens), settings
+
+
+def dtype_for(device: Any) -> Any:
+    """The dtype that the model has on a device."""
+    return jnp.dtype(suits.default_dtype(device))
 
 
 def programs(
-    abstract: Callable, config: ModelConfig, layout: Layout, settings: Workload, dtype: Any = jnp.bfloat16
+    abstract: Callable, config: ModelConfig, layout: Layout, settings: Workload, dtype: Any
 ) -> Iterator[Program]:
     """The programs of watching and asking. abstract: a function that makes a ShapeDtypeStruct on the device."""
 
@@ -186,15 +193,26 @@ def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, 
     return shape, lambda placed: jitted.lower(*placed(args), **options)
 
 
-def main(name: str, weights: str = WIDE) -> None:
+def main(name: str, weights: str = WIDE, frames: str = str(FRAMES)) -> None:
     """Compile every program and print the results."""
     device, limit = topology(name).devices[0], MEMORY_GB[name]
-    whole = CONFIG.language.layers
+    whole, dtype = CONFIG.language.layers, dtype_for(device)
+
+    def sized(layers: int) -> tuple[ModelConfig, Layout, Workload]:
+        return real_size(device, layers, weights, int(frames))
+
     with machine(name) as abstract:
-        half = {program.name: program for program in programs(abstract, *real_size(device, whole // 2, weights))}
-        for program in programs(abstract, *real_size(device, whole, weights)):
+        half = {program.name: program for program in programs(abstract, *sized(whole // 2), dtype)}
+        for program in programs(abstract, *sized(whole), dtype):
             start = time.monotonic()
-            found = {"machine": name, "weights": weights, "program": program.name, "layers": whole, "memory_gb": limit}
+            found = {
+                "machine": name,
+                "weights": weights,
+                "frames": int(frames),
+                "program": program.name,
+                "layers": whole,
+                "memory_gb": limit,
+            }
             try:
                 found |= planned(program, limit)
             except jax.errors.JaxRuntimeError as error:

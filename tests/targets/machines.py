@@ -20,8 +20,8 @@ import numpy as np
 from jax.experimental import topologies
 
 TPUS = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
-GPUS = ("a100", "h100")
-MEMORY_GB = {"v4": 16.4, "v5e": 16.9, "v5p": 95, "v6e": 32, "a100": 80, "h100": 80}
+GPUS = ("t4", "l4", "a100", "h100")
+MEMORY_GB = {"t4": 14.6, "l4": 22.4, "v4": 16.4, "v5e": 16.9, "v5p": 95, "v6e": 32, "a100": 80, "h100": 80}
 """Memory (GB) of one device: for v4 and v5e the compiler's limit for a program (a v4 device of these topologies is one
 of a chip's two cores), otherwise from the data sheets, the larger A100."""
 

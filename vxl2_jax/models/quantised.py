@@ -30,6 +30,8 @@ SETTINGS = (WIDE, INT8, W8A8, INT4)
 """How a model's weights can be held; "wide" is the model's dtype."""
 GROUP = 64
 """Inputs that share a scale in 4 bits. The last group of a kernel may have fewer."""
+_FLOAT16_UNIT = 2.0**-11
+"""What an integer counts in float16: a channel's largest value becomes 1/16."""
 _COLUMNS = 8192
 """Columns of a head that are made wide at a time."""
 
@@ -152,28 +154,37 @@ def take(table: QuantisedWeight, ids: Int[Any, "*N"], dtype: Any) -> Float[Array
     return (table.values[ids].astype(jnp.float32) * table.scale[ids]).astype(dtype)
 
 
-def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
-    """x · weight, for one weight [in, out] of a linear layer."""
+def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight, out_dtype: Any = None) -> Float32[Array, "*N out"]:
+    """x · weight, for one weight [in, out] of a linear layer.
+
+    out_dtype: of the products before they are scaled. None: x's, as of a wide layer's products, which takes half the
+    memory of float32.
+    """
+    out_dtype = out_dtype or x.dtype
     if weight.group:
-        return jnp.matmul(x, dequantise(weight, x.dtype), preferred_element_type=jnp.float32)
+        return jnp.matmul(x, dequantise(weight, x.dtype), preferred_element_type=out_dtype).astype(jnp.float32)
     if weight.activations:
         scale = _scale(jnp.abs(x).max(axis=-1, keepdims=True).astype(jnp.float32), 127)
         integers = _round(x.astype(jnp.float32), scale, 127).astype(jnp.int8)
         product = jnp.matmul(integers, weight.values, preferred_element_type=jnp.int32).astype(jnp.float32) * scale
-    else:
-        # Integers up to 127 are exact in all dtypes. Unscaled sums would overflow float16.
-        product = jnp.matmul(x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
-    return product * weight.scale[0]
+        return product * weight.scale[0]
+    # Integers up to 127 are exact in all dtypes, also as fractions, without which unscaled sums would overflow float16.
+    unit = _FLOAT16_UNIT if x.dtype == jnp.float16 else 1.0
+    values = weight.values.astype(x.dtype) * jnp.asarray(unit, x.dtype)
+    product = jnp.matmul(x, values, preferred_element_type=out_dtype)
+    return product.astype(jnp.float32) * (weight.scale[0] / unit)
 
 
 def head(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
     """As `matmul`, a slice of the columns at a time: some compilers make the whole weight wide, 2 GB of a real head."""
     width = weight.values.shape[1]
     if weight.activations or width <= _COLUMNS:
-        return matmul(x, weight)
+        return matmul(x, weight, jnp.float32)
 
     def columns(start: Any, count: int) -> Float32[Array, "*N count"]:
-        return matmul(x, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count, axis=1), weight))
+        return matmul(
+            x, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count, axis=1), weight), jnp.float32
+        )
 
     whole, rest = divmod(width, _COLUMNS)
     parts = jax.lax.map(lambda i: columns(i * _COLUMNS, _COLUMNS), jnp.arange(whole))
