@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import REFERENCE, Kernel
+from vxl2_jax import notebook
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import CPU, BatchSizes, numerics
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Runtime:
     """A loaded model. Nothing in it changes after loading.
 
@@ -34,8 +35,8 @@ class Runtime:
 
     name: str
     config: ModelConfig
-    params: Any = field(repr=False)
-    tokenizer: Tokenizer | Any = field(repr=False)
+    params: Any
+    tokenizer: Tokenizer | Any
     fingerprint: str
     kernel: Kernel = REFERENCE
     kernel_reason: str = "reference"
@@ -50,6 +51,22 @@ class Runtime:
     def weights_bytes(self) -> int:
         """Bytes of all parameters."""
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.params))
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name} {value}".strip() for name, value in self._facts().items())
+        return f"{type(self).__name__}({self.name!r}, {facts})"
+
+    def _repr_html_(self) -> str:
+        return notebook.card(self.name, self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return {
+            "": f"{count / 1e6:,.1f} M parameters",
+            "dtype": self.dtype.name,
+            "weights": f"{self.weights_bytes / 1e6:,.1f} MB",
+            "attention": self.kernel.name,
+        }
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context of all computations with the model; see `hardware.numerics`."""

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import vxl2_jax
@@ -68,17 +67,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _configure_jax() -> None:
     import jax
 
-    from vxl2_jax import hardware
+    from vxl2_jax import compile_cache
 
-    if not jax.config.jax_compilation_cache_dir:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # XLA compiles CPU programs for the number of cores, which is not part of JAX's cache key.
-        folder = root / "vxl2_jax" / "xla" / f"{hardware.cpu_cores()}-cores"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    compile_cache.enable()
     # As in `hardware.numerics`, which is not around everything that training and planning compute.
     jax.config.update("jax_enable_x64", False)
     jax.config.update("jax_numpy_dtype_promotion", "standard")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _prepare_streams() -> None:

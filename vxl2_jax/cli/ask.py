@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vxl2_jax.answer import Answer
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
-from vxl2_jax.generate import Answer, encode_questions
+from vxl2_jax.generate import encode_questions
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.text import typed

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vxl2_jax.generate import Answer
+from vxl2_jax.answer import Answer
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.planning import DeviceSpec, Plan

@@ -21,6 +21,7 @@ import grain
 import jax
 
 from vxl2_jax import hardware
+from vxl2_jax.answer import Answer
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.cache.pooling import check_compression
@@ -30,7 +31,6 @@ from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.evaluation.replay import Replay, ReplayPass
 from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.scores import judge
-from vxl2_jax.generate import Answer
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions
