@@ -243,8 +243,9 @@ def load(
         directory = fetch.find(name)
         tokenizer = Tokenizer.read(directory)
         config, params = fetch.read(directory, dtype, progress)
-        kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
-    logging.getLogger("vxl2_jax").info("attention: %s", reason)
+        kernel, reason, fallback = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
+    # A fallback is slower than what was to be expected: worth a line wherever warnings are shown.
+    logging.getLogger("vxl2_jax").log(logging.WARNING if fallback else logging.INFO, "attention: %s", reason)
     return Model(
         str(name),
         config,

@@ -6,6 +6,7 @@ import argparse
 import io
 import os
 import sys
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
@@ -17,6 +18,7 @@ from vxl2_jax.text.typed import printable
 
 COMMANDS = {
     "ask": "watch a video and answer questions about it",
+    "chat": "watch a video and answer questions as they are typed",
     "watch": "watch a video and write its memory to a file",
     "batch": "answer questions about many videos",
     "eval": "run a benchmark, report on runs, compare two",
@@ -121,11 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _prepare_streams()
         if argv:
+            started = time.perf_counter()
             try:
                 args = _parse(argv)
             except SystemExit:  # after --help, --version or a usage error
                 sys.stdout.flush()
                 raise
+            args.started = started
             _configure_jax()
             args.run(args)
         else:
