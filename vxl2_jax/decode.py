@@ -225,8 +225,8 @@ class Decoding(NamedTuple):
     slot: jax.Array
 
 
-SEGMENT = 4
-"""Tokens per call of `continue_decoding` when an answer is streamed: enough that calls cost little next to the steps."""
+STEPS_PER_PIECE = 4
+"""Steps per call of `continue_decoding` when an answer is streamed: enough that calls cost little next to the steps."""
 
 
 @partial(jax.jit, static_argnames=("config", "max_new", "keep_logits", "kernel"))
@@ -281,10 +281,10 @@ def begin_decoding(
 ) -> tuple[Decoding, Key[Array, " steps"]]:
     """The part of `generate` up to the first new token: (the state, the keys of the steps that follow).
 
-    Takes the arguments of `generate`. The number of steps is max_new − 1, rounded up to `SEGMENT`; there is room for all.
+    Takes the arguments of `generate`. The number of steps is max_new − 1, rounded up to `STEPS_PER_PIECE`; there is room for all.
     """
     keys = jax.random.split(key, max_new)
-    steps = round_up(max_new - 1, SEGMENT)
+    steps = round_up(max_new - 1, STEPS_PER_PIECE)
     state, _ = _question_pass(params, config, view, ids, count, sampling, keys[0], 1 + steps, kernel)
     return state, keys[jnp.minimum(1 + jnp.arange(steps), max_new - 1)]
 

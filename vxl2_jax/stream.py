@@ -1,4 +1,4 @@
-"""An answer that arrives in pieces: decoding in segments of a few tokens, all through one compiled program."""
+"""An answer that arrives in pieces: decoded a few tokens at a time, all through one compiled program."""
 
 from __future__ import annotations
 
@@ -54,17 +54,17 @@ def _pieces(
     with timed(timings, "load"):
         view = generate.load_view(model, [chosen for _, chosen in part], 1)
     text, tokens = StreamedText(model.tokenizer.decode), ()
-    for segment in _segments(model, view, question, options, timings):
-        tokens = (*tokens, *segment)
+    for more in _tokens(model, view, question, options, timings):
+        tokens = (*tokens, *more)
         last = tokens[-1] in model.config.stop_tokens or len(tokens) >= options.max_new_tokens
-        if piece := text.add(segment, last=last):
+        if piece := text.add(more, last=last):
             yield piece
         if last:
             break
     return generate.make_answer(model, part[0], tokens=tokens, read=generate.read_tokens(view, 0), timings=timings)
 
 
-def _segments(
+def _tokens(
     model: Runtime,
     view: generate.KVCacheView,
     question: generate.EncodedQuestion,
@@ -79,12 +79,12 @@ def _segments(
         state, keys = decode.begin_decoding(
             *common, ids, count, sampling, key, max_new=options.max_new_tokens, kernel=model.kernel
         )
-        found = np.asarray(state.token)
+        found = np.array(state.token)  # a copy: the state is used up by the next call
     yield found.tolist()
-    for first in range(0, len(keys), decode.SEGMENT):
+    for first in range(0, len(keys), decode.STEPS_PER_PIECE):
         with timed(timings, "decode"):
-            segment = keys[first : first + decode.SEGMENT]
-            state, tokens = decode.continue_decoding(*common, state, sampling, segment, kernel=model.kernel)
+            steps = keys[first : first + decode.STEPS_PER_PIECE]
+            state, tokens = decode.continue_decoding(*common, state, sampling, steps, kernel=model.kernel)
             found = np.asarray(tokens)[:, 0]
         stops = np.flatnonzero(np.isin(found, model.config.stop_tokens))
         kept = min(stops[0] + 1 if len(stops) else len(found), options.max_new_tokens - 1 - first)

@@ -22,7 +22,7 @@ def memory(model):
 
 @pytest.mark.parametrize("options", [SMALL, {"top_k": None}], ids=["bi-level", "dense"])
 def test_a_streamed_answer_is_the_answer(model, memory, options):
-    """Its length is no multiple of a segment."""
+    """Its length is no multiple of the steps per piece."""
     options = {**options, "max_new_tokens": 7}
     for question in QUESTIONS:
         stream = model.stream(memory, question, **options)
