@@ -66,7 +66,7 @@ def choose(name: str, width: int) -> tuple[attention.Kernel, jnp.dtype, str]:
     """The kernel, the dtype of caches (bfloat16 where the kernel multiplies nothing wider), and the reason."""
     for dtype in (jnp.float32, jnp.bfloat16):
         try:
-            kernel, reason = attention.choose_kernel(name, dtype=dtype, width=width)
+            kernel, reason, _ = attention.choose_kernel(name, dtype=dtype, width=width)
             return kernel, dtype, reason
         except ValueError as error:
             refused = error

@@ -121,7 +121,11 @@ CASES = {
 
 def start(case: Case, data: Path, out: Path) -> subprocess.Popen:
     out.mkdir(exist_ok=True)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(data / "programs")}
+    programs = {
+        "JAX_COMPILATION_CACHE_DIR": str(data / "programs"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+    }
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | programs
     with (data / "log").open("ab") as log:
         command = [sys.executable, "-m", "vxl2_jax", *case.arguments(data, out)]
         return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)

@@ -1,15 +1,18 @@
+from .answer import Answer, Choice, Chunk
 from .api import Model, load
 from .batch import Job, JobResult
 from .errors import CheckpointError, RequestError, TooLongError, VideoError, Vxl2Error
-from .generate import Answer, Chunk
 from .memory import VideoMemory
 from .options import AskOptions, WatchOptions
+from .stream import AnswerStream
 
 __version__: str
 __all__ = [
     "Answer",
+    "AnswerStream",
     "AskOptions",
     "CheckpointError",
+    "Choice",
     "Chunk",
     "Job",
     "JobResult",

@@ -11,18 +11,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention as kernels
-from vxl2_jax import batch, generate, hardware, ingest, planning
+from vxl2_jax import batch, generate, hardware, ingest, likelihood, planning
+from vxl2_jax import stream as streaming
+from vxl2_jax.answer import Answer
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.checkpoints import fetch
+from vxl2_jax.compile_cache import enable as enable_compile_cache
 from vxl2_jax.errors import RequestError, first_line, shown
 from vxl2_jax.files import check_path
 from vxl2_jax.frames import Frames, FrameSource, Seconds
-from vxl2_jax.generate import Answer
 from vxl2_jax.ingest import Callbacks
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models import quantised, qwen2
 from vxl2_jax.options import AskOptions, WatchOptions, takes
 from vxl2_jax.runtime import Runtime, fingerprint_of
+from vxl2_jax.stream import AnswerStream
 from vxl2_jax.text.tokenizer import Tokenizer
 
 Progress = Callable[[int, int], Any]
@@ -91,16 +94,36 @@ class Model(Runtime):
             return ingest.watch_more(self, memory, frames, seconds, Callbacks(progress, timings))
 
     @overload
-    def ask(self, memory: VideoMemory, question: str, *, history: Sequence[Answer] = (), **keywords: Any) -> Answer: ...
+    def ask(
+        self,
+        memory: VideoMemory,
+        question: str,
+        *,
+        history: Sequence[Answer] = (),
+        choices: Sequence[str] | None = None,
+        **keywords: Any,
+    ) -> Answer: ...
 
     @overload
     def ask(
-        self, memory: VideoMemory, question: Sequence[str], *, history: Sequence[Answer] = (), **keywords: Any
+        self,
+        memory: VideoMemory,
+        question: Sequence[str],
+        *,
+        history: Sequence[Answer] = (),
+        choices: Sequence[Sequence[str]] | None = None,
+        **keywords: Any,
     ) -> list[Answer]: ...
 
     @takes(AskOptions)
     def ask(
-        self, memory: VideoMemory, question: str | Sequence[str], *, history: Sequence[Answer] = (), **keywords: Any
+        self,
+        memory: VideoMemory,
+        question: str | Sequence[str],
+        *,
+        history: Sequence[Answer] = (),
+        choices: Sequence[Any] | None = None,
+        **keywords: Any,
     ) -> Answer | list[Answer]:
         """Ask a memory one question, or a list of questions.
 
@@ -112,6 +135,8 @@ class Model(Runtime):
           question: one question or several.
           {options}
           history: previous answers about the same memory, oldest first: the question continues that conversation.
+          choices: texts of which the most likely one is the answer, and nothing is generated; of a list of questions, a
+            list of such texts for each. `Answer.choices` has their scores. See `likelihood.choose_many`.
 
         `relevance` may also be a function: (int32 token ids of the question [N], memory) → one score for each of
         the `memory.layout.chunks(chunk_size)` chunks.
@@ -121,9 +146,38 @@ class Model(Runtime):
         """
         options = AskOptions(**keywords)
         with self.precision():
-            if isinstance(question, str):
-                return generate.ask(self, memory, question, options, history)
-            return generate.ask_many(self, memory, question, options, history)
+            single = isinstance(question, str)
+            questions = [question] if single else question
+            if choices is None:
+                answers = generate.ask_many(self, memory, questions, options, history)
+            else:
+                each = [choices] if single else choices
+                answers = likelihood.choose_many(self, memory, questions, each, options, history)
+            return answers[0] if single else answers
+
+    @takes(AskOptions)
+    def stream(
+        self, memory: VideoMemory, question: str, *, history: Sequence[Answer] = (), **keywords: Any
+    ) -> AnswerStream:
+        """Ask a memory one question, and get the answer in pieces of text while it is decoded.
+
+            stream = model.stream(memory, "Who opens the door?")
+            for piece in stream:
+                print(piece, end="", flush=True)
+            stream.answer  # as from `ask`
+
+        The pieces join to the text of `ask`. A stream that is not read to its end costs nothing more.
+
+        Args:
+          memory: a memory made by this model.
+          question: one question.
+          {options}
+          history: as in `ask`.
+
+        Raises:
+          RequestError: as in `ask`, before anything is computed.
+        """
+        return streaming.stream(self, memory, question, AskOptions(**keywords), history)
 
     def answer_all(
         self, jobs: Iterable[Job], *, watch: Mapping[str, Any] | None = None, ask: Mapping[str, Any] | None = None
@@ -162,6 +216,7 @@ def load(
     weights: str | None = None,
     attention: str = "auto",
     progress: Progress | None = None,
+    compile_cache: bool = True,
 ) -> Model:
     """Load a model.
 
@@ -176,12 +231,16 @@ def load(
       attention: the attention kernel: tpu, hopper, ampere, reference, or auto (the best one that runs here and agrees
         with the reference on a small problem). On a CPU the others are interpreted: slow, for checking.
       progress: called with (tensors done, total tensors).
+      compile_cache: let JAX keep compiled programs on disk for the next process; see `compile_cache.enable`. It applies
+        to the whole process. A folder that JAX is configured to use is kept.
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged or does not fit.
       RequestError: an argument is of another kind, or the attention kernel cannot run here.
     """
     name = name if isinstance(name, str) else check_path(name, "the name of a model")
+    if compile_cache:
+        enable_compile_cache()
     device = hardware.device()
     dtype = hardware.default_dtype(device) if dtype is None else dtype
     if str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)) not in DTYPES:
@@ -198,9 +257,10 @@ def load(
         config, params = fetch.read(directory, dtype, progress, weights)
         if hardware.compiler_traits(device.platform).separate_layers:
             params = params | {"language": qwen2.separate_layers(params["language"])}
-        kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
+        kernel, reason, fallback = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
     log, weights_reason = logging.getLogger("vxl2_jax"), quantised.setting_of(params) + (f" ({why})" if why else "")
-    log.info("attention: %s", reason)
+    # A fallback is slower than what was to be expected: worth a line wherever warnings are shown.
+    log.log(logging.WARNING if fallback else logging.INFO, "attention: %s", reason)
     log.info("weights: %s", weights_reason)
     return Model(
         str(name),

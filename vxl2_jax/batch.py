@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from vxl2_jax import generate, ingest
+from vxl2_jax import generate, ingest, likelihood
+from vxl2_jax.answer import Answer
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, TooLongError, Vxl2Error, is_out_of_memory
 from vxl2_jax.frames import Frames, FrameSource, open_source
-from vxl2_jax.generate import Answer
 from vxl2_jax.ingest import Callbacks
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
@@ -26,10 +26,14 @@ from vxl2_jax.video.reader import prefetch
 
 @dataclass(frozen=True)
 class Job:
-    """A video (a file, a folder of images, or frames and seconds) and one or several questions about it."""
+    """A video (a file, a folder of images, or frames and seconds) and one or several questions about it.
+
+    choices: for each question a list of texts, of which the most likely one is the answer; None: answers are generated.
+    """
 
     video: str | Path | Frames
     questions: str | Sequence[str]
+    choices: Sequence[Sequence[str]] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,11 @@ def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOption
                 timings: dict[str, float] = {}
                 with model.precision():
                     memory = ingest.watch(model, source.result(), watch, callbacks=Callbacks(timings=timings))
-                    result = JobResult(job, tuple(generate.ask_many(model, memory, questions, ask)), memory, timings)
+                    if job.choices is None:
+                        answers = generate.ask_many(model, memory, questions, ask)
+                    else:
+                        answers = likelihood.choose_many(model, memory, questions, job.choices, ask)
+                result = JobResult(job, tuple(answers), memory, timings)
             except Vxl2Error as error:
                 result = JobResult(job, error=error.with_traceback(None))  # a traceback would keep arrays alive
             except (MemoryError, RuntimeError) as error:

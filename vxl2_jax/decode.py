@@ -224,6 +224,28 @@ class Generated(NamedTuple):
     question_logits: jax.Array | None
 
 
+class Decoding(NamedTuple):
+    """Answers on the way.
+
+    Attributes:
+      tail: the keys and values of the questions and of the tokens before the last.
+      token: int32 [B], the last token of each answer.
+      done: bool [B], whether the answer is complete. It is for a question without tokens, which fills up the batch.
+      begin: int32 [B], the slot of each question's first token; see `left_pad`.
+      slot: int32, of the last token in each question's part of the tail.
+    """
+
+    tail: KVCache
+    token: jax.Array
+    done: jax.Array
+    begin: jax.Array
+    slot: jax.Array
+
+
+STEPS_PER_PIECE = 4
+"""Steps per call of `continue_decoding` when an answer is streamed: enough that calls cost little next to the steps."""
+
+
 @partial(jax.jit, static_argnames=("config", "max_new", "keep_logits", "kernel"))
 def generate(
     params: Any,
@@ -248,43 +270,111 @@ def generate(
         batch.
       keep_logits: also return the logits; then all steps are run.
     """
+    keys = jax.random.split(key, max_new)
+    state, x = _question_pass(params, config, view, ids, count, sampling, keys[0], max_new, kernel)
+    _, (later, later_logits) = _decode(params, config, view, state, sampling, keys[1:], keep_logits, kernel)
+    tokens = jnp.concatenate([state.token[None], later]).T
+    stopped = _is_stop(config, tokens)
+    produced = jnp.where(stopped.any(axis=1), jnp.argmax(stopped, axis=1) + 1, max_new)
+    if later_logits is None:
+        return Generated(tokens, produced, None, None)
+    first_logits = qwen2.logits(params["language"], config.language, x[:, -1])
+    logits = jnp.swapaxes(jnp.concatenate([first_logits[None], later_logits]), 0, 1)
+    return Generated(tokens, produced, logits, qwen2.logits(params["language"], config.language, x))
 
-    def to_logits(x: jax.Array) -> jax.Array:
-        return qwen2.logits(params["language"], config.language, x)
 
+@partial(jax.jit, static_argnames=("config", "max_new", "kernel"))
+def begin_decoding(
+    params: Any,
+    config: ModelConfig,
+    view: KVCacheView,
+    ids: Int[Array | np.ndarray, "B N"],
+    count: Int[Array | np.ndarray, " B"],
+    sampling: Sampling,
+    key: Key[Array, ""],
+    *,
+    max_new: int,
+    kernel: Kernel = REFERENCE,
+) -> tuple[Decoding, Key[Array, " steps"]]:
+    """The part of `generate` up to the first new token: (the state, the keys of the steps that follow).
+
+    Takes the arguments of `generate`. The number of steps is max_new − 1, rounded up to `STEPS_PER_PIECE`; there is room for all.
+    """
+    keys = jax.random.split(key, max_new)
+    steps = round_up(max_new - 1, STEPS_PER_PIECE)
+    state, _ = _question_pass(params, config, view, ids, count, sampling, keys[0], 1 + steps, kernel)
+    return state, keys[jnp.minimum(1 + jnp.arange(steps), max_new - 1)]
+
+
+@partial(jax.jit, static_argnames=("config", "kernel"), donate_argnames="state")
+def continue_decoding(
+    params: Any,
+    config: ModelConfig,
+    view: KVCacheView,
+    state: Decoding,
+    sampling: Sampling,
+    keys: Key[Array, " steps"],
+    *,
+    kernel: Kernel = REFERENCE,
+) -> tuple[Decoding, Int[Array, "steps B"]]:
+    """Decode one more token of each answer per key: (the new state, the tokens). The old state is used up."""
+    state, (tokens, _) = _decode(params, config, view, state, sampling, keys, False, kernel)
+    return state, tokens
+
+
+def _question_pass(
+    params: Any,
+    config: ModelConfig,
+    view: KVCacheView,
+    ids: jax.Array | np.ndarray,
+    count: jax.Array | np.ndarray,
+    sampling: Sampling,
+    key: jax.Array,
+    max_new: int,
+    kernel: Kernel,
+) -> tuple[Decoding, jax.Array]:
+    """The state after the first new token, and the residual stream of the questions [B, N, E]."""
     questions, length = ids.shape
     ids, begin = left_pad(ids, count)
     tail = empty_tail(config, view, questions, length + max_new)
     tail, x, _ = extend(params, config, view, tail, begin, jnp.int32(0), ids, kernel=kernel)
-    first_logits = to_logits(x[:, -1])
-    stop_tokens = jnp.asarray(config.stop_tokens, jnp.int32)
+    logits = qwen2.logits(params["language"], config.language, x[:, -1])
+    token = sample(logits, sampling, key)
+    return Decoding(tail, token, _is_stop(config, token) | (begin == length), begin, jnp.int32(length)), x
+
+
+def _decode(
+    params: Any,
+    config: ModelConfig,
+    view: KVCacheView,
+    state: Decoding,
+    sampling: Sampling,
+    keys: jax.Array,
+    keep_logits: bool,
+    kernel: Kernel,
+) -> tuple[Decoding, tuple[jax.Array, jax.Array | None]]:
+    """One step per key: the last state, the tokens [steps, B] and, if they are kept, the logits [steps, B, vocabulary]."""
 
     def step(carry, now):
-        (tail, token), (slot, step_key) = carry, now
-        done = jnp.isin(token, stop_tokens) | (begin == length)
+        (tail, token, done), (slot, key) = carry, now
 
         def advance(tail):
-            tail, x, _ = extend(params, config, view, tail, begin, slot, token[:, None], kernel=kernel)
-            logits = to_logits(x[:, 0])
-            return tail, logits, sample(logits, sampling, step_key)
-
-        def skip(tail):
-            return tail, jnp.zeros_like(first_logits), token
+            tail, x, _ = extend(params, config, view, tail, state.begin, slot, token[:, None], kernel=kernel)
+            logits = qwen2.logits(params["language"], config.language, x[:, 0])
+            return tail, sample(logits, sampling, key), logits
 
         if keep_logits:
-            tail, logits, following = advance(tail)
-            return (tail, following), (following, logits)
-        tail, _, following = jax.lax.cond(done.all(), skip, advance, tail)
+            tail, following, logits = advance(tail)
+            return (tail, following, done), (following, logits)
+        tail, following = jax.lax.cond(done.all(), lambda tail: (tail, token), lambda tail: advance(tail)[:2], tail)
         following = jnp.where(done, token, following)
-        return (tail, following), (following, None)
+        return (tail, following, done | _is_stop(config, following)), (following, None)
 
-    keys = jax.random.split(key, max_new)
-    first = sample(first_logits, sampling, keys[0])
-    _, (later, later_logits) = jax.lax.scan(step, (tail, first), (length + jnp.arange(max_new - 1), keys[1:]))
-    tokens = jnp.concatenate([first[None], later]).T
-    stopped = jnp.isin(tokens, stop_tokens)
-    produced = jnp.where(stopped.any(axis=1), jnp.argmax(stopped, axis=1) + 1, max_new)
-    if later_logits is None:
-        return Generated(tokens, produced, None, None)
-    logits = jnp.swapaxes(jnp.concatenate([first_logits[None], later_logits]), 0, 1)
-    return Generated(tokens, produced, logits, to_logits(x))
+    steps = len(keys)
+    carry, kept = jax.lax.scan(step, (state.tail, state.token, state.done), (state.slot + jnp.arange(steps), keys))
+    return Decoding(*carry, state.begin, state.slot + steps), kept
+
+
+def _is_stop(config: ModelConfig, tokens: jax.Array) -> jax.Array:
+    """Whether each token ends an answer."""
+    return jnp.isin(tokens, jnp.asarray(config.stop_tokens, jnp.int32))

@@ -6,7 +6,7 @@ Questions go through these steps in batches. Each is answered as if it were aske
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import jax
@@ -14,7 +14,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from vxl2_jax import decode, hardware, relevance
+from vxl2_jax.answer import Answer, Chunk
 from vxl2_jax.cache import views
+from vxl2_jax.cache.views import KVCacheView
 from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.hardware import BatchSizes
 from vxl2_jax.memory import VideoMemory, check_is_memory
@@ -24,45 +26,6 @@ from vxl2_jax.relevance.selection import ChunkSelection, top_chunks
 from vxl2_jax.runtime import Runtime, weights_in
 from vxl2_jax.text import prompt, typed
 from vxl2_jax.timing import timed
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """One bi-level chunk of the video: its time span in seconds, its relevance score, and whether it was loaded dense."""
-
-    start_s: float
-    end_s: float
-    score: float
-    dense: bool
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one question.
-
-    Attributes:
-      question, text: the question and its answer.
-      tokens: token ids of the answer.
-      stopped: False where max_new_tokens truncated the answer.
-      chunks: the chunks of the video, in order.
-      cache_tokens: tokens whose keys and values the question read; cache_tokens_dense: those of the whole dense level.
-      timings: seconds per stage of the whole batch, which had `batch` questions.
-    """
-
-    question: str
-    text: str
-    tokens: tuple[int, ...]
-    stopped: bool
-    chunks: tuple[Chunk, ...]
-    cache_tokens: int
-    cache_tokens_dense: int
-    timings: dict[str, float] = field(compare=False)
-    batch: int = field(default=1, compare=False)
-
-    @property
-    def cache_ratio(self) -> float:
-        """Key/value bytes loaded, as a share of the whole dense memory."""
-        return self.cache_tokens / self.cache_tokens_dense
 
 
 def ask(
@@ -87,12 +50,22 @@ def ask_many(
       RequestError: an option out of range, a question that is empty or too long, or another model's memory. Nothing has
         run then.
     """
-    _check_model(model, memory)
+    check_model(model, memory)
     encoded = encode_questions(model, questions, options, history)
+    answers: dict[int, Answer] = {}
+    for part, timings in select_parts(model, memory, encoded, options):
+        answers |= _answer(model, part, options, timings)
+    return [answers[number] for number in range(len(encoded))]
+
+
+def select_parts(
+    model: Runtime, memory: VideoMemory, questions: Sequence[EncodedQuestion], options: AskOptions
+) -> Iterator[tuple[Part, dict[str, float]]]:
+    """Select the chunks of all questions, in batches: (the questions that can be decoded together, seconds per stage of
+    their share of the work so far)."""
     hardware.clear_jit_caches()
     oracle = oracle_of(options.relevance)
-    answers: dict[int, Answer] = {}
-    for batch in _batches(encoded, model.sizes.fills_batches):
+    for batch in batches(questions, model.sizes.fills_batches):
         timings: dict[str, float] = {}
         with timed(timings, "relevance"):
             if oracle:
@@ -105,10 +78,8 @@ def ask_many(
             key = chosen.memory.compression, chosen.chunk_size, chosen.all_dense
             groups.setdefault(key, []).append((question, chosen))
         for group in groups.values():
-            for part in _batches(group, model.sizes.fills_batches):
-                shared = {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
-                answers |= _answer(model, part, options, shared)
-    return [answers[number] for number in range(len(encoded))]
+            for part in batches(group, model.sizes.fills_batches):
+                yield part, {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
 
 
 def encode_questions(
@@ -139,7 +110,7 @@ def encode_questions(
     return encoded
 
 
-def _check_model(model: Runtime, memory: VideoMemory) -> None:
+def check_model(model: Runtime, memory: VideoMemory) -> None:
     """Raise RequestError if another model made the memory."""
     check_is_memory(memory)
     if memory.model != model.fingerprint:
@@ -158,10 +129,13 @@ class EncodedQuestion:
     ids: Sequence[int]
 
 
+Part = Sequence[tuple[EncodedQuestion, ChunkSelection]]
+"""Questions with their selections, which share memory and chunk size; all read the whole dense level, or all mixed
+caches."""
 _Item = TypeVar("_Item")
 
 
-def _batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
+def batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
     """Divide into batches of at most `MAX_BATCH`; unless they are filled up later, the size of each is a power of two."""
     while items:
         size = min(len(items) if fill else 1 << (len(items).bit_length() - 1), views.MAX_BATCH)
@@ -169,16 +143,14 @@ def _batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
         items = items[size:]
 
 
-def _pad(
-    questions: Sequence[EncodedQuestion], sizes: BatchSizes
-) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"]]:
+def pad(questions: Sequence[Sequence[int]], sizes: BatchSizes) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"]]:
     """(right-padded ids, real tokens of each). B is rounded up to a power of two; the added questions have no tokens."""
     size = 1 << (len(questions) - 1).bit_length()
-    ids = np.zeros((size, sizes.question_length(max(len(question.ids) for question in questions))), np.int32)
+    ids = np.zeros((size, sizes.question_length(max(map(len, questions)))), np.int32)
     count = np.zeros(size, np.int32)
     for row, question in enumerate(questions):
-        count[row] = len(question.ids)
-        ids[row, : count[row]] = question.ids
+        count[row] = len(question)
+        ids[row, : count[row]] = question
     return ids, count
 
 
@@ -195,7 +167,7 @@ def select_chunks(
             model.params,
             model.config,
             memory,
-            *_pad(questions, model.sizes),
+            *pad([question.ids for question in questions], model.sizes),
             options.chunk_size,
             options.seed,
             model.kernel,
@@ -224,26 +196,11 @@ def _call_scorer(
     return scores
 
 
-def _answer(
-    model: Runtime,
-    part: Sequence[tuple[EncodedQuestion, ChunkSelection]],
-    options: AskOptions,
-    timings: dict[str, float],
-) -> dict[int, Answer]:
-    """Answers by the number of their question. All of `part` share memory and chunk size, and either all read the whole
-    dense level or all read mixed caches."""
-    questions, selections = [question for question, _ in part], [chosen for _, chosen in part]
-    memory, chunk_size = selections[0].memory, selections[0].chunk_size
-    ids, count = _pad(questions, model.sizes)
+def _answer(model: Runtime, part: Part, options: AskOptions, timings: dict[str, float]) -> dict[int, Answer]:
+    """Answers by the number of their question."""
+    ids, count = pad([question.ids for question, _ in part], model.sizes)
     with timed(timings, "load"):
-        if selections[0].all_dense:
-            view = views.dense_view(memory, model.kernel, len(ids))
-        else:
-            dense = np.zeros((len(ids), len(selections[0].dense)), bool)
-            dense[: len(selections)] = [chosen.dense for chosen in selections]
-            capacity = max(chosen.interior_capacity for chosen in selections)
-            view = views.mixed_view(memory, chunk_size, dense, model.kernel, capacity)
-        jax.block_until_ready(view.streams)
+        view = load_view(model, [chosen for _, chosen in part], len(ids))
     with timed(timings, "decode"):
         generated = decode.generate(
             model.params,
@@ -251,31 +208,73 @@ def _answer(
             view,
             ids,
             count,
-            decode.Sampling(np.float32(options.temperature), np.float32(options.top_p)),
+            sampling_of(options),
             jax.random.key(options.seed),
             max_new=options.max_new_tokens,
             kernel=model.kernel,
         )
         produced, length = np.asarray(generated.tokens), np.asarray(generated.count)
-    loaded = np.broadcast_to(view.position, len(ids))
-
-    def answer(row: int) -> Answer:
-        question, chosen = part[row]
-        tokens = tuple(int(token) for token in produced[row, : length[row]])
-        chunks = tuple(
-            Chunk(*memory.chunk_span(number, chunk_size), float(chosen.scores[number - 1]), bool(chosen.dense[number]))
-            for number in range(1, len(chosen.scores) + 1)
-        )
-        return Answer(
-            question=question.text,
-            text=model.tokenizer.decode(tokens),
-            tokens=tokens,
-            stopped=tokens[-1] in model.config.stop_tokens,
-            chunks=chunks,
-            cache_tokens=int(loaded[row]),
-            cache_tokens_dense=memory.layout.length,
+    return {
+        question.number: make_answer(
+            model,
+            (question, chosen),
+            tokens=tuple(int(token) for token in produced[row, : length[row]]),
+            read=read_tokens(view, row),
             timings=timings,
             batch=len(part),
         )
+        for row, (question, chosen) in enumerate(part)
+    }
 
-    return {question.number: answer(row) for row, question in enumerate(questions)}
+
+def sampling_of(options: AskOptions) -> decode.Sampling:
+    """How tokens are drawn."""
+    return decode.Sampling(np.float32(options.temperature), np.float32(options.top_p))
+
+
+def load_view(model: Runtime, selections: Sequence[ChunkSelection], rows: int) -> KVCacheView:
+    """What the questions of a part read, each its own selection; rows after them, up to `rows`, read nothing."""
+    first = selections[0]
+    if first.all_dense:
+        view = views.dense_view(first.memory, model.kernel, rows)
+    else:
+        dense = np.zeros((rows, len(first.dense)), bool)
+        dense[: len(selections)] = [chosen.dense for chosen in selections]
+        capacity = max(chosen.interior_capacity for chosen in selections)
+        view = views.mixed_view(first.memory, first.chunk_size, dense, model.kernel, capacity)
+    jax.block_until_ready(view.streams)
+    return view
+
+
+def read_tokens(view: KVCacheView, row: int) -> int:
+    """Tokens whose keys and values a question of a batch reads."""
+    return int(np.asarray(view.position).flat[row if np.ndim(view.position) else 0])
+
+
+def make_answer(
+    model: Runtime,
+    selected: tuple[EncodedQuestion, ChunkSelection],
+    *,
+    tokens: tuple[int, ...],
+    read: int,
+    timings: dict[str, float],
+    batch: int = 1,
+) -> Answer:
+    """The answer with these tokens to a question; `read` is the number of cached tokens that it read."""
+    question, chosen = selected
+    memory, size = chosen.memory, chosen.chunk_size
+    chunks = tuple(
+        Chunk(*memory.chunk_span(number, size), float(chosen.scores[number - 1]), bool(chosen.dense[number]))
+        for number in range(1, len(chosen.scores) + 1)
+    )
+    return Answer(
+        question=question.text,
+        text=model.tokenizer.decode(tokens),
+        tokens=tokens,
+        stopped=tokens[-1] in model.config.stop_tokens,
+        chunks=chunks,
+        cache_tokens=read,
+        cache_tokens_dense=memory.layout.length,
+        timings=timings,
+        batch=batch,
+    )

@@ -173,7 +173,7 @@ def clear_jit_caches(share: float = 0.5, proc: Path = _PROC) -> bool:
 
     Each of XLA's CPU programs uses ten or more maps, of usually 65,530; a process that is refused one dies without a
     message. Programs that are needed again are compiled again, or loaded from JAX's compilation cache on disk if it is
-    enabled (the command line enables it). On accelerators nothing is done.
+    enabled (see `compile_cache`). On accelerators nothing is done.
 
     Args:
       share: the share of the maps above which caches are cleared.

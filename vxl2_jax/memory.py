@@ -16,15 +16,16 @@ import numpy as np
 from flax import struct
 
 from pallas_kernels.attention import KVCache
-from vxl2_jax import prefill
+from vxl2_jax import notebook, prefill
 from vxl2_jax.cache.pooling import sparse_capacity, sparse_level
 from vxl2_jax.errors import RequestError
 from vxl2_jax.files import check_path
-from vxl2_jax.layout import Layout, PrefillRule
+from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import memory_file
 from vxl2_jax.storage.memory_file import CacheShape, StoredLevel
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
+from vxl2_jax.text.typed import printable
 
 
 class ResumeState(NamedTuple):
@@ -79,6 +80,25 @@ class VideoMemory:
         """(start, end) seconds of video chunk `chunk`, counted from 1."""
         first, last = (chunk - 1) * chunk_size, chunk * chunk_size
         return self.seconds[first], self.seconds[last] if last < len(self.seconds) else self.end_s
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name} {value}".strip() for name, value in self._facts().items())
+        return f"VideoMemory({self.video or 'frames'!r}, {facts})"
+
+    def _repr_html_(self) -> str:
+        return notebook.card(printable(self.video) or "frames", self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        kept, causal = attention_pairs(self.layout, self.rule)
+        device = jax.tree.leaves((self.dense, self.sparse) if isinstance(self.dense, DenseCache) else self.sparse)
+        where = "on the device" if isinstance(self.dense, DenseCache) else "on the device, dense level on disk"
+        return {
+            "": f"{self.frames:,} frames",
+            "length": f"{self.end_s:,.1f} s",
+            "tokens": f"{self.layout.length:,} dense, {self.sparse_length:,} sparse",
+            "attention computed": f"{100 * kept / causal:.0f} %",
+            "size": f"{sum(leaf.nbytes for leaf in device) / 1e6:,.1f} MB {where}",
+        }
 
     def with_compression(self, compression: int) -> VideoMemory:
         """The same memory with another sparse level."""

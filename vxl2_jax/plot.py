@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vxl2_jax.answer import Answer
 from vxl2_jax.errors import RequestError
 from vxl2_jax.files import check_output
-from vxl2_jax.generate import Answer
 from vxl2_jax.text.typed import printable
 
 FORMATS = (".png", ".pdf", ".svg", ".jpg")

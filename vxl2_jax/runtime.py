@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import REFERENCE, Kernel
+from vxl2_jax import notebook
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import CPU, BatchSizes, numerics
 from vxl2_jax.models import quantised, qwen2
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Runtime:
     """A loaded model. Nothing in it changes after loading.
 
@@ -35,8 +37,8 @@ class Runtime:
 
     name: str
     config: ModelConfig
-    params: Any = field(repr=False)
-    tokenizer: Tokenizer | Any = field(repr=False)
+    params: Any
+    tokenizer: Tokenizer | Any
     fingerprint: str
     kernel: Kernel = REFERENCE
     kernel_reason: str = "reference"
@@ -57,6 +59,22 @@ class Runtime:
     def weights(self) -> str:
         """How the weights are held: one of `models.quantised.SETTINGS`."""
         return quantised.setting_of(self.params)
+
+    def __repr__(self) -> str:
+        facts = ", ".join(f"{name} {value}".strip() for name, value in self._facts().items())
+        return f"{type(self).__name__}({self.name!r}, {facts})"
+
+    def _repr_html_(self) -> str:
+        return notebook.card(self.name, self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return {
+            "": f"{count / 1e6:,.1f} M parameters",
+            "dtype": self.dtype.name,
+            "weights": f"{self.weights_bytes / 1e6:,.1f} MB",
+            "attention": self.kernel.name,
+        }
 
     def precision(self) -> AbstractContextManager[Any]:
         """The context of all computations with the model; see `hardware.numerics`."""

@@ -70,7 +70,7 @@ def _load(request: dict) -> tuple[Any, np.ndarray]:
         return model, rng.integers(0, 256, (frames, side, side, 3), np.uint8)
     import vxl2_jax as vxl2
 
-    model = vxl2.load("nano")
+    model = vxl2.load("nano", compile_cache=False)
     side = model.config.vision.image_size
     # A view of one frame: the bytes of all frames would hide what watching takes.
     return model, np.broadcast_to(rng.integers(0, 256, (side, side, 3), np.uint8), (frames, side, side, 3))
@@ -132,7 +132,7 @@ def prefill(request: dict, more: Iterable[dict]) -> None:
     from vxl2_jax import prefill
     from vxl2_jax.layout import Layout, PrefillRule
 
-    model, case = vxl2.load("nano", "float32"), np.load(request["case"])
+    model, case = vxl2.load("nano", "float32", compile_cache=False), np.load(request["case"])
     stride = model.sizes.stride
     layout = Layout(int(case["prefix"]), tuple(case["timestamp_lengths"].tolist()), case["visual"].shape[1])
     visual = np.pad(case["visual"], ((0, -layout.groups % stride), (0, 0), (0, 0)))

@@ -84,7 +84,7 @@ def random_model(config: ModelConfig, *, dtype: Any, seed: int) -> Model:
     it could be mistaken for its own.
     """
     device, width = jax.devices()[0], config.language.head_width
-    kernel, reason = attention.choose_kernel(dtype=dtype, width=width, device=device)
+    kernel, reason, _ = attention.choose_kernel(dtype=dtype, width=width, device=device)
     if kernel != attention.REFERENCE and (failure := attention.self_test(kernel, dtype=dtype, width=width)):
         raise ValueError(f"attention kernel {kernel.name} failed its self-test on this machine: {failure}")
     params = weights(config, ["vision", "dts", "projector", "language"], dtype, seed)

@@ -16,10 +16,12 @@ from pallas_kernels.attention.self_test import self_test
 
 
 class KernelChoice(NamedTuple):
-    """A kernel and one line that says why it was chosen."""
+    """A kernel, one line that says why it was chosen, and whether a better one was written for the device, or the device
+    is an accelerator for which none is written."""
 
     kernel: Kernel
     reason: str
+    fallback: bool = False
 
 
 def _candidates(device: Any) -> list[str]:
@@ -71,14 +73,15 @@ def choose_kernel(
         how = ", interpreted: slow, for checking only" if kernel.interpret else ""
         return KernelChoice(kernel, f"{name}, as requested{how}")
     if not candidates:
-        return KernelChoice(plain, f"reference, in {jnp.dtype(dtype)}: no kernel is written for {kind}")
+        reason = f"reference, in {jnp.dtype(dtype)}: no kernel is written for {kind}"
+        return KernelChoice(plain, reason, fallback=device.platform != "cpu")
     skipped: list[str] = []
     for candidate in candidates:
         kernel = kernel_for(candidate, kind)
         if not (why := failed.get(candidate) or _refusal(kernel, dtype, width)):
-            return KernelChoice(kernel, "; ".join([f"{candidate}: written for {kind}", *skipped]))
+            return KernelChoice(kernel, "; ".join([f"{candidate}: written for {kind}", *skipped]), bool(skipped))
         skipped.append(f"not {candidate} ({why})")
-    return KernelChoice(plain, f"reference, in {jnp.dtype(dtype)}: " + "; ".join(skipped))
+    return KernelChoice(plain, f"reference, in {jnp.dtype(dtype)}: " + "; ".join(skipped), fallback=True)
 
 
 def _refusal(kernel: Kernel, dtype: DTypeLike, width: int) -> str | None:

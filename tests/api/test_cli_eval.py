@@ -49,7 +49,7 @@ def test_every_benchmark_runs_in_every_mode_with_the_released_settings(
         model, "answer_all", lambda jobs, **options: given.append(options) or answer_all(jobs, **options)
     )
     more = ("--subtitles", data[name] / "subtitle") if name == "video_mme" else ()
-    code, out, error = evaluate(command, name, data, mode, tmp_path, "--json", *more)
+    code, out, error = evaluate(command, name, data, mode, tmp_path, "--json", "--answer", "generate", *more)
     report = json.loads(out)
     assert code == 0 and error == "" and json.loads((tmp_path / "report.json").read_text()) == report
     assert report["complete"] and report["videos"] == 2 and report["failures"] == [] and report["changed"] == {}
@@ -57,6 +57,12 @@ def test_every_benchmark_runs_in_every_mode_with_the_released_settings(
     assert len(model.prompts) == report["questions"] >= 3
     assert all(("subtitles are listed" in prompt) == bool(more) for prompt in model.prompts)
     assert (tmp_path / "report.png").exists() and (tmp_path / "report.md").exists()
+
+
+def test_options_are_scored_by_likelihood_by_default_for_nano_only(command, data, model, tmp_path):
+    for folder, name in (("nano", "nano"), ("other", "some/model")):
+        code, out, _ = evaluate(command, "lvbench", data, "dense", tmp_path / folder, "--model", name, "--json")
+        assert code == 0 and json.loads(out)["settings"]["answer"] == ("likelihood", "generate")[folder == "other"]
 
 
 @pytest.mark.slow
@@ -102,6 +108,7 @@ def test_each_process_reports_and_the_last_one_writes_the_report(command, data, 
         ({"--data": "nowhere"}, "nowhere: no such folder"),
         ({"--data": None}, "--data"),
         ({"--subtitles": "."}, "--subtitles"),
+        ({"--subtitles": ".", "--benchmark": "video_mme", "--data": "DATA"}, "--answer generate"),
         ({"--limit": 0}, "limit must be"),
         ({"--annotations": "nothing.json"}, "nothing.json: no such file"),
         ({"--relevance": "magic"}, "'magic'"),
@@ -112,6 +119,8 @@ def test_each_process_reports_and_the_last_one_writes_the_report(command, data, 
 )
 def test_a_mistake_gets_one_line_and_code_2(command, data, tmp_path, change, key):
     flags = {"--benchmark": "mlvu", "--data": data["mlvu"], "--mode": "bilevel", "--out": tmp_path / "out", **change}
+    if flags["--data"] == "DATA":
+        flags["--data"] = data["video_mme"]
     given = [part for pair in flags.items() if pair[1] is not None for part in pair]
     code, out, error = command("eval", "--quiet", *given)
     assert code == 2 and out == "" and error.count("\n") == 1 and key in error

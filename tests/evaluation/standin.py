@@ -16,13 +16,13 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention import KVCache
 from vxl2_jax import evaluation
+from vxl2_jax.answer import Answer
 from vxl2_jax.api import Model
 from vxl2_jax.batch import JobResult
 from vxl2_jax.config import nano
 from vxl2_jax.errors import VideoError
 from vxl2_jax.evaluation import data, runner
 from vxl2_jax.evaluation.settings import released
-from vxl2_jax.generate import Answer
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.prefill import DenseCache

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vxl2_jax.answer import Answer
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.settings import MODES, released
-from vxl2_jax.generate import Answer
 from vxl2_jax.lmms_plugin import requests, settings
 from vxl2_jax.options import AskOptions
 

@@ -45,6 +45,7 @@ def test_the_best_kernel_that_can_run_is_selected_with_the_reason(device, dtype,
     choice = attention.choose_kernel(dtype=dtype, width=128, device=device)
     assert choice.kernel.name == kernel and not choice.kernel.interpret
     assert reason in choice.reason and "\n" not in choice.reason
+    assert choice.fallback == (device is not CPU and ("not " in choice.reason or kernel == "reference"))
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import argparse
 import io
 import os
 import sys
+import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import vxl2_jax
@@ -18,6 +18,7 @@ from vxl2_jax.text.typed import printable
 
 COMMANDS = {
     "ask": "watch a video and answer questions about it",
+    "chat": "watch a video and answer questions as they are typed",
     "watch": "watch a video and write its memory to a file",
     "batch": "answer questions about many videos",
     "eval": "run a benchmark, report on runs, compare two",
@@ -68,17 +69,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _configure_jax() -> None:
     import jax
 
-    from vxl2_jax import hardware
+    from vxl2_jax import compile_cache
 
-    if not jax.config.jax_compilation_cache_dir:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # XLA compiles CPU programs for the number of cores, which is not part of JAX's cache key.
-        folder = root / "vxl2_jax" / "xla" / f"{hardware.cpu_cores()}-cores"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    compile_cache.enable()
     # As in `hardware.numerics`, which is not around everything that training and planning compute.
     jax.config.update("jax_enable_x64", False)
     jax.config.update("jax_numpy_dtype_promotion", "standard")
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def _prepare_streams() -> None:
@@ -127,11 +123,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _prepare_streams()
         if argv:
+            started = time.perf_counter()
             try:
                 args = _parse(argv)
             except SystemExit:  # after --help, --version or a usage error
                 sys.stdout.flush()
                 raise
+            args.started = started
             _configure_jax()
             args.run(args)
         else:

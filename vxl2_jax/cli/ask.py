@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vxl2_jax.answer import Answer
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
-from vxl2_jax.generate import Answer, encode_questions
+from vxl2_jax.generate import encode_questions
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.text import typed
@@ -91,18 +92,20 @@ def run(args: argparse.Namespace) -> None:
                 advance(len(answers), len(questions))
         else:
             answers = model.ask(memory, questions, **ask)
+    elapsed = time.perf_counter() - args.started
     if args.plot:
-        frames, seconds = _thumbnails(video, memory.frames, WatchOptions(**watch).fps) if video else ((), ())
+        frames, seconds = thumbnails(video, memory.frames, WatchOptions(**watch).fps) if video else ((), ())
         plot.draw(args.plot, answers, frames, seconds, title=memory.video)
     if args.json:
         document = {
             "model": model.name,
             "attention_kernel": model.kernel_reason,
+            "answered_after_s": round(elapsed, 4),
             **render.as_data(memory, answers, timings),
         }
         print(typed.printable_json(document))
     else:
-        Console(highlight=False).print(render.as_text(memory, answers, timings), soft_wrap=True)
+        Console(highlight=False).print(render.as_text(memory, answers, timings, elapsed), soft_wrap=True)
 
 
 def _inputs(args: argparse.Namespace) -> tuple[str | None, list[str]]:
@@ -120,7 +123,7 @@ def _inputs(args: argparse.Namespace) -> tuple[str | None, list[str]]:
     return video, [typed.prepare(question) for question in questions]
 
 
-def _thumbnails(
+def thumbnails(
     video: str, frames: int, fps: float, count: int = 12
 ) -> tuple[UInt8[np.ndarray, "N 160 160 3"], Float[np.ndarray, " N"]]:
     """At most `count` frames, evenly spaced, and their times in seconds."""

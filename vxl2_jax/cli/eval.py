@@ -12,6 +12,7 @@ from vxl2_jax import evaluation, hardware
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
+from vxl2_jax.evaluation import choices
 from vxl2_jax.evaluation.settings import MODES, released
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.text.typed import printable
@@ -66,6 +67,13 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         choices=tuple(MODES),
         help="dense: plain pre-filling, whole cache; chunked: chunked pre-filling, whole cache; bilevel: chunked "
         "pre-filling, and only selected chunks loaded dense",
+    )
+    group.add_argument(
+        "--answer",
+        choices=choices.WAYS,
+        help="generate: read a letter from the response, as the original does; likelihood: take the option whose text is "
+        "the most likely answer, by mean log-probability per token (default: generate; for nano, which knows no letters, "
+        "likelihood)",
     )
     group.add_argument("--data", type=options.path, metavar="DIR", help="folder of annotations and videos")
     group.add_argument("--out", type=options.path, metavar="DIR", help="folder of this run; created, or resumed")
@@ -138,10 +146,17 @@ def run(args: argparse.Namespace) -> None:
         limit=args.limit,
         left_out=left_out.append,
     )
+    answer = args.answer or (choices.LIKELIHOOD if options.is_nano(args.model) else choices.GENERATE)
+    if answer == choices.LIKELIHOOD:
+        if args.subtitles:
+            raise RequestError("--subtitles are part of the prompt of a generated response: add --answer generate")
+        items = choices.keep_answerable(items, left_out.append)
     watch, ask = released(args.benchmark, args.mode)
     watch, ask = watch | given(args, WatchOptions), ask | given(args, AskOptions)
     WatchOptions(**watch).check()
-    settings = runner.BenchmarkRun(benchmark, items, args.mode, watch, ask, args.subtitles is not None, left_out)
+    settings = runner.BenchmarkRun(
+        benchmark, items, args.mode, watch, ask, args.subtitles is not None, left_out, answer
+    )
     if args.process is not None and args.processes is not None:
         hardware.use_device_of(args.process)
     with progress("evaluating", "videos", args.quiet) as advance:

@@ -107,6 +107,7 @@ def add_output(parser: argparse.ArgumentParser, *, json: bool = True) -> argpars
     if json:
         group.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
     group.add_argument("--quiet", action="store_true", help="show no progress")
+    group.add_argument("-v", "--verbose", action="store_true", help="print which attention kernel was chosen, and why")
     return group
 
 
@@ -123,14 +124,19 @@ def check_video(path: str) -> None:
         pass
 
 
+def is_nano(name: str) -> bool:
+    """Whether a model is the one inside the package, which knows no letters of options and no conversations."""
+    return name == "nano"
+
+
 def load_model(args: argparse.Namespace) -> Model:
-    """Load the model named on the command line, with a progress bar. Print the attention kernel, and the weights if asked."""
+    """Load the model named on the command line, with a progress bar. Print what was chosen for it, if asked."""
     if args.attention == "hopper":
         # Interpreted warpgroups wait for each other on threads of XLA's pool, which is as small as the CPU.
         os.environ.setdefault("NPROC", "16")
     with progress("loading", "tensors", args.quiet) as advance:
         model = load(args.model, args.dtype, weights=args.weights, attention=args.attention, progress=advance)
-    if not args.quiet:
+    if args.verbose:
         print(f"attention: {model.kernel_reason}", file=sys.stderr)
         if args.weights:
             print(f"weights: {model.weights_reason}", file=sys.stderr)

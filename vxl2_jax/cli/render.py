@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from vxl2_jax.generate import Answer
+from vxl2_jax.answer import Answer
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.planning import DeviceSpec, Plan
@@ -38,11 +38,12 @@ def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
             "reduction_percent": round(100 * (1 - kept / causal), 2),
         },
         "timings_s": {stage: round(seconds, 4) for stage, seconds in timings.items()},
-        "answers": [_answer_data(answer) for answer in answers],
+        "answers": [answer_data(answer) for answer in answers],
     }
 
 
-def _answer_data(answer: Answer) -> dict[str, Any]:
+def answer_data(answer: Answer) -> dict[str, Any]:
+    """The part of it about one answer."""
     return {
         "question": answer.question,
         "answer": answer.text,
@@ -61,11 +62,15 @@ def _answer_data(answer: Answer) -> dict[str, Any]:
     }
 
 
-def as_text(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float]) -> RenderableType:
-    """The same for a terminal."""
+def as_text(
+    memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float], elapsed: float | None = None
+) -> RenderableType:
+    """The same for a terminal. elapsed: seconds from the start of the program to the answers."""
     data = as_data(memory, answers, timings)
     parts: list[RenderableType] = []
-    for answer in answers:
+    if elapsed is not None:
+        parts.append(Text(f"answer{'s' * (len(answers) > 1)} after {elapsed:.0f} s", style="dim"))
+    for number, answer in enumerate(answers, 1):
         parts += [
             Text.assemble(("Q  ", "dim"), printable(answer.question)),
             Text.assemble(
@@ -74,12 +79,15 @@ def as_text(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
             _timeline(answer),
             Text(
                 f"cache loaded {answer.cache_tokens:,} of {answer.cache_tokens_dense:,} tokens "
-                f"({100 * (1 - answer.cache_ratio):.0f} % saved) · {_stages(answer.timings)}"
-                + (f" for a batch of {answer.batch}" if answer.batch > 1 else ""),
+                f"({100 * (1 - answer.cache_ratio):.0f} % saved)",
                 style="dim",
             ),
-            Text(),
         ]
+        # The answers of a batch share its timings.
+        if number == len(answers) or answers[number].timings is not answer.timings:
+            batch = f"batch of {answer.batch}: " if answer.batch > 1 else ""
+            parts.append(Text(batch + _stages(answer.timings), style="dim"))
+        parts.append(Text())
     attention = data["attention"]
     parts.append(
         Text(

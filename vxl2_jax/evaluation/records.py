@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import msgspec
 from msgspec import Meta
 
+from vxl2_jax.evaluation.choices import GENERATE
 from vxl2_jax.evaluation.replay import Outcome
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
@@ -113,6 +114,7 @@ class BenchmarkSettings(_Settings):
     mode: Literal["dense", "chunked", "bilevel"]
     questions: Count
     subtitles: bool
+    answer: NotRequired[Literal["generate", "likelihood"]]
     left_out: NotRequired[list[str]]
     oracle: NotRequired[str]
 
@@ -128,13 +130,17 @@ class GroundingSettings(_Settings):
 
 
 class RunKind(msgspec.Struct, frozen=True):
-    """A kind of run: the types of its settings and of the records of its answered videos."""
+    """A kind of run: the types of its settings and of the records of its answered videos.
+
+    defaults: settings that runs of earlier versions do not have.
+    """
 
     settings: Any
     record: Any
+    defaults: dict[str, Any] = {}
 
 
-BENCHMARK = RunKind(BenchmarkSettings, BenchmarkRecord)
+BENCHMARK = RunKind(BenchmarkSettings, BenchmarkRecord, {"answer": GENERATE})
 GROUNDING = RunKind(GroundingSettings, GroundingRecord)
 OTHER = RunKind(dict[str, Any], dict[str, Any])
 """A folder of something else that is made in steps under one set of settings."""

@@ -11,6 +11,7 @@ from typing import Any
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import charts, replay, run_folder
+from vxl2_jax.evaluation.choices import LIKELIHOOD
 from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.run_folder import AnsweredQuestion
 from vxl2_jax.evaluation.scores import Score, Verdict, grouped, judge, total
@@ -151,6 +152,11 @@ def _notes(settings: Mapping[str, Any]) -> list[str]:
         notes.append("A response that names no option is wrong here; the original picks an option at random.")
     if settings["benchmark"] == "lvbench":
         notes.append("Empty responses are left out of the denominator, as in the original.")
+    if settings["answer"] == LIKELIHOOD:
+        notes.append(
+            "Options were scored by likelihood (the question alone; the mean log-probability of the tokens of each option's "
+            "text and of the end), not by a generated response as in the original: not comparable with published accuracies."
+        )
     if settings["subtitles"]:
         notes.append("The published accuracy is without subtitles.")
     if settings["mode"] == "bilevel":
@@ -205,8 +211,9 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     missing = settings["videos"] - data["videos"] - len(data["failures"])
     scored = accuracy["total"] or not data["unscored"]
     left_out = settings.get("left_out", [])
+    result = percent(accuracy) if scored else "not scored"
     lines = [
-        f"# {settings['benchmark']}, {settings['mode']}: {percent(accuracy) if scored else 'not scored'}",
+        f"# {settings['benchmark']}, {settings['mode']}: {result}",
         "",
         f"{accuracy['correct']:,} of {accuracy['total']:,} correct; the original published {data['published']} % for its own "
         "model.",
@@ -249,6 +256,7 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     lines += failures_table(data["failures"])
     if left_out:
         lines += table(["annotation rows that were left out"], [[problem] for problem in left_out[:_MAX_LEFT_OUT]])
+    lines += [f"{settings['benchmark']}, {settings['mode']}: {result}, of {accuracy['total']:,} questions.", ""]
     return "\n".join(lines)
 
 

@@ -81,7 +81,7 @@ def read_run(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, Any]:
         raise RequestError(
             f"{folder}: no run in it ({RUN_FILE} is missing or damaged); give a folder that `vxl2 eval --out` made"
         ) from error
-    return found
+    return found | {"settings": kind.defaults | found["settings"]}
 
 
 @contextmanager

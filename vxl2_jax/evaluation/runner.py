@@ -21,16 +21,16 @@ import grain
 import jax
 
 from vxl2_jax import hardware
+from vxl2_jax.answer import Answer
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.errors import RequestError, VideoError
-from vxl2_jax.evaluation import data, replay, run_folder, subtitles
+from vxl2_jax.evaluation import choices, data, replay, run_folder, subtitles
 from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.evaluation.replay import Replay, ReplayPass
-from vxl2_jax.evaluation.rows import Row
+from vxl2_jax.evaluation.rows import Row, letter
 from vxl2_jax.evaluation.scores import judge
-from vxl2_jax.generate import Answer
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions
@@ -52,6 +52,7 @@ class BenchmarkRun:
       watch, ask: options of `Model.watch` and `Model.ask`.
       subtitles: put subtitles into the prompts.
       left_out: what is wrong with each annotation row that was left out.
+      answer: one of `choices.WAYS`; for LIKELIHOOD, all rows must have options.
     """
 
     benchmark: ModuleType
@@ -61,6 +62,7 @@ class BenchmarkRun:
     ask: Mapping[str, Any]
     subtitles: bool = False
     left_out: Sequence[str] = ()
+    answer: str = choices.GENERATE
 
     @property
     def oracle(self) -> str | None:
@@ -78,6 +80,7 @@ class BenchmarkRun:
             "videos": len(self.items),
             "questions": sum(len(item.rows) for item in self.items),
             "subtitles": self.subtitles,
+            "answer": self.answer,
             "left_out": list(self.left_out),
             "annotations": data.digest(self.benchmark, self.items),
             "watch": dict(self.watch),
@@ -174,10 +177,14 @@ def _jobs(run: BenchmarkRun, items: Sequence[BenchmarkVideo], replay_pass: Repla
     for item in items:
         if indices := _row_indices(item, replay_pass):
             rows = _with_subtitles(item) if run.subtitles else item.rows
-            prompts = [run.benchmark.prompt(rows[index]) for index in indices]
+            texts = None
+            if run.answer == choices.LIKELIHOOD:
+                prompts, texts = zip(*(choices.split_question(rows[index]) for index in indices), strict=True)
+            else:
+                prompts = [run.benchmark.prompt(rows[index]) for index in indices]
             for index, prompt in zip(indices, prompts, strict=True):
                 replay_pass.before_asking(item, item.rows[index], prompt)
-            yield Job(item.file, prompts)
+            yield Job(item.file, prompts, texts)
 
 
 def _row_indices(item: BenchmarkVideo, replay_pass: ReplayPass) -> list[int]:
@@ -249,20 +256,25 @@ def _answers(
     keys = data.question_keys(item)
     for index, answer in zip(indices, answers, strict=True):
         row = item.rows[index]
-        verdict = judge(benchmark, row, answer.text)
+        response, scores = answer.text, [choice.score for choice in answer.choices]
+        if scores:  # in a form from which every benchmark reads the letter
+            response = f"{letter(scores.index(max(scores)))})"
+        verdict = judge(benchmark, row, response)
         entry = {
             "key": keys[index],
             "id": row.id,
             "question": row.question,
             "answer": row.answer,
-            "response": answer.text,
-            "read": benchmark.read(answer.text),
+            "response": response,
+            "read": benchmark.read(response),
             "correct": None if row.answer is None else verdict.correct,
             "counted": verdict.counted,
             "named": verdict.named,
             "groups": {field: list(values) for field, values in row.groups.items()},
             "cache": {"tokens": answer.cache_tokens, "tokens_dense": answer.cache_tokens_dense},
         }
+        if scores:
+            entry["option_scores"] = [round(score, 4) for score in scores]
         yield index, entry | ({"oracle": replayed.describe(item, row)} if replayed else {})
 
 

@@ -42,9 +42,9 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}" if ord(match[0]) < 256 else _escape(match), text)
 
 
-def printable_json(document: Any) -> str:
-    """A JSON document for a terminal, which reads back the same."""
-    return _CONTROL.sub(_escape, json.dumps(document, ensure_ascii=False, indent=1))
+def printable_json(document: Any, indent: int | None = 1) -> str:
+    """A JSON document for a terminal, which reads back the same. indent: None for a single line."""
+    return _CONTROL.sub(_escape, json.dumps(document, ensure_ascii=False, indent=indent))
 
 
 def _escape(match: re.Match) -> str:

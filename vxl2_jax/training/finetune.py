@@ -94,7 +94,9 @@ def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if needs_mesh else nullcontext():
         model = load(settings.model, dtype, attention="reference")
     # Attention runs in compute_dtype, whatever the dtype of the parameters.
-    kernel, reason = kernels.choose_tested_kernel(dtype=settings.compute_dtype, width=model.config.language.head_width)
+    kernel, reason, _ = kernels.choose_tested_kernel(
+        dtype=settings.compute_dtype, width=model.config.language.head_width
+    )
     model = replace(model, kernel=kernel, kernel_reason=reason)
     if not needs_mesh:
         return model, None

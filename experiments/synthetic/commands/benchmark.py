@@ -1,7 +1,7 @@
 """Make a small benchmark of generated clips, with the annotation files of a published one.
 
-It tests `vxl2 eval` end to end without the real videos. nano was not trained to name the letter of an option, so its
-scores mean nothing. Video-MME also gets subtitles, which name what is on screen. A run that was interrupted resumes
+It tests `vxl2 eval` end to end without the real videos. nano was not trained to name the letter of an option: its options
+are scored by likelihood. Video-MME also gets subtitles, which name what is on screen. A run that was interrupted resumes
 with the same command.
 
     python -m experiments.synthetic benchmark --benchmark mlvu --out runs/mini-mlvu
