@@ -1,6 +1,6 @@
 from .api import Model, load
 from .batch import Job, JobResult
-from .errors import CheckpointError, RequestError, TooLongError, VideoError, Vxl2Error
+from .errors import CheckpointError, RequestError, TooLongError, ToyModelWarning, VideoError, Vxl2Error
 from .generate import Answer, Chunk
 from .memory import VideoMemory
 from .options import AskOptions, WatchOptions
@@ -16,6 +16,7 @@ __all__ = [
     "Model",
     "RequestError",
     "TooLongError",
+    "ToyModelWarning",
     "VideoError",
     "VideoMemory",
     "Vxl2Error",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from pallas_kernels import attention as kernels
-from vxl2_jax import batch, generate, hardware, ingest
+from vxl2_jax import batch, generate, hardware, ingest, scope
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.errors import RequestError, first_line, shown
@@ -109,6 +109,9 @@ class Model(Runtime):
           {options}
           history: previous answers about the same memory, oldest first: the question continues that conversation.
 
+        A toy model also answers what it was not trained on: `Answer.doubts` then has the reasons, and a ToyModelWarning is
+        given.
+
         `relevance` may also be a function: (int32 token ids of the question [N], memory) → one score for each of
         the `memory.layout.chunks(chunk_size)` chunks.
 
@@ -182,7 +185,7 @@ def load(
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     with hardware.numerics(dtype):
         directory = fetch.find(name)
-        tokenizer = Tokenizer.read(directory)
+        tokenizer, known = Tokenizer.read(directory), scope.read(directory)
         config, params = fetch.read(directory, dtype, progress)
         kernel, reason = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
     logging.getLogger("vxl2_jax").info("attention: %s", reason)
@@ -195,6 +198,7 @@ def load(
         kernel,
         reason,
         hardware.sizes_for(device),
+        known,
     )
 
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from vxl2_jax import decode, hardware, relevance
+from vxl2_jax import decode, hardware, relevance, toy
 from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.hardware import BatchSizes
@@ -47,6 +47,7 @@ class Answer:
       chunks: the chunks of the video, in order.
       cache_tokens: tokens whose keys and values the question read; cache_tokens_dense: those of the whole dense level.
       timings: seconds per stage of the whole batch, which had `batch` questions.
+      doubts: of a toy model, why the answer is no evidence: what it was not trained on, each in a phrase.
     """
 
     question: str
@@ -58,6 +59,7 @@ class Answer:
     cache_tokens_dense: int
     timings: dict[str, float] = field(compare=False)
     batch: int = field(default=1, compare=False)
+    doubts: tuple[str, ...] = ()
 
     @property
     def cache_ratio(self) -> float:
@@ -90,13 +92,13 @@ def ask_many(
     _check_model(model, memory)
     encoded = encode_questions(model, questions, options, history)
     hardware.clear_jit_caches()
-    oracle = oracle_of(options.relevance)
+    oracle, chunk_size = oracle_of(options.relevance), options.chunk_groups(memory.layout.groups)
     answers: dict[int, Answer] = {}
     for batch in _batches(encoded, model.sizes.fills_batches):
         timings: dict[str, float] = {}
         with timed(timings, "relevance"):
             if oracle:
-                selections = oracle.select(memory, [question.text for question in batch], options.chunk_size)
+                selections = oracle.select(memory, [question.text for question in batch], chunk_size)
             else:
                 selections = select_chunks(model, memory, batch, options)
         # An oracle may set compression and chunk size question by question.
@@ -108,7 +110,7 @@ def ask_many(
             for part in _batches(group, model.sizes.fills_batches):
                 shared = {stage: seconds * len(part) / len(batch) for stage, seconds in timings.items()}
                 answers |= _answer(model, part, options, shared)
-    return [answers[number] for number in range(len(encoded))]
+    return toy.marked(model, memory, [answers[number] for number in range(len(encoded))], history)
 
 
 def encode_questions(
@@ -161,9 +163,14 @@ _Item = TypeVar("_Item")
 
 
 def _batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
-    """Divide into batches of at most `MAX_BATCH`; unless they are filled up later, the size of each is a power of two."""
+    """Divide into batches of at most `MAX_BATCH`, whose rows are filled up to a power of two.
+
+    Unless all may be filled up, only a batch of at least three quarters of its rows is: an idle row costs less than the
+    programs of another batch size.
+    """
     while items:
-        size = min(len(items) if fill else 1 << (len(items).bit_length() - 1), views.MAX_BATCH)
+        below = 1 << (len(items).bit_length() - 1)
+        size = min(len(items) if fill or 2 * len(items) >= 3 * below else below, views.MAX_BATCH)
         yield items[:size]
         items = items[size:]
 
@@ -186,24 +193,23 @@ def select_chunks(
 ) -> list[ChunkSelection]:
     """Score the chunks for each question and select the best ones. Raises RequestError if a passed function returns
     anything but one score per chunk."""
+    chunk_size = options.chunk_groups(memory.layout.groups)
     if callable(options.relevance):
         # One question after another, each without padding.
-        scores = [_call_scorer(options.relevance, memory, question, options.chunk_size) for question in questions]
+        scores = [_call_scorer(options.relevance, memory, question, chunk_size) for question in questions]
     else:
         inputs = relevance.ScorerInputs(
             model.params,
             model.config,
             memory,
             *_pad(questions, model.sizes),
-            options.chunk_size,
+            chunk_size,
             options.seed,
             model.kernel,
         )
         scores = list(relevance.SCORERS[cast(str, options.relevance)].score(inputs)[: len(questions)])
     return [
-        ChunkSelection(
-            memory, options.chunk_size, row, None if options.top_k is None else top_chunks(row, options.top_k)
-        )
+        ChunkSelection(memory, chunk_size, row, None if options.top_k is None else top_chunks(row, options.top_k))
         for row in scores
     ]
 

@@ -14,6 +14,7 @@ import numpy as np
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import CPU, BatchSizes, numerics
+from vxl2_jax.scope import Scope
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
@@ -30,6 +31,7 @@ class Runtime:
       kernel: the attention kernel.
       kernel_reason: why this kernel was chosen, in one line.
       sizes: batch sizes for this machine.
+      scope: of a toy model, what it was trained on.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Runtime:
     kernel: Kernel = REFERENCE
     kernel_reason: str = "reference"
     sizes: BatchSizes = CPU
+    scope: Scope | None = field(default=None, repr=False)
 
     @property
     def dtype(self) -> np.dtype:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
 from typing import Any
 
+from vxl2_jax import scope
 from vxl2_jax.checkpoints import fetch, native
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import DTYPES, Help, add_output, progress
 from vxl2_jax.text.tokenizer import Tokenizer
+from vxl2_jax.text.typed import printable, printable_json
 
 _EXAMPLES = """example:
   vxl2 convert BAAI/Video-XL-2 video-xl-2-native --dtype bfloat16
@@ -29,7 +33,7 @@ def add(commands: Any, help: str) -> None:
     convert.add_argument("source", metavar="SOURCE", help="a directory, or a name on the Hugging Face hub")
     convert.add_argument("target", type=options.path, metavar="TARGET", help="the directory to write; must not exist")
     convert.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="dtype of the weights that are written")
-    add_output(convert, json=False)
+    add_output(convert)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,4 +44,9 @@ def run(args: argparse.Namespace) -> None:
     with progress("reading", "tensors", args.quiet) as advance:
         config, params = fetch.read(directory, args.dtype, advance)
     native.save(args.target, config, params, tokenizer.json)
-    print(f"wrote {args.target}")
+    if scope_file := scope.file_of(directory):
+        shutil.copyfile(scope_file, args.target / scope.FILE)
+    if args.json:
+        print(printable_json({"checkpoint": str(args.target), "dtype": args.dtype}))
+    else:
+        print(printable(f'wrote {args.target}\nNext: vxl2 ask VIDEO "…" --model {shlex.quote(str(args.target))}'))

@@ -2,6 +2,7 @@
 
 from vxl2_jax.planning.devices import DEVICES, USABLE, DeviceSpec
 from vxl2_jax.planning.plan import Plan, advice, check_memory, count_tokens, layout_for, max_frames, model_of, plan
+from vxl2_jax.planning.present import fits_here, how_to_take_the_real_model, present_device
 
 __all__ = [
     "DEVICES",
@@ -11,8 +12,11 @@ __all__ = [
     "advice",
     "check_memory",
     "count_tokens",
+    "fits_here",
+    "how_to_take_the_real_model",
     "layout_for",
     "max_frames",
     "model_of",
     "plan",
+    "present_device",
 ]
