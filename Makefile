@@ -6,7 +6,10 @@ PYTHON   ?=
 # Of pyproject.toml, comma-separated: `make setup EXTRAS=test,cuda13` on an NVIDIA machine.
 EXTRAS   ?= test
 VIDEO    ?= vxl2_jax/assets/demo.mp4
-QUESTION ?= What appears at 37 seconds?
+# Unset: three questions about the bundled clip.
+QUESTION ?=
+# Where `make ask` draws the frames, and the chunks that each question read.
+PLOT     ?= build/answer.png
 # More options of `vxl2 ask`, such as --json.
 FLAGS    ?=
 # Test processes, and more options of pytest.
@@ -17,7 +20,7 @@ TARGETS  ?= targets and not slow
 # Of tests/environments.py: pinned floors newest colab lmms. Unset: all.
 ENVIRONMENTS ?=
 
-export VENV PYTHON EXTRAS VIDEO QUESTION
+export VENV PYTHON EXTRAS VIDEO QUESTION PLOT
 .DEFAULT_GOAL := help
 .PHONY: help setup ask check test test-all test-environments test-kernels fuzz test-targets docs clean
 
@@ -54,8 +57,13 @@ setup: ## create .venv with everything (quick when nothing has changed)
 	"$$VENV/bin/python" -m pip install -qq --disable-pip-version-check -r requirements.txt -e ".[$$EXTRAS]" >&2; \
 	echo "$${found%% *} $$rest" > "$$stamp"
 
-ask: setup ## ask the bundled clip a question (VIDEO=, QUESTION=, FLAGS=)
-	@"$$VENV/bin/vxl2" ask "$$VIDEO" "$$QUESTION" $(FLAGS)
+ask: setup ## ask the bundled clip three questions (or VIDEO=, QUESTION=; PLOT=, FLAGS=)
+	@mkdir -p "$$(dirname "$$PLOT")"; set -- "$$QUESTION"; \
+	if [ -z "$$QUESTION" ]; then \
+	  set -- "What appears at 40 seconds?" "When does the camera first appear?" \
+	    "What appears between the camera and the basketball?"; \
+	fi; \
+	"$$VENV/bin/vxl2" ask "$$VIDEO" "$$@" --plot "$$PLOT" $(FLAGS)
 
 check: setup ## lint, formatting and types (seconds)
 	@"$$VENV/bin/ruff" check --quiet

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "environments"
 SHOWN = ("jax", "flax", "numpy", "huggingface-hub", "av")
 TESTS = ("tests/api/test_api.py", "tests/storage", "tests/video/test_reader.py", "tests/video/test_preprocess.py")
-QUESTION, ANSWER = "What appears at 37 seconds?", "airplane"
+QUESTION, ANSWER = "What appears at 40 seconds?", "butterfly"
 # What an upgrade of jax may change.
 JAX_PARTS = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda12-pjrt", "ml-dtypes", "ml_dtypes")
 

@@ -9,7 +9,7 @@ import pytest
 from vxl2_jax import AskOptions, Model, RequestError, WatchOptions, cli
 from vxl2_jax.cli.options import given
 from vxl2_jax.lmms_plugin import settings
-from vxl2_jax.options import RANGES, options_of
+from vxl2_jax.options import CHUNKS, MAX_CHUNK_SIZE, RANGES, options_of
 from vxl2_jax.relevance import SCORERS
 from vxl2_jax.training import settings as training_settings
 from vxl2_jax.training.settings import LoraSettings, VideoSettings
@@ -123,6 +123,44 @@ def test_limits_and_defaults_are_in_range(cls, option):
     bounds = [option.range.minimum, option.range.maximum] if option.range else option.choices or []
     for value in [option.default, *bounds, *([None] if option.none else [])]:
         dataclasses.replace(cls(), **{option.name: value}).check()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6, 7, 15, 16, 17, 50, 63, 64, 65, 3000])
+def test_the_default_chunks_leave_something_to_select(groups):
+    options = AskOptions()
+    size = options.chunk_groups(groups)
+    assert 1 <= size <= MAX_CHUNK_SIZE and AskOptions(chunk_size=9).chunk_groups(groups) == 9
+    chunks = -(-groups // size)
+    assert chunks >= min(groups, CHUNKS) and (size == MAX_CHUNK_SIZE) == (groups >= CHUNKS * MAX_CHUNK_SIZE)
+    assert groups < CHUNKS or options.top_k + 2 < chunks / 2
+
+
+def leaves(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """All commands, and their own commands."""
+    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    below = [one for action in inner for sub in action.choices.values() for one in leaves(sub)]
+    return below + [parser] if parser.prog != "vxl2" else below
+
+
+def test_every_command_prints_json_and_has_the_same_default_model():
+    models = set()
+    for parser in leaves(cli.build_parser()):
+        actions = {action.dest: action for action in parser._actions}
+        assert "json" in actions, parser.prog
+        models |= {actions["model"].default} if "model" in actions and parser.prog != "vxl2 doctor" else set()
+    assert models == {"nano"}
+
+
+def test_options_may_stand_anywhere():
+    for words in (["a.mp4", "--quiet", "b?", "--top-k", "2", "c?"], ["--top-k", "2", "a.mp4", "b?", "c?", "--quiet"]):
+        args = cli._parse(["ask", *words])
+        assert (args.video, args.questions, args.top_k, args.quiet) == ("a.mp4", ["b?", "c?"], 2, True)
+
+
+def test_shells_can_complete_the_commands():
+    shtab = pytest.importorskip("shtab")
+    script = shtab.complete(cli.build_parser(), "bash")
+    assert "--chunk-size" in script and all(f" {name}" in script for name in list(cli.COMMANDS)[1:])
 
 
 def test_an_unknown_scorer_is_refused_and_the_known_ones_are_listed():

@@ -27,7 +27,7 @@ PROGRAM_TOLERANCE = 0.10
 
 
 def run(capsys, *args: object) -> tuple[int, str, str]:
-    code = cli.main(["plan", *map(str, args)])
+    code = cli.main(["plan", "--model", "BAAI/Video-XL-2", *map(str, args)])
     return code, *capsys.readouterr()
 
 
@@ -289,13 +289,32 @@ def test_a_plan_for_people(capsys):
         (("--frames", 0), "frames"),
         (("--frames", 4, "--fps", 0), "fps"),
         (("--frames", 4, "--device", "abacus"), "'abacus': choose t4"),
-        (("--frames", 4, "--model", "gpt"), "choose video-xl-2 or nano"),
+        (("--frames", 4, "--model", "gpt"), "choose nano or BAAI/Video-XL-2"),
         (("--frames", 4, "--compression", 999), "compression"),
     ],
 )
 def test_bad_options_are_one_line(capsys, arguments, key):
     code, out, error = run(capsys, *arguments)
     assert code == 2 and not out and key in error and error.count("\n") == 1
+
+
+def test_the_device_that_is_present_can_be_planned_for(capsys):
+    code, out, _ = run(capsys, "--frames", 600, "--device", "here", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["seconds"] is None and found["fits"] == (not found["advice"])
+    assert "floor" not in run(capsys, "--frames", 600, "--device", "here")[1]
+
+
+@pytest.mark.parametrize(("memory", "words"), [(2e9, "does not fit"), (25e9, "bfloat16"), (60e9, "frames fit")])
+def test_what_fits_here_is_what_the_plan_says(monkeypatch, memory, words):
+    monkeypatch.setattr("vxl2_jax.hardware.memory_bytes", lambda device: memory)
+    text = planning.fits_here(REAL)
+    device = planning.present_device()
+    assert words in text and device.usable_bytes == pytest.approx(memory, rel=0.02)
+    assert ("bfloat16" in text) == (memory == 25e9)
+    if memory > 2e9:
+        itemsize = 2 if memory == 25e9 else 4
+        assert f"{planning.max_frames(REAL, None, 1.0, device, itemsize=itemsize):,} frames" in text
 
 
 def test_a_plan_reads_no_checkpoint():

@@ -1,7 +1,7 @@
 from .answer import Answer, Choice, Chunk
 from .api import Model, load
 from .batch import Job, JobResult
-from .errors import CheckpointError, RequestError, TooLongError, VideoError, Vxl2Error
+from .errors import CheckpointError, RequestError, TooLongError, ToyModelWarning, VideoError, Vxl2Error
 from .memory import VideoMemory
 from .options import AskOptions, WatchOptions
 from .stream import AnswerStream
@@ -19,6 +19,7 @@ __all__ = [
     "Model",
     "RequestError",
     "TooLongError",
+    "ToyModelWarning",
     "VideoError",
     "VideoMemory",
     "Vxl2Error",

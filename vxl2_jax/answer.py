@@ -40,6 +40,7 @@ class Answer:
       chunks: the chunks of the video, in order.
       cache_tokens: tokens whose keys and values the question read; cache_tokens_dense: those of the whole dense level.
       timings: seconds per stage of the whole batch, which had `batch` questions.
+      doubts: of a toy model, why the answer is no evidence: what it was not trained on, each in a phrase.
       choices: the texts among which the answer was chosen, if there were any, in the order in which they were given.
     """
 
@@ -52,6 +53,7 @@ class Answer:
     cache_tokens_dense: int
     timings: dict[str, float] = field(compare=False)
     batch: int = field(default=1, compare=False)
+    doubts: tuple[str, ...] = ()
     choices: tuple[Choice, ...] = ()
 
     @property
@@ -74,4 +76,5 @@ class Answer:
         return {
             "cache read": f"{100 * self.cache_ratio:.0f} % of {self.cache_tokens_dense:,} tokens",
             "dense chunks": f"{dense} of {len(self.chunks)}",
+            **({"doubts": "; ".join(self.doubts)} if self.doubts else {}),
         }

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention as kernels
-from vxl2_jax import batch, generate, hardware, ingest, likelihood, planning
+from vxl2_jax import batch, generate, hardware, ingest, likelihood, planning, scope
 from vxl2_jax import stream as streaming
 from vxl2_jax.answer import Answer
 from vxl2_jax.batch import Job, JobResult
@@ -138,6 +138,9 @@ class Model(Runtime):
           choices: texts of which the most likely one is the answer, and nothing is generated; of a list of questions, a
             list of such texts for each. `Answer.choices` has their scores. See `likelihood.choose_many`.
 
+        A toy model also answers what it was not trained on: `Answer.doubts` then has the reasons, and a ToyModelWarning is
+        given.
+
         `relevance` may also be a function: (int32 token ids of the question [N], memory) → one score for each of
         the `memory.layout.chunks(chunk_size)` chunks.
 
@@ -250,7 +253,7 @@ def load(
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     with hardware.numerics(dtype):
         directory = fetch.find(name)
-        tokenizer = Tokenizer.read(directory)
+        tokenizer, known = Tokenizer.read(directory), scope.read(directory)
         why = ""
         if weights == AUTO:
             weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention)
@@ -272,6 +275,7 @@ def load(
         reason,
         weights_reason,
         hardware.sizes_for(device),
+        known,
     )
 
 

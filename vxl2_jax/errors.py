@@ -21,6 +21,10 @@ class TooLongError(RequestError):
     """A video whose memory does not fit the device."""
 
 
+class ToyModelWarning(UserWarning):
+    """A toy model answered about something that it was not trained on."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message, or its class name if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

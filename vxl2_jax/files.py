@@ -10,6 +10,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import shutil
 import stat
 import zlib
@@ -77,6 +78,11 @@ def check_path(path: Any, what: str) -> Path:
         return Path(path).expanduser()
     except RuntimeError as error:
         raise RequestError(f"{what}, {shown(os.fspath(path))}, is in the home directory of no known user") from error
+
+
+def is_address(text: str | os.PathLike) -> bool:
+    """Whether a text is an http(s) address, also as a Path, which has one slash less."""
+    return re.match(r"https?:/", os.fspath(text), re.IGNORECASE) is not None
 
 
 def is_there(path: Path) -> bool:

@@ -25,6 +25,7 @@ class FrameSource(NamedTuple):
       batches: (frames per batch, first frame) → arrays uint8 [n, px, px, 3].
       end_s: the second at which the last frame ends.
       name, hash: name and SHA-256 of the file; empty if there is no file.
+      generated: whether `experiments.synthetic` made the video, as far as the file says.
     """
 
     seconds: np.ndarray
@@ -32,6 +33,7 @@ class FrameSource(NamedTuple):
     end_s: float
     name: str = ""
     hash: str = ""
+    generated: bool = False
 
 
 def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, Any]) -> FrameSource:
@@ -49,7 +51,8 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
     if isinstance(video, (str, Path)):
         source = open_video(video, size=size, **sampling)
         end_s = float(max(source.duration_s, source.seconds[-1]))
-        return FrameSource(np.asarray(source.seconds), source.batches, end_s, source.path.name, content_hash(video))
+        about = source.path.name, content_hash(video), source.generated
+        return FrameSource(np.asarray(source.seconds), source.batches, end_s, *about)
     if not isinstance(video, (tuple, list)) or len(video) != 2:
         raise RequestError(f"a video must be a path, or (frames, seconds), not {type(video).__name__}")
     frames, seconds = check_frames(*video, size)

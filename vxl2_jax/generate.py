@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
-from vxl2_jax import decode, hardware, relevance
+from vxl2_jax import decode, hardware, relevance, toy
 from vxl2_jax.answer import Answer, Chunk
 from vxl2_jax.cache import views
 from vxl2_jax.cache.views import KVCacheView
@@ -55,7 +55,7 @@ def ask_many(
     answers: dict[int, Answer] = {}
     for part, timings in select_parts(model, memory, encoded, options):
         answers |= _answer(model, part, options, timings)
-    return [answers[number] for number in range(len(encoded))]
+    return toy.marked(model, memory, [answers[number] for number in range(len(encoded))], history)
 
 
 def select_parts(
@@ -64,12 +64,12 @@ def select_parts(
     """Select the chunks of all questions, in batches: (the questions that can be decoded together, seconds per stage of
     their share of the work so far)."""
     hardware.clear_jit_caches()
-    oracle = oracle_of(options.relevance)
+    oracle, chunk_size = oracle_of(options.relevance), options.chunk_groups(memory.layout.groups)
     for batch in batches(questions, model.sizes.fills_batches):
         timings: dict[str, float] = {}
         with timed(timings, "relevance"):
             if oracle:
-                selections = oracle.select(memory, [question.text for question in batch], options.chunk_size)
+                selections = oracle.select(memory, [question.text for question in batch], chunk_size)
             else:
                 selections = select_chunks(model, memory, batch, options)
         # An oracle may set compression and chunk size question by question.
@@ -136,9 +136,14 @@ _Item = TypeVar("_Item")
 
 
 def batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
-    """Divide into batches of at most `MAX_BATCH`; unless they are filled up later, the size of each is a power of two."""
+    """Divide into batches of at most `MAX_BATCH`, whose rows are filled up to a power of two.
+
+    Unless all may be filled up, only a batch of at least three quarters of its rows is: an idle row costs less than the
+    programs of another batch size.
+    """
     while items:
-        size = min(len(items) if fill else 1 << (len(items).bit_length() - 1), views.MAX_BATCH)
+        below = 1 << (len(items).bit_length() - 1)
+        size = min(len(items) if fill or 2 * len(items) >= 3 * below else below, views.MAX_BATCH)
         yield items[:size]
         items = items[size:]
 
@@ -159,24 +164,23 @@ def select_chunks(
 ) -> list[ChunkSelection]:
     """Score the chunks for each question and select the best ones. Raises RequestError if a passed function returns
     anything but one score per chunk."""
+    chunk_size = options.chunk_groups(memory.layout.groups)
     if callable(options.relevance):
         # One question after another, each without padding.
-        scores = [_call_scorer(options.relevance, memory, question, options.chunk_size) for question in questions]
+        scores = [_call_scorer(options.relevance, memory, question, chunk_size) for question in questions]
     else:
         inputs = relevance.ScorerInputs(
             model.params,
             model.config,
             memory,
             *pad([question.ids for question in questions], model.sizes),
-            options.chunk_size,
+            chunk_size,
             options.seed,
             model.kernel,
         )
         scores = list(relevance.SCORERS[cast(str, options.relevance)].score(inputs)[: len(questions)])
     return [
-        ChunkSelection(
-            memory, options.chunk_size, row, None if options.top_k is None else top_chunks(row, options.top_k)
-        )
+        ChunkSelection(memory, chunk_size, row, None if options.top_k is None else top_chunks(row, options.top_k))
         for row in scores
     ]
 

@@ -25,7 +25,8 @@ class BatchSizes(NamedTuple):
       overlaps_calls: the next call of the vision tower is issued before the last one has ended. A CPU would run as many
         at the same time as it has cores, each with its own activations.
       fills_batches: the last batch of questions is filled up with empty ones: an accelerator waits for its memory, so
-        they cost nothing. A CPU would compute for as long as with real ones, so it gets several smaller batches.
+        they cost nothing. A CPU would compute for as long as with real ones, so it gets several smaller batches,
+        unless at least three quarters of the rows are real.
     """
 
     stride: int

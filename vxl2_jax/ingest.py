@@ -71,6 +71,7 @@ def watch(
         "model": model.fingerprint,
         "video": source.name,
         "video_hash": source.hash,
+        "generated": source.generated,
     }
     shape = CacheShape(config.language.layers, config.language.kv_heads, config.language.head_width, model.dtype.name)
     identity = memories.identity(shape, layout, rule, seconds, **scalars)
@@ -162,6 +163,7 @@ def watch_more(
         end_s=end_of(seconds, memory.last_s),
         frames=total,
         video_hash="",
+        generated=False,
     )
 
 

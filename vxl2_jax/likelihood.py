@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import REFERENCE, Kernel
-from vxl2_jax import generate
+from vxl2_jax import generate, toy
 from vxl2_jax.answer import Answer, Choice
 from vxl2_jax.buckets import round_up
 from vxl2_jax.cache.views import KVCacheView
@@ -82,7 +82,7 @@ def choose_many(
             answers[number] = replace(
                 answer, text=texts[number][best], choices=tuple(map(Choice, texts[number], scores[place]))
             )
-    return [answers[number] for number in range(len(encoded))]
+    return toy.marked(model, memory, [answers[number] for number in range(len(encoded))], history)
 
 
 def _check_choices(choices: Any, questions: int) -> list[list[str]]:

@@ -53,6 +53,7 @@ class VideoMemory:
       frames: number of frames.
       model: fingerprint of the model that watched.
       video, video_hash: name and SHA-256 of the video file, empty if there is none.
+      generated: whether the video says that it was generated for nano (see `scope`).
       resume_state: what `watch_more` needs, if anything.
     """
 
@@ -69,6 +70,7 @@ class VideoMemory:
     model: str = struct.field(pytree_node=False, default="")
     video: str = struct.field(pytree_node=False, default="")
     video_hash: str = struct.field(pytree_node=False, default="")
+    generated: bool = struct.field(pytree_node=False, default=False)
     resume_state: ResumeState | None = None
 
     @property
@@ -181,7 +183,7 @@ def check_is_memory(memory: Any) -> None:
         raise RequestError(f"memory must be a VideoMemory, as `Model.watch` returns, not {type(memory).__name__}")
 
 
-_SCALARS = ("compression", "end_s", "last_s", "frames", "rope_theta", "model", "video", "video_hash")
+_SCALARS = ("compression", "end_s", "last_s", "frames", "rope_theta", "model", "video", "video_hash", "generated")
 
 
 def identity(

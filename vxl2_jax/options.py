@@ -79,7 +79,7 @@ RANGES: dict[str, Range] = {
     "compression": Range(int, 1, 4096),
     # Asking.
     "top_k": Range(int, 0, _COUNT, "all"),
-    "chunk_size": Range(int, 1, _COUNT),
+    "chunk_size": Range(int, 1, _COUNT, "auto"),
     "max_new_tokens": Range(int, 1, MAX_QUESTION_TOKENS),
     "temperature": Range(float, 0, 100),
     "top_p": Range(float, 1e-6, 1),
@@ -175,6 +175,16 @@ def options_of(cls: type) -> tuple[Option, ...]:
     return tuple(Option(item.name, item.default, **item.metadata) for item in fields(cls))
 
 
+MAX_CHUNK_SIZE, CHUNKS = 4, 16
+"""The default chunk size, and the number of chunks that shorter videos are divided into. So there is something to select:
+with the default top_k, 6 of at least 16 chunks are dense, unless the video has fewer than 16 groups."""
+
+
+def chunk_size_for(groups: int) -> int:
+    """The default chunk size of a video of so many groups, in groups."""
+    return min(max(groups // CHUNKS, 1), MAX_CHUNK_SIZE)
+
+
 @dataclass(frozen=True)
 class WatchOptions:
     """How a video is sampled (see `video.sampling`), pre-filled (see `layout.PrefillRule`) and pooled."""
@@ -221,7 +231,12 @@ class AskOptions:
         f"how chunks are ranked: {_RANKINGS}; or {PREFIX}FILE (the original's selections; a file or a folder)",
     )
     top_k: int | None = _option(4, "K", "chunks loaded dense, besides the first and the last one", none="all of them")
-    chunk_size: int = _option(4, "G", "groups of 4 frames per chunk")
+    chunk_size: int | None = _option(
+        None,
+        "G",
+        "groups of 4 frames per chunk",
+        none=f"a {CHUNKS}th of the video, from 1 to {MAX_CHUNK_SIZE}",
+    )
     max_new_tokens: int = _option(64, "N", "maximum length of an answer, in tokens")
     temperature: float = _option(0.0, "T", "sampling temperature; 0 is greedy")
     top_p: float = _option(1.0, "P", "sample from the most likely tokens of this total probability")
@@ -233,6 +248,10 @@ class AskOptions:
         f"{ORIGINAL}: as the original does, special tokens act, and only mm:ss becomes seconds",
         choices=STYLES,
     )
+
+    def chunk_groups(self, groups: int) -> int:
+        """Groups per chunk of a video of so many groups."""
+        return self.chunk_size or chunk_size_for(groups)
 
     def check(self) -> None:
         """Raise RequestError for a value out of range or an unknown scorer."""

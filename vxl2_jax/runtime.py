@@ -16,6 +16,7 @@ from vxl2_jax import notebook
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import CPU, BatchSizes, numerics
 from vxl2_jax.models import quantised, qwen2
+from vxl2_jax.scope import Scope
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
@@ -33,6 +34,7 @@ class Runtime:
       kernel_reason: why this kernel was chosen, in one line.
       weights_reason: how the weights are held, and why if that was chosen automatically, in one line.
       sizes: batch sizes for this machine.
+      scope: of a toy model, what it was trained on.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Runtime:
     kernel_reason: str = "reference"
     weights_reason: str = ""
     sizes: BatchSizes = CPU
+    scope: Scope | None = None
 
     @property
     def dtype(self) -> np.dtype:

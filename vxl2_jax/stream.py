@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 import jax
 import numpy as np
 
-from vxl2_jax import decode, generate
+from vxl2_jax import decode, generate, toy
 from vxl2_jax.answer import Answer
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions
@@ -44,11 +44,15 @@ def stream(
     """Answer one question piece by piece. Raises RequestError as `generate.ask_many`, before anything runs."""
     generate.check_model(model, memory)
     (encoded,) = generate.encode_questions(model, [question], options, history)
-    return AnswerStream(model, _pieces(model, memory, encoded, options))
+    return AnswerStream(model, _pieces(model, memory, encoded, options, history))
 
 
 def _pieces(
-    model: Runtime, memory: VideoMemory, question: generate.EncodedQuestion, options: AskOptions
+    model: Runtime,
+    memory: VideoMemory,
+    question: generate.EncodedQuestion,
+    options: AskOptions,
+    history: Sequence[Answer],
 ) -> Generator[str, None, Answer]:
     ((part, timings),) = generate.select_parts(model, memory, [question], options)
     with timed(timings, "load"):
@@ -61,7 +65,8 @@ def _pieces(
             yield piece
         if last:
             break
-    return generate.make_answer(model, part[0], tokens=tokens, read=generate.read_tokens(view, 0), timings=timings)
+    answer = generate.make_answer(model, part[0], tokens=tokens, read=generate.read_tokens(view, 0), timings=timings)
+    return toy.marked(model, memory, [answer], history)[0]
 
 
 def _tokens(

@@ -8,6 +8,7 @@ checking set every 100. For a trial of every stage: --clips 8 --steps 2.
 """
 
 import argparse
+import shlex
 from collections.abc import Sequence
 
 from experiments.nano import recipe
@@ -26,7 +27,8 @@ def main(given: Sequence[str] | None = None) -> None:
     args = parser.parse_args(given)
     log = TrainingLog(info=lambda text: print(text, flush=True), metrics=lambda line: print(line, flush=True))
     try:
-        print(f"{recipe.train(args.out, args.clips, args.steps, log)}: complete")
+        model = recipe.train(args.out, args.clips, args.steps, log)
+        print(f'Wrote {model}.\nNext: vxl2 ask VIDEO "…" --model {shlex.quote(str(model))}')
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; run the same command again to resume\n")
     except (Vxl2Error, OSError) as error:

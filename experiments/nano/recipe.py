@@ -18,8 +18,8 @@ import numpy as np
 
 from experiments.nano import composed, frames, initial_heads, language, vision
 from experiments.nano.composed import TokenBank
-from experiments.synthetic import vocabulary
-from vxl2_jax import config
+from experiments.synthetic import files, pictures, questions, vocabulary
+from vxl2_jax import config, scope
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import video_xl_2
@@ -57,6 +57,7 @@ def train(out: str, clips: int = CLIPS, steps: int | None = None, log: loop.Trai
     def export(target: Path, params: Params) -> None:
         huggingface.save(target, size, jax.tree.map(lambda a: np.asarray(a, np.float16), params), np.float16)
         vocabulary.tokenizer().save(str(target / "tokenizer.json"), pretty=False)
+        files.write(target / scope.FILE, files.as_json(msgspec.to_builtins(trained_on())))
 
     with loop.open_metrics(out) as file:
         banks = [
@@ -70,6 +71,12 @@ def train(out: str, clips: int = CLIPS, steps: int | None = None, log: loop.Trai
         ]
         run = loop.Run(settings, tasks, init(size), file, data=f"{clips} clips", model="initial", log=log)
         return run.finish(export)
+
+
+def trained_on() -> scope.Scope:
+    """What the model knows, for scope.json: the library warns about anything else."""
+    seconds = questions.GROUP_S * max(language.LENGTHS)
+    return scope.Scope(tuple(questions.FORMS.values()), tuple(pictures.load()[0]), seconds, vocabulary.NUMBERS - 1)
 
 
 def init(size: ModelConfig) -> Params:

@@ -59,6 +59,7 @@ def remember(
         last_s=float(seconds[-1]),
         rope_theta=config.language.rope_theta,
         model=model.fingerprint,
+        generated=True,
     )
 
 

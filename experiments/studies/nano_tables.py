@@ -80,9 +80,27 @@ def modes_table(reports: Sequence[Report]) -> str:
             ratio = f"{100 * sum(part['cache_ratio'] for part in parts) / len(parts):.0f} %"
             each = [f"{part['accuracy']:.1f}" for part in parts]
             inside = rate([part["inside"] for part in parts])
-            rows.append([f"{clips} s", mode_name(mode), ratio, *each, rate(parts), inside])
-    header = ["clips", "mode", "key/value bytes", *seeds, "together (95 %)", "evidence to be chosen"]
-    return markdown(header, rows, left=2)
+            reading = reading_of(mode, reports[0]["settings"])
+            rows.append([f"{clips} s", mode_name(mode), reading, ratio, *each, rate(parts), inside])
+    header = [
+        "clips",
+        "mode",
+        "chunk size, top-k, compression",
+        "key/value bytes",
+        *seeds,
+        "together (95 %)",
+        "evidence to be chosen",
+    ]
+    return markdown(header, rows, left=3)
+
+
+def reading_of(mode: str, settings: Report) -> str:
+    """Chunk size, top-k and compression of a mode: "1, fits 62 %, 8"."""
+    if mode in ("dense", "chunked"):
+        return "all dense"
+    _, percent, *more = mode.split("_")
+    by = next((part[2:] for part in more if part.startswith("by")), settings["compression"])
+    return f"{settings['chunk_size']}, fits {percent} %, {by}"
 
 
 def mode_name(mode: str) -> str:

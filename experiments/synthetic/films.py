@@ -60,7 +60,7 @@ def film_questions(rng: np.random.Generator, film: Film) -> list[tuple[str, ques
 
     found = []
     for event in film.needles:
-        exists = f"Is there {questions.a(event.name)}?"
+        exists = questions.FORMS["exists"].format(a_name=questions.a(event.name))
         evidence = ((event.start_s, event.stop_s),)
         found.append((event.name, questions.Question(exists, "yes", "exists", 0.5, evidence=evidence)))
         found += [(event.name, ask(kind, event)) for kind in ("when", "what")]

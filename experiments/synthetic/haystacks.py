@@ -139,13 +139,11 @@ def ask(rng: np.random.Generator, needle: Needle) -> list[Asked]:
     t = int(rng.integers(int(np.ceil(needle.start_s)) + 1, int(needle.stop_s - 1) + 1))
     shown = ((needle.start_s, needle.stop_s),)
     start = f"at {questions.first_group(needle.start_s)} seconds"
-    name, absent = questions.a(needle.name), questions.a(needle.absent)
+    name, absent, form = questions.a(needle.name), questions.a(needle.absent), questions.FORMS
     found = {
-        "exists": questions.Question(f"Is there {name}?", "yes", "exists", 0.5, evidence=shown),
-        "absent": questions.Question(f"Is there {absent}?", "no", "exists", 0.5),
-        "when": questions.Question(
-            f"When does the {needle.name} first appear?", start, "when", 0.0, needle.start_s, shown
-        ),
-        "what": questions.Question(f"What appears at {t} seconds?", name, "what", 0.0, evidence=shown),
+        "exists": questions.Question(form["exists"].format(a_name=name), "yes", "exists", 0.5, evidence=shown),
+        "absent": questions.Question(form["exists"].format(a_name=absent), "no", "exists", 0.5),
+        "when": questions.Question(form["when"].format(name=needle.name), start, "when", 0.0, needle.start_s, shown),
+        "what": questions.Question(form["what"].format(second=t), name, "what", 0.0, evidence=shown),
     }
     return [Asked(needle, kind, found[kind]) for kind in KINDS]

@@ -9,7 +9,17 @@ import numpy as np
 
 from experiments.synthetic import clips, pictures
 
-TYPES = ("exists", "first", "when", "what", "count", "between", "order")
+FORMS = {
+    "exists": "Is there {a_name}?",
+    "first": "Which comes first, the {name} or the {other}?",
+    "when": "When does the {name} first appear?",
+    "what": "What appears at {second} seconds?",
+    "count": "How many times does the {name} appear?",
+    "between": "What appears between the {name} and the {other}?",
+    "order": "What appears, in order, from the {name} to the {other}?",
+}
+"""The question of each type: the only wordings that nano is trained on. "a_name" is a name with its article."""
+TYPES = tuple(FORMS)
 GROUP_S = 4  # seconds a group of four sampled frames covers at one frame per second
 TOLERANCE_S = 4  # greatest error of a right answer to "when"
 TIMES = ("once", "twice", "three times")
@@ -102,7 +112,7 @@ def _exists(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     absent = [name for name in pictures.load()[0] if name not in shown]
     present = rng.random() < 0.5 if absent else True
     name = _pick(rng, list(shown) if present else absent)
-    return f"Is there {article(name)} {name}?", "yes" if present else "no", shown.get(name, [])
+    return FORMS["exists"].format(a_name=a(name)), "yes" if present else "no", shown.get(name, [])
 
 
 def _first(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
@@ -113,7 +123,7 @@ def _first(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     pair = _pick(rng, pairs)
     one, other = pair if rng.random() < 0.5 else pair[::-1]
     events = [shows(clip)[name][0] for name in pair]
-    return f"Which comes first, the {one} or the {other}?", f"the {pair[0]}", events
+    return FORMS["first"].format(name=one, other=other), f"the {pair[0]}", events
 
 
 def _when(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
@@ -124,13 +134,13 @@ def _when(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     name = list(shown)[int(rng.choice(len(shown), p=weights / weights.sum()))]
     start = shown[name][0].start_s
     answer = f"at {first_group(start) + offset_s} seconds"
-    return f"When does the {name} first appear?", answer, shown[name][:1], start + offset_s
+    return FORMS["when"].format(name=name), answer, shown[name][:1], start + offset_s
 
 
 def _what(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     event = _pick(rng, clip.events)
     t = int(rng.integers(math.ceil(event.start_s + 1), math.floor(event.stop_s - 1) + 1))
-    return f"What appears at {t + offset_s} seconds?", a(event.name), [event]
+    return FORMS["what"].format(second=t + offset_s), a(event.name), [event]
 
 
 def _count(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
@@ -141,14 +151,14 @@ def _count(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     weights = np.array([COUNTED[times - 1] for times in counts])
     times = counts[int(rng.choice(len(counts), p=weights / weights.sum()))]
     name = _pick(rng, [name for name, events in shown.items() if len(events) == times])
-    return f"How many times does the {name} appear?", TIMES[times - 1], shown[name]
+    return FORMS["count"].format(name=name), TIMES[times - 1], shown[name]
 
 
 def _between(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     run = _run(rng, clip, 3)
     if run is None:
         return None
-    return f"What appears between the {run[0].name} and the {run[2].name}?", a(run[1].name), run
+    return FORMS["between"].format(name=run[0].name, other=run[2].name), a(run[1].name), run
 
 
 def _order(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
@@ -156,7 +166,7 @@ def _order(rng: np.random.Generator, clip: clips.Clip, offset_s: int):
     run = next((found for n in lengths if (found := _run(rng, clip, int(n)))), None)
     if run is None:
         return None
-    question = f"What appears, in order, from the {run[0].name} to the {run[-1].name}?"
+    question = FORMS["order"].format(name=run[0].name, other=run[-1].name)
     return question, ", ".join(a(event.name) for event in run), run
 
 

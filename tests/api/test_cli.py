@@ -2,8 +2,12 @@
 
 import json
 import os
+import shutil
 
+import av
 import pytest
+
+from vxl2_jax.video.container import GENERATED
 
 
 def test_ask_prints_one_json_document(command, model_dir, clip):
@@ -29,6 +33,33 @@ def test_a_conversation_a_plot_and_a_timeline(command, model_dir, clip, tmp_path
     assert code == 0
     assert picture.read_bytes().startswith(b"\x89PNG") and os.listdir(tmp_path) == ["answer.png"]
     assert out.count("Q  ") == 2 and "dense" in out and "saved" in out
+    assert "everything was loaded" in out and str(picture) in out
+    assert out.rindex("A  ") < out.index("saved") < out.index(str(picture))
+
+
+def test_a_toy_says_once_what_it_does_not_know(command, model_dir, clip, tmp_path):
+    toy = shutil.copytree(model_dir, tmp_path / "toy")
+    known = {"forms": ["is there {second}?"], "names": ["dog"], "seconds": 60, "max_second": 99}
+    (toy / "scope.json").write_text(json.dumps(known))
+    asking = ("ask", clip, "--model", toy, "--max-new-tokens", 2, "--max-frames", 8, "--json", "--quiet")
+    code, out, error = command(*asking, "what?", "is there 7?", "--follow")
+    assert code == 0 and json.loads(out)["toy"] and error.count("\n") == 1 and "toy" in error and "what?" in error
+    generated = tmp_path / "generated.mp4"
+    with av.open(str(clip)) as source, av.open(str(generated), "w") as target:
+        target.metadata["comment"] = GENERATED
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    code, out, error = command("ask", generated, *asking[2:], "is there 7?")
+    assert code == 0 and not json.loads(out)["toy"] and error == ""
+    native = tmp_path / "native"
+    converted = command("convert", toy, native, "--dtype", "float32", "--json", "--quiet")
+    assert (
+        json.loads(converted.out)["checkpoint"] == str(native)
+        and json.loads((native / "scope.json").read_text()) == known
+    )
 
 
 @pytest.mark.slow

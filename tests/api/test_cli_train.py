@@ -1,5 +1,7 @@
 """`vxl2 train`: its help is complete, and mistakes are reported before anything is loaded."""
 
+import json
+
 import pytest
 
 from vxl2_jax.cli import main
@@ -20,6 +22,8 @@ def test_the_printed_settings_can_be_read(capsys, tmp_path):
     path = tmp_path / "train.toml"
     path.write_text(capsys.readouterr().out)
     assert settings.read(path).data.files == (str(tmp_path / "train.jsonl"),)
+    assert main(["train", "--print-config", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["files"] == ["train.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ def test_the_report_of_a_sound_installation(command, model_dir, model):
     assert report["versions"]["jax"] and report["devices"] and report["kernels"]["reference"] == "agrees"
     assert set(report["model"]["parts"]) == set(model.params)
     assert report["folders"]
+    assert "frames" in report["model"]["fits"] and list(report["model"]["activations"])[-1] == "logits"
 
 
 def test_weights_that_are_not_finite_are_named(command, model, model_dir, tmp_path):
@@ -24,6 +25,7 @@ def test_weights_that_are_not_finite_are_named(command, model, model_dir, tmp_pa
     (tmp_path / "tokenizer.json").write_bytes((model_dir / "tokenizer.json").read_bytes())
     run = command("doctor", "--model", tmp_path, "--quiet")
     assert run.code == 2 and "embed" in run.err
+    assert "activations are not finite from language.layers.0 on" in run.out
 
 
 def test_a_wrong_reference_would_be_seen(monkeypatch):

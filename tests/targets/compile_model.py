@@ -135,7 +135,7 @@ def programs(
     )
     ids, count = abstract((1, settings.question_rows), jnp.int32), abstract((1,), jnp.int32)
     view = views.prefix_view(remembered, kernel)
-    k_start, k_end, width = relevance.padded_chunk_slots(remembered, settings.chunk_size)
+    k_start, k_end, width = relevance.padded_chunk_slots(remembered, settings.chunk_groups(layout))
     yield Program(
         "relevance pass",
         lambda: relevance.chunk_attention.lower(
@@ -145,11 +145,11 @@ def programs(
         weights + shapes(sparse),
     )
 
-    chunks = layout.chunks(settings.chunk_size)
+    chunks = layout.chunks(settings.chunk_groups(layout))
     interior = np.arange(2, chunks, max(chunks // settings.top_k, 1))[: settings.top_k]
     dense = selection.dense_chunks(chunks, interior)
     read = cache["dense"] + cache["sparse"]
-    mixture = views.mixed_view(remembered, settings.chunk_size, dense[None], kernel)
+    mixture = views.mixed_view(remembered, settings.chunk_groups(layout), dense[None], kernel)
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
     yield Program(
         "question and answer",

@@ -7,13 +7,14 @@ import io
 import os
 import sys
 import time
-from collections.abc import Collection, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
 import vxl2_jax
-from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, Vxl2Error, is_out_of_memory
+from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, ToyModelWarning, Vxl2Error, is_out_of_memory
 from vxl2_jax.text.typed import printable
 
 COMMANDS = {
@@ -104,6 +105,24 @@ def _report(problem: str) -> None:
         print(f"vxl2: {printable(' '.join(problem.split()))}", file=sys.stderr, flush=True)
 
 
+@contextmanager
+def _toy_warning_once() -> Generator[None, None, None]:
+    """The first ToyModelWarning is one line on standard error; later ones of the same command are left out."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", ToyModelWarning)
+        show, shown = warnings.showwarning, []
+
+        def show_once(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if not issubclass(category, ToyModelWarning):
+                show(message, category, *place, **more)
+            elif not shown:
+                shown.append(message)
+                _report(str(message))
+
+        warnings.showwarning = show_once
+        yield
+
+
 def _discard_output() -> None:
     """Send what standard output still holds to nowhere: the interpreter flushes it once more when it ends."""
     with suppress(OSError):
@@ -131,7 +150,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             args.started = started
             _configure_jax()
-            args.run(args)
+            with _toy_warning_once():
+                args.run(args)
         else:
             build_parser(used=()).print_help()
         sys.stdout.flush()

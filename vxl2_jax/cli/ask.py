@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from vxl2_jax.answer import Answer
 from vxl2_jax.cli import options
+from vxl2_jax.cli.download import add_allow_url, local_copy
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
 from vxl2_jax.generate import encode_questions
@@ -49,6 +51,7 @@ def add(commands: Any, help: str) -> None:
         metavar="FILE",
         help="a memory that `vxl2 watch` wrote, to ask instead of a video",
     )
+    add_allow_url(ask)
     options.add_model(ask)
     options.add_options(ask, WatchOptions, "watching")
     options.add_options(ask, AskOptions, "asking")
@@ -62,28 +65,36 @@ def add(commands: Any, help: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run `vxl2 ask`."""
+    from vxl2_jax import plot
+
+    video, questions = _inputs(args)
+    WatchOptions(**given(args, WatchOptions)).check()
+    AskOptions(**given(args, AskOptions)).check()
+    if args.plot:
+        plot.check_path(args.plot)
+    with nullcontext(None) if video is None else local_copy(video, args) as video:
+        _run(args, video, questions)
+
+
+def _run(args: argparse.Namespace, video: str | None, questions: list[str]) -> None:
+    """Ask about a video; None: about the memory."""
     from rich.console import Console
 
     from vxl2_jax import plot
     from vxl2_jax.cli import render
 
-    video, questions = _inputs(args)
     watch, ask = given(args, WatchOptions), given(args, AskOptions)
-    WatchOptions(**watch).check()
-    AskOptions(**ask).check()
-    if args.plot:
-        plot.check_path(args.plot)
     timings: dict[str, float] = {}
     start = time.perf_counter()
-    memory = VideoMemory.load(args.memory) if video is None else None
-    if memory is None:
-        options.check_video(args.video)
+    memory: Any = VideoMemory.load(args.memory) if video is None else None
+    if video is not None:
+        options.check_video(video)
     model = options.load_model(args)
     timings["load model"] = time.perf_counter() - start
     encode_questions(model, questions, AskOptions(**ask))  # raises before the video is watched
-    if memory is None:
+    if video is not None:
         with progress("watching", "frames", args.quiet) as advance:
-            memory = model.watch(args.video, **watch, progress=advance, timings=timings)
+            memory = model.watch(video, **watch, progress=advance, timings=timings)
     answers: list[Answer] = []
     with progress("answering", "questions", args.quiet) as advance:
         if args.follow:
@@ -93,6 +104,11 @@ def run(args: argparse.Namespace) -> None:
         else:
             answers = model.ask(memory, questions, **ask)
     elapsed = time.perf_counter() - args.started
+    if not args.json:
+        Console(highlight=False).print(render.as_text(memory, answers, timings, elapsed), soft_wrap=True)
+        if AskOptions(**ask).top_k is not None and all(chunk.dense for one in answers for chunk in one.chunks):
+            chunks = len(answers[0].chunks)
+            print(f"everything was loaded: {memory.frames} frames make {chunks} chunks, too few to select from")
     if args.plot:
         frames, seconds = thumbnails(video, memory.frames, WatchOptions(**watch).fps) if video else ((), ())
         plot.draw(args.plot, answers, frames, seconds, title=memory.video)
@@ -102,10 +118,11 @@ def run(args: argparse.Namespace) -> None:
             "attention_kernel": model.kernel_reason,
             "answered_after_s": round(elapsed, 4),
             **render.as_data(memory, answers, timings),
+            "plot": str(args.plot) if args.plot else None,
         }
         print(typed.printable_json(document))
-    else:
-        Console(highlight=False).print(render.as_text(memory, answers, timings, elapsed), soft_wrap=True)
+    elif args.plot:
+        print(typed.printable(f"picture: {args.plot}"))
 
 
 def _inputs(args: argparse.Namespace) -> tuple[str | None, list[str]]:

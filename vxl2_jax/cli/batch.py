@@ -13,7 +13,7 @@ from vxl2_jax.batch import Job
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
-from vxl2_jax.files import JOBS, parse_json, read_text, text_lines
+from vxl2_jax.files import JOBS, is_address, parse_json, read_text, text_lines
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.storage.jsonl import append, read_lines, truncate_after
 from vxl2_jax.storage.locking import open_locked
@@ -51,7 +51,7 @@ def add(commands: Any, help: str) -> None:
     options.add_model(batch)
     options.add_options(batch, WatchOptions, "watching")
     options.add_options(batch, AskOptions, "asking")
-    options.add_output(batch, json=False)
+    options.add_output(batch)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,9 @@ def run(args: argparse.Namespace) -> None:
         if missing:
             model = options.load_model(args)
             jobs = (
-                Job(args.jobs.parent / one.job["video"], one.job["questions"]) for one in missing if not one.problem
+                Job(_path(args.jobs.parent, one.job["video"]), one.job["questions"])
+                for one in missing
+                if not one.problem
             )
             results = model.answer_all(jobs, watch=watch, ask=ask)
             with progress("answering", "videos", args.quiet) as advance:
@@ -99,11 +101,19 @@ def run(args: argparse.Namespace) -> None:
                     append(file, {"job": line.job, **document})
                     del result  # frees its memory before the next video is watched
                     advance(answered + number, len(lines))
-    print(typed.printable(f"{args.out}: {len(lines)} videos, {answered} answered before, {failed} failed"))
+    counts = {"videos": len(lines), "answered_before": answered, "failed": failed}
+    if args.json:
+        print(typed.printable_json({"answers": str(args.out), **counts}))
+    else:
+        print(typed.printable(f"{args.out}: {len(lines)} videos, {answered} answered before, {failed} failed"))
     if failed:
         raise RequestError(
             f'{failed} of {len(lines)} jobs failed: see "error" in {args.out}; remove those lines to try again'
         )
+
+
+def _path(folder: Path, video: str) -> Path:
+    return Path(video) if is_address(video) else folder / video
 
 
 def _key(job: Any) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+import shutil
 from typing import Any
 
+from vxl2_jax import scope
 from vxl2_jax.checkpoints import fetch, native
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import DTYPES, Help, add_output, progress
 from vxl2_jax.models.quantised import SETTINGS, bytes_of, setting_of
 from vxl2_jax.text.tokenizer import Tokenizer
+from vxl2_jax.text.typed import printable, printable_json
 
 _EXAMPLES = """example:
   vxl2 convert BAAI/Video-XL-2 video-xl-2-native --dtype bfloat16
@@ -34,7 +38,7 @@ def add(commands: Any, help: str) -> None:
         "--dtype", choices=DTYPES, default="bfloat16", help="dtype of the wide weights that are written"
     )
     options.add_weights(convert, choices=SETTINGS)
-    add_output(convert, json=False)
+    add_output(convert)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -45,4 +49,16 @@ def run(args: argparse.Namespace) -> None:
     with progress("reading", "tensors", args.quiet) as advance:
         config, params = fetch.read(directory, args.dtype, advance, args.weights)
     native.save(args.target, config, params, tokenizer.json)
-    print(f"wrote {args.target} ({setting_of(params)} weights, {bytes_of(params) / 1e6:,.1f} MB)")
+    if scope_file := scope.file_of(directory):
+        shutil.copyfile(scope_file, args.target / scope.FILE)
+    written = {
+        "checkpoint": str(args.target),
+        "dtype": args.dtype,
+        "weights": setting_of(params),
+        "bytes": bytes_of(params),
+    }
+    if args.json:
+        print(printable_json(written))
+    else:
+        print(printable(f"wrote {args.target} ({written['weights']} weights, {written['bytes'] / 1e6:,.1f} MB)"))
+        print(printable(f'Next: vxl2 ask VIDEO "…" --model {shlex.quote(str(args.target))}'))

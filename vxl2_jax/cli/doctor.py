@@ -13,18 +13,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import UInt8
 
 from pallas_kernels import attention
-from vxl2_jax import __version__, hardware, installed
+from vxl2_jax import __version__, activations, config, hardware, installed, planning
+from vxl2_jax.checkpoints.fetch import NANO
 from vxl2_jax.cli import options
 from vxl2_jax.models import quantised
+from vxl2_jax.video.reader import open_video
 
 _EXAMPLES = """examples:
   vxl2 doctor
   vxl2 doctor --model BAAI/Video-XL-2
 
 Paste the report into a bug report. With --model, the weights are loaded: keys and shapes are compared with those of the
-model's config.json, and every number must be finite. The exit code is 2 if a check failed."""
+model's config.json, every number must be finite, and so must the activations of each layer over frames of the bundled
+clip. "fit" is what `vxl2 plan --device here` computes. The exit code is 2 if a check failed."""
+QUESTION = "What appears at 40 seconds?"
+_FRAMES = 8
 _HEAD_WIDTHS = (128, 72)  # of the real model's language model and vision tower
 
 
@@ -52,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
         "devices": [device_data(each) for each in jax.devices()],
         "kernels": kernel_tests(device, jnp.dtype(args.dtype or hardware.default_dtype(device))),
         "folders": folders(),
+        "released_model": planning.fits_here(config.video_xl_2()),
         "problems": [],
     }
     if problem := installed.jax_problem():
@@ -67,6 +74,11 @@ def run(args: argparse.Namespace) -> None:
         }
         bad = [name for part in report["model"]["parts"].values() for name in part["not_finite"]]
         report["problems"] += [f"weights that are not finite: {name}" for name in bad]
+        sizes = activations.largest_by_layer(model, demo_frames(model.config.vision.image_size), QUESTION)
+        bad = [name for name, size in sizes.items() if not np.isfinite(size)]
+        report["problems"] += [f"activations are not finite from {name} on, in {model.dtype}" for name in bad[:1]]
+        report["model"] |= {"activations": {name: _number(size) for name, size in sizes.items()}}
+        report["model"] |= {"fits": planning.fits_here(model.config)}
     print(json.dumps(report, indent=1) if args.json else "\n".join(as_text(report)))
     if report["problems"]:
         raise RequestError(f"{len(report['problems'])} problems: {report['problems'][0]}")
@@ -140,6 +152,17 @@ def _folder(path: Path) -> dict[str, Any]:
     return {"path": str(path), "writable": os.access(parent, os.W_OK), "bytes": size}
 
 
+def demo_frames(size: int) -> UInt8[np.ndarray, "F {size} {size} 3"]:
+    """Frames of the bundled clip, evenly spaced."""
+    source = open_video(NANO.parent / "demo.mp4", size=size, max_frames=_FRAMES)
+    return np.concatenate(list(source.batches(_FRAMES)))
+
+
+def _number(size: float) -> float | str:
+    """A number for JSON, which has no NaN and no infinity."""
+    return float(f"{size:.4g}") if np.isfinite(size) else str(size)
+
+
 def weights_data(params: Any) -> dict[str, dict[str, Any]]:
     """By part of the model: parameters, largest absolute value, and the names of leaves that are not finite."""
     parts: dict[str, dict[str, Any]] = {}
@@ -174,6 +197,7 @@ def as_text(report: dict[str, Any]) -> list[str]:
     for name, folder in report["folders"].items():
         state = "writable" if folder["writable"] else "NOT writable"
         lines.append(f"{name}: {folder['path']}, {state}, {folder['bytes'] / 1e6:.1f} MB")
+    lines.append(f"released model: {report['released_model']}")
     if "model" in report:
         lines.append(
             f"model {report['model']['name']} in {report['model']['dtype']}, {report['model']['weights']} weights: keys and shapes fit"
@@ -181,6 +205,9 @@ def as_text(report: dict[str, Any]) -> list[str]:
         for name, part in report["model"]["parts"].items():
             state = f"not finite: {', '.join(part['not_finite'])}" if part["not_finite"] else "all finite"
             lines.append(f"  {name}: {part['parameters']:,} parameters, largest {part['largest']:.3g}, {state}")
+        sizes = ", ".join(f"{name} {size}" for name, size in report["model"]["activations"].items())
+        lines.append(f"  largest activation by layer: {sizes}")
+        lines.append(f"  {report['model']['fits']}")
     return [*lines, *(f"problem: {text}" for text in report["problems"])] + (
         [] if report["problems"] else ["no problem"]
     )

@@ -101,11 +101,10 @@ def add_number(parser: Any, name: str, **keywords: Any) -> None:
     parser.add_argument("--" + name.replace("_", "-"), type=partial(RANGES[name].parse, name), **keywords)
 
 
-def add_output(parser: argparse.ArgumentParser, *, json: bool = True) -> argparse._ArgumentGroup:
+def add_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Add --json and --quiet; returns their group."""
     group = parser.add_argument_group("output")
-    if json:
-        group.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
+    group.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
     group.add_argument("--quiet", action="store_true", help="show no progress")
     group.add_argument("-v", "--verbose", action="store_true", help="print which attention kernel was chosen, and why")
     return group

@@ -13,10 +13,13 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.models.quantised import SETTINGS, WIDE
 from vxl2_jax.options import AskOptions, WatchOptions
 
+HERE = "here"
+"""The name of the device that is present."""
 _EXAMPLES = """examples:
-  vxl2 plan --frames 10000 --device h200
-  vxl2 plan --frames 1024 --device t4 --weights int8
-  vxl2 plan --frames 2048 --fps 0.5 --block-size 4 --prev-blocks none --device a100-40 --json
+  vxl2 plan --frames 10000 --device h200 --model BAAI/Video-XL-2
+  vxl2 plan --frames 1024 --device t4 --model BAAI/Video-XL-2 --weights int8
+  vxl2 plan --frames 600 --device here --model BAAI/Video-XL-2
+  vxl2 plan --frames 2048 --model BAAI/Video-XL-2 --fps 0.5 --block-size 4 --prev-blocks none --device a100-40 --json
 
 No weights are loaded and no accelerator is needed. Memory is the peak of what is live at the same time. Seconds are a
 lower bound: operations divided by the device's peak rate."""
@@ -32,17 +35,26 @@ def add(commands: Any, help: str) -> None:
         description="Compute what watching a video and asking one question cost, and whether they fit a device.",
     )
     plan.set_defaults(run=run)
-    plan.add_argument("--model", default="video-xl-2", help="video-xl-2 or nano")
+    plan.add_argument("--model", default="nano", help="nano, or BAAI/Video-XL-2, of which nothing is downloaded")
     add_number(plan, "frames", required=True, metavar="N", help="number of sampled frames")
     add_number(plan, "question_tokens", default=68, metavar="S", help="tokens of the question with its template")
     plan.add_argument(
         "--dtype", choices=DTYPES, default="bfloat16", help="dtype of wide weights, activations and memory"
     )
     add_weights(plan, "wide", (*SETTINGS, AUTO))
-    plan.add_argument("--device", default="h200", metavar="D", help=", ".join(planning.DEVICES))
+    plan.add_argument("--device", default="h200", metavar="D", help=", ".join([*planning.DEVICES, HERE]))
     plan.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
     add_options(plan, WatchOptions, "watching", names=("fps", "block_size", "prev_blocks", "compression"))
     add_options(plan, AskOptions, "asking", names=("top_k", "chunk_size"))
+
+
+def _device(name: str) -> planning.DeviceSpec:
+    device = planning.present_device() if name == HERE else planning.DEVICES.get(name)
+    if device is None:
+        known = ", ".join(planning.DEVICES)
+        problem = "the memory of this device is unknown" if name == HERE else f"unknown device {name!r}"
+        raise RequestError(f"{problem}: choose {known}")
+    return device
 
 
 def run(args: argparse.Namespace) -> None:
@@ -54,9 +66,7 @@ def run(args: argparse.Namespace) -> None:
     watch, ask = WatchOptions(**given(args, WatchOptions)), AskOptions(**given(args, AskOptions))
     watch.check()
     ask.check()
-    if args.device not in planning.DEVICES:
-        raise RequestError(f"unknown device {args.device!r}: choose {', '.join(planning.DEVICES)}")
-    device, itemsize = planning.DEVICES[args.device], 4 if args.dtype == "float32" else 2
+    device, itemsize = _device(args.device), 4 if args.dtype == "float32" else 2
     config, tokenizer = planning.model_of(args.model)
     layout = planning.layout_for(config, tokenizer, args.frames, watch.fps)
     weights = args.weights or WIDE
@@ -74,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     fits = plan.fits(device)
     advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, itemsize=itemsize, **workload)
     document = render.plan_data(plan, weights, args.device, device, fits, advice)
+    document = {"model": args.model, **document}
     if args.json:
         print(json.dumps(document, indent=1))
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,6 +39,7 @@ def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
             "reduction_percent": round(100 * (1 - kept / causal), 2),
         },
         "timings_s": {stage: round(seconds, 4) for stage, seconds in timings.items()},
+        "toy": any(answer.doubts for answer in answers),
         "answers": [answer_data(answer) for answer in answers],
     }
 
@@ -48,6 +50,7 @@ def answer_data(answer: Answer) -> dict[str, Any]:
         "question": answer.question,
         "answer": answer.text,
         "complete": answer.stopped,
+        "doubts": list(answer.doubts),
         "chunks": [
             {"start_s": c.start_s, "end_s": c.end_s, "score": round(c.score, 6), "dense": c.dense}
             for c in answer.chunks
@@ -65,38 +68,57 @@ def answer_data(answer: Answer) -> dict[str, Any]:
 def as_text(
     memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float], elapsed: float | None = None
 ) -> RenderableType:
-    """The same for a terminal. elapsed: seconds from the start of the program to the answers."""
-    data = as_data(memory, answers, timings)
+    """The same for a terminal: the answers, what was saved, which chunks were read, and the stages' seconds.
+
+    elapsed: seconds from the start of the program to the answers.
+    """
     parts: list[RenderableType] = []
     if elapsed is not None:
         parts.append(Text(f"answer{'s' * (len(answers) > 1)} after {elapsed:.0f} s", style="dim"))
-    for number, answer in enumerate(answers, 1):
+    for answer in answers:
+        text = printable(answer.text) or "(nothing)"
         parts += [
             Text.assemble(("Q  ", "dim"), printable(answer.question)),
-            Text.assemble(
-                ("A  ", "dim"), (printable(answer.text) or "(nothing)", "bold green"), "" if answer.stopped else " …"
-            ),
-            _timeline(answer),
-            Text(
-                f"cache loaded {answer.cache_tokens:,} of {answer.cache_tokens_dense:,} tokens "
-                f"({100 * (1 - answer.cache_ratio):.0f} % saved)",
-                style="dim",
-            ),
+            Text.assemble(("A  ", "dim"), (text, "bold green"), "" if answer.stopped else " …"),
         ]
+    parts += [Text(_saved(memory, answers)), Text()]
+    if len(answers) == 1:
+        parts += [_timeline(answers[0]), Text()]
+    for number, answer in enumerate(answers, 1):
+        parts.append(Text(_dense_spans(answer), style="dim"))
         # The answers of a batch share its timings.
         if number == len(answers) or answers[number].timings is not answer.timings:
             batch = f"batch of {answer.batch}: " if answer.batch > 1 else ""
             parts.append(Text(batch + _stages(answer.timings), style="dim"))
-        parts.append(Text())
-    attention = data["attention"]
-    parts.append(
-        Text(
-            f"{memory.frames} frames, {memory.layout.length:,} tokens · attention {attention['pairs_kept']:,} of "
-            f"{attention['pairs_causal']:,} pairs ({attention['reduction_percent']:.0f} % saved) · {_stages(timings)}",
-            style="dim",
-        )
+    frames = f"{memory.frames} frames, {memory.layout.length:,} tokens · {_stages(timings)}"
+    return Group(*parts, Text(frames, style="dim"))
+
+
+def _saved(memory: VideoMemory, answers: Sequence[Answer]) -> str:
+    """One line: what chunk-based pre-filling and bi-level reading saved."""
+    kept, causal = attention_pairs(memory.layout, memory.rule)
+    line = f"saved: {100 * (1 - kept / causal):.0f} % of the attention ({kept:,} of {causal:,} pairs computed)"
+    if not answers:
+        return line
+    loaded, dense = (sum(getattr(one, name) for one in answers) for name in ("cache_tokens", "cache_tokens_dense"))
+    if loaded == dense:
+        return f"{line}; the whole cache was loaded"
+    count = (
+        f"{loaded / len(answers):,.0f} of {dense / len(answers):,.0f} tokens loaded{' on average' * (len(answers) > 1)}"
     )
-    return Group(*parts)
+    return f"{line}, {100 * (1 - loaded / dense):.0f} % of the cache ({count})"
+
+
+def _dense_spans(answer: Answer) -> str:
+    """The seconds that were read dense, as 0–12, 36–60."""
+    spans: list[list[float]] = []
+    for chunk in answer.chunks:
+        if chunk.dense and spans and spans[-1][1] == chunk.start_s:
+            spans[-1][1] = chunk.end_s
+        elif chunk.dense:
+            spans.append([chunk.start_s, chunk.end_s])
+    shown = ", ".join(f"{start:g}–{end:g}" for start, end in spans[:12]) + ", …" * (len(spans) > 12)
+    return f"dense: {shown} s"
 
 
 def _stages(timings: dict[str, float]) -> str:
@@ -144,7 +166,7 @@ def plan_data(plan: Plan, weights: str, name: str, device: DeviceSpec, fits: boo
         "peak_bytes": plan.peak_bytes,
         "device": name,
         "device_memory_gb": device.memory_gb,
-        "seconds": round(plan.seconds(device), 4),
+        "seconds": None if math.isnan(device.tflops) else round(plan.seconds(device), 4),
         "fits": fits,
         "advice": advice,
     }
@@ -160,6 +182,7 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
         return f"{count / 1e9:,.2f} GB"
 
     table = Table(box=None, show_header=False)
+    table.add_row("model", printable(document["model"]))
     tokens, groups, asked = document["tokens"], document["groups"], document["question_tokens"]
     table.add_row("tokens", f"{tokens:,} of {groups:,} groups of 4 frames, {asked} of the question")
     kept, causal = document["attention_pairs_kept"], document["attention_pairs_causal"]
@@ -174,7 +197,8 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
         table.add_row(f"  during {phase}", gb(sum(parts.values())))
     available = f"{document['device_memory_gb']} GB on {document['device']}"
     table.add_row("peak", f"{gb(document['peak_bytes'])} of {available} ({document['peak_phase']})")
-    table.add_row("floor", f"{document['seconds']:,.2f} s")
+    if document["seconds"] is not None:
+        table.add_row("floor", f"{document['seconds']:,.2f} s")
     verdict = (
         Text("fits", "bold green") if document["fits"] else Text(f"does not fit: {document['advice']}", "bold red")
     )

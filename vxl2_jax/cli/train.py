@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+import tomllib
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from vxl2_jax.cli import options
+from vxl2_jax.text.typed import printable, printable_json
 from vxl2_jax.training.settings import EXAMPLE, read
 
 _HELP = """Train a model on conversations about videos, as a settings file says.
@@ -40,20 +45,23 @@ def add(commands: Any, help: str) -> None:
     source = train.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", type=options.path, metavar="FILE.toml", help="the settings")
     source.add_argument("--print-config", action="store_true", help="print an example with comments, and exit")
-    train.add_argument("--quiet", action="store_true", help="no progress")
+    options.add_output(train)
 
 
 def run(args: argparse.Namespace) -> None:
     """`vxl2 train`."""
     if args.print_config:
-        print(EXAMPLE, end="")
+        print(json.dumps(tomllib.loads(EXAMPLE), indent=1) if args.json else EXAMPLE, end="\n" if args.json else "")
         return
     settings = read(args.config)
     from vxl2_jax.training.finetune import train
 
     with _progress(args.quiet) as log:
         model = train(settings, log)
-    print(f'{model}: complete. To use it: vxl2 ask VIDEO "…" --model {model}')
+    if args.json:
+        print(printable_json({"model": str(model), "metrics": str(Path(settings.out) / "metrics.jsonl")}))
+    else:
+        print(printable(f'{model}: complete\nNext: vxl2 ask VIDEO "…" --model {shlex.quote(str(model))}'))
 
 
 @contextmanager

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import time
 from typing import Any
 
 from vxl2_jax.cli import options
+from vxl2_jax.cli.download import add_allow_url, local_copy
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.files import check_output
 from vxl2_jax.options import WatchOptions
@@ -32,6 +34,7 @@ def add(commands: Any, help: str) -> None:
     watch.set_defaults(run=run, interrupted="the same command resumes")
     watch.add_argument("video", metavar="VIDEO", help="a video file, an image or a folder of images")
     watch.add_argument("--out", type=options.path, required=True, metavar="FILE", help="the memory file to write")
+    add_allow_url(watch)
     options.add_model(watch)
     options.add_options(watch, WatchOptions, "watching")
     options.add_output(watch)
@@ -39,21 +42,26 @@ def add(commands: Any, help: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run `vxl2 watch`."""
+    watch = given(args, WatchOptions)
+    WatchOptions(**watch).check()
+    check_output(args.out)
+    with local_copy(args.video, args) as video:
+        _run(args, video, watch)
+
+
+def _run(args: argparse.Namespace, video: str, watch: dict[str, Any]) -> None:
     from rich.console import Console
 
     from vxl2_jax.cli import render
 
-    watch = given(args, WatchOptions)
-    WatchOptions(**watch).check()
-    options.check_video(args.video)
-    check_output(args.out)
+    options.check_video(video)
     timings: dict[str, float] = {}
     start = time.perf_counter()
     model = options.load_model(args)
     timings["load model"] = time.perf_counter() - start
     existed = args.out.exists()
     with progress("watching", "frames", args.quiet) as advance:
-        memory = model.watch(args.video, out=args.out, **watch, progress=advance, timings=timings)
+        memory = model.watch(video, out=args.out, **watch, progress=advance, timings=timings)
     size = args.out.stat().st_size
     if args.json:
         file = {"path": str(args.out), "bytes": size, "was_there": existed}
@@ -63,3 +71,5 @@ def run(args: argparse.Namespace) -> None:
         Console(highlight=False).print(render.as_text(memory, [], timings), soft_wrap=True)
         state = "exists already" if existed else "written"
         print(typed.printable(f"{args.out}: {state}, {size / 1e6:,.1f} MB"))
+        named = "" if args.model == "nano" else f" --model {shlex.quote(args.model)}"
+        print(typed.printable(f'Next: vxl2 ask --memory {shlex.quote(str(args.out))} "…"{named}'))

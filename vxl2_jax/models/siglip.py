@@ -79,5 +79,7 @@ class SigLIP(nn.Module):
         x = Linear(cfg.width, name="patch")(patches)
         x = x + self.param("position", nn.initializers.normal(0.02), (cfg.grid**2, cfg.width)).astype(x.dtype)
         block = nn.remat(EncoderBlock, prevent_cse=False) if self.remat else EncoderBlock
-        stack = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=cfg.layers)
+        stack = nn.scan(
+            block, variable_axes={"params": 0, "intermediates": 0}, split_rngs={"params": True}, length=cfg.layers
+        )
         return stack(cfg, self.kernel, name="layers")(x, None)[0]

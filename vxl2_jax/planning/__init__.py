@@ -12,6 +12,7 @@ from vxl2_jax.planning.plan import (
     model_of,
     plan,
 )
+from vxl2_jax.planning.present import fits_here, how_to_take_the_real_model, present_device
 
 __all__ = [
     "DEVICES",
@@ -22,8 +23,11 @@ __all__ = [
     "check_memory",
     "count_tokens",
     "fitting_weights",
+    "fits_here",
+    "how_to_take_the_real_model",
     "layout_for",
     "max_frames",
     "model_of",
     "plan",
+    "present_device",
 ]

@@ -32,7 +32,9 @@ class DeviceSpec(NamedTuple):
 
     @property
     def platform(self) -> str:
-        """JAX's name of the platform: gpu or tpu."""
+        """JAX's name of the platform: gpu, tpu or cpu."""
+        if self.device_kind == "cpu":
+            return "cpu"
         return "gpu" if self.compute_capability else "tpu"
 
     @property

@@ -22,7 +22,7 @@ from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import LARGE, BatchSizes, CompilerTraits, compiler_traits
 from vxl2_jax.layout import Layout, pooled
 from vxl2_jax.models import quantised
-from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.options import AskOptions, WatchOptions, chunk_size_for
 
 _F32 = 4
 
@@ -36,7 +36,7 @@ class Workload(NamedTuple):
     """
 
     compression: int = WatchOptions.compression
-    chunk_size: int = AskOptions.chunk_size
+    chunk_size: int | None = AskOptions.chunk_size
     top_k: int | None = AskOptions.top_k
     question_tokens: int = 68
     max_new_tokens: int = AskOptions.max_new_tokens
@@ -50,6 +50,10 @@ class Workload(NamedTuple):
     def compiler(self) -> CompilerTraits:
         """How XLA compiles for the platform."""
         return compiler_traits(self.platform)
+
+    def chunk_groups(self, layout: Layout) -> int:
+        """Groups per chunk of a video."""
+        return self.chunk_size or chunk_size_for(layout.groups)
 
     @property
     def question_rows(self) -> int:
@@ -73,7 +77,7 @@ def cached_tokens(layout: Layout, workload: Workload) -> tuple[int, int]:
     """(tokens that a question loads, tokens of the dense level)."""
     if workload.top_k is None:
         return layout.length, layout.length
-    return layout.mixed_length(workload.compression, workload.chunk_size, workload.top_k), layout.length
+    return layout.mixed_length(workload.compression, workload.chunk_groups(layout), workload.top_k), layout.length
 
 
 def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
@@ -207,7 +211,7 @@ def _partial_results(config: ModelConfig, workload: Workload, segments: int) -> 
 
 def _relevance(config: ModelConfig, layout: Layout, workload: Workload) -> int:
     """A layer's weights, two sets of logits of the chunks of a step, three of all chunks' shares, the question's tail."""
-    rows, size = config.language.heads * workload.question_rows, workload.chunk_size
+    rows, size = config.language.heads * workload.question_rows, workload.chunk_groups(layout)
     width = bucket(size * (layout.pooled(workload.compression) + max(layout.timestamp_lengths, default=0)))
     steps = 2 * (workload.kernel.chunks_per_step or 1) * rows * width * _F32
     shares = 3 * bucket(layout.chunks(size)) * rows * _F32

@@ -87,7 +87,7 @@ def model_of(name: str) -> tuple[ModelConfig, Tokenizer | None]:
         return nano(tokenizer.vocabulary), tokenizer
     if name.lower() in ("video-xl-2", "baai/video-xl-2"):
         return video_xl_2(), None
-    raise RequestError(f"{name}: no plan for this model; choose video-xl-2 or nano")
+    raise RequestError(f"{name}: no plan for this model; choose nano or BAAI/Video-XL-2")
 
 
 def count_tokens(text: str) -> int:

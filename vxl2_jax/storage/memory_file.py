@@ -32,7 +32,7 @@ from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage.records import Record, RecordReader
 
-VERSION = 3
+VERSION = 4
 GROUPS_PER_RECORD = 8
 """Small, so that a chunk can be read and verified without reading much more. Strides are multiples of it."""
 _Seconds = Annotated[float, Meta(ge=0, le=1e12)]
@@ -190,6 +190,7 @@ class _Identity(msgspec.Struct, frozen=True):
     model: str
     video: str
     video_hash: str
+    generated: bool
     seconds: tuple[_Seconds, ...]
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ class VideoSource:
     size: S, pixels.
     indices: frame numbers, non-decreasing (a frame that is on screen for long may be chosen twice).
     seconds: timestamps since the first frame, rounded to one decimal.
+    generated: the file says that `experiments.synthetic` made it.
     """
 
     path: Path
@@ -54,6 +55,7 @@ class VideoSource:
     seconds: Float64[np.ndarray, " F"]
     # Reads the frames with these numbers, which strictly increase.
     _read: Callable[[Int64[np.ndarray, " M"]], Iterator[RGBFrame]] = dataclasses.field(repr=False)
+    generated: bool = False
 
     def batches(self, frames_per_batch: int, first: int = 0) -> Iterator[UInt8[np.ndarray, "n S S 3"]]:
         """Decode and resize the frames, in order. Every call starts from the beginning.
@@ -205,7 +207,18 @@ def _open_container(path: Path, size: int, options: dict) -> VideoSource:
     native = rate or (total - 1) / float(index.times[-1])
     read = functools.partial(read_frames, path, index)
     return VideoSource(
-        path, "video", native, total / native, total, rate is None, index.damaged, size, indices, seconds, read
+        path,
+        "video",
+        native,
+        total / native,
+        total,
+        rate is None,
+        index.damaged,
+        size,
+        indices,
+        seconds,
+        read,
+        index.generated,
     )
 
 
@@ -253,6 +266,11 @@ def _constant_rate(index: PacketIndex) -> float | None:
 def check_readable(path: Path) -> Generator[None, None, None]:
     """Raise VideoError for a path that cannot be read, instead of a decoder's own error."""
     try:
+        if files.is_address(path):
+            address = str(path).replace(":/", "://", 1)
+            raise VideoError(
+                f"{address}: an address, not a file; download it, or give --allow-url to vxl2 ask or watch"
+            )
         if not path.exists():
             raise VideoError(f"{path}: no such file; give the path of a video, an image or a folder of images")
         if not (path.is_file() or path.is_dir()):

@@ -31,6 +31,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_count(parser, "--questions", 7, "number of questions", most=64)
     arguments.add_footage(parser, default="")
+    text = "of the encoder: x264's constant rate factor, 0 (lossless) to 51"
+    arguments.add_integer(parser, "--quality", arguments.integer(0, 51), encode.QUALITY, text)
     arguments.add_video(parser, rate=8)
     arguments.add_files(parser)
 
@@ -41,7 +43,7 @@ def run(flags: argparse.Namespace) -> str:
     length = clips.draw_seconds(rng)  # also drawn with --seconds, which thus changes nothing else
     clip = clips.draw_clip(rng, seconds=flags.seconds or length, names=pictures.load()[0], footage=flags.footage)
     asked = questions.questions(rng, clip, flags.questions, first=flags.seed)
-    encode.render_mp4(clip, flags.out, flags.size, flags.rate)
+    encode.render_mp4(clip, flags.out, flags.size, flags.rate, flags.quality)
     files.write(flags.answers, files.as_json(answers(clip, asked)))
     return summary(flags, asked[0])
 

@@ -1,0 +1,36 @@
+"""Answers of a toy model, marked with what it was not trained on; see `scope`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from vxl2_jax import planning
+from vxl2_jax.errors import ToyModelWarning
+from vxl2_jax.memory import VideoMemory
+from vxl2_jax.runtime import Runtime
+
+_SHOWN = 3
+"""Reasons in one warning."""
+
+
+def marked(model: Runtime, memory: VideoMemory, answers: Sequence[Any], history: Sequence[Any] = ()) -> list[Any]:
+    """Finished answers about a memory, with their `doubts`. Warns (ToyModelWarning) if there are any.
+
+    Of a model that is no toy, the answers as they are.
+    """
+    if model.scope is None:
+        return list(answers)
+    video = {"generated": memory.generated, "seconds": memory.end_s, "follows": bool(history)}
+    answers = [replace(answer, doubts=model.scope.doubts(answer.question, **video)) for answer in answers]
+    if reasons := list(dict.fromkeys(reason for answer in answers for reason in answer.doubts)):
+        more = f", and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
+        warnings.warn(
+            f"{model.name} is a toy and answers this without knowing: {'; '.join(reasons[:_SHOWN])}{more}. It knows "
+            f"{model.scope.summary}. For real videos: {planning.how_to_take_the_real_model()}",
+            ToyModelWarning,
+            stacklevel=4,  # the caller of `Model.ask` with one question
+        )
+    return answers
