@@ -141,8 +141,6 @@ def run_layers(
     if isinstance(stack, tuple):
         carry = x, state
         for layer, own in enumerate(stack):
-            # Nothing of a layer, such as wide copies of its quantised weights, is made before the layer is reached.
-            own, carry = jax.lax.optimization_barrier((own, carry))
             carry, _ = step(carry, (own, jnp.int32(layer)), keys_only=last_keys_only and layer == count - 1)
         return carry
     if not last_keys_only:
