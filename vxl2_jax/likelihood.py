@@ -92,7 +92,7 @@ def _check_choices(choices: Any, questions: int) -> list[list[str]]:
         return isinstance(value, Sequence) and not isinstance(value, str)
 
     if not is_list(choices) or not all(is_list(each) for each in choices) or len(choices) != questions:
-        raise RequestError(f"choices must be a list of texts for each of the {questions} questions")
+        raise RequestError(f"choices must be one list of texts for each question, of which there are {questions}")
     if not all(choices):
         raise RequestError("choices must hold at least one text for each question")
     return [[typed.prepare(text, "a choice") for text in each] for each in choices]

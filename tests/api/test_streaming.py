@@ -76,7 +76,7 @@ def test_the_most_likely_choice_is_the_answer(model, memory):
     assert [answer.text for answer in job.answers] == [answer.text for answer in found]
 
 
-@pytest.mark.parametrize("choices", ["ab", [], [""], [1], 3])
+@pytest.mark.parametrize("choices", ["ab", [], [""]])
 def test_wrong_choices_are_refused(model, memory, choices):
     with pytest.raises(vxl2.RequestError, match="choice"):
         model.ask(memory, "what?", choices=choices)

@@ -31,6 +31,12 @@ CALLS: list[tuple[str, Callable]] = [
     *((f"watch_more({more!r:.40})", lambda more=more: model.watch_more(memory, *more)) for more in WRONG_FRAMES),
     *((f"watch_more({one!r})", lambda one=one: model.watch_more(one, frames, seconds + 9)) for one in (None, "m")),
     *((f"ask({one!r})", lambda one=one: model.ask(memory, one)) for one in (None, 3, b"?", [None], ["?", 3], "", [""])),
+    *((f"stream({one!r})", lambda one=one: model.stream(memory, one)) for one in (None, 3, b"?", ["?"], "")),
+    *((f"choices={one!r}", lambda one=one: model.ask(memory, "?", choices=one)) for one in ("ab", 3, [], [1], [["a"]])),
+    *(
+        (f"choices of two={one!r}", lambda one=one: model.ask(memory, ["?", "!"], choices=one))
+        for one in ("ab", [["a"]])
+    ),
     *((f"ask of {one!r}", lambda one=one: model.ask(one, "?")) for one in (None, "a.mp4", frames)),
     *((f"history={one!r}", lambda one=one: model.ask(memory, "?", history=one)) for one in (None, "?", ["?"], [None])),
     *((f"fps={one!r}", lambda one=one: model.watch((frames, seconds), fps=one)) for one in (None, 0, *NUMBERS)),
