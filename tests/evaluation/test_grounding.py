@@ -218,7 +218,12 @@ class StandIn(UnloadedModel):
                 yield JobResult(job, error=VideoError(f"{job.video.name}: cannot be read"))
                 continue
             self.prompts += job.questions
-            answers = [Answer(text, "from 4 to 8 seconds", (1,), True, chunks, 1, 1, {}) for text in job.questions]
+            answers = [
+                RequestError("too long")
+                if "it waits" in text
+                else Answer(text, "from 4 to 8 seconds", (1,), True, chunks, 1, 1, {})
+                for text in job.questions
+            ]
             yield JobResult(job, tuple(answers), empty_memory(20, PrefillRule(4, 3)), {})
 
 
@@ -231,6 +236,7 @@ def test_a_run_resumes_and_counts_videos_that_cannot_be_watched(tmp_path):
         "A 10 18##it ends.",
         "C 0 4##never seen.",
         "D 0 4##not there.",
+        "A 0 9##it waits.",
     ]
     (tmp_path / "sta.txt").write_text("\n".join(lines))
     for name in "ABC":
@@ -259,6 +265,7 @@ def test_a_run_resumes_and_counts_videos_that_cannot_be_watched(tmp_path):
     assert data["predictors"]["text"]["r1@0.7"]["right"] == 1 and data["predictors"]["text"]["r1@0.5"]["right"] == 2
     assert data["predictors"]["attention"] == data["predictors"]["text"] and data["complete"]
     assert {failure["video"] for failure in data["failures"]} == {"C", "D"} and data["moments"] == 3
+    assert data["failed_questions"] == [{"video": "A", "question": "it waits.", "error": "too long"}]
     assert sum("it starts" in text for text in model.prompts) == 1 and "folder" not in (out / "report.md").read_text()
     rows = out / "rows.0-of-1.jsonl"
     kept = [line for line in rows.read_text().splitlines(True) if '"video": "B"' not in line]

@@ -48,10 +48,16 @@ def summarise(folder: Path) -> dict[str, Any]:
         "published": RELEASED[settings["benchmark"]][MODES[settings["mode"]]].accuracy,
         "saved": savings(questions, records),
         "failures": failures,
+        "failed_questions": failed_questions(records),
         "time": _time(records),
         "oracle": oracle_counts(questions),
         "notes": _notes(settings),
     }
+
+
+def failed_questions(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The questions of watched videos that could not be asked, with the reason."""
+    return [{"video": record["video"], **one} for record in records for one in record.get("failed", ())]
 
 
 def score_data(score: Score) -> dict[str, Any]:
@@ -216,6 +222,8 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     ]
     if data["unscored"]:
         lines.append(f"{data['unscored']:,} responses are not scored: the annotations have no correct answer.")
+    if data["failed_questions"]:
+        lines.append(f"{len(data['failed_questions']):,} questions could not be asked, and are left out.")
     if left_out:
         lines.append(f"{len(left_out):,} annotation rows were left out: they are invalid.")
     if data["corrected"]:
@@ -246,7 +254,7 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     lines += table(["stage", "seconds"], [*stages, ["wall time", f"{time['wall_s']:,.1f}"]])
     lines += [f"At most {time['executables']} executables in a process; seconds are summed over processes.", ""]
     lines += settings_table({**settings, **settings["watch"], **settings["ask"], **data["made_with"]})
-    lines += failures_table(data["failures"])
+    lines += failures_table(data)
     if left_out:
         lines += table(["annotation rows that were left out"], [[problem] for problem in left_out[:_MAX_LEFT_OUT]])
     return "\n".join(lines)
@@ -259,9 +267,14 @@ def settings_table(settings: Mapping[str, Any]) -> list[str]:
     )
 
 
-def failures_table(failures: Sequence[Mapping[str, str]]) -> list[str]:
-    """Lines of a Markdown table of the videos that could not be watched; none if there are none."""
-    return table(["video", "why it could not be watched"], [[*one.values()] for one in failures]) if failures else []
+def failures_table(data: Mapping[str, Any]) -> list[str]:
+    """Lines of Markdown tables of the videos that could not be watched, and of the questions that could not be asked."""
+    videos, questions = (
+        [[one["video"], one["error"]] for one in data[key]] for key in ("failures", "failed_questions")
+    )
+    return (table(["video", "why it could not be watched"], videos) if videos else []) + (
+        table(["video", "why a question could not be asked"], questions) if questions else []
+    )
 
 
 def percent(score: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import RequestError, shown
+from vxl2_jax.generate import Answer
 from vxl2_jax.options import RANGES
 
 _FOLLOWED = ("max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", "until")
@@ -105,8 +106,8 @@ def answer_all(
 ) -> list[str]:
     """Answer requests, in order.
 
-    Requests about the same video with the same options are asked in one batch. If a video cannot be watched, its answers
-    are empty; the error is logged, and the number of empty answers at the end.
+    Requests about the same video with the same options are asked in one batch. If a video cannot be watched, or a question
+    not asked, the answer is empty; the error is logged, and the number of empty answers at the end.
 
     Args:
       watch, ask: options of `Model.watch` and `Model.ask` for all requests; a request's own `ask` takes precedence.
@@ -119,11 +120,15 @@ def answer_all(
             failed += len(indices)
         else:
             for index, answer in zip(indices, result.answers, strict=True):
-                texts[index] = _cut(answer.text, requests[index].until)
+                if isinstance(answer, Answer):
+                    texts[index] = _cut(answer.text, requests[index].until)
+                else:
+                    _log.error("not asked: %s", answer)
+                    failed += 1
         advance(len(indices))
         del result  # frees its memory before the next video is watched
     if failed:
-        _log.error("%d of %d answers are empty: their videos could not be watched", failed, len(texts))
+        _log.error("%d of %d answers are empty: see the errors above", failed, len(texts))
     return texts
 
 
