@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import json
 
-from absl import app, flags
+from absl import flags
 
+from experiments import start
 from vxl2_jax import planning
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.planning import DEVICES, DeviceSpec, Plan
@@ -97,4 +98,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start.run(main, uses_absl=True)

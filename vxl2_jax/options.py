@@ -67,6 +67,13 @@ class Range:
         self.check(name, value)
         return value
 
+    def read(self, name: str, value: Any) -> Any:
+        """A value that may be a text or a number already. Raises RequestError, as `check`."""
+        if isinstance(value, str):
+            return self.parse(name, value)
+        self.check(name, value)
+        return value if value is None else self.kind(value)
+
     def check(self, name: str, value: Any) -> None:
         """Raise RequestError if `value`, which the user knows as `name`, is no number in this range."""
         if value is None and self.none:

@@ -156,7 +156,7 @@ def test_qvhighlights_is_read_as_published_and_its_videos_are_found(tmp_path):
     [
         ("charades_sta", "AB12C 24.3##a person waves.", "row 1: must be"),
         ("charades_sta", "AB12C 1 2##fine.\nAB12C x 30.4##a person waves.", "row 2: a time must be a number"),
-        ("charades_sta", "AB12C 1 nan##a person waves.", "two numbers"),
+        ("charades_sta", "AB12C 1 nan##a person waves.", "a time must be"),
         ("charades_sta", "AB12C 3 2##a person waves.", "no sentence with a window"),
         ("qvhighlights", '{"qid": 1, "query": "q", "vid": "v", "duration": 9}', "validation split"),
         (

@@ -144,6 +144,7 @@ def _read_job(path: Path, number: int, text: str) -> _Line:
     valid = (
         isinstance(job, dict)
         and isinstance(job.get("video"), str)
+        and job["video"] != ""
         and isinstance(questions, list)
         and questions != []
         and all(isinstance(question, str) and question.strip() for question in questions)

@@ -15,6 +15,7 @@ from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.run_folder import AnsweredQuestion
 from vxl2_jax.evaluation.scores import Score, Verdict, grouped, judge, total
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
+from vxl2_jax.text.typed import printable
 
 NAME = "report"
 _UNVERIFIED = ("mlvu", "longvideobench")
@@ -193,7 +194,8 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         partial = folder / f".{name}.{os.getpid()}"
         try:
-            partial.write_text(text, encoding="utf-8")
+            # Names of files may hold bytes that are not UTF-8, which Python keeps as surrogates.
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(partial, folder / name)
         except OSError as error:
             raise RequestError(
@@ -287,6 +289,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """Lines of a Markdown table, followed by an empty line."""
 
     def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(printable(" ".join(str(cell).split())).replace("|", "\\|") for cell in cells) + " |"
 
     return [line(header), line(["---"] * len(header)), *map(line, rows), ""]

@@ -84,12 +84,12 @@ def truncate(file: IO[str], path: Path, step: int) -> None:
     """
     length = 0
     try:
-        for found, end in jsonl.read(
+        for found, after in jsonl.read(
             file, lambda line: json.loads(line)["step"], lambda line: line.startswith(_LINE_START[: len(line)])
         ):
             if found > step:
                 break
-            length = end
+            length = after
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{path}: not a metrics file; choose another out, or remove the file") from error
     jsonl.truncate(file, length)
