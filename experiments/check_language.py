@@ -27,8 +27,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from experiments import start
 from pallas_kernels.attention import REFERENCE, KVCache
 from vxl2_jax import decode
 from vxl2_jax.cache import views
@@ -218,4 +219,4 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start.run(main, uses_absl=True)

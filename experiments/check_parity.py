@@ -26,8 +26,9 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 
+from experiments import start
 from experiments.parity import bilevel, language, tables, vision
 from experiments.parity.cases import Case, Runner, read_cases
 from experiments.parity.golden import Archive, GoldenError, read_json
@@ -139,4 +140,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start.run(main, uses_absl=True)

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 
-from absl import app, flags
+from absl import flags
 
+from experiments import start
 from vxl2_jax import planning
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.models.quantised import INT8, WIDE
@@ -98,4 +99,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start.run(main, uses_absl=True)

@@ -17,8 +17,9 @@ import json
 import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
+from experiments import start
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError, Vxl2Error
 
@@ -65,4 +66,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start.run(main, uses_absl=True)

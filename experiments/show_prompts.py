@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import sys
 
-from absl import app, flags
+from absl import flags
 
+from experiments import start
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError, Vxl2Error
 
@@ -35,4 +36,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    start.run(main, uses_absl=True)

@@ -109,7 +109,7 @@ def test_a_broken_link_is_there(tmp_path):
     assert not files.is_there(tmp_path / "a\0b")
 
 
-@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "missing folder", "long name", "null"])
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "missing folder", "no folder", "long name", "null"])
 def test_only_regular_files_can_be_written(tmp_path, kind):
     path = tmp_path / "out"
     if kind == "folder":
@@ -118,7 +118,13 @@ def test_only_regular_files_can_be_written(tmp_path, kind):
         os.mkfifo(path)
     elif kind == "link":
         path.symlink_to("gone")
-    others = {"missing folder": tmp_path / "no" / "out", "long name": tmp_path / ("x" * 300), "null": Path("a\0b")}
+    (tmp_path / "file").touch()
+    others = {
+        "missing folder": tmp_path / "no" / "out",
+        "no folder": tmp_path / "file" / "out",
+        "long name": tmp_path / ("x" * 300),
+        "null": Path("a\0b"),
+    }
     problem(files.check_output, others.get(kind, path))
 
 

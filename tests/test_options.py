@@ -177,3 +177,20 @@ def test_an_unknown_scorer_is_refused_and_the_known_ones_are_listed():
 def test_an_unknown_keyword_is_a_type_error():
     with pytest.raises(TypeError, match="unexpected keyword.*fsp"):
         Model.watch(object.__new__(Model), "a.mp4", fsp=1)
+
+
+@pytest.mark.parametrize("text", ["1_0", " 5", "5 ", "5\n", "１２", "٣", "0x10", "1e2", "5.0", "", "nan", "9" * 5000])
+def test_a_whole_number_in_text_is_its_ascii_digits(text):
+    with pytest.raises(RequestError, match="whole number"):
+        RANGES["top_k"].parse("top_k", text)
+
+
+@pytest.mark.parametrize("text", ["1_0", " 5", "١.٥", "0x1p3", "inf", "-nan", "1e", ".", "1e999"])
+def test_a_number_in_text_is_decimal(text):
+    with pytest.raises(RequestError, match="a number from"):
+        RANGES["fps"].parse("fps", text)
+
+
+def test_numbers_in_text_are_read_as_usual():
+    found = [RANGES["fps"].parse("fps", text) for text in ("1", "+1.5", ".5", "5.", "1e-3", "2E+2")]
+    assert found == [1.0, 1.5, 0.5, 5.0, 0.001, 200.0] and RANGES["top_k"].parse("top_k", "007") == 7

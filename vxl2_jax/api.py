@@ -187,7 +187,8 @@ class Model(Runtime):
     ) -> Iterator[JobResult]:
         """Answer a queue of videos with their questions, in order. While one video is processed, the next one is read.
 
-        A job that fails (its video cannot be read, its memory would not fit, a question is empty) yields a `JobResult`
+        A question that cannot be asked (it is empty or too long) has a `RequestError` in the place of its answer. A job that
+        fails (its video cannot be read, its memory would not fit, no question can be asked) yields a `JobResult`
         with `error` set, and the queue goes on.
 
         Args:

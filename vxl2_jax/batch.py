@@ -40,11 +40,13 @@ class Job:
 class JobResult:
     """The result of a job: `error`, or the answers, the memory they come from and seconds per stage of watching.
 
-    error: the video cannot be read, its memory would not fit, a question is empty or too long, or memory ran out.
+    Attributes:
+      answers: one per question: the answer, or the error why the question was not asked (it is empty or too long).
+      error: the video cannot be read, its memory would not fit, none of the questions can be asked, or memory ran out.
     """
 
     job: Job
-    answers: tuple[Answer, ...] = ()
+    answers: tuple[Answer | RequestError, ...] = ()
     memory: VideoMemory | None = None
     timings: dict[str, float] = field(default_factory=dict)
     error: Vxl2Error | None = None
@@ -64,7 +66,7 @@ def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOption
     jobs = iter(jobs)
     with ThreadPoolExecutor(1, "vxl2-next-video") as background:
 
-        def start_next() -> tuple[Job, list[str], Future | Vxl2Error] | None:
+        def start_next() -> tuple[Job, list[str | RequestError], Future | Vxl2Error] | None:
             if (job := next(jobs, _END)) is _END:
                 return None
             try:
@@ -83,11 +85,17 @@ def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOption
                 timings: dict[str, float] = {}
                 with model.precision():
                     memory = ingest.watch(model, source.result(), watch, callbacks=Callbacks(timings=timings))
+                    asked = [question for question in questions if isinstance(question, str)]
                     if job.choices is None:
-                        answers = generate.ask_many(model, memory, questions, ask)
+                        answers = iter(generate.ask_many(model, memory, asked, ask))
                     else:
-                        answers = likelihood.choose_many(model, memory, questions, job.choices, ask)
-                result = JobResult(job, tuple(answers), memory, timings)
+                        texts = likelihood.check_choices(job.choices, len(questions))
+                        offered = [
+                            each for each, question in zip(texts, questions, strict=True) if isinstance(question, str)
+                        ]
+                        answers = iter(likelihood.choose_many(model, memory, asked, offered, ask))
+                    in_order = tuple(next(answers) if isinstance(one, str) else one for one in questions)
+                result = JobResult(job, in_order, memory, timings)
             except Vxl2Error as error:
                 result = JobResult(job, error=error.with_traceback(None))  # a traceback would keep arrays alive
             except (MemoryError, RuntimeError) as error:
@@ -99,12 +107,23 @@ def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOption
             del result
 
 
-def _questions(model: Runtime, job: Job, ask: AskOptions) -> list[str]:
-    """The questions of a job. Raises RequestError."""
+def _questions(model: Runtime, job: Job, ask: AskOptions) -> list[str | RequestError]:
+    """The questions of a job; in the place of one that cannot be asked, the error. Raises RequestError if none can be."""
     if not isinstance(job, Job):
         raise RequestError(f"a job must be a Job, not {type(job).__name__}")
     questions = [job.questions] if isinstance(job.questions, str) else job.questions
-    return [question.text for question in generate.encode_questions(model, questions, ask)]
+    if not isinstance(questions, Sequence):
+        raise RequestError(f"questions must be a list of texts, not {type(questions).__name__}")
+    found: list[str | RequestError] = []
+    for question in questions:
+        try:
+            found += [encoded.text for encoded in generate.encode_questions(model, [question], ask)]
+        except RequestError as error:
+            found.append(error.with_traceback(None))
+    errors = [one for one in found if isinstance(one, RequestError)]
+    if errors and len(errors) == len(found):
+        raise errors[0]
+    return found
 
 
 def _name(job: Job) -> str:

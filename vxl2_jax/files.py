@@ -15,10 +15,11 @@ import shutil
 import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from vxl2_jax.errors import CheckpointError, RequestError, VideoError, Vxl2Error, first_line, shown
 
@@ -94,14 +95,17 @@ def is_there(path: Path) -> bool:
 
 
 def check_output(path: Path) -> None:
-    """Raise RequestError unless a file can be at a path that is to be written; to be called before any long work."""
+    """Raise RequestError unless a file can be put at a path, or in place of the one there; to be called before long work."""
     try:
-        os.lstat(path)
-        if not path.is_file():
-            raise RequestError(f"{path}: not a regular file; choose another path")
-    except FileNotFoundError as error:
-        if not path.absolute().parent.is_dir():
-            raise RequestError(f"{path}: there is no such folder; create it first") from error
+        with suppress(FileNotFoundError):
+            os.lstat(path)
+            if not path.is_file():
+                raise RequestError(f"{path}: not a regular file; choose another path")
+        folder = path.absolute().parent
+        if not folder.is_dir():
+            raise RequestError(f"{path}: there is no such folder; create it first")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise RequestError(f"{path}: nothing can be written to its folder; choose another path")
     except (OSError, ValueError) as error:  # no name that a file can have
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{shown(str(path))}: not a path to write to ({reason}); choose another") from error
@@ -113,6 +117,15 @@ def open_regular(path: str | Path, kind: FileKind) -> BufferedReader:
     Raises the kind's error for a missing, unreadable or too large file, and for anything else (a directory, a pipe, a
     device) without waiting for it.
     """
+    return os.fdopen(_open_regular(path, kind), "rb")
+
+
+def open_lines(path: str | Path, kind: FileKind) -> IO[str]:
+    """The same for UTF-8 text that is read line by line, and need not fit into memory. Only "\\n" ends a line."""
+    return os.fdopen(_open_regular(path, kind), encoding="utf-8", newline="\n")
+
+
+def _open_regular(path: str | Path, kind: FileKind) -> int:
     problem = ""
     try:
         # Opening a pipe without a writer blocks without O_NONBLOCK, which means nothing for regular files.
@@ -133,7 +146,7 @@ def open_regular(path: str | Path, kind: FileKind) -> BufferedReader:
     if problem:
         os.close(number)
         kind.fail(path, problem)
-    return os.fdopen(number, "rb")
+    return number
 
 
 def read_bytes(path: str | Path, kind: FileKind) -> bytes:

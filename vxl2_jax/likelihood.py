@@ -50,7 +50,7 @@ def choose_many(
     """
     generate.check_model(model, memory)
     encoded = generate.encode_questions(model, questions, options, history)
-    texts = _check_choices(choices, len(encoded))
+    texts = check_choices(choices, len(encoded))
     end = model.tokenizer.encode(prompt.END)
     tokens = [[[*model.tokenizer.encode_plain(text), *end] for text in each] for each in texts]
     for question, each in zip(encoded, tokens, strict=True):
@@ -85,7 +85,7 @@ def choose_many(
     return toy.marked(model, memory, [answers[number] for number in range(len(encoded))], history)
 
 
-def _check_choices(choices: Any, questions: int) -> list[list[str]]:
+def check_choices(choices: Any, questions: int) -> list[list[str]]:
     """The choices as lists of prepared texts. Raises RequestError."""
 
     def is_list(value: Any) -> bool:

@@ -7,8 +7,10 @@ line and the model_args of the lmms-eval plug-in are made from them; settings of
 from __future__ import annotations
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -25,6 +27,13 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 RelevanceFunction = Callable[[np.ndarray, VideoMemory], Sequence[float]]
 """(int32 token ids of the question [N], memory) → C scores, one for each of memory.layout.chunks(chunk_size) chunks."""
 _RANKINGS = "; ".join(f"{name} ({scorer.summary})" for name, scorer in SCORERS.items())
+
+
+_NUMERALS = {
+    int: re.compile(r"[+-]?[0-9]+"),
+    float: re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?"),
+}
+"""Numbers in text. Python's own `int` and `float` take "1_0", " 5 " and the digits of other scripts as well."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +57,22 @@ class Range:
         )
 
     def parse(self, name: str, text: str) -> Any:
-        """The value in a text. Raises RequestError, as `check`."""
+        """The value in a text: decimal digits of ASCII, with nothing around or between them. Raises RequestError, as `check`."""
         if self.none and text.lower() == self.none:
             return None
-        try:
-            value = self.kind(text)
-        except ValueError:
-            value = text
+        value: Any = text
+        if _NUMERALS[self.kind].fullmatch(text):
+            with suppress(ValueError):  # an integer of more than 4,300 digits
+                value = self.kind(text)
         self.check(name, value)
         return value
+
+    def read(self, name: str, value: Any) -> Any:
+        """A value that may be a text or a number already. Raises RequestError, as `check`."""
+        if isinstance(value, str):
+            return self.parse(name, value)
+        self.check(name, value)
+        return value if value is None else self.kind(value)
 
     def check(self, name: str, value: Any) -> None:
         """Raise RequestError if `value`, which the user knows as `name`, is no number in this range."""

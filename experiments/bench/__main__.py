@@ -22,6 +22,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # before JAX st
 
 import jax
 
+from experiments import start
 from experiments.bench import arguments, kernels, machine, measure, plot
 from experiments.bench.cases import attention, decoding, vision, watching
 from experiments.bench.machine import Session, UsageError
@@ -35,7 +36,7 @@ KERNEL_CASES = {"attention": attention, "decoding": decoding, "vision": vision}
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("experiments.bench", description=__doc__, formatter_class=style)
+    parser = argparse.ArgumentParser("python -m experiments.bench", description=__doc__, formatter_class=style)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
     for name, case in {**KERNEL_CASES, "watching": watching}.items():
         summary = case.__doc__.splitlines()[0]
@@ -111,4 +112,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start.run(main)

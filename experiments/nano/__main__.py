@@ -11,6 +11,7 @@ import argparse
 import shlex
 from collections.abc import Sequence
 
+from experiments import start
 from experiments.nano import recipe
 from experiments.synthetic.commands.arguments import Parser
 from vxl2_jax.errors import Vxl2Error
@@ -20,7 +21,7 @@ from vxl2_jax.training.loop import TrainingLog
 def main(given: Sequence[str] | None = None) -> None:
     """Run the command line. Raises SystemExit with code 2 after an error, which is reported in one line."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="experiments.nano", description=__doc__, formatter_class=form)
+    parser = Parser(prog="python -m experiments.nano", description=__doc__, formatter_class=form)
     parser.add_argument("--out", required=True, help="folder of frames, checkpoints, metrics and the model")
     parser.add_argument("--clips", type=int, default=recipe.CLIPS, help=f"training clips (default: {recipe.CLIPS})")
     parser.add_argument("--steps", type=int, help="steps of every stage (default: those of the recipe)")
@@ -36,4 +37,4 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start.run(main)

@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from experiments import start
 from experiments.studies import (
     block_size,
     bursty,
@@ -76,9 +77,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
+def _main() -> int:
     try:
-        sys.exit(main())
+        return main()
     except Vxl2Error as error:
         print(f"studies: {error}", file=sys.stderr)
-        sys.exit(2)
+        return 2
+
+
+if __name__ == "__main__":
+    start.run(_main)

@@ -16,6 +16,7 @@ from math import sqrt
 from pathlib import Path
 from typing import Any
 
+from experiments import start
 from experiments.studies.statistics import markdown
 from vxl2_jax.evaluation.intervals import wilson
 
@@ -163,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start.run(main)

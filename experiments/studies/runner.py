@@ -79,14 +79,12 @@ def records_path(folder: Path, about: Mapping[str, Any]) -> Path:
 def _resume(file: IO[str], path: Path, about: Mapping[str, Any]) -> dict[str, Record]:
     """The records in a file, by key. An incomplete last line is removed; an empty file gets its first line."""
     try:
-        lines, _ = jsonl.read_lines(file)
-        first, *records = [json.loads(line) for line in lines] or [None]
+        first, *records = list(jsonl.resume(file, json.loads)) or [None]
         found = {record["key"]: record for record in records}
     except (ValueError, KeyError, TypeError) as error:
         raise RequestError(f"{path}: not a file of records; remove it, or choose another --records") from error
     if first not in (None, json.loads(json.dumps(about))):
         raise RequestError(f"{path}: records with other settings; remove it, or choose another --records")
-    jsonl.truncate_after(file, lines)
     if first is None:
         jsonl.append(file, dict(about))
     return found

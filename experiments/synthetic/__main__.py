@@ -9,6 +9,7 @@ The same flags always make the same frames and questions. `COMMAND --help` descr
 import argparse
 from collections.abc import Sequence
 
+from experiments import start
 from experiments.synthetic.commands import arguments, benchmark, clip, film, grounding, lmms
 from vxl2_jax.errors import Vxl2Error
 
@@ -18,7 +19,7 @@ COMMANDS = {"clip": clip, "film": film, "benchmark": benchmark, "grounding": gro
 def main(given: Sequence[str] | None = None) -> None:
     """Run the command line. Raises SystemExit with code 2 after an error, which is reported in one line."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = arguments.Parser(prog="experiments.synthetic", description=__doc__, formatter_class=form)
+    parser = arguments.Parser(prog="python -m experiments.synthetic", description=__doc__, formatter_class=form)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         summary = command.__doc__.splitlines()[0].rstrip(".")
@@ -31,4 +32,4 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    start.run(main)

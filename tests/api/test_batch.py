@@ -110,10 +110,14 @@ def test_a_run_killed_at_any_byte_resumes(tmp_path):
     for length in range(len(content) + 1):
         (tmp_path / "out").write_text(content[:length])
         with open_locked(tmp_path / "out") as file:
-            rows = cli.batch._read_answers(file, tmp_path / "out")
+            found, failed = cli.batch._read_answers(file, tmp_path / "out")
         whole = content[:length].count("\n")
-        assert len(rows) == whole and (tmp_path / "out").read_text() == "".join(content.splitlines(True)[:whole])
-        assert cli.batch._missing(lines, rows) == lines[whole:]
+        assert (
+            found.total() == whole
+            and not failed
+            and (tmp_path / "out").read_text() == "".join(content.splitlines(True)[:whole])
+        )
+        assert cli.batch._missing(lines, found) == lines[whole:]
 
 
 def test_bad_lines_are_failed_rows_and_the_others_are_answered(command, model_dir, clip, tmp_path):
@@ -133,8 +137,10 @@ def test_bad_lines_are_failed_rows_and_the_others_are_answered(command, model_di
         code, text, error = command(*arguments)
         assert code == 2 and "4 of 6 jobs failed" in error and error.count("\n") == 1 and "4 failed" in text
         rows = rows_of(tmp_path / "out")
-        assert ["error" in row for row in rows] == [True, False, True, True, True, False]
-        assert "line 1" in rows[0]["error"] and "line 3" in rows[2]["error"] and "32,768" in rows[3]["error"]
+        assert ["error" in row for row in rows] == [True, False, True, False, True, False]
+        assert "line 1" in rows[0]["error"] and "line 3" in rows[2]["error"]
+        # The job's other question is answered.
+        assert [one["question"] for one in rows[3]["answers"]] == ["what?"] and "32,768" in rows[3]["refused"][0]
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: 8 GB")])

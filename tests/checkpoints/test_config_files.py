@@ -117,11 +117,27 @@ def test_both_forms_of_rope_theta_are_the_same(read):
         {"hidden_act": "gelu"},
         {"partial_rotary_factor": 0.5},
         {"quantization_config": {"bits": 4}},
+        {"mm_vision_select_layer": -1},
+        {"mm_vision_select_feature": "cls_patch"},
+        {"mm_projector_type": "linear"},
+        {"mm_resampler_type": "perceiver"},
+        {"mm_spatial_pool_mode": "max"},
+        {"mm_patch_merge_type": "spatial_unpad"},
+        {"mm_use_im_start_end": True},
+        {"mm_newline_position": "grid"},
+        {"mm_spatial_pool_stride": 0},
+        {"mm_spatial_pool_stride": 2, "vxl2": {"pool": 1}},
     ],
     ids=str,
 )
 def test_what_changes_the_computation_is_refused(read, change):
     refused(read, **change)
+
+
+def test_the_stride_of_pooling_is_applied(read):
+    configs = [read(mm_spatial_pool_stride=stride) for stride in (1, 2, 3, None)]
+    assert [config.pool for config in configs] == [1, 2, 3, 2]
+    assert {config.visual_tokens for config in configs} == {144}  # of special_tokens.json
 
 
 @pytest.mark.parametrize(

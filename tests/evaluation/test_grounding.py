@@ -155,8 +155,8 @@ def test_qvhighlights_is_read_as_published_and_its_videos_are_found(tmp_path):
     "annotation_format, text, words",
     [
         ("charades_sta", "AB12C 24.3##a person waves.", "row 1: must be"),
-        ("charades_sta", "AB12C 1 2##fine.\nAB12C x 30.4##a person waves.", "row 2: 'x' is not a number"),
-        ("charades_sta", "AB12C 1 nan##a person waves.", "two numbers"),
+        ("charades_sta", "AB12C 1 2##fine.\nAB12C x 30.4##a person waves.", "row 2: a time must be a number"),
+        ("charades_sta", "AB12C 1 nan##a person waves.", "a time must be"),
         ("charades_sta", "AB12C 3 2##a person waves.", "no sentence with a window"),
         ("qvhighlights", '{"qid": 1, "query": "q", "vid": "v", "duration": 9}', "validation split"),
         (
@@ -218,7 +218,12 @@ class StandIn(UnloadedModel):
                 yield JobResult(job, error=VideoError(f"{job.video.name}: cannot be read"))
                 continue
             self.prompts += job.questions
-            answers = [Answer(text, "from 4 to 8 seconds", (1,), True, chunks, 1, 1, {}) for text in job.questions]
+            answers = [
+                RequestError("too long")
+                if "it waits" in text
+                else Answer(text, "from 4 to 8 seconds", (1,), True, chunks, 1, 1, {})
+                for text in job.questions
+            ]
             yield JobResult(job, tuple(answers), empty_memory(20, PrefillRule(4, 3)), {})
 
 
@@ -231,6 +236,7 @@ def test_a_run_resumes_and_counts_videos_that_cannot_be_watched(tmp_path):
         "A 10 18##it ends.",
         "C 0 4##never seen.",
         "D 0 4##not there.",
+        "A 0 9##it waits.",
     ]
     (tmp_path / "sta.txt").write_text("\n".join(lines))
     for name in "ABC":
@@ -259,6 +265,7 @@ def test_a_run_resumes_and_counts_videos_that_cannot_be_watched(tmp_path):
     assert data["predictors"]["text"]["r1@0.7"]["right"] == 1 and data["predictors"]["text"]["r1@0.5"]["right"] == 2
     assert data["predictors"]["attention"] == data["predictors"]["text"] and data["complete"]
     assert {failure["video"] for failure in data["failures"]} == {"C", "D"} and data["moments"] == 3
+    assert data["failed_questions"] == [{"video": "A", "question": "it waits.", "error": "too long"}]
     assert sum("it starts" in text for text in model.prompts) == 1 and "folder" not in (out / "report.md").read_text()
     rows = out / "rows.0-of-1.jsonl"
     kept = [line for line in rows.read_text().splitlines(True) if '"video": "B"' not in line]

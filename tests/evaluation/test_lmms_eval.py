@@ -106,7 +106,10 @@ def test_what_lmms_eval_hands_to_every_model_is_passed_over():
         ({"settings": "mmlu"}, "settings=mmlu: choose mlvu, video_mme, longvideobench, lvbench"),
         ({"dtype": "int4"}, "dtype=int4: choose float32"),
         ({"max_frames": "many"}, "max_frames must be .*none, not 'many'"),
-        ({"block_size": 2.5}, "block_size must be a whole number .*'2.5'"),
+        ({"block_size": 2.5}, "block_size must be a whole number .*not 2.5"),
+        ({"block_size": True}, "block_size must be a whole number .*not True"),
+        ({"seed": 10**5000}, "seed must be a whole number"),
+        ({"relevance": 10**5000}, "relevance must be a text"),
         ({"fps": "fast"}, "fps must be a number .*'fast'"),
         ({"chunk_size": 0}, "chunk_size .*not 0"),
         ({"relevance": "luck"}, "relevance 'luck'"),
@@ -162,6 +165,33 @@ def test_anything_but_one_video_is_refused_in_one_line_with_the_document(visuals
 def test_generation_kwargs_become_options_of_asking(given, ask, until):
     assert requests.generation(given, "a task") == (ask, until)
     AskOptions(**ask).check()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        [("until", "x")],
+        {"until": 3},
+        {"until": ["a", None]},
+        {"until": b"x"},
+        {"do_sample": "no", "temperature": 1.0},
+        {"max_new_tokens": 2.5},
+        {"max_new_tokens": True},
+        {"max_new_tokens": 10**5000},
+        {"max_new_tokens": "1_0"},
+        {"temperature": [1]},
+        {"temperature": float("nan")},
+        {"temperature": 1.0, "top_p": {}},
+        {"num_beams": "4"},
+    ],
+    ids=lambda given: repr(given)[:40] if not isinstance(given, dict) else ",".join(given),
+)
+def test_values_of_the_wrong_type_are_refused_in_one_line_with_the_document(given):
+    with pytest.raises(RequestError, match="a task") as error:
+        requests.generation(given, "a task")
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+    requests.ignored_names([given])
 
 
 def test_beam_search_is_refused_and_ignored_kwargs_are_named():

@@ -225,3 +225,30 @@ def test_rows_without_their_run_are_refused(benchmark, tmp_path):
 def test_an_invalid_process_is_refused(benchmark, tmp_path, process, processes):
     with pytest.raises(RequestError, match="process"):
         runner.evaluate(prepared(benchmark), StandIn, tmp_path / "out", process=process, processes=processes)
+
+
+def test_a_question_that_cannot_be_asked_is_counted_and_the_others_of_its_video_are_answered(
+    benchmark, tmp_path, monkeypatch
+):
+    usual = StandIn._answer
+
+    def answer(model, text, length):
+        return RequestError("too long: shorten it") if "What is 1" in text else usual(model, text, length)
+
+    monkeypatch.setattr(StandIn, "_answer", answer)
+    found = whole(benchmark, tmp_path / "out")
+    assert (
+        found["complete"] and found["videos"] == VIDEOS and found["questions"] == found["accuracy"]["total"] == VIDEOS
+    )
+    reasons = {(one["video"], one["error"]) for one in found["failed_questions"]}
+    assert reasons == {(f"{video}.mp4", "too long: shorten it") for video in range(VIDEOS)}
+    assert "What is 1" in found["failed_questions"][0]["question"]
+    assert "too long" in report.as_markdown(report.summarise(tmp_path / "out"))
+    runner.evaluate(prepared(benchmark), lambda: pytest.fail("the model was loaded"), tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", run_folder.REPORT_FILES)
+def test_that_reports_can_be_written_is_checked_before_the_run(benchmark, tmp_path, name):
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(RequestError, match=name):
+        runner.evaluate(prepared(benchmark), lambda: pytest.fail("the model was loaded"), tmp_path / "out")

@@ -73,10 +73,10 @@ def read_jobs(content: bytes, folder: Path) -> None:
     cut = len(text) * 2 // 3  # killed there
     (folder / "answers").write_text(text[:cut])
     with open_locked(folder / "answers") as file:
-        found = batch._read_answers(file, folder / "answers")
+        found, _ = batch._read_answers(file, folder / "answers")
     done = text[:cut].count("\n")
     # Each answer is of one line, and of equal lines the first are answered.
-    assert len(found) == done and len(batch._missing(lines, found)) == len(lines) - done
+    assert found.total() == done and len(batch._missing(lines, found)) == len(lines) - done
 
 
 CONVERSATION = {

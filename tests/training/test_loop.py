@@ -282,3 +282,10 @@ def test_two_processes_cannot_write_one_run(config, tmp_path):
         pytest.raises(RequestError, match="another process is writing"),
     ):
         train(settings.read(config()))
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "stages", "model"])
+def test_that_a_run_can_be_written_is_checked_before_it_starts(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(RequestError, match=name), loop.open_metrics(tmp_path):
+        pass

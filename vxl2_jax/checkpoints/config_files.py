@@ -41,8 +41,20 @@ _UNSUPPORTED = {
     "attn_logit_softcapping": (),
     "final_logit_softcapping": (),
     "quantization_config": (),
+    "use_pos_skipping": (False,),
+    # The way from pixels to visual tokens. The tower's last block is dropped, which is what -2 means.
+    "mm_vision_select_layer": (-2,),
+    "mm_vision_select_feature": ("patch",),
+    "mm_projector_type": ("mlp2x_gelu",),
+    "mm_resampler_type": ("spatial_pool",),
+    "mm_spatial_pool_mode": ("average",),
+    "mm_patch_merge_type": ("unires", "flat"),  # the same for a video
+    "mm_use_im_start_end": (False,),
+    "mm_newline_position": ("no_token",),
+    "add_faster_video": (False,),
+    "add_time_instruction": (False,),
 }
-"""Keys of config.json that change the language model's computation, and the values besides null that are supported."""
+"""Keys of config.json that change what is computed, and the values besides null that are supported."""
 
 
 class _Rope(msgspec.Struct, frozen=True):
@@ -82,6 +94,7 @@ class _Config(msgspec.Struct, frozen=True):
     layer_types: tuple[Literal["full_attention"], ...] | None = None
     rms_norm_eps: Epsilon = 1e-6
     tie_word_embeddings: bool = False
+    mm_spatial_pool_stride: Grid | None = None
     vxl2: _Extra = _Extra()
 
 
@@ -112,8 +125,8 @@ def read_config(directory: Path, shards: Shards) -> ModelConfig:
     "vxl2" in config.json (nano has it) can set what the original's code has as constants. A special_tokens.json (the
     golden checkpoint has it) can set the visual placeholder and the number of visual tokens per group.
 
-    Raises CheckpointError if a file, key or tensor is missing, a value is out of range, or the language model needs
-    something that is not implemented.
+    Raises CheckpointError if a file, key or tensor is missing, a value is out of range, or the model needs something that
+    is not implemented.
     """
     path = directory / "config.json"
     if not files.is_there(path):
@@ -214,9 +227,15 @@ def _further_fields(config: _Config, special: _SpecialTokens, vision: VisionConf
     }
     if special.visual_placeholder is not None:
         fields["visual_placeholder"] = special.visual_placeholder
-    if special.visual_tokens_per_group is not None:  # after 2×2 pooling
-        fields["resized_grid"] = 2 * math.isqrt(special.visual_tokens_per_group)
-    fields |= msgspec.to_builtins(config.vxl2)
+    extra = msgspec.to_builtins(config.vxl2)
+    if config.mm_spatial_pool_stride is not None:
+        fields["pool"] = config.mm_spatial_pool_stride
+        if extra.get("pool", fields["pool"]) != fields["pool"]:
+            raise ValueError(f"mm_spatial_pool_stride is {fields['pool']}, and pool of vxl2 is {extra['pool']}")
+    if special.visual_tokens_per_group is not None:
+        pool = extra.get("pool", fields.get("pool", ModelConfig.pool))
+        fields["resized_grid"] = pool * math.isqrt(special.visual_tokens_per_group)
+    fields |= extra
     if "stop_tokens" in fields:
         fields["stop_tokens"] = tuple(fields["stop_tokens"])
     for name in ("visual_placeholder", "stop_tokens"):

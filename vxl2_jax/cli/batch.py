@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from vxl2_jax.answer import Answer
 from vxl2_jax.batch import Job
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
 from vxl2_jax.files import JOBS, is_address, parse_json, read_text, text_lines
 from vxl2_jax.options import AskOptions, WatchOptions
-from vxl2_jax.storage.jsonl import append, read_lines, truncate_after
+from vxl2_jax.storage import jsonl
+from vxl2_jax.storage.jsonl import append
 from vxl2_jax.storage.locking import open_locked
 from vxl2_jax.text import typed
 
@@ -24,8 +28,9 @@ _EXAMPLES = """example:
 
 jobs.jsonl holds one line per video: {"video": "clip.mp4", "questions": ["Is there a dog?", "..."]}. Paths are relative
 to its folder. answers.jsonl receives one line per job when it is answered: "job", which is the line of jobs.jsonl, with
-the document of `vxl2 ask --json`, or with "error". While one video is processed, the next one is read. If the command is
-interrupted, the same command resumes with the missing lines. Equal lines are answered once each."""
+the document of `vxl2 ask --json`, or with "error"; "refused" lists questions that could not be asked. While one video is
+processed, the next one is read. If the command is interrupted, the same command resumes with the missing lines. Equal
+lines are answered once each."""
 
 
 def add(commands: Any, help: str) -> None:
@@ -62,7 +67,7 @@ class _Line:
     problem: str | None
 
     @property
-    def key(self) -> str:
+    def key(self) -> bytes:
         return _key(self.job)
 
 
@@ -75,9 +80,8 @@ def run(args: argparse.Namespace) -> None:
     WatchOptions(**watch).check()
     AskOptions(**ask).check()
     with open_locked(args.out) as file:
-        rows = _read_answers(file, args.out)
-        missing = _missing(lines, rows)
-        failed = sum("error" in row for row in rows)
+        answered_before, failed = _read_answers(file, args.out)
+        missing = _missing(lines, answered_before)
         answered = len(lines) - len(missing)
         if missing:
             model = options.load_model(args)
@@ -94,10 +98,11 @@ def run(args: argparse.Namespace) -> None:
                         failed += 1
                         document: dict[str, Any] = {"error": line.problem if result is None else str(result.error)}
                     else:
-                        document = {
-                            "model": model.name,
-                            **render.as_data(result.memory, result.answers, result.timings),
-                        }
+                        answers = [one for one in result.answers if isinstance(one, Answer)]
+                        document = {"model": model.name, **render.as_data(result.memory, answers, result.timings)}
+                        if refused := [str(one) for one in result.answers if not isinstance(one, Answer)]:
+                            failed += 1
+                            document["refused"] = refused
                     append(file, {"job": line.job, **document})
                     del result  # frees its memory before the next video is watched
                     advance(answered + number, len(lines))
@@ -108,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         print(typed.printable(f"{args.out}: {len(lines)} videos, {answered} answered before, {failed} failed"))
     if failed:
         raise RequestError(
-            f'{failed} of {len(lines)} jobs failed: see "error" in {args.out}; remove those lines to try again'
+            f'{failed} of {len(lines)} jobs failed: see "error" or "refused" in {args.out}; remove those lines to try again'
         )
 
 
@@ -116,14 +121,13 @@ def _path(folder: Path, video: str) -> Path:
     return Path(video) if is_address(video) else folder / video
 
 
-def _key(job: Any) -> str:
-    return json.dumps(job, sort_keys=True)
+def _key(job: Any) -> bytes:
+    return hashlib.sha256(json.dumps(job, sort_keys=True).encode()).digest()
 
 
-def _missing(lines: list[_Line], rows: list[dict[str, Any]]) -> list[_Line]:
-    """The lines without an answer. Of equal lines each needs one of its own."""
-    answered = Counter(_key(row["job"]) for row in rows)
-    missing = []
+def _missing(lines: list[_Line], answered: Counter[bytes]) -> list[_Line]:
+    """The lines without an answer, given how many there are by key. Of equal lines each needs one of its own."""
+    answered, missing = answered.copy(), []
     for line in lines:
         if answered[line.key] > 0:
             answered[line.key] -= 1
@@ -150,6 +154,7 @@ def _read_job(path: Path, number: int, text: str) -> _Line:
     valid = (
         isinstance(job, dict)
         and isinstance(job.get("video"), str)
+        and job["video"] != ""
         and isinstance(questions, list)
         and questions != []
         and all(isinstance(question, str) and question.strip() for question in questions)
@@ -157,35 +162,33 @@ def _read_job(path: Path, number: int, text: str) -> _Line:
     return _Line(job, None if valid else f"{where}: not a job; {JOBS.fix}")
 
 
-def _read_answers(file: IO[str], path: Path) -> list[dict[str, Any]]:
-    """The answers in the file. An incomplete last line, left by an interrupted run, is removed.
+def _read_answers(file: IO[str], path: Path) -> tuple[Counter[bytes], int]:
+    """(how many answers the file has by key, how many of them failed).
 
-    Raises RequestError if the file holds anything else, and leaves it unchanged.
+    An incomplete last line, left by an interrupted run, is removed. Raises RequestError if the file holds anything else,
+    and leaves it unchanged.
     """
-    foreign = RequestError(f"{path}: not a file of answers; choose another name")
+    answered: Counter[bytes] = Counter()
+    failed = 0
     try:
-        lines, incomplete = read_lines(file)
-    except UnicodeDecodeError as error:
-        raise foreign from error
-    rows = [_parse(line) for line in lines]
-    if not all(map(_is_answer, rows)) or not _is_beginning(incomplete):
-        raise foreign
-    truncate_after(file, lines)
-    return rows
+        for row in jsonl.resume(file, _parse, _is_beginning):
+            answered[_key(row["job"])] += 1
+            failed += "error" in row or "refused" in row
+    except (ValueError, RecursionError) as error:
+        raise RequestError(f"{path}: not a file of answers; choose another name") from error
+    return answered, failed
 
 
-def _parse(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _is_answer(row: Any) -> bool:
-    return isinstance(row, dict) and "job" in row and ("answers" in row or "error" in row)
+def _parse(line: str) -> dict[str, Any]:
+    """An answer. Raises ValueError for anything else."""
+    row = json.loads(line)
+    if not (isinstance(row, dict) and "job" in row and ("answers" in row or "error" in row)):
+        raise ValueError("not an answer")
+    return row
 
 
 def _is_beginning(incomplete: str) -> bool:
-    """Whether an incomplete line is one of ours."""
-    row = _parse(incomplete)
-    return incomplete.startswith('{"job": '[: len(incomplete)]) and (row is None or _is_answer(row))
+    """Whether an incomplete line is one of ours. Raises ValueError for a whole row of something else."""
+    with suppress(json.JSONDecodeError, RecursionError):  # cut off
+        _parse(incomplete)
+    return incomplete.startswith('{"job": '[: len(incomplete)])

@@ -193,6 +193,8 @@ def _print_reports(folders: list[Path], as_json: bool) -> None:
     for folder, data in zip(folders, reports, strict=True):
         if data["failures"]:
             print(f"vxl2: {folder}: {len(data['failures'])} videos failed: see report.md there", file=sys.stderr)
+        if failed := data["failed_questions"]:
+            print(f"vxl2: {folder}: {len(failed)} questions could not be asked: see report.md there", file=sys.stderr)
         if left_out := data["settings"].get("left_out"):
             print(
                 f"vxl2: {folder}: {len(left_out)} annotation rows were left out: see report.md there", file=sys.stderr

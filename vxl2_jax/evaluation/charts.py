@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vxl2_jax import plot
+from vxl2_jax.text.typed import printable
 
 _BLUE, _GREY, _RED = "#1f77b4", "#c7d5e2", "#c44e52"
 
@@ -28,7 +29,8 @@ def draw_report(path: Path, data: Mapping[str, Any]) -> None:
         f"saved: {saved['attention_percent']} % of attention pairs,\n{saved['cache_percent']} % of keys and values",
         fontsize=9,
     )
-    figure.suptitle(f"{settings['benchmark']}, {settings['mode']}, {data['made_with']['model']}", parse_math=False)
+    title = f"{settings['benchmark']}, {settings['mode']}, {data['made_with']['model']}"
+    figure.suptitle(printable(title), parse_math=False)
     plot.save(figure, path)
 
 
@@ -40,7 +42,7 @@ def draw_comparison(path: Path, data: Mapping[str, Any]) -> None:
     _draw_intervals(axes[0], labels, [part["points"] for _, part in rows], [part["interval"] for _, part in rows])
     axes[0].axvline(0, color="black", linewidth=0.8, zorder=0)
     axes[0].set(xlabel="B minus A in percentage points, with 95 % intervals (questions in brackets)")
-    figure.suptitle(f"A: {data['a']['name']}    B: {data['b']['name']}", parse_math=False, fontsize=10)
+    figure.suptitle(printable(f"A: {data['a']['name']}    B: {data['b']['name']}"), parse_math=False, fontsize=10)
     plot.save(figure, path)
 
 
@@ -69,6 +71,6 @@ def _draw_intervals(
     for y, (value, (low, high)) in enumerate(zip(values, bounds, strict=True)):
         axis.plot([low, high], [y, y], color=_BLUE, linewidth=1.2)
         axis.plot([value], [y], "o", color=_RED if y == 0 else _BLUE, markersize=4)
-    axis.set_yticks(range(len(labels)), [label.replace("$", r"\$") for label in labels])
+    axis.set_yticks(range(len(labels)), [printable(label).replace("$", r"\$") for label in labels])
     axis.set_ylim(len(labels) - 0.5, -0.5)
     axis.grid(axis="x", color="#eeeeee")

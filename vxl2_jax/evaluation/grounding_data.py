@@ -23,10 +23,12 @@ from vxl2_jax.evaluation.data import VideoFiles
 from vxl2_jax.evaluation.files import read_objects
 from vxl2_jax.evaluation.rows import MAX_SECONDS, locate_errors, seconds, value
 from vxl2_jax.files import ANNOTATIONS, read_text, text_lines
+from vxl2_jax.options import Range
 
 Window = tuple[float, float]
 """(start, end) in seconds."""
 GROUNDING = replace(ANNOTATIONS, fix="give a file such as charades_sta_test.txt", gzipped=False)
+_SECONDS = Range(float, 0, MAX_SECONDS)
 _LINE = re.compile(r"(\S+)\s+(\S+)\s+(\S+)\s*##(.*)")
 
 
@@ -132,7 +134,7 @@ def _charades_sta(path: str | Path) -> list[Moment]:
             parts = _LINE.fullmatch(line.strip())
             if not parts or not parts[4].strip():
                 raise RequestError(f"must be 'VIDEO start end##sentence', not {line:.60}")
-            window = _window([_number(parts[2]), _number(parts[3])])
+            window = _window([_SECONDS.parse("a time", parts[2]), _SECONDS.parse("a time", parts[3])])
             moments.append(Moment(str(number), parts[1], parts[4].strip(), window))
     return moments
 
@@ -162,10 +164,3 @@ def _window(pair: Any) -> tuple[Window, ...]:
     if not valid or not all(isinstance(one, (int, float)) and 0 <= one <= MAX_SECONDS for one in pair):
         raise RequestError(f"a window must be two numbers of seconds, not {shown(pair)}")
     return ((float(pair[0]), float(pair[1])),) if pair[1] > pair[0] else ()
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise RequestError(f"{text!r:.40} is not a number of seconds") from None

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from vxl2_jax import plot
 from vxl2_jax.evaluation import grounding, run_folder
 from vxl2_jax.evaluation.records import GROUNDING
-from vxl2_jax.evaluation.report import failures_table, settings_table, table, write_texts
+from vxl2_jax.evaluation.report import failed_questions, failures_table, settings_table, table, write_texts
 
 NAME = "report"
 _CURVE_THRESHOLDS = tuple(float(t) for t in np.linspace(0.05, 0.95, 19).round(2))
@@ -83,6 +83,7 @@ def summarise(folder: Path, options: SpanOptions) -> dict[str, Any]:
         "moments": len(pairs),
         "unread": sum(span is None for span in spans["text"]),
         "failures": failures,
+        "failed_questions": failed_questions(records),
         "predictors": {name: grounding.metrics(found, videos, options.seed) for name, found in ious.items()},
         "chance": {name: grounding.chance_metrics(found) for name, found in guesses.items()},
         "curves": {
@@ -111,7 +112,8 @@ def _notes(report: Mapping[str, Any], options: SpanOptions) -> list[str]:
         f"attention: the best-scored chunk and its neighbours with at least {options.fraction:g} of its score; chunks last "
         f"{report['chunk_s']} s.",
         f"random span: {options.random_length:.1f} s long, {options.random_source}; the mean over all places in the video.",
-        "Of several true windows the best match counts. Missing and broken videos are left out and counted.",
+        "Of several true windows the best match counts. Missing and broken videos, and sentences that cannot be asked, are left out and "
+        "listed.",
     ]
     if report["settings"]["template"] == grounding.TEMPLATE:
         notes.append("The wording of the question is ours: the published one is not known.")
@@ -148,7 +150,7 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     lines += settings_table(
         {**settings, **settings["watch"], **settings["ask"], **data["made_with"], "wall_s": data["wall_s"]}
     )
-    lines += failures_table(data["failures"])
+    lines += failures_table(data)
     return "\n".join(lines)
 
 

@@ -15,9 +15,11 @@ from typing import Any
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.cache.pooling import check_compression
+from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import grounding, grounding_data, run_folder
 from vxl2_jax.evaluation.grounding_data import GroundingVideo
 from vxl2_jax.evaluation.records import GROUNDING
+from vxl2_jax.generate import Answer
 from vxl2_jax.options import AskOptions
 from vxl2_jax.storage.jsonl import append
 
@@ -79,8 +81,8 @@ def evaluate(
     grounding.fill_template(run.template, "")
     run_folder.check_settings(out, run.settings, GROUNDING)
     with run_folder.open_records(out, 0, 1, GROUNDING) as file:
-        stored = run_folder.read_records(out, GROUNDING)
-        unanswered = [item for item in run.items if "answers" not in stored.get(item.video, {})]
+        errors = run_folder.read_errors(out, GROUNDING)
+        unanswered = [item for item in run.items if errors.get(item.video, "") is not None]
         todo = [item for item in unanswered if item.path is not None]
         model = load() if todo or not (out / run_folder.RUN_FILE).exists() else None
         if model:
@@ -90,7 +92,7 @@ def evaluate(
             made_with = {"model": Path(model.name).name, "kernel": model.kernel_reason, "cores": os.cpu_count()}
             run_folder.claim(out, run.settings | model_settings, made_with, GROUNDING)
         for item in unanswered:
-            if item.path is None and stored.get(item.video, {}).get("error") != item.problem:
+            if item.path is None and errors.get(item.video) != item.problem:
                 append(file, {"index": item.index, "video": item.video, "error": item.problem})
         if not model or not todo:
             return
@@ -119,6 +121,8 @@ def _answers(item: GroundingVideo, result: JobResult) -> dict[str, Any]:
     """The part of a record that comes from the model."""
     if result.memory is None:
         return {"error": str(result.error)}
+    asked = list(zip(item.moments, result.answers, strict=True))
+    failed = [{"question": one.query, "error": str(error)} for one, error in asked if isinstance(error, RequestError)]
     answers = [
         {
             "id": moment.id,
@@ -127,11 +131,13 @@ def _answers(item: GroundingVideo, result: JobResult) -> dict[str, Any]:
             "response": answer.text,
             "chunks": [[chunk.start_s, chunk.end_s, float(f"{chunk.score:.4g}")] for chunk in answer.chunks],
         }
-        for moment, answer in zip(item.moments, result.answers, strict=True)
+        for moment, answer in asked
+        if isinstance(answer, Answer)
     ]
     return {
         "frames": result.memory.frames,
         "end_s": result.memory.end_s,
         "tokens": result.memory.layout.length,
         "answers": answers,
+        **({"failed": failed} if failed else {}),
     }

@@ -60,6 +60,13 @@ class BenchmarkAnswer(TypedDict):
     oracle: NotRequired[OracleEntry]
 
 
+class FailedQuestion(TypedDict):
+    """A question that could not be asked."""
+
+    question: str
+    error: str
+
+
 class MomentAnswer(TypedDict):
     """A sentence of a grounding benchmark with the response and the scores of chunks."""
 
@@ -83,6 +90,7 @@ class _AnsweredRecord(TypedDict):
     video: str
     end_s: Seconds
     wall_s: NotRequired[Seconds]
+    failed: NotRequired[list[FailedQuestion]]
 
 
 class BenchmarkRecord(_AnsweredRecord):

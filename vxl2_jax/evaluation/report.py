@@ -16,6 +16,7 @@ from vxl2_jax.evaluation.rows import Row
 from vxl2_jax.evaluation.run_folder import AnsweredQuestion
 from vxl2_jax.evaluation.scores import Score, Verdict, grouped, judge, total
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
+from vxl2_jax.text.typed import printable
 
 NAME = "report"
 _UNVERIFIED = ("mlvu", "longvideobench")
@@ -49,10 +50,16 @@ def summarise(folder: Path) -> dict[str, Any]:
         "published": RELEASED[settings["benchmark"]][MODES[settings["mode"]]].accuracy,
         "saved": savings(questions, records),
         "failures": failures,
+        "failed_questions": failed_questions(records),
         "time": _time(records),
         "oracle": oracle_counts(questions),
         "notes": _notes(settings),
     }
+
+
+def failed_questions(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The questions of watched videos that could not be asked, with the reason."""
+    return [{"video": record["video"], **one} for record in records for one in record.get("failed", ())]
 
 
 def score_data(score: Score) -> dict[str, Any]:
@@ -193,7 +200,8 @@ def write_texts(folder: Path, texts: Mapping[str, str]) -> None:
     for name, text in texts.items():
         partial = folder / f".{name}.{os.getpid()}"
         try:
-            partial.write_text(text, encoding="utf-8")
+            # Names of files may hold bytes that are not UTF-8, which Python keeps as surrogates.
+            partial.write_text(text, encoding="utf-8", errors="backslashreplace")
             os.replace(partial, folder / name)
         except OSError as error:
             raise RequestError(
@@ -223,6 +231,8 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     ]
     if data["unscored"]:
         lines.append(f"{data['unscored']:,} responses are not scored: the annotations have no correct answer.")
+    if data["failed_questions"]:
+        lines.append(f"{len(data['failed_questions']):,} questions could not be asked, and are left out.")
     if left_out:
         lines.append(f"{len(left_out):,} annotation rows were left out: they are invalid.")
     if data["corrected"]:
@@ -253,7 +263,7 @@ def as_markdown(data: Mapping[str, Any]) -> str:
     lines += table(["stage", "seconds"], [*stages, ["wall time", f"{time['wall_s']:,.1f}"]])
     lines += [f"At most {time['executables']} executables in a process; seconds are summed over processes.", ""]
     lines += settings_table({**settings, **settings["watch"], **settings["ask"], **data["made_with"]})
-    lines += failures_table(data["failures"])
+    lines += failures_table(data)
     if left_out:
         lines += table(["annotation rows that were left out"], [[problem] for problem in left_out[:_MAX_LEFT_OUT]])
     lines += [f"{settings['benchmark']}, {settings['mode']}: {result}, of {accuracy['total']:,} questions.", ""]
@@ -267,9 +277,14 @@ def settings_table(settings: Mapping[str, Any]) -> list[str]:
     )
 
 
-def failures_table(failures: Sequence[Mapping[str, str]]) -> list[str]:
-    """Lines of a Markdown table of the videos that could not be watched; none if there are none."""
-    return table(["video", "why it could not be watched"], [[*one.values()] for one in failures]) if failures else []
+def failures_table(data: Mapping[str, Any]) -> list[str]:
+    """Lines of Markdown tables of the videos that could not be watched, and of the questions that could not be asked."""
+    videos, questions = (
+        [[one["video"], one["error"]] for one in data[key]] for key in ("failures", "failed_questions")
+    )
+    return (table(["video", "why it could not be watched"], videos) if videos else []) + (
+        table(["video", "why a question could not be asked"], questions) if questions else []
+    )
 
 
 def percent(score: Mapping[str, Any]) -> str:
@@ -282,6 +297,6 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
     """Lines of a Markdown table, followed by an empty line."""
 
     def line(cells: Iterable[Any]) -> str:
-        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(printable(" ".join(str(cell).split())).replace("|", "\\|") for cell in cells) + " |"
 
     return [line(header), line(["---"] * len(header)), *map(line, rows), ""]

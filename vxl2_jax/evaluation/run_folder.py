@@ -6,9 +6,10 @@ time, also while it is being written. Of several records about a video the last 
 
 from __future__ import annotations
 
+import collections
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import IO, Any
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.records import BENCHMARK, RunKind, check_record, check_run
 from vxl2_jax.evaluation.scores import Verdict
-from vxl2_jax.files import RESULTS, read_json_object, read_text
+from vxl2_jax.files import RESULTS, check_output, open_lines, read_json_object
 from vxl2_jax.storage import jsonl
 from vxl2_jax.storage.locking import open_locked
 
 RUN_FILE = "run.json"
 RECORDS = replace(RESULTS, fix="give a folder of `vxl2 eval`, or a file of its rows")
+REPORT_FILES = ("report.json", "report.md", "report.png")
+"""What is written into the folder at the end of a run."""
 LENGTH_GROUPS = ((2, "up to 2 min"), (10, "2 to 10 min"), (30, "10 to 30 min"), (60, "30 to 60 min"))
 """(minutes at most, name): answers are grouped by the length of the watched video, besides the annotation fields."""
 LONGEST_GROUP = "over an hour"
@@ -41,7 +44,7 @@ class AnsweredQuestion:
 def check_settings(folder: Path, settings: Mapping[str, Any], kind: RunKind = BENCHMARK) -> bool:
     """Whether the folder already holds a run. Raises RequestError if a setting that both have differs."""
     if not (folder / RUN_FILE).exists():
-        if any(read_text(path, RECORDS) for path in folder.glob("rows.*.jsonl")):
+        if any(path.stat().st_size for path in folder.glob("rows.*.jsonl")):
             raise RequestError(
                 f"{folder}: holds rows of a run, but no {RUN_FILE}; choose another --out, or remove them"
             )
@@ -90,30 +93,37 @@ def open_records(
 ) -> Generator[IO[str], None, None]:
     """The records of one process, open for appending. A partial last line is removed.
 
-    Raises RequestError if another process is writing the file, or it holds anything else.
+    Raises RequestError if another process is writing the file, it holds anything else, or reports cannot be written.
     """
     path = folder / f"rows.{process}-of-{processes}.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{folder}: cannot be created ({error.strerror}); choose another --out") from error
+    for name in REPORT_FILES:
+        check_output(folder / name)
     with open_locked(path) as file:
-        try:
-            lines, partial = jsonl.read_lines(file)
-        except UnicodeDecodeError as error:
-            raise _invalid_line(path, 1) from error
-        _parse(path, lines, kind)
-        if not _is_beginning(partial):
-            raise _invalid_line(path, len(lines) + 1)
-        jsonl.truncate_after(file, lines)
+        collections.deque(_records(path, file, kind, jsonl.resume), maxlen=0)  # checks them, and keeps none
         yield file
+
+
+def read_errors(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, str | None]:
+    """By video, the error of the record that counts, None for answers. Raises RequestError for a damaged file."""
+    found: dict[str, str | None] = {}
+    for path in sorted(folder.glob("rows.*.jsonl")):
+        for record in _read_file(path, kind):
+            if "answers" in record:
+                found[record["video"]] = None
+            elif found.get(record["video"], "") is not None:
+                found[record["video"]] = record["error"]
+    return found
 
 
 def read_records(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, dict[str, Any]]:
     """By video, the record that counts, in the order of the benchmark. Raises RequestError for a damaged file."""
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob("rows.*.jsonl")):
-        for record in read_file(path, kind):
+        for record in _read_file(path, kind):
             if "answers" in record or "answers" not in found.get(record["video"], {}):
                 found[record["video"]] = record
     return dict(sorted(found.items(), key=lambda item: item[1]["index"]))
@@ -121,22 +131,31 @@ def read_records(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, dict[str,
 
 def read_file(path: Path, kind: RunKind = BENCHMARK) -> list[dict[str, Any]]:
     """All complete records of one file. Raises RequestError for any other file."""
-    *lines, incomplete = read_text(path, RECORDS).split("\n")
-    if not _is_beginning(incomplete):
-        raise _invalid_line(path, len(lines) + 1)
-    return _parse(path, lines, kind)
+    return list(_read_file(path, kind))
 
 
-def _parse(path: Path, lines: Iterable[str], kind: RunKind) -> list[dict[str, Any]]:
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            record = json.loads(line)
-            check_record(record, kind)
-        except (ValueError, RecursionError) as error:
-            raise _invalid_line(path, number) from error
-        records.append(record)
-    return records
+def _read_file(path: Path, kind: RunKind) -> Iterator[dict[str, Any]]:
+    with open_lines(path, RECORDS) as file:
+        yield from _records(path, file, kind, lambda *given: (record for record, _ in jsonl.read(*given)))
+
+
+def _records(
+    path: Path, file: IO[str], kind: RunKind, read: Callable[..., Iterator[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """The records that `read` yields, which is a function like `jsonl.resume`. Raises RequestError for any other file."""
+
+    def parse(line: str) -> dict[str, Any]:
+        record = json.loads(line)
+        check_record(record, kind)
+        return record
+
+    number = 1
+    try:
+        for record in read(file, parse, _is_beginning):
+            yield record
+            number += 1
+    except (ValueError, RecursionError) as error:
+        raise _invalid_line(path, number) from error
 
 
 def _is_beginning(incomplete: str) -> bool:

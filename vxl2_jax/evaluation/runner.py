@@ -100,7 +100,8 @@ def evaluate(
 ) -> None:
     """Answer the questions about this process's videos that have no answer yet in the folder `out`.
 
-    A video that cannot be read or asked (see `batch.JobResult`) gets a record with its error, and the run continues.
+    A video that cannot be read or asked (see `batch.JobResult`) gets a record with its error, a question that cannot be
+    asked is listed with its error in the record of its video, and the run continues.
 
     Args:
       run: the settings.
@@ -127,15 +128,15 @@ def evaluate(
     run_folder.check_settings(out, run.settings)
     share = [run.items[i] for i in grain.MapDataset.range(len(run.items))[process::processes]]
     with run_folder.open_records(out, process, processes) as file:
-        stored = run_folder.read_records(out)
-        unanswered = [item for item in share if "answers" not in stored.get(item.video, {})]
+        errors = run_folder.read_errors(out)
+        unanswered = [item for item in share if errors.get(item.video, "") is not None]
         todo = [item for item in unanswered if item.path is not None]
         model = load() if todo or not (out / run_folder.RUN_FILE).exists() else None
         if model:
             check_compression(run.watch["compression"], model.config.visual_tokens)
             run_folder.claim(out, run.settings | _model_settings(model), _made_with(model))
         for item in unanswered:
-            if item.path is None and stored.get(item.video, {}).get("error") != item.problem:
+            if item.path is None and errors.get(item.video) != item.problem:
                 append(file, {"index": item.index, "video": item.video, "error": item.problem})
         if not model or not todo:
             return
@@ -198,8 +199,14 @@ def _pass_record(
     """The record of one pass over a video; its answers by the index of the row."""
     if result.memory is None:
         return {"error": str(result.error)}
-    entry = _video_entry(result.memory, result.timings, result.answers)
-    return entry | {"answers": dict(_answers(benchmark, item, indices, result.answers, replayed))}
+    answers = {i: one for i, one in zip(indices, result.answers, strict=True) if isinstance(one, Answer)}
+    entry = _video_entry(result.memory, result.timings, list(answers.values()))
+    failed = [
+        {"question": item.rows[index].question, "error": str(one)}
+        for index, one in zip(indices, result.answers, strict=True)
+        if not isinstance(one, Answer)
+    ]
+    return entry | {"answers": dict(_answers(benchmark, item, answers, replayed)), "failed": failed}
 
 
 def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -208,7 +215,9 @@ def _merge(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return dict(errors[0])
     answers = {index: answer for part in parts for index, answer in part["answers"].items()}
     sums = {name: _sum_by_key([part[name] for part in parts]) for name in ("attention", "watching_s", "asking_s")}
-    return {**parts[0], **sums, "answers": [answers[index] for index in sorted(answers)]}
+    failed = [one for part in parts for one in part["failed"]]
+    merged = {**parts[0], **sums, "answers": [answers[index] for index in sorted(answers)], "failed": failed}
+    return merged if failed else {name: value for name, value in merged.items() if name != "failed"}
 
 
 def _sum_by_key(parts: Sequence[Mapping[str, int | float]]) -> dict[str, int | float]:
@@ -246,15 +255,11 @@ def _video_entry(memory: VideoMemory, timings: Mapping[str, float], answers: Seq
 
 
 def _answers(
-    benchmark: ModuleType,
-    item: BenchmarkVideo,
-    indices: Sequence[int],
-    answers: Sequence[Answer],
-    replayed: Replay | None,
+    benchmark: ModuleType, item: BenchmarkVideo, answers: Mapping[int, Answer], replayed: Replay | None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(index of the row, its entry in the record) for each answer."""
+    """(index of the row, its entry in the record) for each answer, which are given by the index of the row."""
     keys = data.question_keys(item)
-    for index, answer in zip(indices, answers, strict=True):
+    for index, answer in answers.items():
         row = item.rows[index]
         response, scores = answer.text, [choice.score for choice in answer.choices]
         if scores:  # in a form from which every benchmark reads the letter

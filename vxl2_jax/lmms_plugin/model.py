@@ -27,7 +27,7 @@ class Vxl2Jax(lmms):
     def __init__(self, **model_args: Any) -> None:
         super().__init__()
         options = settings.read(model_args)
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if os.environ.get("WORLD_SIZE", "1") not in ("", "0", "1"):
             raise RequestError("vxl2_jax runs in one process: start lmms-eval without accelerate or torchrun")
         self._watch, self._ask = options.watch, options.ask
         self._model = vxl2_jax.load(**options.model)

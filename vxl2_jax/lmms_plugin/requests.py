@@ -15,7 +15,9 @@ from typing import Any
 from vxl2_jax.api import Model
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import RequestError, shown
+from vxl2_jax.generate import Answer
 from vxl2_jax.options import RANGES
+from vxl2_jax.text.typed import printable
 
 _FOLLOWED = ("max_new_tokens", "temperature", "top_p", "do_sample", "num_beams", "until")
 _log = logging.getLogger("vxl2_jax")
@@ -31,7 +33,7 @@ class EvalRequest:
     until: tuple[str, ...] = ()
 
 
-def request(visuals: Any, question: str, generation_kwargs: Mapping[str, Any], where: str) -> EvalRequest:
+def request(visuals: Any, question: str, generation_kwargs: Any, where: str) -> EvalRequest:
     """Make a request from a task's document.
 
     Args:
@@ -56,13 +58,13 @@ def video_of(visuals: Any, where: str) -> str:
 
 
 def _kind(visual: Any) -> str:
-    if not isinstance(visual, (str, PathLike)):
+    if not isinstance(visual, (str, PathLike)) or not isinstance(fspath(visual), str):
         return type(visual).__name__
     kind = mimetypes.guess_type(fspath(visual), strict=False)[0] or ""
     return "an image file" if kind.startswith("image/") else "video"
 
 
-def generation(generation_kwargs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+def generation(generation_kwargs: Any, where: str) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Translate a task's generation_kwargs.
 
     An answer is sampled if temperature is above 0 and do_sample is not false.
@@ -74,6 +76,8 @@ def generation(generation_kwargs: Mapping[str, Any], where: str) -> tuple[dict[s
       RequestError: beam search is requested, or a number is out of range; `where` names the document.
     """
     given = generation_kwargs
+    if not isinstance(given, Mapping):
+        raise RequestError(f"{where}: generation_kwargs must be a mapping, not {shown(given)}")
     if given.get("num_beams") not in (None, 0, 1):
         beams = f"{shown(given['num_beams'])}"
         raise RequestError(f"{where}: num_beams={beams} is not supported; use --gen_kwargs num_beams=1")
@@ -82,8 +86,11 @@ def generation(generation_kwargs: Mapping[str, Any], where: str) -> tuple[dict[s
     if not isinstance(until, (list, tuple)) or not all(isinstance(text, str) for text in until):
         raise RequestError(f"{where}: until must be a text or a list of texts, not {shown(until)}")
 
+    if given.get("do_sample") not in (None, True, False):
+        raise RequestError(f"{where}: do_sample must be true or false, not {shown(given['do_sample'])}")
+
     def number(name: str) -> Any:
-        return RANGES[name].parse(f"{where}: {name}", str(given[name]))
+        return RANGES[name].read(f"{where}: {name}", given[name])
 
     ask = {} if given.get("max_new_tokens") is None else {"max_new_tokens": number("max_new_tokens")}
     if given.get("temperature") and given.get("do_sample") is not False:
@@ -91,9 +98,10 @@ def generation(generation_kwargs: Mapping[str, Any], where: str) -> tuple[dict[s
     return ask, tuple(text for text in until if text)
 
 
-def ignored_names(generation_kwargs: Iterable[Mapping[str, Any]]) -> list[str]:
+def ignored_names(generation_kwargs: Iterable[Any]) -> list[str]:
     """The names in generation_kwargs that have no effect here, sorted."""
-    return sorted({name for each in generation_kwargs for name in each} - set(_FOLLOWED))
+    names = {str(name) for each in generation_kwargs if isinstance(each, Mapping) for name in each}
+    return sorted(names - set(_FOLLOWED))
 
 
 def answer_all(
@@ -105,8 +113,8 @@ def answer_all(
 ) -> list[str]:
     """Answer requests, in order.
 
-    Requests about the same video with the same options are asked in one batch. If a video cannot be watched, its answers
-    are empty; the error is logged, and the number of empty answers at the end.
+    Requests about the same video with the same options are asked in one batch. If a video cannot be watched, or a question
+    not asked, the answer is empty; the error is logged, and the number of empty answers at the end.
 
     Args:
       watch, ask: options of `Model.watch` and `Model.ask` for all requests; a request's own `ask` takes precedence.
@@ -115,15 +123,19 @@ def answer_all(
     texts, failed = [""] * len(requests), 0
     for indices, result in _results(model, requests, watch, ask):
         if result.error:
-            _log.error("not watched: %s", result.error)
+            _log.error("not watched: %s", printable(str(result.error)))
             failed += len(indices)
         else:
             for index, answer in zip(indices, result.answers, strict=True):
-                texts[index] = _cut(answer.text, requests[index].until)
+                if isinstance(answer, Answer):
+                    texts[index] = _cut(answer.text, requests[index].until)
+                else:
+                    _log.error("not asked: %s", printable(str(answer)))
+                    failed += 1
         advance(len(indices))
         del result  # frees its memory before the next video is watched
     if failed:
-        _log.error("%d of %d answers are empty: their videos could not be watched", failed, len(texts))
+        _log.error("%d of %d answers are empty: see the errors above", failed, len(texts))
     return texts
 
 

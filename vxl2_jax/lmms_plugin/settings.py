@@ -12,7 +12,7 @@ from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
 from vxl2_jax.api import DTYPES, WEIGHTS
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
 from vxl2_jax.options import AskOptions, WatchOptions, options_of
 
@@ -61,7 +61,7 @@ def read(model_args: Mapping[str, Any]) -> PluginOptions:
         raise RequestError(
             f"model_args: unknown {', '.join(map(str, unknown)):.200}; known are {', '.join(KNOWN)}{hint}"
         )
-    values = {name: _parse(name, str(value)) for name, value in model_args.items()}
+    values = {name: _read(name, value) for name, value in model_args.items()}
     watch, ask = released(values.get("settings", "mlvu"), values.get("mode", "bilevel"))
     watch |= {name: value for name, value in values.items() if name in _WATCH}
     ask |= {name: value for name, value in values.items() if name in _ASK}
@@ -72,8 +72,14 @@ def read(model_args: Mapping[str, Any]) -> PluginOptions:
     return PluginOptions({"name": values.get("pretrained", "nano"), **loading}, watch, ask)
 
 
-def _parse(name: str, text: str) -> Any:
+def _read(name: str, value: Any) -> Any:
+    option = _WATCH.get(name) or _ASK.get(name)
+    if option and option.range:
+        return option.range.read(name, value)
+    try:
+        text = str(value)
+    except (ValueError, RecursionError) as error:  # an integer of more than 4,300 digits
+        raise RequestError(f"model_args: {name} must be a text, not {shown(value)}") from error
     if name in _CHOICES and text not in _CHOICES[name]:
         raise RequestError(f"model_args: {name}={text:.60}: choose {', '.join(_CHOICES[name])}")
-    option = _WATCH.get(name) or _ASK.get(name)
     return option.parse(text) if option else text

@@ -62,7 +62,7 @@ def open_locked(path: Path) -> Generator[IO[str], None, None]:
     Raises RequestError if it cannot be written or another process holds the lock.
     """
     try:
-        file = os.fdopen(_open_regular(path, follow_links=True), "r+", encoding="utf-8", newline="")
+        file = os.fdopen(_open_regular(path, follow_links=True), "r+", encoding="utf-8", newline="\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise RequestError(f"{path}: cannot be written ({reason}); choose another path") from error

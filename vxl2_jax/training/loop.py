@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 
 from vxl2_jax import parallel
 from vxl2_jax.errors import RequestError
-from vxl2_jax.files import check_path
+from vxl2_jax.files import check_path, is_there
 from vxl2_jax.storage import locking
 from vxl2_jax.training import checkpoints, metrics, step
 from vxl2_jax.training.checkpoints import Checkpoints
@@ -96,6 +96,9 @@ def open_metrics(out: str | Path) -> Generator[IO[str], None, None]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{out}: cannot be created ({error.strerror}); choose another out") from error
+    for name in ("checkpoints", "stages", "model"):
+        if is_there(out / name) and not (out / name).is_dir():
+            raise RequestError(f"{out / name}: not a folder; choose another out, or remove it")
     with locking.open_locked(_metrics_path(out)) as file:
         yield file
 

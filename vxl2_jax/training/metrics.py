@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vxl2_jax.errors import RequestError
+from vxl2_jax.storage import jsonl
 
 STEP_METRICS = ("loss", "accuracy", "grad_norm", "learning_rate", "tokens")
 """What every training step returns; a loss may add others."""
@@ -83,15 +84,15 @@ def truncate(file: IO[str], path: Path, step: int) -> None:
     """
     length = 0
     try:
-        for line in file.read().splitlines(keepends=True):
-            incomplete = not line.endswith("\n") and line.startswith(_LINE_START[: len(line)])
-            if incomplete or json.loads(line)["step"] > step:
+        for found, after in jsonl.read(
+            file, lambda line: json.loads(line)["step"], lambda line: line.startswith(_LINE_START[: len(line)])
+        ):
+            if found > step:
                 break
-            length += len(line.encode())
-    except (ValueError, KeyError, TypeError) as error:
+            length = after
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise RequestError(f"{path}: not a metrics file; choose another out, or remove the file") from error
-    file.seek(length)
-    file.truncate()
+    jsonl.truncate(file, length)
 
 
 def append(file: IO[str], line: Mapping[str, Any]) -> None:

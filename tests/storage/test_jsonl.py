@@ -1,0 +1,34 @@
+"""Files of lines: every kill leaves complete lines and at most one beginning, and files of anything else are not changed."""
+
+import json
+
+import pytest
+
+from vxl2_jax.storage import jsonl
+from vxl2_jax.storage.locking import open_locked
+
+LINES = ['{"a": "\u2028\r"}\n', '{"é": 1}\n', "[]\n"]
+
+
+def test_rows_are_read_one_at_a_time_with_their_place(tmp_path):
+    (tmp_path / "f").write_bytes("".join([*LINES, '{"cut']).encode())
+    with open_locked(tmp_path / "f") as file:
+        rows = jsonl.read(file, lambda line: line)
+        assert next(rows) == (LINES[0], len(LINES[0].encode())) and [row for row, _ in rows] == LINES[1:]
+
+
+def test_a_file_is_continued_after_its_last_complete_line(tmp_path):
+    (tmp_path / "f").write_bytes("".join([*LINES, '{"cut']).encode())
+    with open_locked(tmp_path / "f") as file:
+        assert list(jsonl.resume(file, lambda line: line, lambda beginning: beginning == '{"cut')) == LINES
+        jsonl.append(file, {"next": 1})
+    assert (tmp_path / "f").read_bytes().decode() == "".join([*LINES, '{"next": 1}\n'])
+
+
+@pytest.mark.parametrize("content", [b"\xff\n", b"[]\n{\n", b"[]\nother", b"[" * 40 + b"\n"], ids=repr)
+def test_any_other_file_is_not_changed(tmp_path, content, monkeypatch):
+    monkeypatch.setattr(jsonl, "MAX_CHARACTERS", 40)
+    (tmp_path / "f").write_bytes(content)
+    with open_locked(tmp_path / "f") as file, pytest.raises(ValueError):
+        list(jsonl.resume(file, json.loads, lambda beginning: beginning.startswith("{")))
+    assert (tmp_path / "f").read_bytes() == content
