@@ -166,10 +166,18 @@ def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, 
 
 
 def head(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
-    """As `matmul`, a slice of the columns at a time: some compilers make the whole weight wide, 2 GB of a real head."""
-    width = weight.values.shape[1]
-    if weight.activations or width <= _COLUMNS:
+    """As `matmul`, without ever holding the whole weight wide.
+
+    Compilers for GPUs and CPUs would (2 GB of a real head): there it is computed a slice of the columns at a time. That for
+    TPUs makes the weight wide tile by tile, and would copy it to slice it.
+    """
+    if weight.activations or weight.values.shape[1] <= _COLUMNS:
         return matmul(x, weight)
+    return jax.lax.platform_dependent(x, weight, tpu=matmul, default=_matmul_by_slices)
+
+
+def _matmul_by_slices(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
+    width = weight.values.shape[1]
 
     def columns(start: Any, count: int) -> Float32[Array, "*N count"]:
         return matmul(x, jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, count, axis=1), weight))
