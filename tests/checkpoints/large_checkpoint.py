@@ -96,8 +96,6 @@ def peak_of(work: Callable[[], Any]) -> dict[str, float]:
 
 def step(name: str, source: Path, target: Path, weights: str) -> dict[str, float]:
     """One of the steps of `measure`, in this process, which has imported all that the step needs."""
-    import orbax.checkpoint  # noqa: F401
-
     jnp.zeros(1).block_until_ready()
     kept: list[Any] = []
 

@@ -78,7 +78,7 @@ def load(
     """Load a checkpoint onto the default device.
 
     Tensors are read one by one, so there is never a second copy of the model in memory. What is quantised is read in
-    parts of at most 64 MB in float32, and is never wide as a whole.
+    parts of about 16 MB in float32, and is never wide as a whole.
 
     Args:
       directory: with config.json and safetensors files.
@@ -153,7 +153,7 @@ def _check_finite(found: Iterable[tuple[str, ArrayLike]], dtype: str) -> None:
             files.WEIGHTS.fail(f"tensor {key}", f"has NaN or infinite values as {dtype}")
 
 
-_PART = 2**24
+_PART = 2**22
 """Numbers of a tensor that are wide at the same time while it is quantised."""
 
 
@@ -170,7 +170,7 @@ def _build_quantised(
             part = mapping.transform.to_ours(shards.rows(key, begin, min(begin + step, rows)))
             at = None if mapping.layers is None else layer
             leaf, finite = _write_part(leaf, part, at, begin, scheme)
-            found.append((key, finite))
+            found.append((key, finite.block_until_ready()))  # or parts would queue up in memory
     _check_finite(found, "float32")
     return leaf
 

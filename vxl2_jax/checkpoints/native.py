@@ -1,7 +1,7 @@
-"""Native checkpoint directories: parameters saved by Orbax, the configuration as JSON, and tokenizer.json.
+"""Native checkpoint directories: parameters saved by Orbax, or quantised ones in a safetensors file; the configuration as
+JSON; and tokenizer.json.
 
-Loading them needs no renaming or transposing. Weights can be stored quantised: their integers and scales are then arrays
-of their own.
+Loading them needs no renaming, transposing or quantising.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import jax.numpy as jnp
 import msgspec
 
 from vxl2_jax import files, hardware
-from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.checkpoints import huggingface, quantised_file
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import CheckpointError, first_line
 from vxl2_jax.models import quantised
-from vxl2_jax.models.quantised import QuantisedWeight
 
 _CONFIG, _PARAMS = "vxl2.json", "params"
 _VERSION = 2
@@ -67,7 +66,10 @@ def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json
     try:
         _remove_abandoned(directory)
         part.mkdir(parents=True)
-        write_params(part / _PARAMS, _storable(params))
+        if about["weights"] == quantised.WIDE:
+            write_params(part / _PARAMS, params)
+        else:
+            quantised_file.write(part, params)
         (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
         (part / _CONFIG).write_text(json.dumps(about, indent=1))
         os.replace(part, directory)
@@ -87,20 +89,11 @@ def _remove_abandoned(directory: Path) -> None:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def _storable(params: Any) -> Any:
-    """The tree as nested dictionaries: quantised weights as {"values", "scale"}."""
-
-    def leaf(weight: Any) -> Any:
-        return {"values": weight.values, "scale": weight.scale} if isinstance(weight, QuantisedWeight) else weight
-
-    return jax.tree.map(leaf, params, is_leaf=quantised.is_quantised)
-
-
 def write_params(path: Path, params: Any) -> None:
     """Write parameters with Orbax. Raises OSError if they cannot be written, before a disk that is too small is full."""
     import orbax.checkpoint as ocp  # slow to import, and most models are not stored in this format
 
-    files.check_disk_space(path.parent, quantised.bytes_of(params))
+    files.check_disk_space(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
     try:
         with ocp.StandardCheckpointer() as writer:
             writer.save(path, params)
@@ -136,36 +129,28 @@ def load(
             f"{directory}: its weights are stored as {stored}, of which {weights} cannot be made; leave out weights, or "
             "take the checkpoint that it was converted from"
         )
-    sharding = jax.sharding.SingleDeviceSharding(hardware.device())
     abstract = huggingface.abstract_params(config, dtype, weights if same else stored)
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract)
     try:
-        params = _restore(directory / _PARAMS, _storable(target), None if same else weights)
+        if stored == quantised.WIDE:
+            params = _restore(directory / _PARAMS, abstract, None if same else weights)
+        else:
+            params = quantised_file.read(directory, abstract)
     except Exception as error:  # Orbax and TensorStore raise many classes for damaged files
         _fail(directory, first_line(error), error)
     for path, finite in jax.tree_util.tree_leaves_with_path(_all_finite(params)):
         if not finite:
             _fail(directory, f"{jax.tree_util.keystr(path)} has NaN or infinite values")
-    if same:
-        params = _as_weights(huggingface.abstract_params(config, dtype, weights), params)
     if progress:
         progress(1, 1)
     return config, params
 
 
-def _as_weights(abstract: Any, stored: Any) -> Any:
-    """The parameter tree of what `_storable` made."""
-
-    def leaf(weight: Any, found: Any) -> Any:
-        return dataclasses.replace(weight, **found) if isinstance(weight, QuantisedWeight) else found
-
-    return jax.tree.map(leaf, abstract, stored, is_leaf=quantised.is_quantised)
-
-
 def _restore(path: Path, target: Any, quantise_to: str | None) -> Any:
-    """Read the arrays of `target` (ShapeDtypeStructs with shardings), all at once or to be quantised one by one."""
+    """Read the wide parameters `target` (ShapeDtypeStructs), all at once or to be quantised one by one."""
     import orbax.checkpoint as ocp
 
+    sharding = jax.sharding.SingleDeviceSharding(hardware.device())
+    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), target)
     with ocp.StandardCheckpointer() as reader:
         _check_shapes(reader.metadata(path).item_metadata.tree, target)
         if quantise_to is None:

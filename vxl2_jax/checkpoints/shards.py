@@ -52,9 +52,13 @@ class Shards:
             raise CheckpointError(f"tensor {key} is missing; is this a Video-XL-2 checkpoint?")
         return tuple(self._file_of[key].get_slice(key).get_shape())
 
+    def dtype(self, key: str) -> str:
+        """The dtype of a tensor as safetensors calls it."""
+        return self._file_of[key].get_slice(key).get_dtype()
+
     def unsupported_dtype(self, key: str) -> str:
         """The dtype of a tensor as safetensors calls it, if it is not one of the floating-point ones; else ""."""
-        dtype = self._file_of[key].get_slice(key).get_dtype()
+        dtype = self.dtype(key)
         return "" if dtype in _DTYPES else dtype
 
     def get(self, key: str) -> jax.Array:

@@ -19,7 +19,7 @@ _EXAMPLES = """example:
   vxl2 convert BAAI/Video-XL-2 video-xl-2-native --dtype bfloat16
   vxl2 convert BAAI/Video-XL-2 video-xl-2-int8 --weights int8;  vxl2 ask film.mkv "Who?" --model video-xl-2-int8
 
-A native checkpoint (Orbax) loads faster: nothing is renamed, transposed or quantised."""
+A native checkpoint loads faster: nothing is renamed, transposed or quantised."""
 
 
 def add(commands: Any, help: str) -> None:

@@ -93,15 +93,23 @@ class TemporalDownsample(nn.Module):
     def __call__(self, x: Float[Array, "G time y x width"]) -> Float[Array, "G time//2 y x width"]:
         groups, steps, _, _, width = x.shape
         kernel = self.get_variable("params", "kernel") if self.has_variable("params", "kernel") else None
-        if not isinstance(kernel, quantised.QuantisedWeight):
-            kernel = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 3, width, width))
+        if isinstance(kernel, quantised.QuantisedWeight):
+            values, scale = kernel.values, kernel.scale.reshape(width)
+        else:
+            values, scale = self.param("kernel", nn.initializers.lecun_normal(), (3, 3, 3, width, width)), None
         bias = self.param("bias", nn.initializers.zeros, (width,))
         padded = jnp.pad(x, ((0, 0), (1, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         taps = [padded[:, t : t + steps : 2] for t in range(3)]
         stacked = rearrange(taps, "tap g t y x c -> (g t) y x (tap c)")
-        kernel = quantised.dequantise(kernel, x.dtype) if isinstance(kernel, quantised.QuantisedWeight) else kernel
-        kernel = rearrange(kernel, "tap h w i o -> h w (tap i) o").astype(x.dtype)
-        out = jax.lax.conv_general_dilated(stacked, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        out = jax.lax.conv_general_dilated(
+            stacked,
+            rearrange(values, "tap h w i o -> h w (tap i) o").astype(x.dtype),
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            preferred_element_type=None if scale is None else jnp.float32,
+        )
+        out = out if scale is None else (out * scale).astype(x.dtype)
         return rearrange(out, "(g t) y x c -> g t y x c", g=groups) + bias.astype(x.dtype)
 
 

@@ -176,10 +176,19 @@ def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight, out_dtype: Any = N
 
 
 def head(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
-    """As `matmul`, a slice of the columns at a time: some compilers make the whole weight wide, 2 GB of a real head."""
+    """As `matmul`, without ever holding the whole weight wide, and with products in float32.
+
+    Compilers for GPUs and CPUs would (2 GB of a real head): there it is computed a slice of the columns at a time. That for
+    TPUs makes the weight wide tile by tile, and would copy it to slice it.
+    """
+    whole = partial(matmul, out_dtype=jnp.float32)
+    if weight.activations or weight.values.shape[1] <= _COLUMNS:
+        return whole(x, weight)
+    return jax.lax.platform_dependent(x, weight, tpu=whole, default=_matmul_by_slices)
+
+
+def _matmul_by_slices(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
     width = weight.values.shape[1]
-    if weight.activations or width <= _COLUMNS:
-        return matmul(x, weight, jnp.float32)
 
     def columns(start: Any, count: int) -> Float32[Array, "*N count"]:
         return matmul(
