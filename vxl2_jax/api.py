@@ -259,7 +259,7 @@ def load(
         if weights == AUTO:
             weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention)
         config, params = fetch.read(directory, dtype, progress, weights)
-        if hardware.compiler_traits(device.platform).separate_layers:
+        if hardware.compiler_for(device).separate_layers:
             params = params | {"language": qwen2.separate_layers(params["language"])}
         kernel, reason, fallback = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
     log, weights_reason = logging.getLogger("vxl2_jax"), quantised.setting_of(params) + (f" ({why})" if why else "")
@@ -311,7 +311,7 @@ def _fitting_weights(directory: Path, tokenizer: Any, dtype: np.dtype, attention
         itemsize=dtype.itemsize,
         sizes=hardware.sizes_for(device),
         kernel=kernel,
-        platform=device.platform,
+        compiler=hardware.compiler_for(device),
     )
 
 

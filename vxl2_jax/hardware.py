@@ -65,18 +65,22 @@ class CompilerTraits(NamedTuple):
     lanes: int = 1
 
 
-_GPU = CompilerTraits(separate_layers=True, fuses_pooling=True)
-_COMPILERS = {"gpu": _GPU, "cuda": _GPU, "tpu": CompilerTraits(slices_layers=False, lanes=128)}
-
-
-def compiler_traits(platform: str) -> CompilerTraits:
-    """How XLA compiles for a platform; for those that are not known, as for a CPU."""
-    return _COMPILERS.get(platform, CompilerTraits())
-
-
 def capability(device: Any) -> float:
     """CUDA compute capability; 0 for other devices."""
     return float(getattr(device, "compute_capability", 0) or 0)
+
+
+def compiler_for(device: Any) -> CompilerTraits:
+    """How XLA compiles for a device; where that is not known, as for a CPU.
+
+    On NVIDIA cards older than Ampere, layers stay stacked: XLA has no Triton for them and no kernel of ours runs there, so
+    28 layers of the reference would take minutes to compile, and a quantised weight is written out wide in any case.
+    """
+    if device.platform == "tpu":
+        return CompilerTraits(slices_layers=False, lanes=128)
+    if device.platform in ("gpu", "cuda"):
+        return CompilerTraits(separate_layers=capability(device) >= 8, fuses_pooling=True)
+    return CompilerTraits()
 
 
 def device() -> jax.Device:

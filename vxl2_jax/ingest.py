@@ -233,7 +233,7 @@ def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int) -
         weights=model.weights,
         sizes=model.sizes,
         kernel=model.kernel,
-        platform=device.platform,
+        compiler=hardware.compiler_for(device),
     )
 
 

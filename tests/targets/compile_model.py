@@ -71,7 +71,7 @@ def real_size(
         weights=weights,
         sizes=suits.sizes_for(device),
         kernel=kernel,
-        platform=device.platform,
+        compiler=suits.compiler_for(device),
     )
     return config, Layout(14, (8,) * (frames // 4), config.visual_tokens), settings
 

@@ -51,7 +51,7 @@ class DeviceSpec(NamedTuple):
         """The fields of `memory_model.Workload` that the device determines."""
         dtype = jnp.dtype(jnp.float32 if itemsize == 4 else hardware.default_dtype(self))
         kernel = attention.choose_kernel(dtype=dtype, width=config.language.head_width, device=self).kernel
-        return {"itemsize": itemsize, "sizes": self.sizes, "kernel": kernel, "platform": self.platform}
+        return {"itemsize": itemsize, "sizes": self.sizes, "kernel": kernel, "compiler": hardware.compiler_for(self)}
 
 
 DEVICES = {

@@ -19,7 +19,7 @@ from vxl2_jax.buckets import bucket, round_up
 from vxl2_jax.cache.pooling import sparse_capacity
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.hardware import LARGE, BatchSizes, CompilerTraits, compiler_traits
+from vxl2_jax.hardware import LARGE, BatchSizes, CompilerTraits
 from vxl2_jax.layout import Layout, pooled
 from vxl2_jax.models import quantised
 from vxl2_jax.options import AskOptions, WatchOptions, chunk_size_for
@@ -31,8 +31,8 @@ class Workload(NamedTuple):
     """How a video is watched and one question asked, as far as memory is concerned.
 
     question_tokens: of the question and the prompt around it; itemsize: bytes of a wide weight, an activation and a cached
-    number; weights: one of `models.quantised.SETTINGS`; sizes, kernel, platform: the batch sizes, the attention kernel and
-    JAX's name of the kind of device.
+    number; weights: one of `models.quantised.SETTINGS`; sizes, kernel, compiler: the batch sizes, the attention kernel and
+    what is known of XLA on the device.
     """
 
     compression: int = WatchOptions.compression
@@ -44,12 +44,7 @@ class Workload(NamedTuple):
     weights: str = quantised.WIDE
     sizes: BatchSizes = LARGE
     kernel: Kernel = REFERENCE
-    platform: str = "cpu"
-
-    @property
-    def compiler(self) -> CompilerTraits:
-        """How XLA compiles for the platform."""
-        return compiler_traits(self.platform)
+    compiler: CompilerTraits = CompilerTraits()
 
     def chunk_groups(self, layout: Layout) -> int:
         """Groups per chunk of a video."""
