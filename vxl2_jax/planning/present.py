@@ -6,8 +6,9 @@ import math
 
 from vxl2_jax import hardware
 from vxl2_jax.config import ModelConfig, video_xl_2
+from vxl2_jax.models.quantised import INT8, WIDE
 from vxl2_jax.planning.devices import DEVICES, USABLE, DeviceSpec
-from vxl2_jax.planning.plan import advice, max_frames
+from vxl2_jax.planning.plan import AUTO_FRAMES, advice, max_frames
 
 RELEASED = "BAAI/Video-XL-2"
 """The released model on the Hugging Face hub."""
@@ -30,16 +31,20 @@ def present_device() -> DeviceSpec | None:
 def fits_here(config: ModelConfig) -> str:
     """In one phrase: how long a video the model can watch on the device that is present, or where it would fit.
 
-    The dtype is the device's default one, or bfloat16, with its option, if only that fits.
+    With the device's default dtype and wide weights, or with the options that leave room for a video of `AUTO_FRAMES`.
     """
     device = present_device()
     if device is None:
         return "the memory of this device is unknown"
     default = 4 if hardware.default_dtype(device) == "float32" else 2
-    for itemsize in sorted({default, 2}, reverse=True):
-        if frames := max_frames(config, None, 1.0, device, itemsize=itemsize):
-            option = " with --dtype bfloat16" * (itemsize < default)
-            return f"up to {frames:,} frames fit this {device.platform}{option}"
+    fitting: dict[str, int] = {}
+    for itemsize, weights in ((default, WIDE), (2, WIDE), (2, INT8)):
+        named = " --dtype bfloat16" * (itemsize < default) + f" --weights {weights}" * (weights != WIDE)
+        fitting[named] = max_frames(config, None, 1.0, device, itemsize=itemsize, weights=weights)
+    enough = [named for named, frames in fitting.items() if frames >= AUTO_FRAMES]
+    named = enough[0] if enough else max(fitting, key=lambda named: fitting[named])
+    if frames := fitting[named]:
+        return f"up to {frames:,} frames fit this {device.platform}{' with' * bool(named)}{named}"
     free = f"{device.usable_bytes / 1e9:.3g} GB"
     return f"{advice(config, None, 1.0, device)}, but not on this {device.platform}, which has {free} free"
 
