@@ -19,6 +19,8 @@ from vxl2_jax.errors import VideoError
 
 RGBFrame = UInt8[np.ndarray, "height width 3"]
 # Decoders that render plain text as pictures: FFmpeg would "play" a .txt or .nfo file.
+_LISTS = ("hls", "concat", "dash", "imf")
+"""Formats of FFmpeg that name the files of a video."""
 _TEXT_DECODERS = frozenset({"ansi", "bintext", "xbin", "idf"})
 # Decoders that can skip non-reference frames packet by packet.
 _SKIPPING_DECODERS = frozenset({"h264", "hevc"})
@@ -205,6 +207,10 @@ def _open(path: Path) -> Generator[tuple[av.container.InputContainer, av.VideoSt
     except (av.FFmpegError, ValueError) as error:
         raise VideoError(f"{path}: not a video that FFmpeg can read; give a video, an image or a folder") from error
     with container:
+        if container.format.name in _LISTS:  # a memory would be recognised by the list, whatever the files hold
+            raise VideoError(
+                f"{path}: a list of other files; make one of them, with `ffmpeg -i LIST -c copy video.mkv`"
+            )
         # The cover picture of a music file is stored as a video stream.
         streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
