@@ -106,6 +106,13 @@ def invalid_files(folder):
     put("notes.txt", b"Once upon a time\n" * 50, "text")
     put("words.srt", b"1\n00:00:01,000 --> 00:00:02,000\nHello\n\n", "no video")
     put("list.m3u8", b"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n", "video")
+    write_clip(folder / "segment.ts", 20)
+    put(
+        "local.m3u8",
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nsegment.ts\n#EXT-X-ENDLIST\n",
+        "a list of other files",
+    )
+    put("local.ffconcat", b"ffconcat version 1.0\nfile segment.ts\n", "a list of other files")
     put("garbage.mp4", np.random.default_rng(1).bytes(50_000), "video")
     put("garbage.avi", b"RIFF\x00\x10\x00\x00AVI " + np.random.default_rng(2).bytes(5000), "video")
     put("no-index.mp4", clip[: len(clip) // 3], "video")

@@ -8,7 +8,7 @@ from clips import number_of, picture, write_clip
 from PIL import Image
 
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video import content_hash, open_video, prefetch, resize_frame
+from vxl2_jax.video import content_hash, open_video, prefetch, reader, resize_frame
 
 
 def test_all_batches_but_the_last_are_full_and_can_be_read_again(tmp_path):
@@ -145,3 +145,10 @@ def test_prefetched_frames_are_the_same_frames(tmp_path):
     source = open_video(write_clip(tmp_path / "a.mp4", 60), size=32, fps=5)
     for plain, ahead in zip(source.batches(3), prefetch(source.batches(3)), strict=True):
         np.testing.assert_array_equal(plain, ahead)
+
+
+def test_a_length_that_no_video_has_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, "MAX_SECONDS", 1)
+    assert open_video(write_clip(tmp_path / "a.mp4", 25), size=8).total_frames == 25
+    with pytest.raises(VideoError, match="lasts 2 s"):
+        open_video(write_clip(tmp_path / "b.mp4", 50), size=8)

@@ -24,6 +24,8 @@ from vxl2_jax.video.preprocess import resize_frame, resize_padded
 from vxl2_jax.video.sampling import check_options, frame_seconds, sample_indices, sample_timestamps
 
 Item = TypeVar("Item")
+MAX_SECONDS = 100_000_000
+"""Of a video: three years."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,11 @@ def _open_container(path: Path, size: int, options: dict) -> VideoSource:
     else:
         indices, seconds = sample_timestamps(index.times, **options)
     native = rate or (total - 1) / float(index.times[-1])
+    if total / native > MAX_SECONDS:
+        raise VideoError(
+            f"{path}: by its frame rate it lasts {total / native:,.0f} s, more than {MAX_SECONDS:,}; encode it again with the "
+            "right rate"
+        )
     read = functools.partial(read_frames, path, index)
     return VideoSource(
         path,
