@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,16 @@ def check_tensors(config: ModelConfig, shards: Shards) -> None:
 
 def abstract_params(config: ModelConfig, dtype: Any = "float32", weights: str = quantised.WIDE) -> Any:
     """The parameter tree as ShapeDtypeStructs; allocates nothing."""
-    wide = jax.eval_shape(partial(video_xl_2.init, config=config), jax.ShapeDtypeStruct((2,), jnp.uint32))
-    wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), wide)
+    wide = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), _traced_init(config))
+    if weights == quantised.WIDE:
+        return wide
     return jax.eval_shape(partial(quantised.quantise_params, setting=weights), wide)
+
+
+@cache
+def _traced_init(config: ModelConfig) -> Any:
+    """The shapes of the parameters. Tracing takes half a second, and loading asks several times."""
+    return jax.eval_shape(partial(video_xl_2.init, config=config), jax.ShapeDtypeStruct((2,), jnp.uint32))
 
 
 def load(
