@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
     if memory is None:
         with progress("watching", "frames", args.quiet) as advance:
             memory = model.watch(args.video, **watch, progress=advance)
-    follow = not options.is_nano(model.name) if args.follow is None else args.follow
+    follow = model.scope is None if args.follow is None else args.follow
     chat = Chat(model, memory, ask, follow, args.json, typed, _frames(args.video, memory, watch))
     if typed:
         kind = "Questions follow up." if follow else "Each question stands alone."
