@@ -51,19 +51,21 @@ class CompilerTraits(NamedTuple):
     """How XLA compiles the model's programs on a platform, as far as memory is concerned.
 
     slices_layers: it copies one layer's weights out of the stacked weights; fuses_pooling: the sparse level is made
-    without an array of all un-rotated keys; lanes: the last dimension of an array is padded to multiples of this.
+    without an array of all un-rotated keys; lanes: the last dimension of an array is padded to multiples of this;
+    copies_byte_tables: it copies a table of 8-bit numbers before a loop that reads its rows.
     """
 
     slices_layers: bool = True
     fuses_pooling: bool = False
     lanes: int = 1
+    copies_byte_tables: bool = False
 
 
 COMPILERS = {
     "cpu": CompilerTraits(),
     "gpu": CompilerTraits(fuses_pooling=True),
     "cuda": CompilerTraits(fuses_pooling=True),
-    "tpu": CompilerTraits(slices_layers=False, lanes=128),
+    "tpu": CompilerTraits(slices_layers=False, lanes=128, copies_byte_tables=True),
 }
 
 
