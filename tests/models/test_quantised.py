@@ -169,8 +169,9 @@ def test_other_weights_need_no_other_program(toy):
     assert len(traces) == 1
 
 
-# The largest error of a tensor, relative to its norm, by kind; nearly twice what was measured.
-BOUNDS = {INT8: 0.011, INT4: 0.2}
+# The largest error of a tensor, relative to its norm. Measured on the whole checkpoint: 0.0082 (a convolution of DTS; linear
+# layers 0.0077) and 0.110.
+BOUNDS = {INT8: 0.01, INT4: 0.13}
 
 
 @pytest.mark.parametrize("setting", BOUNDS)
