@@ -138,8 +138,8 @@ class Model(Runtime):
           choices: texts of which the most likely one is the answer, and nothing is generated; of a list of questions, a
             list of such texts for each. `Answer.choices` has their scores. See `likelihood.choose_many`.
 
-        A toy model also answers what it was not trained on: `Answer.doubts` then has the reasons, and a ToyModelWarning is
-        given.
+        A toy model also answers what it was not trained on: `Answer.doubts` then has the reasons, and a ToyModelWarning
+        is given.
 
         `relevance` may also be a function: (int32 token ids of the question [N], memory) → one score for each of
         the `memory.layout.chunks(chunk_size)` chunks.

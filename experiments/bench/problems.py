@@ -89,7 +89,14 @@ def random_model(config: ModelConfig, *, dtype: Any, seed: int) -> Model:
         raise ValueError(f"attention kernel {kernel.name} failed its self-test on this machine: {failure}")
     params = weights(config, ["vision", "dts", "projector", "language"], dtype, seed)
     return Model(
-        "random weights", config, params, CountingTokenizer(), "random", kernel, reason, hardware.sizes_for(device)
+        "random weights",
+        config,
+        params,
+        CountingTokenizer(),
+        "random",
+        kernel,
+        reason,
+        sizes=hardware.sizes_for(device),
     )
 
 

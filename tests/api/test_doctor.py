@@ -24,8 +24,7 @@ def test_weights_that_are_not_finite_are_named(command, model, model_dir, tmp_pa
     huggingface.save(tmp_path, model.config, bad, "float32")
     (tmp_path / "tokenizer.json").write_bytes((model_dir / "tokenizer.json").read_bytes())
     run = command("doctor", "--model", tmp_path, "--quiet")
-    assert run.code == 2 and "embed" in run.err
-    assert "activations are not finite from language.layers.0 on" in run.out
+    assert run.code == 2 and "embed" in run.err and run.err.count("\n") == 1
 
 
 def test_a_wrong_reference_would_be_seen(monkeypatch):

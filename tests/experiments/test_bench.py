@@ -64,6 +64,7 @@ def results(folder, name: str, *args: str) -> list[dict]:
     return document["rows"]
 
 
+@pytest.mark.slow
 def test_attention_from_end_to_end(tmp_path):
     tiny = ["--frames=24", "--visual=8", "--stride_groups=3", "--block_size=2", "--prev_blocks=1"]
     tiny += ["--backends=ampere,reference", "--tiles=32,32;64,48", "--baselines=xla,cudnn"]
@@ -79,6 +80,7 @@ def test_attention_from_end_to_end(tmp_path):
     assert "NVIDIA" in rows["jax.nn.dot_product_attention, cuDNN"]["note"]
 
 
+@pytest.mark.slow
 def test_decoding_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.bench.cases.decoding.QUESTIONS", 2)
     tiny = ["--frames=128", "--visual=8", "--caches=mixed", "--backends=reference", "--baselines=xla", "--layers=1"]

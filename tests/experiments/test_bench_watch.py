@@ -117,6 +117,7 @@ def test_a_side_that_ends_between_two_runs_says_why_and_keeps_its_replies(tmp_pa
     assert found.replies == [{"peak_bytes": 1}, {"seconds": 1}]
 
 
+@pytest.mark.slow
 def test_watching_from_end_to_end(monkeypatch, tmp_path):
     """Two lengths in this process, and our side of the comparison in one of its own."""
 
@@ -149,6 +150,7 @@ def test_watching_from_end_to_end(monkeypatch, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"watching.{kind}" for kind in ("json", "md", "png")]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks restart on Linux only")
 def test_the_peak_of_watching_is_that_of_the_plan(monkeypatch):
     # Programs as users have them; the compilation cache would not distinguish them from those of the tests.

@@ -137,7 +137,7 @@ def test_a_clip_pre_filled_from_its_visual_tokens_is_a_clip_watched(model):
     seconds = np.arange(70.0)
     made = memories.remember(model, memories.visual_tokens(model, frames), seconds, PrefillRule(2, 1), 2)
     watched = model.watch((frames, seconds), block_size=2, prev_blocks=1, compression=2)
-    assert made.identity() == watched.identity()
+    assert made.identity() == watched.identity() | {"generated": True}
     jax.tree.map(np.testing.assert_array_equal, (made.dense, made.sparse), (watched.dense, watched.sparse))
 
 

@@ -72,6 +72,7 @@ IDENTITY = identity(
     model="toy",
     video="a.mp4",
     video_hash="0",
+    generated=False,
 )
 IDENTITIES = (
     st.just(IDENTITY)
