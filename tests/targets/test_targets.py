@@ -35,14 +35,10 @@ OVERSTATED, UNDERSTATED = 0.10, 0.04
 COPIED = {
     ("v4", "question and answer"),
     ("v5p", "question and answer"),
-    ("t4", "pre-fill stride"),
-    ("t4", "relevance pass"),
-    ("t4", "question and answer"),
     ("v5e", "question and answer"),
 }
 """On v4 and v5p XLA transposes the query, key and value matrices of each layer, once for a batch of questions and not in a
-step. On a T4 it writes every weight as float16 before its product, see `hardware.compiler_for`. On v5e it copies a table of
-8-bit embeddings once for a batch of questions."""
+step; on v5e, a table of 8-bit embeddings."""
 
 pytestmark = [pytest.mark.targets, pytest.mark.timeout(900)]
 
