@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 from safetensors.flax import save_file
 
@@ -135,8 +136,15 @@ def _build_tree(
     return params
 
 
+_SMALL = 2**26
+"""Bytes of a leaf that is assembled on the host. On the device each shape is a program of its own, which a small leaf is
+not worth; a large one is never on the host as a whole."""
+
+
 def _build_leaf(mapping: KeyMapping, get: Callable[[str], ArrayLike], dtype: Any) -> jax.Array:
     keys = mapping.original_keys()
+    if np.size(get(keys[0])) * len(keys) * dtype.itemsize <= _SMALL:
+        return _build_on_host(mapping, get, dtype)
     layers = (mapping.transform.to_ours(jnp.asarray(get(key))) for key in keys)
     first = next(layers)
     if mapping.layers is None:
@@ -152,6 +160,14 @@ def _build_leaf(mapping: KeyMapping, get: Callable[[str], ArrayLike], dtype: Any
             finites.append(finite)
     _check_finite(zip(keys, finites, strict=True), dtype.name)
     return leaf
+
+
+def _build_on_host(mapping: KeyMapping, get: Callable[[str], ArrayLike], dtype: Any) -> jax.Array:
+    keys = mapping.original_keys()
+    with np.errstate(over="ignore"):  # infinite values are refused below
+        layers = [np.asarray(mapping.transform.to_ours(np.asarray(get(key)))).astype(dtype) for key in keys]
+    _check_finite(((key, np.isfinite(layer).all()) for key, layer in zip(keys, layers, strict=True)), dtype.name)
+    return jnp.array(layers[0] if mapping.layers is None else np.stack(layers))
 
 
 def _check_finite(found: Iterable[tuple[str, ArrayLike]], dtype: str) -> None:
