@@ -60,6 +60,26 @@ def test_weights_are_cast(golden, dtype):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(dtype)}
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_large_leaves_are_built_on_the_device_as_small_ones_on_the_host(copy, monkeypatch, dtype):
+    def bits(params):
+        return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
+
+    on_host = bits(huggingface.load(copy, dtype)[1])
+    monkeypatch.setattr(huggingface, "_SMALL", 0)
+    assert bits(huggingface.load(copy, dtype)[1]) == on_host
+
+
+@pytest.mark.parametrize("small", [2**26, 0])
+def test_a_weight_that_is_not_finite_in_the_dtype_is_named(copy, monkeypatch, small):
+    monkeypatch.setattr(huggingface, "_SMALL", small)
+    key = "model.layers.1.mlp.up_proj.weight"
+    rewrite(copy, lambda tensors: tensors[key].__setitem__((0, 0), 1e6))
+    assert huggingface.load(copy, "bfloat16")
+    with pytest.raises(CheckpointError, match=f"{key}: has NaN or infinite values as float16"):
+        huggingface.load(copy, "float16")
+
+
 def test_shards_give_the_same_as_one_file(golden, copy):
     tensors = load_file(copy / "model.safetensors")
     parts = {

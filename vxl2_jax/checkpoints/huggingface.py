@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -143,31 +144,36 @@ not worth; a large one is never on the host as a whole."""
 
 def _build_leaf(mapping: KeyMapping, get: Callable[[str], ArrayLike], dtype: Any) -> jax.Array:
     keys = mapping.original_keys()
-    if np.size(get(keys[0])) * len(keys) * dtype.itemsize <= _SMALL:
-        return _build_on_host(mapping, get, dtype)
-    layers = (mapping.transform.to_ours(jnp.asarray(get(key))) for key in keys)
-    first = next(layers)
-    if mapping.layers is None:
-        leaf, finite = _cast(first, dtype)
-        finites = [finite]
-    else:
-        # Write the layers into a stack that is allocated once: stacking at the end would hold all of them twice.
-        leaf, finite = _write_layer(jnp.zeros((mapping.layers, *first.shape), dtype), first, 0)
-        finites = [finite]
-        del first
-        for i, layer in enumerate(layers, 1):
-            leaf, finite = _write_layer(leaf, layer, i)
-            finites.append(finite)
-    _check_finite(zip(keys, finites, strict=True), dtype.name)
+    tensors = map(get, keys)
+    first = next(tensors)
+    build = _on_host if np.size(first) * len(keys) * dtype.itemsize <= _SMALL else _on_device
+    leaf, finite = build(chain([first], tensors), mapping, dtype)
+    _check_finite(zip(keys, finite, strict=True), dtype.name)
     return leaf
 
 
-def _build_on_host(mapping: KeyMapping, get: Callable[[str], ArrayLike], dtype: Any) -> jax.Array:
-    keys = mapping.original_keys()
-    with np.errstate(over="ignore"):  # infinite values are refused below
-        layers = [np.asarray(mapping.transform.to_ours(np.asarray(get(key)))).astype(dtype) for key in keys]
-    _check_finite(((key, np.isfinite(layer).all()) for key, layer in zip(keys, layers, strict=True)), dtype.name)
-    return jnp.array(layers[0] if mapping.layers is None else np.stack(layers))
+def _on_host(tensors: Iterable[ArrayLike], mapping: KeyMapping, dtype: Any) -> tuple[jax.Array, list[ArrayLike]]:
+    """(the leaf, whether all of each tensor is finite)."""
+    with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+        layers = [np.asarray(mapping.transform.to_ours(np.asarray(tensor))).astype(dtype) for tensor in tensors]
+    leaf = layers[0] if mapping.layers is None else np.stack(layers)
+    return jnp.array(leaf), [np.isfinite(layer).all() for layer in layers]
+
+
+def _on_device(tensors: Iterable[ArrayLike], mapping: KeyMapping, dtype: Any) -> tuple[jax.Array, list[ArrayLike]]:
+    """The same. Layers are written into a stack that is allocated once: stacking at the end would hold all of them twice."""
+    leaf, finite = None, []
+    for layer, tensor in enumerate(tensors):
+        ours = mapping.transform.to_ours(jnp.asarray(tensor))
+        if mapping.layers is None:
+            leaf, is_finite = _cast(ours, dtype)
+        else:
+            leaf = jnp.zeros((mapping.layers, *ours.shape), dtype) if leaf is None else leaf
+            leaf, is_finite = _write_layer(leaf, ours, layer)
+        finite.append(is_finite)
+        del ours
+    assert leaf is not None
+    return leaf, finite
 
 
 def _check_finite(found: Iterable[tuple[str, ArrayLike]], dtype: str) -> None:
