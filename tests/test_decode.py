@@ -9,11 +9,12 @@ import pytest
 import toys
 
 from pallas_kernels.attention import REFERENCE
-from vxl2_jax import decode
+from vxl2_jax import decode, sampling
 from vxl2_jax.cache import views
 from vxl2_jax.layout import Layout
 from vxl2_jax.models import qwen2
 from vxl2_jax.relevance import selection
+from vxl2_jax.sampling import Sampling
 
 QUESTION = np.asarray([7, 3, 11, 30, 2], np.int32)
 
@@ -22,7 +23,7 @@ def dense_view(memory) -> views.KVCacheView:
     return views.dense_view(memory, REFERENCE)
 
 
-def answer(toy, view, question=QUESTION, count=None, max_new=6, sampling=decode.Sampling(), seed=0, **options):
+def answer(toy, view, question=QUESTION, count=None, max_new=6, sampling=Sampling(), seed=0, **options):
     """Of one question, without the batch's axis."""
     count = np.full(1, len(question) if count is None else count, np.int32)
     return jax.tree.map(
@@ -122,14 +123,14 @@ def test_an_answer_without_stop_token_uses_all_its_steps(toy):
 
 def test_drawing_depends_on_the_key_alone(toy):
     view = dense_view(toys.remembered(toy, toys.video()))
-    hot = decode.Sampling(np.float32(2.0), np.float32(1.0))
+    hot = Sampling(np.float32(2.0), np.float32(1.0))
     draws = [answer(toy, view, sampling=hot, seed=seed).tokens.tolist() for seed in (1, 1, 2)]
     assert draws[0] == draws[1] != draws[2]
 
 
 def test_a_tiny_top_p_is_greedy(toy):
     view = dense_view(toys.remembered(toy, toys.video()))
-    narrow = decode.Sampling(np.float32(1.5), np.float32(1e-6))
+    narrow = Sampling(np.float32(1.5), np.float32(1e-6))
     assert answer(toy, view, sampling=narrow, seed=3).tokens.tolist() == answer(toy, view).tokens.tolist()
 
 
@@ -137,7 +138,7 @@ def test_a_tiny_top_p_is_greedy(toy):
 def test_the_nucleus_is_the_smallest_set_with_that_much_probability(top_p):
     rng = np.random.default_rng(0)
     logits = np.round(4 * rng.normal(size=300), 1).astype(np.float32)  # with ties
-    kept = np.asarray(decode._nucleus(jnp.asarray(logits - logits.max()), top_p))
+    kept = np.asarray(sampling._nucleus(jnp.asarray(logits - logits.max()), top_p))
     probability = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
     inside, outside = probability[kept], probability[~kept]
     assert inside.sum() >= top_p - 1e-6 and inside.min() > outside.max(initial=0)
@@ -149,7 +150,7 @@ def test_drawing_follows_temperature_and_top_p():
     keys = jax.random.split(jax.random.key(0), 4000)
 
     def shares(temperature: float, top_p: float) -> np.ndarray:
-        drawn = jax.vmap(lambda key: decode.sample(logits, decode.Sampling(temperature, top_p), key))(keys)
+        drawn = jax.vmap(lambda key: sampling.sample(logits, Sampling(temperature, top_p), key))(keys)
         return np.bincount(drawn, minlength=4) / len(keys)
 
     np.testing.assert_allclose(shares(1.0, 1.0), [0.5, 0.3, 0.15, 0.05], atol=0.03)
@@ -199,7 +200,7 @@ def test_real_sizes_trace():
             view._replace(streams=streams),
             ids,
             jnp.full(16, 68),
-            decode.Sampling(),
+            Sampling(),
             jax.random.key(0),
             max_new=16,
         )

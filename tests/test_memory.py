@@ -11,6 +11,7 @@ from vxl2_jax import decode
 from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.relevance import selection
+from vxl2_jax.sampling import Sampling
 
 COMPRESSIONS = (1, 2, 3, 4)  # of 4 visual tokens; 3 drops a tail
 
@@ -97,7 +98,7 @@ def test_asking_never_changes_a_memory(toy):
             view,
             np.arange(6, dtype=np.int32)[None],
             np.full(1, 6, np.int32),
-            decode.Sampling(),
+            Sampling(),
             jax.random.key(0),
             max_new=4,
         )

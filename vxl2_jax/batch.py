@@ -41,7 +41,7 @@ class JobResult:
     """The result of a job: `error`, or the answers, the memory they come from and seconds per stage of watching.
 
     Attributes:
-      answers: one per question: the answer, or the error why the question was not asked (it is empty or too long).
+      answers: one per question: the answer, or the error why the question was not asked (it or one of its choices is empty or too long).
       error: the video cannot be read, its memory would not fit, none of the questions can be asked, or memory ran out.
     """
 
@@ -89,10 +89,8 @@ def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOption
                     if job.choices is None:
                         answers = iter(generate.ask_many(model, memory, asked, ask))
                     else:
-                        texts = likelihood.check_choices(job.choices, len(questions))
-                        offered = [
-                            each for each, question in zip(texts, questions, strict=True) if isinstance(question, str)
-                        ]
+                        pairs = zip(job.choices, questions, strict=True)
+                        offered = [each for each, question in pairs if isinstance(question, str)]
                         answers = iter(likelihood.choose_many(model, memory, asked, offered, ask))
                     in_order = tuple(next(answers) if isinstance(one, str) else one for one in questions)
                 result = JobResult(job, in_order, memory, timings)
@@ -114,10 +112,15 @@ def _questions(model: Runtime, job: Job, ask: AskOptions) -> list[str | RequestE
     questions = [job.questions] if isinstance(job.questions, str) else job.questions
     if not isinstance(questions, Sequence):
         raise RequestError(f"questions must be a list of texts, not {type(questions).__name__}")
+    if job.choices is not None:
+        likelihood.check_choices(job.choices, len(questions))
     found: list[str | RequestError] = []
-    for question in questions:
+    for number, question in enumerate(questions):
         try:
-            found += [encoded.text for encoded in generate.encode_questions(model, [question], ask)]
+            (encoded,) = generate.encode_questions(model, [question], ask)
+            if job.choices is not None:
+                likelihood.encode_choices(model, encoded, job.choices[number])
+            found.append(encoded.text)
         except RequestError as error:
             found.append(error.with_traceback(None))
     errors = [one for one in found if isinstance(one, RequestError)]

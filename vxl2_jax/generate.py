@@ -24,6 +24,7 @@ from vxl2_jax.options import AskOptions, RelevanceFunction
 from vxl2_jax.relevance.oracle import oracle_of
 from vxl2_jax.relevance.selection import ChunkSelection, top_chunks
 from vxl2_jax.runtime import Runtime, weights_in
+from vxl2_jax.sampling import Sampling
 from vxl2_jax.text import prompt, typed
 from vxl2_jax.timing import timed
 
@@ -231,9 +232,9 @@ def _answer(model: Runtime, part: Part, options: AskOptions, timings: dict[str, 
     }
 
 
-def sampling_of(options: AskOptions) -> decode.Sampling:
+def sampling_of(options: AskOptions) -> Sampling:
     """How tokens are drawn."""
-    return decode.Sampling(np.float32(options.temperature), np.float32(options.top_p))
+    return Sampling(np.float32(options.temperature), np.float32(options.top_p))
 
 
 def load_view(model: Runtime, selections: Sequence[ChunkSelection], rows: int) -> KVCacheView:

@@ -50,15 +50,8 @@ def choose_many(
     """
     generate.check_model(model, memory)
     encoded = generate.encode_questions(model, questions, options, history)
-    texts = check_choices(choices, len(encoded))
-    end = model.tokenizer.encode(prompt.END)
-    tokens = [[[*model.tokenizer.encode_plain(text), *end] for text in each] for each in texts]
-    for question, each in zip(encoded, tokens, strict=True):
-        if len(question.ids) + max(map(len, each)) > prompt.MAX_QUESTION_TOKENS:
-            raise RequestError(
-                f"the question {question.text[:20]!r}… and a choice have more than the window of "
-                f"{prompt.MAX_QUESTION_TOKENS:,} tokens: shorten them"
-            )
+    check_choices(choices, len(encoded))
+    texts, tokens = zip(*map(partial(encode_choices, model), encoded, choices), strict=True) if encoded else ((), ())
     answers: dict[int, Answer] = {}
     for part, timings in generate.select_parts(model, memory, encoded, options):
         rows = [(place, answer) for place, (one, _) in enumerate(part) for answer in tokens[one.number]]
@@ -85,8 +78,8 @@ def choose_many(
     return toy.marked(model, memory, [answers[number] for number in range(len(encoded))], history)
 
 
-def check_choices(choices: Any, questions: int) -> list[list[str]]:
-    """The choices as lists of prepared texts. Raises RequestError."""
+def check_choices(choices: Any, questions: int) -> None:
+    """Raise RequestError for anything but one list, which is not empty, for each question."""
 
     def is_list(value: Any) -> bool:
         return isinstance(value, Sequence) and not isinstance(value, str)
@@ -95,7 +88,24 @@ def check_choices(choices: Any, questions: int) -> list[list[str]]:
         raise RequestError(f"choices must be one list of texts for each question, of which there are {questions}")
     if not all(choices):
         raise RequestError("choices must hold at least one text for each question")
-    return [[typed.prepare(text, "a choice") for text in each] for each in choices]
+
+
+def encode_choices(
+    model: Runtime, question: generate.EncodedQuestion, choices: Sequence[str]
+) -> tuple[list[str], list[list[int]]]:
+    """The choices of a question, prepared (see `text.typed`), and the tokens of each, the token that ends an answer last.
+
+    Raises RequestError for a choice that is no text or empty, or that is too long together with the question.
+    """
+    texts = [typed.prepare(text, "a choice") for text in choices]
+    end = model.tokenizer.encode(prompt.END)
+    tokens = [[*model.tokenizer.encode_plain(text), *end] for text in texts]
+    if len(question.ids) + max(map(len, tokens)) > prompt.MAX_QUESTION_TOKENS:
+        raise RequestError(
+            f"the question {question.text[:20]!r}… and a choice have more than the window of "
+            f"{prompt.MAX_QUESTION_TOKENS:,} tokens: shorten them"
+        )
+    return texts, tokens
 
 
 def _score(

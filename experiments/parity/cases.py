@@ -20,6 +20,7 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.prefill import DenseCache
+from vxl2_jax.sampling import Sampling
 
 _extend = jax.jit(decode.extend, static_argnames=("config", "kernel"))
 
@@ -141,7 +142,7 @@ class Runner:
                 base,
                 case.question[None],
                 np.full(1, len(case.question), np.int32),
-                decode.Sampling(),
+                Sampling(),
                 jax.random.key(0),
                 max_new=max(steps, 1),
                 keep_logits=True,

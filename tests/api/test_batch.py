@@ -46,6 +46,16 @@ def test_a_queue_is_answered_as_one_by_one(model, clip):
     assert taken == [0, 1, 2, 3]
 
 
+def test_a_wrong_choice_is_one_refused_question_and_wrong_lists_fail_before_the_video_is_opened(model, monkeypatch):
+    asked = ["what?", "where?"]
+    (done,) = model.answer_all([Job(noise(9), asked, [["a", "b"], ["a", " "]])], ask={"chunk_size": 1})
+    assert done.answers[0].text in ("a", "b") and isinstance(done.answers[1], RequestError)
+    monkeypatch.setattr("vxl2_jax.batch._open", lambda *_: pytest.fail("opened"))
+    for choices in ([["a"]], [["a"], []], ["a", "b"]):
+        (done,) = model.answer_all([Job("a.mp4", asked, choices)])
+        assert isinstance(done.error, RequestError) and "choices" in str(done.error)
+
+
 @pytest.mark.parametrize("options", [{"ask": {"top_k": -1}}, {"watch": {"fps": 0}}])
 def test_a_wrong_option_stops_the_queue_before_a_video_is_opened(model, options):
     def queue():

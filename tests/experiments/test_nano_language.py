@@ -15,6 +15,7 @@ from pallas_kernels.attention import REFERENCE
 from vxl2_jax import config, decode
 from vxl2_jax.cache import views
 from vxl2_jax.layout import PrefillRule, natural_mask
+from vxl2_jax.sampling import Sampling
 
 GROUPS = 10
 RULE = PrefillRule(2, 2)
@@ -63,7 +64,7 @@ def by_inference(nano, view: views.KVCacheView, ids: np.ndarray) -> np.ndarray:
     shape, params = nano[:2]
     padded = np.pad(ids, (0, language.ROW - len(ids)))[None].astype(np.int32)
     lengths, key = np.full(1, len(ids), np.int32), jax.random.key(0)
-    found = decode.generate(params, shape, view, padded, lengths, decode.Sampling(), key, max_new=1, keep_logits=True)
+    found = decode.generate(params, shape, view, padded, lengths, Sampling(), key, max_new=1, keep_logits=True)
     return np.asarray(found.question_logits[0, language.ROW - len(ids) :])
 
 

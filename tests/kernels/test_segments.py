@@ -18,6 +18,7 @@ from vxl2_jax import decode
 from vxl2_jax.cache import plan, views
 from vxl2_jax.layout import Layout
 from vxl2_jax.relevance import selection
+from vxl2_jax.sampling import Sampling
 
 
 @st.composite
@@ -137,7 +138,7 @@ def logits_of(toy, view: views.KVCacheView, kernel: attention.Kernel, which=slic
         view,
         ids,
         counts,
-        decode.Sampling(),
+        Sampling(),
         jax.random.key(0),
         max_new=2,
         keep_logits=True,

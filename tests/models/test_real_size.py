@@ -12,6 +12,7 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import video_xl_2
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models.video_xl_2 import encode_frames
+from vxl2_jax.sampling import Sampling
 
 CONFIG = video_xl_2()
 GIB = 2**30
@@ -45,7 +46,7 @@ def test_a_question_over_20000_tokens_compiles(params):
     view = views.whole_view((KVCache(store, store),), [20000], REFERENCE)
     ids = np.zeros((1, 64), np.int32)
     decode.generate.lower(
-        params, CONFIG, view, ids, np.full(1, 9, np.int32), decode.Sampling(), jax.random.key(0), max_new=16
+        params, CONFIG, view, ids, np.full(1, 9, np.int32), Sampling(), jax.random.key(0), max_new=16
     ).compile()
 
 

@@ -39,6 +39,7 @@ from vxl2_jax.models.video_xl_2 import encode_frames
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.memory_model import Workload
 from vxl2_jax.relevance import selection
+from vxl2_jax.sampling import Sampling
 
 CONFIG, RULE = video_xl_2(), PrefillRule()
 FRAMES, COMPRESSION, CHUNK_SIZE, TOP_K = 2048, 4, 4, 4
@@ -154,7 +155,7 @@ def programs(
     yield Program(
         "question and answer",
         lambda: decode.generate.lower(
-            params, config, mixture, ids, count, decode.Sampling(), key, max_new=settings.max_new_tokens, kernel=kernel
+            params, config, mixture, ids, count, Sampling(), key, max_new=settings.max_new_tokens, kernel=kernel
         ),
         language + head + read + made["question"],
         weights + shapes((streams, sparse)),

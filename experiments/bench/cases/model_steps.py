@@ -20,6 +20,7 @@ from vxl2_jax.cache import views
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.relevance import selection
+from vxl2_jax.sampling import Sampling
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Asking:
 
     def answer(self, base: views.KVCacheView, kernel: Kernel, tokens: int, questions: int = 1) -> Any:
         """Answers of `tokens` tokens."""
-        sampling = decode.Sampling(np.float32(0), np.float32(1))
+        sampling = Sampling(np.float32(0), np.float32(1))
         inputs = (self.params, self.config, base, *self.first(questions), sampling, jax.random.key(0))
         return decode.generate(*inputs, max_new=tokens, kernel=kernel)
 
