@@ -58,7 +58,21 @@ def test_every_reason_to_doubt_is_named():
     assert len(KNOWN.doubts("Who?", generated=False, seconds=9, follows=True)) == 3
 
 
-@pytest.mark.parametrize("change", [{"forms": ["Is {it}?"]}, {"names": "dog"}, {"seconds": None}, {"more": 1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"forms": ["Is {it}?"]},
+        {"forms": []},
+        {"forms": ["{name} " * 9]},
+        {"names": "dog"},
+        {"names": []},
+        {"names": ["dog", ""]},
+        {"names": [f"dog {number}" for number in range(9000)]},
+        {"seconds": None},
+        {"max_second": -1},
+        {"more": 1},
+    ],
+)
 def test_a_malformed_scope_is_one_line(tmp_path, change):
     content = json.loads((NANO / scope.FILE).read_text()) | change
     (tmp_path / scope.FILE).write_text(json.dumps(content))

@@ -8,14 +8,22 @@ from __future__ import annotations
 import re
 from functools import cached_property
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from vxl2_jax import files
 from vxl2_jax.text.prompt import rewrite_clock_times
 
 FILE = "scope.json"
+MAX_CHARACTERS = 2**17
+"""Of the regular expression of all forms with all names: compiling one takes about half a second."""
+MAX_PLACEHOLDERS = 4
+"""Of a form: the time to match a text grows with each."""
 _ARTICLE = r"(?:a|an) "
+
+_Text = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
@@ -29,10 +37,10 @@ class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
       max_second: the largest number that it can read.
     """
 
-    forms: tuple[str, ...]
-    names: tuple[str, ...]
-    seconds: int
-    max_second: int
+    forms: Annotated[tuple[_Text, ...], Meta(min_length=1)]
+    names: Annotated[tuple[_Text, ...], Meta(min_length=1)]
+    seconds: Annotated[int, Meta(ge=0)]
+    max_second: Annotated[int, Meta(ge=0)]
 
     @property
     def summary(self) -> str:
@@ -86,18 +94,13 @@ def _split(form: str) -> list[str]:
     return re.split(r"\{(\w+)\}", form)
 
 
-def file_of(directory: Path) -> Path | None:
-    """The scope.json of a checkpoint directory; None without one."""
-    path = directory / FILE
-    return path if files.is_there(path) else None
-
-
 def read(directory: Path) -> Scope | None:
     """The scope of the model in a checkpoint directory; None for one that has no scope.json, which is no toy.
 
     Raises CheckpointError for a malformed file.
     """
-    if (path := file_of(directory)) is None:
+    path = directory / FILE
+    if not files.is_there(path):
         return None
     try:
         scope = msgspec.convert(files.read_json(path, files.CHECKPOINT_JSON), Scope)
@@ -105,4 +108,9 @@ def read(directory: Path) -> Scope | None:
         files.CHECKPOINT_JSON.fail(path, str(error), error)
     if unknown := {name for form in scope.forms for name in _split(form)[1::2]} - {"name", "other", "a_name", "second"}:
         files.CHECKPOINT_JSON.fail(path, f"unknown placeholder {min(unknown)}")
+    counts = [form.count("{") for form in scope.forms]
+    if max(counts) > MAX_PLACEHOLDERS or sum(counts) * sum(map(len, scope.names)) > MAX_CHARACTERS:
+        files.CHECKPOINT_JSON.fail(
+            path, f"more than {MAX_PLACEHOLDERS} placeholders in a form, or too many forms and names"
+        )
     return scope

@@ -49,6 +49,14 @@ def test_a_disk_that_is_too_small_is_reported_before_it_is_full(saved, tmp_path,
     assert list(tmp_path.iterdir()) == []
 
 
+def test_further_files_are_part_of_the_directory_or_nothing_is(saved, tmp_path):
+    native.save(tmp_path / "new", *saved[1:], "{}", {"scope.json": b"1"})
+    assert (tmp_path / "new" / "scope.json").read_bytes() == b"1"
+    with pytest.raises(CheckpointError, match="cannot write"):
+        native.save(tmp_path / "other", *saved[1:], "{}", {"no/folder": b"1"})
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
 @pytest.mark.parametrize("damage", ["vxl2.json", "params"])
 def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
     directory = shutil.copytree(saved[0], tmp_path / "copy")

@@ -12,11 +12,12 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial, reduce
 from operator import getitem
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ _SAME_INTEGERS = {quantised.INT8, quantised.W8A8}
 class _Format(msgspec.Struct, frozen=True):
     """What vxl2.json says besides the model's configuration."""
 
-    version: int = 1
+    version: Annotated[int, msgspec.Meta(ge=1)] = 1
     weights: Literal["wide", "int8", "w8a8", "int4"] = "wide"
 
 
@@ -58,8 +59,17 @@ def check_target(directory: str | Path) -> Path:
     return directory
 
 
-def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json: str) -> None:
-    """Write a new directory atomically. Raises CheckpointError if it exists already or cannot be written."""
+def save(
+    directory: str | Path,
+    config: ModelConfig,
+    params: Any,
+    tokenizer_json: str,
+    more: Mapping[str, bytes] = MappingProxyType({}),
+) -> None:
+    """Write a new directory atomically; `more`: the contents of further files by name.
+
+    Raises CheckpointError if it exists already or cannot be written.
+    """
     directory = check_target(directory)
     part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     about = {"version": _VERSION, "weights": quantised.setting_of(params), **dataclasses.asdict(config)}
@@ -71,6 +81,8 @@ def save(directory: str | Path, config: ModelConfig, params: Any, tokenizer_json
         else:
             quantised_file.write(part, params)
         (part / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
+        for name, content in more.items():
+            (part / name).write_bytes(content)
         (part / _CONFIG).write_text(json.dumps(about, indent=1))
         os.replace(part, directory)
     except OSError as error:
@@ -152,7 +164,9 @@ def _restore(path: Path, target: Any, quantise_to: str | None) -> Any:
     sharding = jax.sharding.SingleDeviceSharding(hardware.device())
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), target)
     with ocp.StandardCheckpointer() as reader:
-        _check_shapes(reader.metadata(path).item_metadata.tree, target)
+        if (found := reader.metadata(path).item_metadata) is None:
+            raise ValueError(f"{path.name} holds no wide parameters")
+        _check_shapes(found.tree, target)
         if quantise_to is None:
             return reader.restore(path, target)
     quantise = jax.jit(partial(quantised.quantise_params, setting=quantise_to))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import shutil
 from typing import Any
 
-from vxl2_jax import scope
+from vxl2_jax import files, scope
 from vxl2_jax.checkpoints import fetch, native
 from vxl2_jax.cli import options
 from vxl2_jax.cli.options import DTYPES, Help, add_output, progress
@@ -45,12 +44,12 @@ def run(args: argparse.Namespace) -> None:
     """Run `vxl2 convert`."""
     native.check_target(args.target)
     directory = fetch.find(args.source)
-    tokenizer = Tokenizer.read(directory)  # before the weights: they may take minutes
+    # Before the weights, which may take minutes.
+    tokenizer, known = Tokenizer.read(directory), scope.read(directory)
+    more = {scope.FILE: files.read_bytes(directory / scope.FILE, files.CHECKPOINT_JSON)} if known else {}
     with progress("reading", "tensors", args.quiet) as advance:
         config, params = fetch.read(directory, args.dtype, advance, args.weights)
-    native.save(args.target, config, params, tokenizer.json)
-    if scope_file := scope.file_of(directory):
-        shutil.copyfile(scope_file, args.target / scope.FILE)
+    native.save(args.target, config, params, tokenizer.json, more)
     written = {
         "checkpoint": str(args.target),
         "dtype": args.dtype,
