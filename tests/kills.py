@@ -174,6 +174,10 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=40, help="in all, divided over the commands")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if unknown := [name for name in args.commands if name not in CASES]:
+        parser.error(f"unknown command {unknown[0]}: choose from {', '.join(CASES)}")
+    if args.kills < 1:
+        parser.error("--kills must be at least 1")
     names, rng, bad, total = args.commands or list(CASES), random.Random(args.seed), 0, 0
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"

@@ -119,6 +119,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.videos < 10 or args.questions < args.videos:
         parser.error("at least 10 videos, and a question about each")
+    if args.seed < 0:
+        parser.error("--seed must be at least 0")
     seen: list[Usage] = []
     tenth, stop, begin = args.videos // 10, threading.Event(), time.monotonic()
     print(f"{'videos':>6}{'memory':>12}{'maps':>9}{'programs':>10}", flush=True)
