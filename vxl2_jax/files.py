@@ -94,13 +94,18 @@ def is_there(path: Path) -> bool:
         return False
 
 
-def check_output(path: Path) -> None:
-    """Raise RequestError unless a file can be put at a path, or in place of the one there; to be called before long work."""
+def check_output(path: Path, video: str | os.PathLike | None = None) -> None:
+    """Raise RequestError unless a file can be put at a path, or in place of the one there; to be called before long work.
+
+    video: what is read, which is never replaced: a file, or a folder of images.
+    """
     try:
         with suppress(FileNotFoundError):
             os.lstat(path)
             if not path.is_file():
                 raise RequestError(f"{path}: not a regular file; choose another path")
+            if video is not None and any(_is_same(place, video) for place in (path, path.absolute().parent)):
+                raise RequestError(f"{path}: this is the video itself, or part of it; choose another path")
         folder = path.absolute().parent
         if not folder.is_dir():
             raise RequestError(f"{path}: there is no such folder; create it first")
@@ -109,6 +114,13 @@ def check_output(path: Path) -> None:
     except (OSError, ValueError) as error:  # no name that a file can have
         reason = getattr(error, "strerror", None) or error
         raise RequestError(f"{shown(str(path))}: not a path to write to ({reason}); choose another") from error
+
+
+def _is_same(a: Path, b: str | os.PathLike) -> bool:
+    """Whether two paths are the same file or folder."""
+    with suppress(OSError, ValueError):  # no such file, or no name that one can have
+        return a.samefile(b)
+    return False
 
 
 def open_regular(path: str | Path, kind: FileKind) -> BufferedReader:

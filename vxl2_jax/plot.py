@@ -21,11 +21,14 @@ MAX_ANSWERS = 40
 _DENSE, _SPARSE = "#1f77b4", "#c7d5e2"
 
 
-def check_path(path: Path) -> None:
-    """Raise RequestError if a plot cannot be written to `path`; to be called before any long work."""
+def check_path(path: Path, video: str | None = None) -> None:
+    """Raise RequestError if a plot cannot be written to `path`; to be called before any long work.
+
+    video: as in `files.check_output`.
+    """
     if path.suffix.lower() not in FORMATS:
         raise RequestError(f"{path}: a plot must be one of {', '.join(FORMATS)}")
-    check_output(path)
+    check_output(path, video)
 
 
 def new_figure(width: float, height: float) -> Any:

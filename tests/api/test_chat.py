@@ -96,9 +96,33 @@ def test_from_a_pipe_each_answer_is_a_line(talk, capsys):
     assert [json.loads(line)["question"] for line in capsys.readouterr().out.splitlines()] == ["one?", "two?"]
 
 
+def test_standard_output_has_only_answers_with_json(talk, capsys, tmp_path):
+    talk("one?", "/chunks", "/help", f"/save\t{tmp_path / 'm'}", "/new", json=True, typed=False)
+    out, err = capsys.readouterr()
+    assert json.loads(out)["question"] == "one?" and "4.0 – 8.0 s" in err and "/quit" in err
+    assert (tmp_path / "m").stat().st_size
+
+
+def test_the_video_is_not_replaced_by_its_plot(talk, capsys, tmp_path):
+    picture, other = tmp_path / "a.png", tmp_path / "link.png"
+    picture.write_bytes(b"1")
+    other.hardlink_to(picture)
+    for video in (picture, tmp_path):
+        one, _, _ = talk("one?")
+        one.video = str(video)
+        one.take(f"/plot {other}")
+        assert one.failed == 1 and other.read_bytes() == b"1" and "the video itself" in capsys.readouterr().err
+
+
 def test_lines_end_with_the_input(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"one?\n\n \xff \n last"), encoding="utf-8"))
-    assert list(chat._lines(typed=False)) == ["one?", "\ufffd", "last"]
+    assert list(chat._lines(typed=False)) == ["one?", "\udcff", "last"]  # as in names of files
+
+
+def test_a_line_without_end_is_refused_and_not_kept(monkeypatch):
+    monkeypatch.setattr(chat, "MAX_CHARACTERS", 10)
+    monkeypatch.setattr("sys.stdin", io.StringIO("x" * 99 + "\none?\n" + "y" * 10 + "\n" + "z" * 50))
+    assert list(chat._lines(typed=False)) == ["x" * 12, "one?", "y" * 10, "z" * 12]
 
 
 def test_an_interrupt_at_the_prompt_ends_nothing(monkeypatch, capsys):

@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
     WatchOptions(**given(args, WatchOptions)).check()
     AskOptions(**given(args, AskOptions)).check()
     if args.plot:
-        plot.check_path(args.plot)
+        plot.check_path(args.plot, video)
     with nullcontext(None) if video is None else local_copy(video, args) as video:
         _run(args, video, questions)
 

@@ -19,7 +19,7 @@ from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, Vxl2Error, is_out_of_me
 from vxl2_jax.files import check_output, check_path
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
-from vxl2_jax.text.typed import printable, printable_json
+from vxl2_jax.text.typed import MAX_CHARACTERS, printable, printable_json
 
 _COMMANDS = {
     "/chunks": "the chunks of the last answer: seconds, dense or sparse, relevance",
@@ -65,7 +65,9 @@ def add(commands: Any, help: str) -> None:
         action=argparse.BooleanOptionalAction,
         help="whether each question sees the previous ones and their answers (default: yes, but not with nano)",
     )
-    options.add_output(chat)
+    options.add_output(
+        chat, json="print each answer as a JSON document in one line, and nothing else, on standard output"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -86,7 +88,7 @@ def run(args: argparse.Namespace) -> None:
         with progress("watching", "frames", args.quiet) as advance:
             memory = model.watch(args.video, **watch, progress=advance)
     follow = model.scope is None if args.follow is None else args.follow
-    chat = Chat(model, memory, ask, follow, args.json, typed, _frames(args.video, memory, watch))
+    chat = Chat(model, memory, ask, follow, args.json, typed, _frames(args.video, memory, watch), args.video)
     if typed:
         kind = "Questions follow up." if follow else "Each question stands alone."
         print(f"{printable(memory.video)}: {memory.end_s:g} s. {kind} /help shows commands; Ctrl-D ends.")
@@ -107,13 +109,13 @@ def _lines(typed: bool) -> Iterator[str]:
     if sys.stdin is None:
         return
     if hasattr(sys.stdin, "reconfigure"):
-        sys.stdin.reconfigure(errors="replace")
+        sys.stdin.reconfigure(errors="surrogateescape")  # names of files may hold any bytes
     if typed:
         with suppress(ImportError):
             import readline  # noqa: F401 - `input` uses it once it is imported
     while True:
         try:
-            line = input("> ") if typed else sys.stdin.readline()
+            line = input("> ") if typed else _piped_line()
         except EOFError:
             print()
             return
@@ -128,6 +130,14 @@ def _lines(typed: bool) -> Iterator[str]:
             yield line.strip()
 
 
+def _piped_line() -> str:
+    """The next line of standard input, "" at the end. Of one that is too long for a question, what is needed to refuse it."""
+    line = part = sys.stdin.readline(MAX_CHARACTERS + 2)
+    while part and not part.endswith("\n"):
+        part = sys.stdin.readline(MAX_CHARACTERS)
+    return line
+
+
 @dataclass
 class Chat:
     """A conversation about one memory, and what it prints.
@@ -135,9 +145,10 @@ class Chat:
     Attributes:
       ask: options of `Model.ask`.
       follow: whether a question sees the previous ones.
-      json: print one JSON document per answer.
+      json: print one JSON document per answer, and nothing else on standard output.
       typed: whether a person is typing; also print what was read.
       frames: reads thumbnails and their times.
+      video: what was watched, which no plot replaces; None for a memory.
       answers: those of the conversation; taken, failed: numbers of lines.
     """
 
@@ -148,13 +159,14 @@ class Chat:
     json: bool
     typed: bool
     frames: Callable[[], tuple[Any, Any]]
+    video: str | None = None
     answers: list[Answer] = field(default_factory=list)
     taken: int = 0
     failed: int = 0
 
     def take(self, line: str) -> bool:
         """Answer a question, or run a command. Returns False where the chat ends."""
-        name, _, argument = line.partition(" ")
+        name, argument = [*line.split(None, 1), ""][:2]
         if name == "/quit":
             return False
         self.taken += 1
@@ -199,7 +211,7 @@ class Chat:
 
     def _command(self, name: str, argument: str) -> None:
         if name == "/help":
-            print(_HELP)
+            self._say(_HELP)
         elif name == "/new":
             self.answers.clear()
         elif name == "/save":
@@ -211,18 +223,22 @@ class Chat:
         else:
             raise RequestError(f"{name} is no command: {', '.join(one.split()[0] for one in _COMMANDS)}")
 
+    def _say(self, text: str) -> None:
+        for line in text.split("\n"):
+            print(printable(line), file=sys.stderr if self.json else sys.stdout, flush=True)
+
     def _chunks(self) -> None:
         for chunk in self.answers[-1].chunks:
             level = "dense" if chunk.dense else "sparse"
-            print(f"{chunk.start_s:8.1f} – {chunk.end_s:.1f} s  {level:<6}  {chunk.score:.3f}")
+            self._say(f"{chunk.start_s:8.1f} – {chunk.end_s:.1f} s  {level:<6}  {chunk.score:.3f}")
 
     def _plot(self, argument: str) -> None:
         from vxl2_jax import plot
 
         path = check_path(argument or "answer.png", "/plot")
-        plot.check_path(path)
+        plot.check_path(path, self.video)
         plot.draw(path, self.answers, *self.frames(), title=self.memory.video)
-        print(printable(f"{path}: written"))
+        self._say(f"{path}: written")
 
     def _save(self, argument: str) -> None:
         path: Path = check_path(argument, "/save FILE")
@@ -230,4 +246,4 @@ class Chat:
         if path.exists():
             raise RequestError(f"{path}: exists already; choose another path")
         self.memory.save(path)
-        print(printable(f"{path}: written, {path.stat().st_size / 1e6:,.1f} MB"))
+        self._say(f"{path}: written, {path.stat().st_size / 1e6:,.1f} MB")

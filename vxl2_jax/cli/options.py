@@ -101,10 +101,12 @@ def add_number(parser: Any, name: str, **keywords: Any) -> None:
     parser.add_argument("--" + name.replace("_", "-"), type=partial(RANGES[name].parse, name), **keywords)
 
 
-def add_output(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add --json and --quiet; returns their group."""
+def add_output(
+    parser: argparse.ArgumentParser, json: str = "print a single JSON document on standard output"
+) -> argparse._ArgumentGroup:
+    """Add --json, described by `json`, --quiet and --verbose; returns their group."""
     group = parser.add_argument_group("output")
-    group.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
+    group.add_argument("--json", action="store_true", help=json)
     group.add_argument("--quiet", action="store_true", help="show no progress")
     group.add_argument("-v", "--verbose", action="store_true", help="print which attention kernel was chosen, and why")
     return group
