@@ -18,9 +18,12 @@ MIN_COMPILE_SECONDS = 0.0
 def folder() -> Path:
     """The folder of this version of JAX and this number of CPU cores, in XDG_CACHE_HOME or ~/.cache.
 
-    XLA compiles CPU programs for the number of cores, which is not part of JAX's cache key.
+    A relative XDG_CACHE_HOME counts as none, as its specification says. XLA compiles CPU programs for the number of
+    cores, which is not part of JAX's cache key.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if not root.is_absolute():
+        root = Path(os.path.expanduser("~/.cache"))
     return root / "vxl2_jax" / "xla" / f"jax-{jax.__version__}-{hardware.cpu_cores()}-cores"
 
 
@@ -38,6 +41,8 @@ def enable() -> Path | None:
         return None
     found = folder()
     try:
+        if not found.is_absolute():  # HOME is relative, or not set and the user unknown
+            raise FileNotFoundError(f"there is no home folder: set HOME, or XDG_CACHE_HOME, not {found}")
         found.parents[2].mkdir(parents=True, exist_ok=True)
         for place in _ours(found):
             place.mkdir(mode=0o700, exist_ok=True)
