@@ -1,6 +1,7 @@
 """Videos at http addresses are read only if that is allowed, completely, and from nowhere else."""
 
 import argparse
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -60,6 +61,28 @@ def test_too_much_is_refused(address, monkeypatch):
     monkeypatch.setattr(download, "MAX_BYTES", len(CONTENT) - 1)
     with pytest.raises(VideoError, match="larger than"), download.local_copy(address + "/a", ALLOWED):
         pass
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "http://", "http:/", "http://a:b/", "http://a\ud800/"])
+def test_what_is_no_address_is_one_line(address):
+    with pytest.raises(VideoError, match="cannot be downloaded") as error, download.local_copy(address, ALLOWED):
+        pass
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("/a.mp4?b=c", "a.mp4"), ("/%2e%2e", "video"), ("/" + "é" * 200 + ".mp4", "_" * 96 + ".mp4"), ("", "video")],
+)
+def test_names_of_copies_are_possible_everywhere(path, name):
+    assert download._name("http://example.invalid" + path) == name
+
+
+def test_the_copy_is_removed_when_the_program_is_ended(address):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), download.local_copy(address + "/a", ALLOWED) as copy:
+        signal.raise_signal(signal.SIGTERM)
+    assert not Path(copy).parent.exists() and signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_path_is_left_as_it_is():
