@@ -103,7 +103,7 @@ def runtime(known: scope.Scope | None) -> Runtime:
 
 def test_answers_of_a_toy_are_marked_in_one_warning():
     with pytest.warns(ToyModelWarning) as caught:
-        marked = toy.marked(runtime(KNOWN), memory(True), answers("Is there a dog?", "Who?", "Why?"))
+        marked = toy.with_doubts(runtime(KNOWN), memory(True), answers("Is there a dog?", "Who?", "Why?"))
     assert [bool(answer.doubts) for answer in marked] == [False, True, True]
     (text,) = [str(one.message) for one in caught]
     assert "\n" not in text and "Who?" in text and "--model BAAI/Video-XL-2" in text
@@ -113,8 +113,8 @@ def test_nothing_is_marked_that_is_known_or_of_another_model():
     given = answers("Is there a dog?")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert toy.marked(runtime(KNOWN), memory(True), given) == given
-        assert toy.marked(runtime(None), memory(False), answers("Who?")) == answers("Who?")
+        assert toy.with_doubts(runtime(KNOWN), memory(True), given) == given
+        assert toy.with_doubts(runtime(None), memory(False), answers("Who?")) == answers("Who?")
 
 
 def test_the_bundled_clip_is_known_to_be_generated():

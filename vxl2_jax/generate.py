@@ -56,7 +56,7 @@ def ask_many(
     answers: dict[int, Answer] = {}
     for part, timings in select_parts(model, memory, encoded, options):
         answers |= _answer(model, part, options, timings)
-    return toy.marked(model, memory, [answers[number] for number in range(len(encoded))], history)
+    return toy.with_doubts(model, memory, [answers[number] for number in range(len(encoded))], history)
 
 
 def select_parts(

@@ -40,13 +40,13 @@ def choose_many(
 
     A choice is scored by the mean log-probability of its tokens and of the token that ends an answer: without the mean,
     a choice of many tokens would lose against a short one. The chunks that are loaded depend on the question alone.
-    Options of drawing and `max_new_tokens` have no effect.
+    The options of sampling and `max_new_tokens` have no effect.
 
     Args:
       choices: of each question, one or several texts; the first of equally likely ones is the answer.
 
     Raises:
-      RequestError: as `generate.ask_many`, or choices that are empty or too long, or not one list for each question.
+      RequestError: as `generate.ask_many`, or choices are empty or too long, or there is not one list for each question.
     """
     generate.check_model(model, memory)
     encoded = generate.encode_questions(model, questions, options, history)
@@ -75,7 +75,7 @@ def choose_many(
             answers[number] = replace(
                 answer, text=texts[number][best], choices=tuple(map(Choice, texts[number], scores[place]))
             )
-    return toy.marked(model, memory, [answers[number] for number in range(len(encoded))], history)
+    return toy.with_doubts(model, memory, [answers[number] for number in range(len(encoded))], history)
 
 
 def check_choices(choices: Any, questions: int) -> None:

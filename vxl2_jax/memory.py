@@ -53,7 +53,7 @@ class VideoMemory:
       frames: number of frames.
       model: fingerprint of the model that watched.
       video, video_hash: name and SHA-256 of the video file, empty if there is none.
-      generated: whether the video says that it was generated for nano (see `scope`).
+      generated: whether the metadata of the video say that `experiments.synthetic` made it (see `scope`).
       resume_state: what `watch_more` needs, if anything.
     """
 

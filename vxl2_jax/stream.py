@@ -66,7 +66,7 @@ def _pieces(
         if last:
             break
     answer = generate.make_answer(model, part[0], tokens=tokens, read=generate.read_tokens(view, 0), timings=timings)
-    return toy.marked(model, memory, [answer], history)[0]
+    return toy.with_doubts(model, memory, [answer], history)[0]
 
 
 def _tokens(

@@ -1,4 +1,4 @@
-"""Answers of a toy model, marked with what it was not trained on; see `scope`."""
+"""Answers of a toy model, with what it was not trained on; see `scope`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _SHOWN = 3
 """Reasons in one warning."""
 
 
-def marked(model: Runtime, memory: VideoMemory, answers: Sequence[Any], history: Sequence[Any] = ()) -> list[Any]:
-    """Finished answers about a memory, with their `doubts`. Warns (ToyModelWarning) if there are any.
+def with_doubts(model: Runtime, memory: VideoMemory, answers: Sequence[Any], history: Sequence[Any] = ()) -> list[Any]:
+    """Answers about a memory with their `doubts` filled in; unchanged if the model is no toy.
 
-    Of a model that is no toy, the answers as they are.
+    Warns (ToyModelWarning) if there are any doubts. history: previous answers, if the questions continue a conversation.
     """
     if model.scope is None:
         return list(answers)
@@ -29,7 +29,7 @@ def marked(model: Runtime, memory: VideoMemory, answers: Sequence[Any], history:
         more = f", and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
         warnings.warn(
             f"{model.name} is a toy and answers this without knowing: {'; '.join(reasons[:_SHOWN])}{more}. It knows "
-            f"{model.scope.summary}. For real videos: {planning.how_to_take_the_real_model()}",
+            f"{model.scope.summary}. For real videos: {planning.how_to_use_the_real_model()}",
             ToyModelWarning,
             stacklevel=4,  # the caller of `Model.ask` with one question
         )

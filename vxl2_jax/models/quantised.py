@@ -1,8 +1,7 @@
 """Weights in 8 or 4 bits: symmetric integers, rounded to nearest even, and their scales in float32.
 
-A weight is quantised where it is stored in many copies of itself: kernels of linear layers and convolutions, the embedding
-table and the language model's head. Norms, biases and small tables keep the model's dtype; products accumulate in float32
-or int32.
+Large weights are quantised: kernels of linear layers and convolutions, the embedding table and the language model's head.
+Norms, biases and small tables keep the model's dtype. Products accumulate in float32 or int32.
 
 | setting | kernels of linear layers | activations |
 | --- | --- | --- |
@@ -176,10 +175,10 @@ def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight, out_dtype: Any = N
 
 
 def head(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
-    """As `matmul`, without ever holding the whole weight wide, and with products in float32.
+    """As `matmul`, with products in float32 and without a wide copy of the whole weight.
 
-    Compilers for GPUs and CPUs would (2 GB of a real head): there it is computed a slice of the columns at a time. That for
-    TPUs makes the weight wide tile by tile, and would copy it to slice it.
+    XLA for GPUs and CPUs would make that copy (2 GB for the released model), so the head is computed a slice of columns at
+    a time there. XLA for TPUs widens the weight tile by tile, and would copy it to slice it.
     """
     whole = partial(matmul, out_dtype=jnp.float32)
     if weight.activations or weight.values.shape[1] <= _COLUMNS:

@@ -12,7 +12,7 @@ from vxl2_jax.planning.plan import (
     model_of,
     plan,
 )
-from vxl2_jax.planning.present import fits_here, how_to_take_the_real_model, present_device
+from vxl2_jax.planning.present import fits_here, how_to_use_the_real_model, present_device
 
 __all__ = [
     "DEVICES",
@@ -24,7 +24,7 @@ __all__ = [
     "count_tokens",
     "fitting_weights",
     "fits_here",
-    "how_to_take_the_real_model",
+    "how_to_use_the_real_model",
     "layout_for",
     "max_frames",
     "model_of",

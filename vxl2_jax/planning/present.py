@@ -49,6 +49,6 @@ def fits_here(config: ModelConfig) -> str:
     return f"{advice(config, None, 1.0, device)}, but not on this {device.platform}, which has {free} free"
 
 
-def how_to_take_the_real_model() -> str:
-    """In one phrase, for this machine."""
+def how_to_use_the_real_model() -> str:
+    """The options that load the released model, and what of it fits this machine, in one phrase."""
     return f"--model {RELEASED}, a download of about 16 GB: {fits_here(video_xl_2())}"
