@@ -12,7 +12,7 @@ import pytest
 import toys
 
 from experiments.parity.assembled import plan_mixed
-from vxl2_jax import cli, planning
+from vxl2_jax import cli, hardware, planning
 from vxl2_jax.errors import RequestError, TooLongError
 from vxl2_jax.hardware import CPU, SMALL
 from vxl2_jax.layout import Layout, PrefillRule
@@ -302,6 +302,7 @@ def test_the_device_that_is_present_can_be_planned_for(capsys):
     code, out, _ = run(capsys, "--frames", 600, "--device", "here", "--json")
     found = json.loads(out)
     assert code == 0 and found["seconds"] is None and found["fits"] == (not found["advice"])
+    assert found["dtype"] == hardware.default_dtype(hardware.device())  # as `vxl2 ask` would load it
     assert "floor" not in run(capsys, "--frames", 600, "--device", "here")[1]
 
 

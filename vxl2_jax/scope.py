@@ -85,7 +85,7 @@ class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
             reasons.append("it was not trained on conversations")
         if not self.knows(question):
             shown = f"{question:.60}" + "…" * (len(question) > 60)
-            reasons.append(f'"{shown}" has none of its forms of questions')
+            reasons.append(f'"{shown}" is not one of the forms of questions that it knows')
         return tuple(reasons)
 
 

@@ -28,7 +28,7 @@ def with_doubts(model: Runtime, memory: VideoMemory, answers: Sequence[Any], his
     if reasons := list(dict.fromkeys(reason for answer in answers for reason in answer.doubts)):
         more = f", and {len(reasons) - _SHOWN} more" if len(reasons) > _SHOWN else ""
         warnings.warn(
-            f"{model.name} is a toy and answers this without knowing: {'; '.join(reasons[:_SHOWN])}{more}. It knows "
+            f"{model.name} is a toy model, and this is outside of what it was trained on: {'; '.join(reasons[:_SHOWN])}{more}. It knows "
             f"{model.scope.summary}. For real videos: {planning.how_to_use_the_real_model()}",
             ToyModelWarning,
             stacklevel=4,  # the caller of `Model.ask` with one question

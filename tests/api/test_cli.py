@@ -81,6 +81,8 @@ def test_a_memory_is_written_opened_and_asked(command, model_dir, clip, tmp_path
     assert code == 0 and not json.loads(out)["memory"]["was_there"]
     code, out, _ = command(*watch)
     assert code == 0 and json.loads(out)["memory"]["was_there"]
+    code, out, _ = command(*watch[:-1], "--dtype", "float32")
+    assert code == 0 and f"--model {model_dir} --dtype float32" in out  # other weights could not read the memory
     ask = ("ask", "--memory", tmp_path / "m", "what?", "--model", model_dir, "--max-new-tokens", 2)
     code, out, _ = command(*ask, "--json")
     assert code == 0 and json.loads(out)["video"]["frames"] == 8

@@ -39,8 +39,8 @@ Each line is a question, and its answer is printed while it is decoded. Ctrl-C s
 slash are commands:
 {_HELP}
 
-Questions follow up: each one sees the previous questions and answers. With nano, which was not trained on conversations,
-each stands alone; --follow and --no-follow override this. Questions may come from a pipe; the exit code is 2 if a line
+Questions follow up: each one sees the previous questions and answers. With a toy model such as nano, which was not trained
+on conversations, each stands alone; --follow and --no-follow override this. Questions may come from a pipe; the exit code is 2 if a line
 failed."""
 
 
@@ -63,7 +63,7 @@ def add(commands: Any, help: str) -> None:
     chat.add_argument(
         "--follow",
         action=argparse.BooleanOptionalAction,
-        help="whether each question sees the previous ones and their answers (default: yes, but not with nano)",
+        help="whether each question sees the previous ones and their answers (default: yes, but not with a toy model such as nano)",
     )
     options.add_output(
         chat, json="print each answer as a JSON document in one line, and nothing else, on standard output"

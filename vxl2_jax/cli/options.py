@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
-from vxl2_jax.api import DTYPES, WEIGHTS, Model, load
+from vxl2_jax.api import AUTO, DTYPES, WEIGHTS, Model, load
 from vxl2_jax.files import check_path
 from vxl2_jax.options import RANGES, options_of
 
@@ -30,11 +30,12 @@ def add_weights(
     parser: Any, none: str = "as stored; the original's are wide", choices: Sequence[str] = WEIGHTS
 ) -> None:
     """Add --weights; none: what happens without it."""
+    auto = "; auto: the widest that fits the device" * (AUTO in choices)
     parser.add_argument(
         "--weights",
         choices=choices,
-        help="wide: in --dtype; int8 and int4 take a half and a third of the memory; w8a8: int8, activations too; "
-        f"auto: the widest that fits the device (default: {none})",
+        help="wide: in --dtype; int8 and int4 take a half and a third of the memory of 16 bits; w8a8: int8, activations "
+        f"too{auto} (default: {none})",
     )
 
 
@@ -108,7 +109,12 @@ def add_output(
     group = parser.add_argument_group("output")
     group.add_argument("--json", action="store_true", help=json)
     group.add_argument("--quiet", action="store_true", help="show no progress")
-    group.add_argument("-v", "--verbose", action="store_true", help="print which attention kernel was chosen, and why")
+    group.add_argument(
+        "-v",
+        "--verbose",
+        action="store_true",
+        help="print the attention kernel, and --weights, that were chosen, and why",
+    )
     return group
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from vxl2_jax import planning
+from vxl2_jax import hardware, planning
 from vxl2_jax.api import AUTO
 from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, add_weights, given
 from vxl2_jax.errors import RequestError
@@ -39,10 +39,14 @@ def add(commands: Any, help: str) -> None:
     add_number(plan, "frames", required=True, metavar="N", help="number of sampled frames")
     add_number(plan, "question_tokens", default=68, metavar="S", help="tokens of the question with its template")
     plan.add_argument(
-        "--dtype", choices=DTYPES, default="bfloat16", help="dtype of wide weights, activations and memory"
+        "--dtype",
+        choices=DTYPES,
+        help="dtype of wide weights, activations and memory (default: float32 on a CPU, else 16 bits)",
     )
     add_weights(plan, "wide", (*SETTINGS, AUTO))
-    plan.add_argument("--device", default="h200", metavar="D", help=", ".join([*planning.DEVICES, HERE]))
+    plan.add_argument(
+        "--device", default="h200", metavar="D", help=f"{', '.join(planning.DEVICES)}; or {HERE}: that of this machine"
+    )
     plan.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
     add_options(plan, WatchOptions, "watching", names=("fps", "block_size", "prev_blocks", "compression"))
     add_options(plan, AskOptions, "asking", names=("top_k", "chunk_size"))
@@ -66,7 +70,9 @@ def run(args: argparse.Namespace) -> None:
     watch, ask = WatchOptions(**given(args, WatchOptions)), AskOptions(**given(args, AskOptions))
     watch.check()
     ask.check()
-    device, itemsize = _device(args.device), 4 if args.dtype == "float32" else 2
+    device = _device(args.device)
+    dtype = args.dtype or hardware.default_dtype(device)
+    itemsize = 4 if dtype == "float32" else 2
     config, tokenizer = planning.model_of(args.model)
     layout = planning.layout_for(config, tokenizer, args.frames, watch.fps)
     weights = args.weights or WIDE
@@ -84,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     fits = plan.fits(device)
     advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, itemsize=itemsize, **workload)
     document = render.plan_data(plan, weights, args.device, device, fits, advice)
-    document = {"model": args.model, **document}
+    document = {"model": args.model, "dtype": dtype, **document}
     if args.json:
         print(json.dumps(document, indent=1))
     else:

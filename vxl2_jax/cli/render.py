@@ -182,7 +182,7 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
         return f"{count / 1e9:,.2f} GB"
 
     table = Table(box=None, show_header=False)
-    table.add_row("model", printable(document["model"]))
+    table.add_row("model", printable(f"{document['model']}, {document['dtype']}"))
     tokens, groups, asked = document["tokens"], document["groups"], document["question_tokens"]
     table.add_row("tokens", f"{tokens:,} of {groups:,} groups of 4 frames, {asked} of the question")
     kept, causal = document["attention_pairs_kept"], document["attention_pairs_causal"]
@@ -195,7 +195,8 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
         table.add_row(f"weights ({document['weights']})" if part == "weights" else part, gb(count))
     for phase, parts in document["bytes_by_phase"].items():
         table.add_row(f"  during {phase}", gb(sum(parts.values())))
-    available = f"{document['device_memory_gb']} GB on {document['device']}"
+    place = "this machine" if document["device"] == "here" else document["device"]
+    available = f"{document['device_memory_gb']} GB on {place}"
     table.add_row("peak", f"{gb(document['peak_bytes'])} of {available} ({document['peak_phase']})")
     if document["seconds"] is not None:
         table.add_row("floor", f"{document['seconds']:,.2f} s")
