@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\w+)\[([\d,]*)\](\S*) ([\w\-]+)\((.*)")
 _TUPLE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = \((.*?)\) ([\w\-]+)\((.*)")
 _COPIES = {"copy", "copy-start", "transpose", "slice", "dynamic-slice", "gather", "concatenate", "pad"}
+_INTEGERS, _FLOATS = {"s8", "u8", "s4", "u4"}, {"f16", "bf16", "f32"}
 _SAME_ORDER = {"bitcast", "convert", "reshape"}
 
 
@@ -44,11 +46,12 @@ def computations(text: str) -> dict[str, list[Instruction]]:
 
 
 def copies(text: str, arrays: Iterable[tuple[int, ...]], limit: int = 500_000) -> list[str]:
-    """The instructions that copy, transpose or cut out one of `arrays` (shapes), as "opcode shape".
+    """The instructions that copy, transpose, cut out or widen one of `arrays` (shapes), as "opcode dtype[shape]".
 
-    A fusion counts as what its results are. What a TPU brings from its main memory into VMEM is no copy: that is how it
-    reads. Arrays are recognised by their dimensions, in any order and without ones, so an activation of the same
-    dimensions would be found too.
+    A fusion counts as what its results are. It widens an array of integers if it reads it, or a stack that holds it, and
+    returns floats of its shape: weights in 8 bits that are written out before they are used. What a TPU brings from its
+    main memory into VMEM is no copy: that is how it reads. Arrays are recognised by their dimensions, in any order and
+    without ones, so an activation of the same dimensions would be found too.
 
     Args:
       limit: arrays of fewer elements do not count.
@@ -58,16 +61,27 @@ def copies(text: str, arrays: Iterable[tuple[int, ...]], limit: int = 500_000) -
     called = {match[1] for match in re.finditer(r" fusion\(.*calls=%?([\w.\-]+)", text)}
     found = []
     for instruction in (i for name, instructions in body.items() if name not in called for i in instructions):
-        made = [(instruction.opcode, instruction)]
+        made, integers = [(instruction.opcode, instruction)], []
         if instruction.opcode == "fusion":
-            made = _results_of(body[re.search(r"calls=%?([\w.\-]+)", instruction.rest)[1]])
+            fused = body[re.search(r"calls=%?([\w.\-]+)", instruction.rest)[1]]
+            integers = [_key(i.shape) for i in fused if i.opcode == "parameter" and i.dtype in _INTEGERS]
+            made = _results_of(fused)
             if instruction.dtype != "tuple":
                 made = [(opcode, instruction) for opcode, _ in made]
         for opcode, result in made:
-            on_chip = "S(1)" in result.layout
-            if opcode in _COPIES and not on_chip and _key(result.shape) in wanted:
+            key, on_chip = _key(result.shape), "S(1)" in result.layout
+            if key not in wanted or on_chip:
+                continue
+            if opcode in _COPIES:
                 found.append(f"{opcode} {result.dtype}{list(result.shape)}")
+            elif result.dtype in _FLOATS and any(_holds(read, key) for read in integers):
+                found.append(f"widen {result.dtype}{list(result.shape)}")
     return found
+
+
+def _holds(stack: tuple[int, ...], key: tuple[int, ...]) -> bool:
+    """Whether an array is the one with these dimensions, or a stack of such arrays."""
+    return not Counter(key) - Counter(stack) and len(stack) - len(key) in (0, 1)
 
 
 def _results_of(instructions: list[Instruction]) -> list[tuple[str, Instruction]]:

@@ -32,13 +32,18 @@ by hand for the A100 pre-fill tile only (they lie outside its unmasked loop)."""
 OVERSTATED, UNDERSTATED = 0.10, 0.04
 """How far the memory that `vxl2 plan` predicts may lie above and below the compiler's plan."""
 
+_HEADS = {"copy bf16[1, 3584, 3584]", "copy bf16[1, 3584, 512]"}
 COPIED = {
-    ("v4", "question and answer"),
-    ("v5p", "question and answer"),
-    ("v5e", "question and answer"),
+    ("v4", "question and answer", "wide"): {
+        *_HEADS,
+        "dynamic-slice bf16[1, 3584, 3584]",
+        "dynamic-slice bf16[1, 3584, 512]",
+    },
+    ("v5p", "question and answer", "wide"): _HEADS,
+    ("v5e", "question and answer", "int8"): {"copy s8[152064, 3584]"},
 }
-"""On v4 and v5p XLA transposes the query, key and value matrices of each layer, once for a batch of questions and not in a
-step; on v5e, a table of 8-bit embeddings."""
+"""Known copies. On v4 and v5p XLA transposes the query, key and value matrices of each layer, once for a batch of questions
+and not in a step; on v5e, a table of 8-bit embeddings."""
 
 pytestmark = [pytest.mark.targets, pytest.mark.timeout(900)]
 
@@ -90,8 +95,9 @@ def check(lines: list[dict]) -> dict[str, bool]:
         # On a T4 the vision half is the reference; its plan is generous, and it is never the largest program.
         above = 0.2 if (line["machine"], line["program"][:6]) == ("t4", "vision") else OVERSTATED
         assert 1 - UNDERSTATED <= line["predicted_over_peak"] <= 1 + above, line
-    copies = {(line["machine"], line["program"]): line["copies"] for line in lines if line["copies"]}
-    assert not copies.keys() - COPIED, copies
+        known = COPIED.get((line["machine"], line["program"], line["weights"]), set())
+        widened = {copy for copy in line["copies"] if copy.startswith("widen") and line["machine"] == "t4"}
+        assert set(line["copies"]) - known == widened, line  # a T4 widens 8-bit weights before their products
     fits = {line["program"].split(",")[0]: line["fits"] for line in lines}
     assert set(fits) == PROGRAMS
     return fits
@@ -121,3 +127,11 @@ def test_a_copy_of_a_layer_out_of_a_stack_is_found():
     text = jax.jit(last).lower(stack, x).compile().as_text()
     assert hlo.copies(text, [(24, 24)], limit=1) == ["dynamic-slice f32[24, 24]"]
     assert not hlo.copies(text, [(24, 25)], limit=1)
+
+
+def test_weights_in_8_bits_that_are_written_out_wide_are_found():
+    def product(weight, x):
+        return jax.lax.optimization_barrier(weight.astype(jnp.float32) * 0.5) @ x
+
+    text = jax.jit(product).lower(jnp.ones((24, 24), jnp.int8), jnp.ones((24, 2))).compile().as_text()
+    assert hlo.copies(text, [(24, 24)], limit=1) == ["widen f32[24, 24]"]

@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
         limit=args.limit,
         left_out=left_out.append,
     )
-    answer = args.answer or (choices.LIKELIHOOD if options.is_nano(args.model) else choices.GENERATE)
+    answer = args.answer or (choices.LIKELIHOOD if options.is_toy(args.model) else choices.GENERATE)
     if answer == choices.LIKELIHOOD:
         if args.subtitles:
             raise RequestError("--subtitles are part of the prompt of a generated response: add --answer generate")

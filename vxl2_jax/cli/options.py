@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
+from vxl2_jax import files, scope
 from vxl2_jax.api import AUTO, DTYPES, WEIGHTS, Model, load
+from vxl2_jax.checkpoints import fetch
 from vxl2_jax.files import check_path
 from vxl2_jax.options import RANGES, options_of
 
@@ -131,9 +133,11 @@ def check_video(path: str) -> None:
         pass
 
 
-def is_nano(name: str) -> bool:
-    """Whether a model is the one inside the package, which knows no letters of options and no conversations."""
-    return name == "nano"
+def is_toy(name: str) -> bool:
+    """Whether a model, which is not loaded yet, is nano or a directory that says what a toy was trained on. Toys know no
+    letters of options. Nothing is downloaded: a model on the hub is no toy."""
+    directory = fetch.NANO if name == "nano" else check_path(name, "the name of a model")
+    return files.is_there(directory / scope.FILE)
 
 
 def load_model(args: argparse.Namespace) -> Model:
