@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from vxl2_jax import compile_cache, hardware
+from vxl2_jax import compile_cache, cpu
 
 OPTIONS = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_enable_compilation_cache")
 
@@ -24,7 +24,7 @@ def home(tmp_path, monkeypatch):
 def test_each_version_and_number_of_cores_has_a_private_folder(home, monkeypatch):
     folders = set()
     for cores, version in ((1, "0.11.0"), (3, "0.11.0"), (3, "0.12.0")):
-        monkeypatch.setattr(hardware, "cpu_cores", lambda cores=cores: cores)
+        monkeypatch.setattr(cpu, "cpu_cores", lambda cores=cores: cores)
         monkeypatch.setattr(jax, "__version__", version)
         jax.config.update("jax_compilation_cache_dir", None)
         found = compile_cache.enable()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from vxl2_jax import hardware
+from vxl2_jax import cpu
 
 MIN_COMPILE_SECONDS = 0.0
 """Programs that compile faster are not kept. Loading nano takes some 80 small ones, which are read back faster than compiled."""
@@ -24,7 +24,7 @@ def folder() -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
     if not root.is_absolute():
         root = Path(os.path.expanduser("~/.cache"))
-    return root / "vxl2_jax" / "xla" / f"jax-{jax.__version__}-{hardware.cpu_cores()}-cores"
+    return root / "vxl2_jax" / "xla" / f"jax-{jax.__version__}-{cpu.cpu_cores()}-cores"
 
 
 def enable() -> Path | None:

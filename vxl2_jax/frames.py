@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vxl2_jax.errors import RequestError, first_line
-from vxl2_jax.video.reader import content_hash, open_video
+from vxl2_jax.video.hashing import fingerprint, hash_in_background
+from vxl2_jax.video.reader import ALL, open_video
 
 Seconds = Sequence[float] | np.ndarray
 Frames = tuple[np.ndarray, Seconds]
@@ -24,7 +25,11 @@ class FrameSource(NamedTuple):
       seconds: float64 [F], the time of each frame.
       batches: (frames per batch, first frame) → arrays uint8 [n, px, px, 3].
       end_s: the second at which the last frame ends.
-      name, hash: name and SHA-256 of the file; empty if there is no file.
+      name: of the file; empty if there is no file.
+      hash: waits for the SHA-256 of the file, which is computed in the background; "" if there is no file.
+      fingerprint: what is known of the file at once; see `video.hashing.fingerprint`.
+      reading: how frames were taken from the file, if not in the usual way.
+      notes: what of the video is missing, damaged or unusual; complete once all batches have been read.
       generated: whether `experiments.synthetic` made the video, as far as the file says.
     """
 
@@ -32,7 +37,10 @@ class FrameSource(NamedTuple):
     batches: Callable[[int, int], Iterator[np.ndarray]]
     end_s: float
     name: str = ""
-    hash: str = ""
+    hash: Callable[[], str] = str
+    fingerprint: str = ""
+    reading: str = ""
+    notes: Callable[[], tuple[str, ...]] = tuple
     generated: bool = False
 
 
@@ -49,10 +57,19 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
       RequestError: the arrays have the wrong shape, dtype or order.
     """
     if isinstance(video, (str, Path)):
+        hashed = hash_in_background(video)
         source = open_video(video, size=size, **sampling)
-        end_s = float(max(source.duration_s, source.seconds[-1]))
-        about = source.path.name, content_hash(video), source.generated
-        return FrameSource(np.asarray(source.seconds), source.batches, end_s, *about)
+        return FrameSource(
+            np.asarray(source.seconds),
+            source.batches,
+            end_s=float(max(source.duration_s, source.seconds[-1])),
+            name=source.path.name,
+            hash=hashed,
+            fingerprint=fingerprint(video),
+            reading=_reading(**sampling),
+            notes=lambda: source.notes,
+            generated=source.generated,
+        )
     if not isinstance(video, (tuple, list)) or len(video) != 2:
         raise RequestError(f"a video must be a path, or (frames, seconds), not {type(video).__name__}")
     frames, seconds = check_frames(*video, size)
@@ -61,6 +78,10 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
         return (frames[i : i + count] for i in range(first, len(frames), count))
 
     return FrameSource(seconds, batches, end_of(seconds))
+
+
+def _reading(frames_from: str = ALL, stream: int | None = None, **_: Any) -> str:
+    return " ".join([*([] if frames_from == ALL else [frames_from]), *([] if stream is None else [f"stream {stream}"])])
 
 
 def check_frames(

@@ -140,11 +140,6 @@ def sizes_for(device: Any) -> BatchSizes:
     return SMALL if 0 < capability(device) < 8 else LARGE
 
 
-def cpu_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 

@@ -70,13 +70,14 @@ def watch(
         "rope_theta": config.language.rope_theta,
         "model": model.fingerprint,
         "video": source.name,
-        "video_hash": source.hash,
+        "fingerprint": source.fingerprint,
+        "reading": source.reading,
         "generated": source.generated,
     }
     shape = CacheShape(config.language.layers, config.language.kv_heads, config.language.head_width, model.dtype.name)
     identity = memories.identity(shape, layout, rule, seconds, **scalars)
     if out is not None and Path(out).exists():
-        return _load_same(out, identity)
+        return _load_same(out, identity, source.hash())
     _check_fits(model, layout, len(source.seconds), compression)
     with ExitStack() as stack:
         writer = None
@@ -101,10 +102,12 @@ def watch(
         )
         with timed(callbacks.timings, "prefill"):
             sparse = jax.block_until_ready(sparse_level(streams, layout, compression, config.language.rope_theta))
-        memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, resume_state=resume, **scalars)
+        with timed(callbacks.timings, "read"):
+            about = {**scalars, "video_hash": source.hash(), "notes": source.notes()}
+        memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, resume_state=resume, **about)
         if writer:
             with timed(callbacks.timings, "write"):
-                writer.finish(sparse, memory.sparse_length, memories.resume_arrays(resume))
+                writer.finish(sparse, memory.sparse_length, memories.resume_arrays(resume), memory.facts())
     return memory
 
 
@@ -163,6 +166,7 @@ def watch_more(
         end_s=end_of(seconds, memory.last_s),
         frames=total,
         video_hash="",
+        fingerprint="",
         generated=False,
     )
 
@@ -237,10 +241,12 @@ def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int) -
     )
 
 
-def _load_same(path: str | Path, identity: dict[str, Any]) -> VideoMemory:
+def _load_same(path: str | Path, identity: dict[str, Any], video_hash: str) -> VideoMemory:
     """Load a memory file. Raises RequestError if it holds another memory."""
     memory = VideoMemory.load(path)
-    if json.dumps(memory.identity()) != json.dumps(identity):
+    # The fingerprint changes when the video is copied, its hash does not.
+    same = {**memory.identity(), "fingerprint": identity["fingerprint"]}
+    if json.dumps(same) != json.dumps(identity) or memory.video_hash != video_hash:
         raise RequestError(
             f"{path}: holds a memory of another video, model or settings ({memory.video or 'no name'}, "
             f"{memory.frames} frames); choose another name, or remove it"

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from flax import struct
 
@@ -53,6 +54,8 @@ class VideoMemory:
       frames: number of frames.
       model: fingerprint of the model that watched.
       video, video_hash: name and SHA-256 of the video file, empty if there is none.
+      fingerprint, reading: see `frames.FrameSource`.
+      notes: what of the video is missing, damaged or unusual, in one line each.
       generated: whether the metadata of the video say that `experiments.synthetic` made it (see `scope`).
       resume_state: what `watch_more` needs, if anything.
     """
@@ -70,6 +73,9 @@ class VideoMemory:
     model: str = struct.field(pytree_node=False, default="")
     video: str = struct.field(pytree_node=False, default="")
     video_hash: str = struct.field(pytree_node=False, default="")
+    fingerprint: str = struct.field(pytree_node=False, default="")
+    reading: str = struct.field(pytree_node=False, default="")
+    notes: tuple[str, ...] = struct.field(pytree_node=False, default=())
     generated: bool = struct.field(pytree_node=False, default=False)
     resume_state: ResumeState | None = None
 
@@ -134,7 +140,7 @@ class VideoMemory:
         writer = MemoryFileWriter(path, self.identity(), CacheShape.of(self.sparse), resume=False)
         try:
             writer.append(dense, 0, self.layout.groups)
-            writer.finish(self.sparse, self.sparse_length, resume_arrays(self.resume_state))
+            writer.finish(self.sparse, self.sparse_length, resume_arrays(self.resume_state), self.facts())
         except BaseException:
             writer.close()
             writer.discard()
@@ -164,10 +170,11 @@ class VideoMemory:
         missing = sparse_capacity(layout, scalars["compression"]) - contents.sparse.k.shape[2]
         padding = ((0, 0), (0, 0), (0, missing), (0, 0))
         sparse = KVCache(*(jnp.array(np.pad(part, padding)) for part in contents.sparse))
-        return cls(contents.dense, sparse, layout, rule, seconds=seconds, resume_state=resume, **scalars)
+        about = {**scalars, **msgspec.structs.asdict(contents.facts)}
+        return cls(contents.dense, sparse, layout, rule, seconds=seconds, resume_state=resume, **about)
 
     def identity(self) -> dict[str, Any]:
-        """The metadata of the memory file, ready for JSON. Two memories with the same identity are the same."""
+        """The metadata of the memory file, ready for JSON. Memories of the same video with the same identity are the same."""
         return identity(
             CacheShape.of(self.sparse),
             self.layout,
@@ -176,6 +183,10 @@ class VideoMemory:
             **{name: getattr(self, name) for name in _SCALARS},
         )
 
+    def facts(self) -> memory_file.Facts:
+        """What the memory file holds besides, known once the video has been read."""
+        return memory_file.Facts(self.video_hash, self.notes)
+
 
 def check_is_memory(memory: Any) -> None:
     """Raise RequestError for anything but a memory."""
@@ -183,7 +194,10 @@ def check_is_memory(memory: Any) -> None:
         raise RequestError(f"memory must be a VideoMemory, as `Model.watch` returns, not {type(memory).__name__}")
 
 
-_SCALARS = ("compression", "end_s", "last_s", "frames", "rope_theta", "model", "video", "video_hash", "generated")
+_SCALARS = (
+    *("compression", "end_s", "last_s", "frames", "rope_theta"),
+    *("model", "video", "fingerprint", "reading", "generated"),
+)
 
 
 def identity(

@@ -22,6 +22,7 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.relevance import SCORERS
 from vxl2_jax.relevance.oracle import PREFIX, Oracle
 from vxl2_jax.text.prompt import MAX_QUESTION_TOKENS, ORIGINAL, PLAIN, STYLES
+from vxl2_jax.video.reader import ALL, FRAMES_FROM, KEY_FRAMES, MAX_THREADS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 RelevanceFunction = Callable[[np.ndarray, VideoMemory], Sequence[float]]
@@ -93,6 +94,8 @@ RANGES: dict[str, Range] = {
     "block_size": Range(int, 1, _COUNT),
     "prev_blocks": Range(int, 0, _COUNT, "none"),
     "compression": Range(int, 1, 4096),
+    "stream": Range(int, 0, 10_000, "auto"),
+    "read_threads": Range(int, 1, 1024, "auto"),
     # Asking.
     "top_k": Range(int, 0, _COUNT, "all"),
     "chunk_size": Range(int, 1, _COUNT, "auto"),
@@ -213,6 +216,19 @@ class WatchOptions:
         none="no limit",
     )
     max_fps: float = _option(4.0, "R", "highest sampling rate of a short video, in frames per second")
+    frames_from: str = _option(
+        ALL,
+        "KIND",
+        f"the frames that are chosen from: {ALL}, or {KEY_FRAMES} (much faster to read: each time shows the last key frame "
+        "before it)",
+        choices=FRAMES_FROM,
+    )
+    stream: int | None = _option(
+        None, "N", "number of the video's stream in its file", none="the longest, and of these the largest"
+    )
+    read_threads: int | None = _option(
+        None, "N", "threads that decode the video", none=f"one per CPU core, at most {MAX_THREADS}"
+    )
     block_size: int = _option(PrefillRule.block_size, "B", "groups of 4 frames per block of chunked pre-filling")
     prev_blocks: int | None = _option(
         PrefillRule.prev_blocks,
@@ -225,7 +241,8 @@ class WatchOptions:
     @property
     def sampling(self) -> dict[str, Any]:
         """The keywords of `video.reader.open_video`."""
-        return {"fps": self.fps, "max_frames": self.max_frames, "max_fps": self.max_fps}
+        names = ("fps", "max_frames", "max_fps", "frames_from", "stream", "read_threads")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def rule(self) -> PrefillRule:

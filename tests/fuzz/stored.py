@@ -71,7 +71,8 @@ IDENTITY = identity(
     rope_theta=1e6,
     model="toy",
     video="a.mp4",
-    video_hash="0",
+    fingerprint="0",
+    reading="",
     generated=False,
 )
 IDENTITIES = (
@@ -82,6 +83,7 @@ IDENTITIES = (
     | ANY
 )
 OPEN = {"tokens": ["float32", [1, 4, 2]], "frames": ["uint8", [1, 1, 1, 3]]}
+FACTS = {"video_hash": "0", "notes": ["a hole"]}
 LENGTHS = {
     "GROUPS": record_lengths(LAYOUT, SHAPE)[0],
     "SPARSE": SHAPE.bytes(LAYOUT.sparse_length(2)),
@@ -90,16 +92,18 @@ LENGTHS = {
 MEMORIES = st.tuples(
     IDENTITIES,
     mutated(OPEN),
-    st.just(["IDENTITY", "GROUPS", "SPARSE", "OPEN", "END"])
-    | st.lists(st.sampled_from(["IDENTITY", "GROUPS", "SPARSE", "OPEN", "END", "OTHER"]), max_size=6),
+    st.just(FACTS) | mutated(FACTS),
+    st.just(["IDENTITY", "GROUPS", "SPARSE", "OPEN", "FACTS", "END"])
+    | st.lists(st.sampled_from(["IDENTITY", "GROUPS", "SPARSE", "OPEN", "FACTS", "END", "OTHER"]), max_size=7),
     st.sampled_from([0, 0, 0, 1, -1, 64, 10**6]),
 )
 
 
 def read_memory(drawn: tuple, folder: Path) -> None:
-    content, header, kinds, more = drawn
+    content, header, facts, kinds, more = drawn
     parts = {
         "IDENTITY": json.dumps(content).encode(errors="replace"),
+        "FACTS": json.dumps(facts).encode(errors="replace"),
         "OPEN": json.dumps(header).encode(errors="replace") + b"\n",
     }
     with (folder / "m.memory").open("wb") as file:

@@ -29,7 +29,9 @@ def memory(toy):
     resume_state = ResumeState(
         np.arange(24, dtype=np.float32).reshape(2, 4, 3), np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     )
-    return remembered.replace(resume_state=resume_state, video="a video.mkv", video_hash="ab12", last_s=27.0)
+    return remembered.replace(
+        resume_state=resume_state, video="a video.mkv", video_hash="ab12", notes=("a hole",), last_s=27.0
+    )
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def test_a_loaded_memory_equals_the_saved_one(memory, path):
             jax.tree.map(np.testing.assert_array_equal, found.resume_state, memory.resume_state)
         else:
             assert getattr(found, field.name) == getattr(memory, field.name), field.name
-    assert found.identity() == memory.identity()
+    assert found.identity() == memory.identity() and found.facts() == memory.facts()
     assert [p.name for p in path.parent.iterdir()] == ["m.vxl2"], "no partial file remains"
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from clips import number_of, picture, write_clip
 
-from vxl2_jax.video import container
-from vxl2_jax.video.container import read_frames, read_index
+from vxl2_jax.video import decode
+from vxl2_jax.video.container import read_index
+from vxl2_jax.video.decode import Losses
 from vxl2_jax.video.reader import open_video
 
 LONG_GOP = {"g": "30", "keyint_min": "30", "bf": "3", "sc_threshold": "0"}
@@ -23,6 +24,10 @@ CLIPS = {
     "vp8.webm": {"codec": "libvpx", "g": "30", "auto-alt-ref": "1", "lag-in-frames": "16", "b": "500000"},
     "ffv1-10-bit.mkv": {"codec": "ffv1", "pix_fmt": "yuv422p10le"},
 }
+
+
+def read_frames(path, index, frames, **options):
+    return decode.read_frames(path, index, frames, lambda rgb: rgb, **options)
 
 
 @pytest.fixture(scope="module", params=CLIPS)
@@ -43,20 +48,22 @@ def test_the_index_counts_the_frames_that_decode(clip):
 )
 def test_skipping_gives_the_same_frames_as_decoding_everything(clip, frames_to_read):
     index = read_index(clip)
-    skipped = list(read_frames(clip, index, np.array(frames_to_read)))
     all_decoded = list(read_frames(clip, index, np.array(frames_to_read), skip=False))
-    assert [number_of(rgb) for rgb in skipped] == frames_to_read
-    np.testing.assert_array_equal(skipped, all_decoded)
+    assert [number_of(rgb) for rgb in all_decoded] == frames_to_read
+    for threads in (1, 2):
+        skipped = list(read_frames(clip, index, np.array(frames_to_read), threads=threads))
+        np.testing.assert_array_equal(skipped, all_decoded)
 
 
 def test_a_distant_frame_is_reached_without_decoding_all_before_it(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", 200, **LONG_GOP)
     index = read_index(path)
-    decoded = []
-    decode = container._decode
-    monkeypatch.setattr(container, "_decode", lambda s, p: decoded.append(p) or decode(s, p))
-    assert [number_of(f) for f in read_frames(path, index, np.array([185]))] == [185]
-    assert len(decoded) <= 21
+    decoded, original = [], decode.decode
+    monkeypatch.setattr(decode, "decode", lambda s, p: decoded.append(p) or original(s, p))
+    for threads in (1, 2):  # with two threads, a single run is read through
+        decoded.clear()
+        assert [number_of(f) for f in read_frames(path, index, np.array([185]), threads=threads)] == [185]
+        assert len(decoded) <= 22
 
 
 def test_rotated_video_is_upright(tmp_path):
@@ -88,14 +95,18 @@ def test_a_frame_lost_by_skipping_is_found_by_decoding_everything(tmp_path):
     path = write_clip(tmp_path / "a.mp4", 90, **LONG_GOP)
     index = read_index(path)
     # A wrong index: decoding from these packets misses the frames to read.
-    wrong = dataclasses.replace(index, key_pts=index.pts[[0, 50]], key_packets=np.array([0, 80]))
-    assert [number_of(f) for f in read_frames(path, wrong, np.array([3, 55, 88]))] == [3, 55, 88]
+    wrong = dataclasses.replace(index, key_frames=np.array([0, 50]), key_packets=np.array([0, 80]))
+    for threads in (1, 2):
+        losses = Losses()
+        frames = read_frames(path, wrong, np.array([3, 55, 88]), threads=threads, losses=losses)
+        assert [number_of(f) for f in frames] == [3, 55, 88] and losses == Losses()
 
 
 def test_a_frame_that_cannot_be_decoded_is_replaced_by_the_one_before(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "a.mp4", 60, codec="mpeg4", g="1")
     index = read_index(path)
-    decode, lost = container._decode, {int(index.pts[i]) for i in (20, 21, 58, 59)}
-    monkeypatch.setattr(container, "_decode", lambda s, p: [f for f in decode(s, p) if f.pts not in lost])
-    frames = read_frames(path, index, np.array([5, 20, 22, 57, 58, 59]))
-    assert [number_of(f) for f in frames] == [5, 19, 22, 57, 57, 57]
+    original, lost = decode.decode, set(index.packets[[20, 21, 58, 59]])
+    monkeypatch.setattr(decode, "decode", lambda s, p: [f for f in original(s, p) if f.pts not in lost])
+    losses = Losses()
+    frames = read_frames(path, index, np.array([5, 20, 22, 57, 58, 59]), losses=losses)
+    assert [number_of(f) for f in frames] == [5, 19, 22, 57, 57, 57] and losses == Losses(replaced=3)

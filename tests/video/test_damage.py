@@ -9,7 +9,7 @@ from clips import number_of, write_clip, write_sound
 from PIL import Image
 
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video.reader import content_hash, open_video
+from vxl2_jax.video import content_hash, open_video
 
 
 def frame_numbers(source):

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pallas_kernels import attention
-from vxl2_jax import __version__, activations, config, hardware, installed, planning
+from vxl2_jax import __version__, activations, config, cpu, hardware, installed, planning
 from vxl2_jax.checkpoints.fetch import NANO
 from vxl2_jax.cli import options
 from vxl2_jax.models import quantised
@@ -98,7 +98,7 @@ def device_data(device: Any) -> dict[str, Any]:
     return {
         "platform": device.platform,
         "kind": device.device_kind,
-        "cores": hardware.cpu_cores() if device.platform == "cpu" else None,
+        "cores": cpu.cpu_cores() if device.platform == "cpu" else None,
         "memory_bytes": hardware.memory_bytes(device),
         "used_bytes": hardware.used_bytes(device),
     }

@@ -127,7 +127,7 @@ def given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
 
 def check_video(path: str) -> None:
     """Raise VideoError for what is no file or folder, or an empty file: before a large model is loaded."""
-    from vxl2_jax.video.reader import check_readable
+    from vxl2_jax.video.hashing import check_readable
 
     with check_readable(check_path(path, "VIDEO")):
         pass

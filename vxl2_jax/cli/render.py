@@ -27,6 +27,7 @@ def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
             "groups": memory.layout.groups,
             "end_s": memory.end_s,
             "tokens": memory.layout.length,
+            "notes": list(memory.notes),
         },
         "settings": {
             "block_size": memory.rule.block_size,
@@ -81,6 +82,7 @@ def as_text(
             Text.assemble(("Q  ", "dim"), printable(answer.question)),
             Text.assemble(("A  ", "dim"), (text, "bold green"), "" if answer.stopped else " …"),
         ]
+    parts += [Text(f"note: {printable(note)}", style="yellow") for note in memory.notes]
     parts += [Text(_saved(memory, answers)), Text()]
     if len(answers) == 1:
         parts += [_timeline(answers[0]), Text()]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from vxl2_jax import plot
 from vxl2_jax.evaluation import grounding, run_folder
 from vxl2_jax.evaluation.records import GROUNDING
-from vxl2_jax.evaluation.report import failed_questions, failures_table, settings_table, table, write_texts
+from vxl2_jax.evaluation.report import failed_questions, failures_table, settings_table, table, video_notes, write_texts
 
 NAME = "report"
 _CURVE_THRESHOLDS = tuple(float(t) for t in np.linspace(0.05, 0.95, 19).round(2))
@@ -84,6 +84,7 @@ def summarise(folder: Path, options: SpanOptions) -> dict[str, Any]:
         "unread": sum(span is None for span in spans["text"]),
         "failures": failures,
         "failed_questions": failed_questions(records),
+        "video_notes": video_notes(records),
         "predictors": {name: grounding.metrics(found, videos, options.seed) for name, found in ious.items()},
         "chance": {name: grounding.chance_metrics(found) for name, found in guesses.items()},
         "curves": {

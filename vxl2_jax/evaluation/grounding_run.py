@@ -137,6 +137,7 @@ def _answers(item: GroundingVideo, result: JobResult) -> dict[str, Any]:
     return {
         "frames": result.memory.frames,
         "end_s": result.memory.end_s,
+        **({"notes": list(result.memory.notes)} if result.memory.notes else {}),
         "tokens": result.memory.layout.length,
         "answers": answers,
         **({"failed": failed} if failed else {}),

@@ -91,6 +91,7 @@ class _AnsweredRecord(TypedDict):
     end_s: Seconds
     wall_s: NotRequired[Seconds]
     failed: NotRequired[list[FailedQuestion]]
+    notes: NotRequired[list[str]]
 
 
 class BenchmarkRecord(_AnsweredRecord):

@@ -51,6 +51,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         "saved": savings(questions, records),
         "failures": failures,
         "failed_questions": failed_questions(records),
+        "video_notes": video_notes(records),
         "time": _time(records),
         "oracle": oracle_counts(questions),
         "notes": _notes(settings),
@@ -60,6 +61,11 @@ def summarise(folder: Path) -> dict[str, Any]:
 def failed_questions(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The questions of watched videos that could not be asked, with the reason."""
     return [{"video": record["video"], **one} for record in records for one in record.get("failed", ())]
+
+
+def video_notes(records: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """What of the watched videos is missing, damaged or unusual."""
+    return [{"video": record["video"], "note": note} for record in records for note in record.get("notes", ())]
 
 
 def score_data(score: Score) -> dict[str, Any]:
@@ -233,6 +239,9 @@ def as_markdown(data: Mapping[str, Any]) -> str:
         lines.append(f"{data['unscored']:,} responses are not scored: the annotations have no correct answer.")
     if data["failed_questions"]:
         lines.append(f"{len(data['failed_questions']):,} questions could not be asked, and are left out.")
+    if data["video_notes"]:
+        count = len({one["video"] for one in data["video_notes"]})
+        lines.append(f"{count:,} videos are incomplete, damaged or unusual; see the table of videos.")
     if left_out:
         lines.append(f"{len(left_out):,} annotation rows were left out: they are invalid.")
     if data["corrected"]:
@@ -278,13 +287,17 @@ def settings_table(settings: Mapping[str, Any]) -> list[str]:
 
 
 def failures_table(data: Mapping[str, Any]) -> list[str]:
-    """Lines of Markdown tables of the videos that could not be watched, and of the questions that could not be asked."""
-    videos, questions = (
-        [[one["video"], one["error"]] for one in data[key]] for key in ("failures", "failed_questions")
-    )
-    return (table(["video", "why it could not be watched"], videos) if videos else []) + (
-        table(["video", "why a question could not be asked"], questions) if questions else []
-    )
+    """Lines of Markdown tables of the videos that could not be watched, of the questions that could not be asked, and of what
+    is unusual about other videos."""
+    lines = []
+    for key, kind, header in (
+        ("failures", "error", "why it could not be watched"),
+        ("failed_questions", "error", "why a question could not be asked"),
+        ("video_notes", "note", "what is missing, damaged or unusual"),
+    ):
+        if rows := [[one["video"], one[kind]] for one in data[key]]:
+            lines += table(["video", header], rows)
+    return lines
 
 
 def percent(score: Mapping[str, Any]) -> str:

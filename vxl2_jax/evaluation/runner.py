@@ -83,7 +83,8 @@ class BenchmarkRun:
             "answer": self.answer,
             "left_out": list(self.left_out),
             "annotations": data.digest(self.benchmark, self.items),
-            "watch": dict(self.watch),
+            # The number of threads changes no result, and may differ where a run is resumed.
+            "watch": {name: value for name, value in self.watch.items() if name != "read_threads"},
             "ask": dict(self.ask),
             **oracle_digest,
         }
@@ -247,6 +248,7 @@ def _video_entry(memory: VideoMemory, timings: Mapping[str, float], answers: Seq
     return {
         "frames": memory.frames,
         "end_s": memory.end_s,
+        **({"notes": list(memory.notes)} if memory.notes else {}),
         "tokens": memory.layout.length,
         "attention": {"pairs_kept": kept, "pairs_causal": causal},
         "watching_s": _rounded(timings),

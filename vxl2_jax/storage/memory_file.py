@@ -1,9 +1,10 @@
 """The format of a memory file, and reading it.
 
-    IDENTITY   JSON: version, model, video and its hash, how it was watched, layout, shape of the caches
+    IDENTITY   JSON: version, model, video and its fingerprint, how it was watched, layout, shape of the caches
     GROUPS     keys and values of GROUPS_PER_RECORD groups of both streams; one record after another, in order
     SPARSE     the sparse level (absent while the file is incomplete)
     OPEN       arrays needed to extend the memory (`memory.ResumeState`); optional
+    FACTS      JSON: what is known once the video has been read: its hash, and what of it is missing
     END        empty: the file is complete
 
 Arrays are [L, K, rows, D] in the memory's dtype, keys before values, without padding.
@@ -32,7 +33,7 @@ from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage.records import Record, RecordReader
 
-VERSION = 4
+VERSION = 5
 GROUPS_PER_RECORD = 8
 """Small, so that a chunk can be read and verified without reading much more. Strides are multiples of it."""
 _Seconds = Annotated[float, Meta(ge=0, le=1e12)]
@@ -160,9 +161,20 @@ class MemoryFileContents(NamedTuple):
     """A complete memory file. `resume_arrays`: the arrays of the OPEN record by name, {} without one."""
 
     identity: dict[str, Any]
+    facts: Facts
     dense: StoredLevel
     sparse: KVCache
     resume_arrays: dict[str, np.ndarray]
+
+
+class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is known of a video once it has been read.
+
+    video_hash: SHA-256 of the file; empty if there is none. notes: what of it is missing, damaged or unusual.
+    """
+
+    video_hash: Annotated[str, Meta(max_length=64)] = ""
+    notes: Annotated[tuple[Annotated[str, Meta(max_length=1000)], ...], Meta(max_length=100)] = ()
 
 
 class _LayoutFields(msgspec.Struct, frozen=True):
@@ -189,7 +201,8 @@ class _Identity(msgspec.Struct, frozen=True):
     rope_theta: RopeTheta
     model: str
     video: str
-    video_hash: str
+    fingerprint: str
+    reading: str
     generated: bool
     seconds: tuple[_Seconds, ...]
 
@@ -250,12 +263,13 @@ def read(path: str | Path, verify: bool | None = None) -> MemoryFileContents:
         if verify or (verify is None and reader.size <= MAX_VERIFIED_BYTES):
             level.verify()
         sparse = shape.view(reader.payload(by_kind["SPARSE"]), length)
+        facts = msgspec.json.decode(reader.payload(by_kind["FACTS"]).tobytes(), type=Facts)
         resume_arrays = _unpack_arrays(reader.payload(by_kind["OPEN"])) if "OPEN" in by_kind else {}
         if resume_arrays and resume_arrays["tokens"].shape[1] != layout.visual:
             raise ValueError("the tokens to resume from are not those of the layout")
     except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise damaged_error(path) from error
-    return MemoryFileContents(identity, level, sparse, resume_arrays)
+    return MemoryFileContents(identity, facts, level, sparse, resume_arrays)
 
 
 def layout_from_identity(identity: dict[str, Any]) -> Layout:

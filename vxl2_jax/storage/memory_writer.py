@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Int
@@ -29,7 +30,7 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import locking, memory_file, records
-from vxl2_jax.storage.memory_file import CacheShape, StoredLevel, record_groups, rows_of_groups
+from vxl2_jax.storage.memory_file import CacheShape, Facts, StoredLevel, record_groups, rows_of_groups
 from vxl2_jax.storage.records import RecordReader
 
 
@@ -108,14 +109,15 @@ class MemoryFileWriter:
                 rows, skipped = _slice_groups(streams, self.layout, begin, end)
                 self._enqueue(partial(_groups_record, rows, skipped, self.layout, begin, end))
 
-    def finish(self, sparse: KVCache, length: int, resume_arrays: dict[str, np.ndarray]) -> None:
-        """Add the first `length` slots of the sparse level and the arrays needed to extend it, and rename the file.
+    def finish(self, sparse: KVCache, length: int, resume_arrays: dict[str, np.ndarray], facts: Facts) -> None:
+        """Add the first `length` slots of the sparse level, the arrays needed to extend it and facts, and rename the file.
 
         Raises RequestError if the file cannot be written.
         """
         self._enqueue(lambda: ("SPARSE", [np.asarray(part)[:, :, :length] for part in sparse]))
         if resume_arrays:
             self._enqueue(lambda: ("OPEN", memory_file.pack_arrays(resume_arrays)))
+        self._enqueue(lambda: ("FACTS", [msgspec.json.encode(facts)]))
         self._enqueue(lambda: ("END", []))
         self._stop_thread()
         self._raise_failure()

@@ -20,7 +20,6 @@ import grain
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from vxl2_jax import hardware
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.encode import layout_of
 from vxl2_jax.errors import RequestError, VideoError
@@ -31,7 +30,7 @@ from vxl2_jax.training import collate, sequences
 from vxl2_jax.training.conversations import Conversation
 from vxl2_jax.training.loop import LoadedBatch
 from vxl2_jax.training.settings import TrainingSettings, VideoSettings
-from vxl2_jax.video.reader import VideoSource, open_video
+from vxl2_jax.video.reader import VideoSource, default_threads, open_video
 
 _PREFETCH_BYTES = 4e9
 """Memory for prefetched samples, approximately; one sample is always prefetched."""
@@ -270,9 +269,9 @@ def _token_ids(model: Runtime, conversation: Conversation) -> tuple[np.ndarray, 
 
 def _open(config: ModelConfig, path: Path, video: VideoSettings) -> tuple[VideoSource, tuple[float, ...]]:
     """The video, and the second at which each group starts."""
-    source = open_video(
-        path, size=config.vision.image_size, fps=video.fps, max_frames=video.max_frames, max_fps=video.max_fps
-    )
+    # One thread for each video: several videos are read at the same time.
+    options = {"fps": video.fps, "max_frames": video.max_frames, "max_fps": video.max_fps, "read_threads": 1}
+    source = open_video(path, size=config.vision.image_size, **options)
     return source, tuple(float(second) for second in source.seconds[:: config.frames_per_group])
 
 
@@ -292,4 +291,4 @@ def _frames(
 
 
 def _threads() -> int:
-    return min(16, hardware.cpu_cores())
+    return default_threads()

@@ -1,7 +1,8 @@
 """Reading videos: choosing frames (sampling), decoding them (reader) and resizing them (preprocess). Without JAX."""
 
+from vxl2_jax.video.hashing import content_hash
 from vxl2_jax.video.preprocess import pad_to_square, resize_frame
-from vxl2_jax.video.reader import VideoSource, content_hash, open_video, prefetch
+from vxl2_jax.video.reader import VideoSource, open_video, prefetch
 from vxl2_jax.video.sampling import frame_seconds, sample_indices, sample_timestamps
 
 __all__ = [

@@ -6,26 +6,47 @@ Symbols: N frames in the file, F frames chosen, S the side of the square they ar
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from vxl2_jax import files
+from vxl2_jax.cpu import cpu_cores
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video.container import PacketIndex, RGBFrame, read_frames, read_index
-from vxl2_jax.video.images import folder_images, is_image, read_image, read_images
+from vxl2_jax.video.container import PacketIndex, read_index
+from vxl2_jax.video.decode import Losses, map_ahead, read_frames
+from vxl2_jax.video.hashing import check_readable
+from vxl2_jax.video.images import (
+    animation_times,
+    folder_images,
+    is_image,
+    is_motion_jpeg,
+    read_animation,
+    read_image,
+)
 from vxl2_jax.video.preprocess import resize_frame, resize_padded
-from vxl2_jax.video.sampling import check_options, frame_seconds, sample_indices, sample_timestamps
+from vxl2_jax.video.sampling import (
+    check_options,
+    frame_seconds,
+    is_slower,
+    round_to_tenths,
+    sample_indices,
+    sample_timestamps,
+)
 
 Item = TypeVar("Item")
 MAX_SECONDS = 100_000_000
 """Of a video: three years."""
+MAX_THREADS = 16
+ALL, KEY_FRAMES = "all", "keyframes"
+FRAMES_FROM = (ALL, KEY_FRAMES)
+"""The frames that are chosen from: all, or the key frames, which are 5 to 20 times as fast to read."""
+_Frames = Generator[np.ndarray, None, None]
+_Read = Callable[[Int64[np.ndarray, " M"], Losses], _Frames]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +58,11 @@ class VideoSource:
     native_fps: frames per second (the average of a variable rate); 1 for an image.
     duration_s: seconds; 0 for an image.
     total_frames: N, as counted, whatever the file's header claims.
-    variable_rate: frames were chosen by timestamp, not by frame number.
-    damaged: parts of the file cannot be decoded; N counts the other frames.
+    variable_rate: frames were chosen by time, not by frame number.
+    damaged: parts of the file cannot be decoded.
     size: S, pixels.
-    indices: frame numbers, non-decreasing (a frame that is on screen for long may be chosen twice).
-    seconds: timestamps since the first frame, rounded to one decimal.
+    indices: frame numbers, non-decreasing (a frame that is on screen for long may be chosen several times).
+    seconds: when each frame is on screen, in seconds since the first frame, rounded to one decimal.
     generated: the file says that `experiments.synthetic` made it.
     """
 
@@ -55,9 +76,26 @@ class VideoSource:
     size: int
     indices: Int64[np.ndarray, " F"]
     seconds: Float64[np.ndarray, " F"]
-    # Reads the frames with these numbers, which strictly increase.
-    _read: Callable[[Int64[np.ndarray, " M"]], Iterator[RGBFrame]] = dataclasses.field(repr=False)
+    # Reads and resizes the frames with these numbers, which strictly increase, and counts what could not be read.
+    _read: _Read = dataclasses.field(repr=False)
     generated: bool = False
+    _notes: tuple[str, ...] = ()
+    _losses: Losses = dataclasses.field(default_factory=Losses, repr=False)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What of the video is missing, damaged or unusual, in one line each. Complete once all batches have been read."""
+        notes, losses = list(self._notes), self._losses
+        distinct = len(np.unique(self.indices))
+        if 2 * distinct < len(self.indices):
+            notes.append(
+                f"only {distinct:,} of the {len(self.indices):,} chosen frames differ: the others are still pictures"
+            )
+        if losses.replaced:
+            notes.append(f"{losses.replaced:,} chosen frames could not be read: the picture before stands for each")
+        if losses.concealed:
+            notes.append(f"{losses.concealed:,} chosen frames are damaged, and were completed by the decoder")
+        return tuple(notes)
 
     def batches(self, frames_per_batch: int, first: int = 0) -> Iterator[UInt8[np.ndarray, "n S S 3"]]:
         """Decode and resize the frames, in order. Every call starts from the beginning.
@@ -80,14 +118,15 @@ class VideoSource:
         frames, repeats = np.unique(self.indices[first:], return_counts=True)
         if not len(frames):
             return
+        self._losses.clear()
         batch = []
-        for rgb, count in zip(self._read(frames), repeats, strict=True):
-            frame = resize_frame(rgb, self.size)
-            for _ in range(count):
-                batch.append(frame)
-                if len(batch) == frames_per_batch:
-                    yield np.stack(batch)
-                    batch = []
+        with contextlib.closing(self._read(frames, self._losses)) as resized:
+            for frame, count in zip(resized, repeats, strict=True):
+                for _ in range(count):
+                    batch.append(frame)
+                    if len(batch) == frames_per_batch:
+                        yield np.stack(batch)
+                        batch = []
         if batch:
             yield np.stack(batch)
 
@@ -100,18 +139,25 @@ def open_video(
     max_frames: int | None = None,
     max_fps: float | None = 4.0,
     multiple_of_4: bool = False,
+    frames_from: str = ALL,
+    stream: int | None = None,
+    read_threads: int | None = None,
 ) -> VideoSource:
     """Open a video and choose its frames. Reads all packets but decodes almost nothing.
 
-    A video with a constant rate is sampled by frame number, as in the original's loader; one with a variable rate by
-    timestamp. A damaged file is decoded once here, to find the frames that can be read. An image is a video with one
-    frame at 0.0 s, padded to a square with grey 127. A folder of images is a video with one image every 1 / fps seconds
-    (`fps` sets their timestamps and drops none), sorted by name with numbers in numeric order.
+    A video with a constant rate is sampled by frame number, as in the original's loader; one with a variable rate, or fewer
+    than half as many frames as asked for, by time: see `sampling`. Timestamps that are wrong are repaired: see `timeline`.
+    A file whose packets do not say what can be decoded is decoded once here. An image is a video with one frame at 0.0 s,
+    padded to a square with grey 127. A folder of images is a video with one image every 1 / fps seconds (`fps` sets their
+    timestamps and drops none), sorted by name with numbers in numeric order.
 
     Args:
-      path: a video, an image, or a folder of images.
+      path: a video, an image or animation, or a folder of images.
       size: S, the side in pixels to which frames are resized.
       fps, max_frames, max_fps, multiple_of_4: as in `sample_indices`.
+      frames_from: "all", or "keyframes": each chosen time shows the last key frame before it, and says when that was.
+      stream: number of the video's stream in the file; None: the longest, and of these the largest.
+      read_threads: threads that decode; None: one per CPU core, at most 16.
 
     Returns:
       A VideoSource with F >= 1 frames.
@@ -122,27 +168,25 @@ def open_video(
     check_options(fps=fps, max_frames=max_frames, max_fps=max_fps)
     if size < 1:
         raise VideoError(f"size={size}: give the side of the resized frames in pixels, such as 384")
-    path = Path(path)
+    if frames_from not in FRAMES_FROM:
+        raise VideoError(f"frames_from={frames_from!r:.40}: give {' or '.join(FRAMES_FROM)}")
+    if read_threads is not None and read_threads < 1:
+        raise VideoError(f"read_threads={read_threads}: give at least 1, or None for one per CPU core")
+    path, threads = Path(path), read_threads or default_threads()
     options = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps, "multiple_of_4": multiple_of_4}
     with check_readable(path):
         if path.is_dir():
-            return _open_folder(path, size, options)
-        if is_image(path):
+            return _open_folder(path, size, options, threads)
+        if is_image(path) and not is_motion_jpeg(path):
+            if (animation := animation_times(path)) is not None:
+                return _open_animation(path, *animation, size, options)
             return _open_image(path, size)
-        return _open_container(path, size, options)
+        return _open_container(path, size, options, frames_from, stream, threads)
 
 
-def content_hash(path: str | Path) -> str:
-    """The SHA-256 of a file's content, or of the names and contents of a folder's images, in hexadecimal.
-
-    Raises VideoError if the path does not exist or cannot be read.
-    """
-    path = Path(path)
-    with check_readable(path):
-        if not path.is_dir():
-            return _file_hash(path)
-        lines = (f"{_file_hash(image)} {image.name}\n" for image in folder_images(path))
-        return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+def default_threads() -> int:
+    """One decoder per CPU core that this process may use, at most MAX_THREADS."""
+    return min(MAX_THREADS, cpu_cores())
 
 
 def prefetch(iterator: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
@@ -197,56 +241,85 @@ def _prefetch(iterator: Iterable[Item], depth: int) -> Generator[Item, None, Non
         thread.join()
 
 
-def _open_container(path: Path, size: int, options: dict) -> VideoSource:
-    index = read_index(path)
-    total = len(index.times)
-    rate = _constant_rate(index)
-    if rate is not None:
-        indices = sample_indices(total, rate, **options)
-        seconds = frame_seconds(indices, rate)
-    else:
-        indices, seconds = sample_timestamps(index.times, **options)
-    native = rate or (total - 1) / float(index.times[-1])
-    if total / native > MAX_SECONDS:
+def _open_container(
+    path: Path, size: int, options: dict, frames_from: str, stream: int | None, threads: int
+) -> VideoSource:
+    index = read_index(path, stream)
+    times, total, rate = index.times, len(index.times), _constant_rate(index)
+    seconds = total / rate if rate else index.end_s
+    if max(seconds, index.end_s) > MAX_SECONDS:
         raise VideoError(
-            f"{path}: by its frame rate it lasts {total / native:,.0f} s, more than {MAX_SECONDS:,}; encode it again with the "
+            f"{path}: by its timestamps it lasts {seconds:,.0f} s, more than {MAX_SECONDS:,}; encode it again with the "
             "right rate"
         )
-    read = functools.partial(read_frames, path, index)
+    indices, chosen_s, by_time = _choose(times, seconds, rate, options)
+    if frames_from == KEY_FRAMES and index.packets is not None:
+        shown = index.key_frames[np.isin(index.key_packets, index.packets)]
+        indices = shown[np.maximum(np.searchsorted(shown, indices, side="right") - 1, 0)]
+        chosen_s = frame_seconds(indices, rate) if rate else round_to_tenths(times[indices])
+
+    def read(frames: Int64[np.ndarray, " M"], losses: Losses) -> _Frames:
+        resize = functools.partial(resize_frame, size=size)
+        return read_frames(path, index, frames, resize, threads=threads, losses=losses)
+
+    native = rate or total / seconds
     return VideoSource(
         path,
         "video",
         native,
-        total / native,
+        seconds,
         total,
-        rate is None,
+        by_time,
         index.damaged,
         size,
         indices,
-        seconds,
+        chosen_s,
         read,
         index.generated,
+        index.notes,
     )
+
+
+def _choose(
+    times: Float64[np.ndarray, " N"], end: float, rate: float | None, options: dict
+) -> tuple[Int64[np.ndarray, " F"], Float64[np.ndarray, " F"], bool]:
+    """(indices, seconds, whether they were chosen by time)."""
+    if rate is None or is_slower(rate, options["fps"]):
+        return *sample_timestamps(times, end, **options), True
+    indices = sample_indices(len(times), rate, **options)
+    return indices, frame_seconds(indices, rate), False
+
+
+def _open_animation(path: Path, times: list[float], end: float, size: int, options: dict) -> VideoSource:
+    rate = _rate_of(np.array(times), (len(times) / end,))
+    indices, seconds, by_time = _choose(np.array(times), end, rate, options)
+
+    def read(frames: Int64[np.ndarray, " M"], _: Losses) -> _Frames:
+        return (resize_frame(rgb, size) for rgb in read_animation(path, frames.tolist()))
+
+    native = rate or len(times) / end
+    return VideoSource(path, "video", native, end, len(times), by_time, False, size, indices, seconds, read)
 
 
 def _open_image(path: Path, size: int) -> VideoSource:
     read_image(path)  # raises now if the image is damaged
 
-    def read(_: Int64[np.ndarray, " M"]) -> Iterator[RGBFrame]:
-        yield resize_padded(read_image(path), size)
+    def read(*_: Any) -> _Frames:
+        return (resize_padded(read_image(path), size) for _ in range(1))
 
     return VideoSource(path, "image", 1.0, 0.0, 1, False, False, size, np.zeros(1, np.int64), np.zeros(1), read)
 
 
-def _open_folder(path: Path, size: int, options: dict) -> VideoSource:
+def _open_folder(path: Path, size: int, options: dict, threads: int) -> VideoSource:
     images = folder_images(path)
     if invalid := next((image for image in images if not is_image(image)), None):
         raise VideoError(f"{invalid}: not an image, despite its name; remove it from the folder")
     fps, total = float(options["fps"]), len(images)
     indices = sample_indices(total, fps, **options)
 
-    def read(frames: Int64[np.ndarray, " M"]) -> Iterator[RGBFrame]:
-        return read_images([images[i] for i in frames])
+    def read(frames: Int64[np.ndarray, " M"], _: Losses) -> _Frames:
+        chosen = (images[i] for i in frames)
+        return map_ahead(lambda image: resize_frame(read_image(image), size), chosen, threads)
 
     return VideoSource(
         path, "folder", fps, total / fps, total, False, False, size, indices, frame_seconds(indices, fps), read
@@ -254,41 +327,16 @@ def _open_folder(path: Path, size: int, options: dict) -> VideoSource:
 
 
 def _constant_rate(index: PacketIndex) -> float | None:
-    """The rate at which every frame's time is within half a frame of number / rate, or None.
-
-    The container's own average rate is tried first, because the original uses it.
-    """
+    """The rate of a film of constant rate. The container's own average rate is tried first: the original uses it."""
     times, count = index.times, len(index.times)
     if count == 1:
-        return index.rate or 1.0
-    measured = (count - 1) / float(times[-1]) if times[-1] > 0 else None
-    for rate in (index.rate, measured):
-        if rate and np.all(np.abs(times * rate - np.arange(count)) <= 0.5):
-            return rate
-    # If all frames have the same timestamp, rely on the container.
-    return None if measured else index.rate or 25.0
+        return index.rate or 1 / index.end_s
+    if times[-1] == 0:  # all frames have the same timestamp: rely on the container
+        return index.rate or 25.0
+    return _rate_of(times, (index.rate, (count - 1) / float(times[-1])))
 
 
-@contextlib.contextmanager
-def check_readable(path: Path) -> Generator[None, None, None]:
-    """Raise VideoError for a path that cannot be read, instead of a decoder's own error."""
-    try:
-        if files.is_address(path):
-            address = str(path).replace(":/", "://", 1)
-            raise VideoError(
-                f"{address}: an address, not a file; download it, or give --allow-url to vxl2 ask or watch"
-            )
-        if not path.exists():
-            raise VideoError(f"{path}: no such file; give the path of a video, an image or a folder of images")
-        if not (path.is_file() or path.is_dir()):
-            raise VideoError(f"{path}: a device or pipe; save the video to a file first")
-        if path.is_file() and path.stat().st_size == 0:
-            raise VideoError(f"{path}: the file is empty; fetch or copy the video again")
-        yield
-    except OSError as error:
-        raise VideoError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
-
-
-def _file_hash(path: Path) -> str:
-    with files.open_regular(path, files.VIDEO) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _rate_of(times: Float64[np.ndarray, " N"], rates: Iterable[float | None]) -> float | None:
+    """The first of some rates at which every frame's time is within half a frame of number / rate, or None."""
+    numbers = np.arange(len(times))
+    return next((rate for rate in rates if rate and np.all(np.abs(times * rate - numbers) <= 0.5)), None)

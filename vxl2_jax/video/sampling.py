@@ -11,6 +11,9 @@ from jaxtyping import Float64, Int, Int64, Real
 
 from vxl2_jax.errors import VideoError
 
+MAX_FRAMES = 1_000_000
+"""Chosen by time, without `max_frames`."""
+
 
 def sample_indices(
     total_frames: int,
@@ -63,51 +66,61 @@ def sample_indices(
 
 def frame_seconds(indices: Int[np.ndarray, " F"], native_fps: float) -> Float64[np.ndarray, " F"]:
     """The original's timestamps: index / rate in seconds, rounded to one decimal."""
-    return _round_to_tenths(int(i) / float(native_fps) for i in indices)
+    return round_to_tenths(int(i) / float(native_fps) for i in indices)
 
 
 def sample_timestamps(
     timestamps: Real[np.ndarray, " N"],
+    end: float,
     *,
     fps: float = 1.0,
     max_frames: int | None = None,
     max_fps: float | None = 4.0,
     multiple_of_4: bool = False,
 ) -> tuple[Int64[np.ndarray, " F"], Float64[np.ndarray, " F"]]:
-    """Choose frames of a video with a variable rate, by time instead of frame number.
+    """Choose frames of a video by time instead of frame number.
 
-    `sample_indices` at the average rate r = (N - 1) / (last - first) gives the times index / r. Each time selects the
-    frame on screen then (the last one with timestamp <= time). A frame on screen at several of the times is repeated.
-    For evenly spaced timestamps this equals `sample_indices`.
+    The instants 0, 1 / fps, 2 / fps, … before the end of the video each select the frame on screen then: the last one with
+    timestamp <= instant. A frame on screen at several instants is repeated. `max_frames` acts as in `sample_indices`, but
+    the rate is never raised above that of the frames, which is one over the median of their distances.
 
     Args:
-      timestamps: N >= 1 display times in seconds, non-decreasing; any origin.
+      timestamps: N >= 1 display times in seconds since the first frame, non-decreasing.
+      end: when the last frame ends, in seconds since the first frame.
       fps, max_frames, max_fps, multiple_of_4: as in `sample_indices`.
 
     Returns:
-      indices: non-decreasing frame numbers.
-      seconds: the frames' own timestamps since the first frame of the video, rounded to one decimal.
+      indices: non-decreasing frame numbers; F >= 1.
+      seconds: the instants, rounded to one decimal.
 
     Raises:
-      VideoError: as `sample_indices`.
+      VideoError: as `sample_indices`, or more than MAX_FRAMES frames would be chosen.
       ValueError: no timestamps, or decreasing ones.
     """
     times = np.asarray(timestamps, dtype=np.float64)
     if times.ndim != 1 or len(times) == 0:
         raise ValueError("timestamps must hold one time per frame, at least one")
-    times = times - times[0]
-    if np.any(np.diff(times) < 0):
+    steps = np.diff(times)
+    if np.any(steps < 0):
         raise ValueError("timestamps must not decrease")
-    options = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps, "multiple_of_4": multiple_of_4}
     check_options(fps=fps, max_frames=max_frames, max_fps=max_fps)
-    if times[-1] == 0.0:
-        return np.zeros(1, np.int64), np.zeros(1)
-    rate = (len(times) - 1) / float(times[-1])
-    sampled = sample_indices(len(times), rate, **options) / rate
-    # Floats cannot hold the container's clock ticks exactly: a frame due exactly at a sampled time counts as shown.
-    tolerance = 1e-6 * max(1.0, float(times[-1]))
-    indices = np.searchsorted(times, sampled + tolerance, side="right") - 1
-    return indices.astype(np.int64), _round_to_tenths(times[indices])
+    # Floats cannot hold the container's clock ticks exactly: a frame due exactly at an instant counts as shown.
+    tolerance = 1e-6 * max(1.0, end)
+    count = max(1, math.ceil((end - tolerance) * fps))
+    if max_frames is not None and max_fps is not None and (steps > 0).any():
+        raised_fps = min(max_frames // count, max_fps, 1 / float(np.median(steps[steps > 0])))
+        if raised_fps > fps:
+            fps, count = raised_fps, max(1, math.ceil((end - tolerance) * raised_fps))
+    if max_frames is not None and count > max_frames:
+        instants = np.linspace(0, (count - 1) / fps, max_frames)
+    elif count > MAX_FRAMES:
+        raise VideoError(f"{count:,} frames in {end:,.0f} s: give a lower fps, or max_frames")
+    else:
+        instants = np.arange(count) / fps
+    if multiple_of_4 and len(instants) >= 4:
+        instants = instants[: len(instants) // 4 * 4]
+    indices = np.searchsorted(times, instants + tolerance, side="right") - 1
+    return indices.astype(np.int64), round_to_tenths(instants)
 
 
 def check_options(*, fps: float, max_frames: int | None, max_fps: float | None) -> None:
@@ -120,12 +133,18 @@ def check_options(*, fps: float, max_frames: int | None, max_fps: float | None) 
         raise VideoError(f"max_frames={max_frames}: give at least 1, or None for no limit")
 
 
+def is_slower(native_fps: float, fps: float) -> bool:
+    """Whether a video has too few frames to take `fps` of them by frame number: the original fails then (a step of 0)."""
+    return round(float(native_fps) / float(fps)) < 1
+
+
 def _step(native_fps: float, fps: float) -> int:
     # Python's round (ties to even), as in the original's loader.
     return max(1, round(float(native_fps) / float(fps)))
 
 
-def _round_to_tenths(seconds: Iterable[float]) -> Float64[np.ndarray, " F"]:
+def round_to_tenths(seconds: Iterable[float]) -> Float64[np.ndarray, " F"]:
+    """Seconds rounded to one decimal, as Python does."""
     # Python rounds the exact binary value; np.round scales first and differs where x.x5 is not exact.
     return np.array([round(float(s), 1) for s in seconds], dtype=np.float64)
 

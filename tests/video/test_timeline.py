@@ -1,0 +1,79 @@
+"""Wrong timestamps become the times at which a player shows the frames."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vxl2_jax.video.timeline import timeline
+
+A = np.arange(250) / 25
+"""Ten seconds."""
+B_FRAMES = np.concatenate([[0], *(np.array([4, 2, 1, 3]) + 4 * i for i in range(62))]) / 25
+DAY = 93_600.0
+
+
+def times_of(seconds, *, jumps=False):
+    found = timeline(np.asarray(seconds, float), reorders=True, jumps=jumps)
+    assert sorted(found.order) == list(range(len(seconds))) and np.all(np.diff(found.times) >= 0)
+    return found
+
+
+@given(st.lists(st.floats(0.001, 200), max_size=60), st.floats(-1e6, 1e6), st.booleans())
+def test_times_that_never_go_back_are_left_as_they_are(steps, start, jumps):
+    seconds = start + np.concatenate([[0.0], np.cumsum(steps)])
+    found = times_of(seconds)
+    assert found.order.tolist() == list(range(len(seconds)))
+    np.testing.assert_array_equal(found.times, seconds - seconds[0])
+
+
+@pytest.mark.parametrize("seconds", [A, B_FRAMES, A - 5, A * 3000])
+def test_a_sound_film_has_no_notes(seconds):
+    found = times_of(seconds)
+    np.testing.assert_array_equal(found.times, np.sort(seconds) - seconds.min())
+    assert found.notes == () and found.spacing == pytest.approx(np.median(np.diff(np.sort(seconds))))
+
+
+@pytest.mark.parametrize("first", [A, A + 30, B_FRAMES, B_FRAMES + 30, A + 95_000])
+def test_a_clock_that_starts_again_continues_after_the_last_frame(first):
+    second = first - first.min()
+    found = times_of(np.concatenate([first, second]))
+    np.testing.assert_allclose(np.diff(found.times), 0.04)
+    assert np.all(found.order[: len(first)] < len(first)) and len(found.notes) == 1
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 100, 246, 247, 248, 249])
+@pytest.mark.parametrize("wrong", [DAY, -DAY, 2 * DAY])
+def test_one_wild_timestamp_is_replaced(at, wrong):
+    seconds = A.copy()
+    seconds[at] = wrong
+    found = times_of(seconds)
+    np.testing.assert_allclose(found.times, A, atol=1e-9)
+    assert found.order.tolist() == list(range(250)) and len(found.notes) == 1
+
+
+def test_a_wild_timestamp_among_reordered_frames_moves_no_other():
+    seconds = B_FRAMES.copy()
+    seconds[101] = DAY
+    found = times_of(seconds)
+    others = found.order[found.order != 101]
+    np.testing.assert_array_equal(others, np.delete(np.argsort(B_FRAMES), np.flatnonzero(np.argsort(B_FRAMES) == 101)))
+    assert found.times[-1] == pytest.approx(B_FRAMES.max())
+
+
+def test_a_jump_is_closed_where_clocks_jump_and_is_a_still_picture_elsewhere():
+    for film in (A, B_FRAMES):
+        seconds = np.concatenate([film, film + 3600])
+        closed, kept = times_of(seconds, jumps=True), times_of(seconds)
+        np.testing.assert_allclose(np.diff(closed.times), 0.04)
+        np.testing.assert_array_equal(kept.times, np.sort(seconds))
+        assert "3,590" in closed.notes[0] and "3,590" in kept.notes[0]
+
+
+def test_still_pictures_and_slides_stay_as_long_as_they_are_shown():
+    for pictures in ([*A, 600], [0, *(600 + A)], [*A, 100, 200, 300, *(400 + A)], np.arange(50) * 60.0):
+        np.testing.assert_array_equal(times_of(pictures).times, pictures)
+
+
+def test_one_frame_and_equal_times_are_films_too():
+    assert times_of([7.0]).times.tolist() == [0.0] and times_of([2.0] * 5).times.tolist() == [0.0] * 5

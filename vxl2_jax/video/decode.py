@@ -1,0 +1,353 @@
+"""Decoding the chosen frames of a video, several runs at a time.
+
+A *run* is the packets from a key frame to the last wanted frame that depends on it. One thread reads packets; workers with
+a decoder each decode a run, convert its wanted frames and return them. Frames come back in order.
+
+Symbols: M frames to read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from vxl2_jax.errors import VideoError
+from vxl2_jax.video.container import PacketIndex, decode, open_container, packets_of, video_streams
+
+RGBFrame = UInt8[np.ndarray, "height width 3"]
+Convert = Callable[[RGBFrame], np.ndarray]
+MAX_BYTES = 256 * 2**20
+"""Packets of the runs that are decoded at the same time, or waited for."""
+MAX_FRAMES = 1024
+"""Converted frames of these runs: 450 MB of 384 × 384 pixels."""
+_SKIPPING_DECODERS = frozenset({"h264", "hevc"})
+"""Decoders that can skip non-reference frames packet by packet."""
+_RUN_DECODERS = _SKIPPING_DECODERS | {"vp8", "vp9", "av1", "libdav1d", "mpeg1video", "mpeg2video", "mpeg4"}
+"""Decoders that need no more than their header and the colours that the container states, and gain by runs."""
+
+
+@dataclasses.dataclass
+class Losses:
+    """Frames that could not be read: replaced by the one before, or filled in by the decoder where data was missing."""
+
+    replaced: int = 0
+    concealed: int = 0
+
+    def clear(self) -> None:
+        """Count from nothing."""
+        self.replaced = self.concealed = 0
+
+
+class PacketRun(NamedTuple):
+    """Packets `start` … `stop`, both included, and the frames to take of them: packet → number among the M frames."""
+
+    start: int
+    stop: int
+    frames: dict[int | None, int]
+
+
+def read_frames(
+    path: Path,
+    index: PacketIndex,
+    frames: Int64[np.ndarray, " M"],
+    convert: Convert,
+    *,
+    threads: int = 1,
+    skip: bool = True,
+    losses: Losses | None = None,
+) -> Generator[np.ndarray, None, None]:
+    """Decode the given frames, with the same pixels as if the whole file was decoded.
+
+    Packets that no wanted frame depends on are skipped and, in H.264 and HEVC, so are non-reference frames. Only near
+    damage may the decoder's error concealment then differ. If a frame does not appear, decoding goes on from two key
+    frames before it, without skipping; if it still does not appear, the frame before it is repeated.
+
+    Args:
+      path: the file.
+      index: its index.
+      frames: frame numbers below N, strictly increasing.
+      convert: applied to each RGB frame, upright, in several threads.
+      threads: decoders that run at the same time.
+      skip: False decodes every packet.
+      losses: counts what could not be read.
+
+    Yields:
+      M converted frames.
+
+    Raises:
+      VideoError: the file is missing, or has changed and cannot be decoded.
+    """
+    losses, done = losses or Losses(), 0
+    if skip and index.packets is not None and len(frames):
+        runs = plan_runs(index, frames)
+        with open_container(path) as container:
+            (stream,) = video_streams(path, container, index.stream)
+            suits = stream.codec_context.name in _RUN_DECODERS and _suits(runs, index, threads)
+        attempt = _read_runs(path, index, runs, convert, threads) if suits else None
+        if attempt is None:
+            attempt = _converted(_read_through(path, index, frames, threads), convert, index.rotation, threads)
+        with closing(attempt):
+            for one in attempt:
+                done += 1
+                yield one
+        if done == len(frames):
+            return
+    start = 0
+    if skip and index.packets is not None:
+        start = _packets_before(index, frames[done])
+    # Several threads may conceal an error differently each time.
+    threads = 1 if done or index.damaged else threads
+    rest = _read_carefully(path, index, frames[done:], start, threads, losses)
+    with closing(_converted(rest, convert, index.rotation, threads)) as last:
+        yield from last
+
+
+def plan_runs(index: PacketIndex, frames: Int64[np.ndarray, " M"]) -> list[PacketRun]:
+    """The runs that hold the frames, in order. Runs may share packets: pictures that are stored after a key frame but shown
+    before it belong to the run before."""
+    assert index.packets is not None
+    starts, packets = _key_packets(index, frames), index.packets[frames]
+    edges = [0, *(np.flatnonzero(np.diff(starts)) + 1).tolist(), len(frames)]
+    return [
+        PacketRun(
+            int(min(starts[begin], packets[begin:end].min())),
+            int(packets[begin:end].max()),
+            {int(packet): at for at, packet in enumerate(packets[begin:end], begin)},
+        )
+        for begin, end in pairwise(edges)
+    ]
+
+
+def _suits(runs: Sequence[PacketRun], index: PacketIndex, threads: int) -> bool:
+    """Whether the runs are many and short enough to be decoded side by side."""
+    total = np.concatenate([[0], np.cumsum(index.sizes)])
+    most_bytes = max(int(total[run.stop + 1] - total[run.start]) for run in runs)
+    most_packets = max(run.stop - run.start for run in runs)
+    return (threads == 1 or len(runs) > threads) and most_bytes <= MAX_BYTES // 2 and most_packets < MAX_FRAMES
+
+
+def _key_packets(index: PacketIndex, frames: Int64[np.ndarray, " M"]) -> Int64[np.ndarray, " M"]:
+    """The packet of the last key frame that is not shown after each frame; 0 if there is none."""
+    first = [0] if not len(index.key_frames) or index.key_frames[0] > 0 else []
+    keys = np.concatenate([np.array(first, np.int64), index.key_packets])
+    shown = np.concatenate([np.array(first, np.int64), index.key_frames])
+    return keys[np.searchsorted(shown, frames, side="right") - 1]
+
+
+def _packets_before(index: PacketIndex, frame: int | np.integer) -> int:
+    """The packet of the second key frame before a frame."""
+    key = int(np.searchsorted(index.key_frames, frame, side="right")) - 2
+    return int(index.key_packets[key]) if key >= 0 else 0
+
+
+def _read_runs(
+    path: Path, index: PacketIndex, runs: Sequence[PacketRun], convert: Convert, threads: int
+) -> Generator[np.ndarray, None, None]:
+    """Yield converted frames in order; end early at a frame that its run does not give."""
+    local, waiting, held, frames = threading.local(), deque[tuple[PacketRun, int, Future]](), 0, 0
+    with open_container(path) as container:
+        (stream,) = video_streams(path, container, index.stream)
+        template = stream.codec_context
+
+        def work(run: PacketRun, packets: list[av.Packet]) -> list[np.ndarray] | None:
+            if not hasattr(local, "decoder"):
+                local.decoder = _decoder(template)
+            return _decode_run(local.decoder, run, packets, index, convert)
+
+        pool = ThreadPoolExecutor(threads, "vxl2-decode")
+        try:
+            for run, packets in _packets_of_runs(container, stream, runs):
+                size = sum(packet.size for packet in packets)
+                # Frames are handed on as soon as they are needed, and whenever too much is held.
+                while waiting and (
+                    len(waiting) >= 2 * threads
+                    or held + size > MAX_BYTES
+                    or frames + len(run.frames) > MAX_FRAMES
+                    or waiting[0][2].done()
+                ):
+                    first, first_size, result = waiting.popleft()
+                    if (made := result.result()) is None:
+                        return
+                    held, frames = held - first_size, frames - len(first.frames)
+                    yield from made
+                waiting.append((run, size, pool.submit(work, run, packets)))
+                held, frames = held + size, frames + len(run.frames)
+                del packets
+            while waiting:
+                if (made := waiting.popleft()[2].result()) is None:
+                    return
+                yield from made
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _packets_of_runs(
+    container: av.container.InputContainer, stream: av.VideoStream, runs: Sequence[PacketRun]
+) -> Iterator[tuple[PacketRun, list[av.Packet]]]:
+    """Each run with its packets, whose timestamps become their numbers: the decoder hands them on to the frames."""
+    started: deque[tuple[PacketRun, list[av.Packet]]] = deque()
+    ahead = iter(runs)
+    coming = next(ahead, None)
+    for number, packet in enumerate(packets_of(container, stream)):
+        if packet is not None:
+            packet.pts = number
+            while coming is not None and coming.start <= number:
+                started.append((coming, []))
+                coming = next(ahead, None)
+            for run, packets in started:
+                if number <= run.stop:
+                    packets.append(packet)
+        while started and (packet is None or started[0][0].stop <= number):
+            yield started.popleft()
+        if not started and coming is None:
+            return
+
+
+def _decoder(template: av.VideoCodecContext) -> av.VideoCodecContext:
+    """A decoder for the same stream that runs in one thread."""
+    decoder = av.CodecContext.create(template.name, "r")
+    assert isinstance(decoder, av.VideoCodecContext)
+    decoder.extradata = template.extradata
+    for name in ("codec_tag", "color_range", "color_primaries", "color_trc", "colorspace"):
+        setattr(decoder, name, getattr(template, name))
+    decoder.thread_count = 1
+    return decoder
+
+
+def _decode_run(
+    decoder: av.VideoCodecContext, run: PacketRun, packets: Iterable[av.Packet], index: PacketIndex, convert: Convert
+) -> list[np.ndarray] | None:
+    """The converted frames of a run, in order; None if one is missing or damaged."""
+    skips, made = decoder.name in _SKIPPING_DECODERS and not index.damaged, {}
+    for packet in (*packets, None):
+        if skips:
+            needed = packet is None or packet.pts in run.frames
+            decoder.skip_frame = "DEFAULT" if needed else "NONREF"
+        for frame in decode(decoder, packet):
+            if (at := run.frames.get(frame.pts)) is not None and not frame.is_corrupt:
+                made[at] = convert(_to_rgb(frame, index.rotation))
+    decoder.flush_buffers()
+    return [made[at] for at in sorted(made)] if len(made) == len(run.frames) else None
+
+
+def _read_through(
+    path: Path, index: PacketIndex, frames: Int64[np.ndarray, " M"], threads: int
+) -> Generator[av.VideoFrame, None, None]:
+    """Yield the frames with one decoder of several threads, which goes on from a key frame where that saves packets.
+
+    Ends early at a frame that does not appear.
+    """
+    assert index.packets is not None
+    starts = _key_packets(index, frames)
+    wanted: dict[int | None, int] = {int(packet): at for at, packet in enumerate(index.packets[frames])}
+    with open_container(path) as container:
+        (stream,) = video_streams(path, container, index.stream)
+        decoder, done, resumed = stream.codec_context, 0, 0
+        decoder.thread_count = threads
+        skips = decoder.name in _SKIPPING_DECODERS
+        for number, packet in enumerate(packets_of(container, stream)):
+            if packet is not None:
+                if number >= resumed and starts[done] > number:
+                    decoder.flush_buffers()
+                    resumed = int(starts[done])
+                if number < resumed:
+                    continue
+                packet.pts = number
+            if skips:
+                decoder.skip_frame = "DEFAULT" if packet is None or number in wanted else "NONREF"
+            for frame in decode(decoder, packet):
+                at = wanted.get(frame.pts)
+                if at is None or frame.is_corrupt:
+                    continue
+                if at != done:
+                    return
+                yield frame
+                done += 1
+                if done == len(frames):
+                    return
+
+
+def _read_carefully(
+    path: Path, index: PacketIndex, frames: Int64[np.ndarray, " M"], start: int, threads: int, losses: Losses
+) -> Generator[av.VideoFrame, None, None]:
+    """Decode every packet from `start` on, take damaged frames too, and repeat the frame before one that is missing."""
+    stored = () if index.packets is None else index.packets
+    numbers: dict[int | None, int] = {int(packet): frame for frame, packet in enumerate(stored)}
+    with open_container(path) as container:
+        (stream,) = video_streams(path, container, index.stream)
+        stream.codec_context.thread_count = threads
+        done, decoded = 0, 0
+        previous: av.VideoFrame | None = None
+        for number, packet in enumerate(packets_of(container, stream)):
+            if packet is not None:
+                if number < start:
+                    continue
+                packet.pts = number
+            for frame in decode(stream, packet):
+                at = decoded if index.packets is None else numbers.get(frame.pts)
+                decoded += 1
+                if at is None:
+                    continue
+                while done < len(frames) and frames[done] <= at:
+                    found = frames[done] == at
+                    losses.concealed += bool(found and frame.is_corrupt)
+                    losses.replaced += not found
+                    yield frame if found else previous or frame
+                    done += 1
+                if done == len(frames):
+                    return
+                previous = frame
+        if previous is None:
+            raise VideoError(f"{path}: no frame of it can be decoded; give another copy of the video")
+        for _ in range(done, len(frames)):
+            losses.replaced += 1
+            yield previous
+
+
+def _converted(
+    frames: Generator[av.VideoFrame, None, None], convert: Convert, rotation: int, threads: int
+) -> Generator[np.ndarray, None, None]:
+    """Convert frames in several threads; in order. A frame that is repeated is converted once."""
+    with closing(frames):
+        yield from map_ahead(lambda frame: convert(_to_rgb(frame, rotation)), frames, threads)
+
+
+def map_ahead(
+    function: Callable[[Any], Any], items: Iterable[Any], threads: int, ahead: int = 2
+) -> Generator[Any, None, None]:
+    """`map(function, items)` in threads, up to `ahead` items per thread before the consumer; the same item twice in a row is
+    computed once."""
+    if threads == 1:
+        yield from map(function, items)
+        return
+    waiting, previous = deque[Future](), None
+    with ThreadPoolExecutor(threads, "vxl2-convert") as pool:
+        try:
+            for item in items:
+                if previous is None or previous[0] is not item:
+                    previous = item, pool.submit(function, item)
+                waiting.append(previous[1])
+                while len(waiting) > ahead * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _to_rgb(frame: av.VideoFrame, rotation: int) -> RGBFrame:
+    rgb = frame.to_ndarray(format="rgb24", threads=1)
+    # Phones store frames as the sensor sees them, with the rotation in degrees counter-clockwise. A decoder of a run does
+    # not know the container's.
+    return np.rot90(rgb, round((frame.rotation or rotation) / 90) % 4)
