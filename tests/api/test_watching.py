@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 
+import av
 import jax
 import numpy as np
 import pytest
 
+from vxl2_jax.cli import render
 from vxl2_jax.errors import RequestError, VideoError
 from vxl2_jax.hardware import CPU
 from vxl2_jax.memory import VideoMemory
@@ -108,6 +110,33 @@ def test_a_video_file_is_bound_by_its_content(model, clip, tmp_path):
     copy.write_bytes(clip.read_bytes() + bytes(8))
     with pytest.raises(RequestError, match="another video"):
         model.watch(copy, out=tmp_path / "m", max_frames=8)
+
+
+def test_a_copy_of_a_video_has_the_same_memory_but_an_unfinished_one_begins_again(model, clip, tmp_path):
+    copy, out, seen = tmp_path / clip.name, tmp_path / "m", []
+    copy.write_bytes(clip.read_bytes())
+    for size in (64, 128):
+        with pytest.raises(Killed):
+            model.watch(copy, out=out, max_frames=150, progress=stop_after(size))
+    os.utime(copy, (1, 1))
+    model.watch(copy, out=out, max_frames=150, progress=lambda done, total: seen.append(done))
+    assert seen[0] == 64
+    os.utime(copy, (2, 2))
+    same(model.watch(copy, out=out, max_frames=150, progress=stop_after(0)), VideoMemory.load(out))
+
+
+def test_what_is_missing_of_a_video_is_part_of_its_memory(model, clip, tmp_path):
+    half = tmp_path / "half.mkv"
+    with av.open(str(clip)) as source, av.open(str(half), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                target.mux(packet)
+    half.write_bytes(half.read_bytes()[: half.stat().st_size // 2])
+    memory = model.watch(half, out=tmp_path / "m", max_frames=8)
+    assert "could be read" in memory.notes[0] and VideoMemory.load(tmp_path / "m").notes == memory.notes
+    assert render.as_data(memory, [], {})["video"]["notes"] == list(memory.notes)
 
 
 def test_two_processes_do_not_write_one_memory(model, tmp_path):

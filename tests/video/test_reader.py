@@ -1,7 +1,9 @@
 import itertools
+import os
 import threading
 import time
 
+import av
 import numpy as np
 import pytest
 from clips import number_of, picture, write_clip
@@ -9,6 +11,7 @@ from PIL import Image
 
 from vxl2_jax.errors import VideoError
 from vxl2_jax.video import content_hash, open_video, prefetch, reader, resize_frame
+from vxl2_jax.video.hashing import fingerprint, hash_in_background
 
 
 def test_all_batches_but_the_last_are_full_and_can_be_read_again(tmp_path):
@@ -74,6 +77,75 @@ def test_a_folder_is_a_video_at_the_given_rate_in_numeric_order(tmp_path):
     assert [number_of(f) for f in frames] == list(range(12))
     np.testing.assert_array_equal(frames[10], resize_frame(picture(10), 64))
     assert len(open_video(tmp_path, size=8, fps=2, max_frames=4).seconds) == 4
+
+
+def test_key_frames_stand_for_the_frames_after_them_and_say_when_they_were(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 100, g="30", keyint_min="30", sc_threshold="0", bf="2")
+    source = open_video(path, size=64, fps=5, frames_from="keyframes")
+    assert source.indices.tolist() == [i // 30 * 30 for i in range(0, 100, 5)]
+    assert source.seconds.tolist() == [round(i / 25, 1) for i in source.indices]
+    assert [number_of(frame) for frame in np.concatenate(list(source.batches(6)))] == source.indices.tolist()
+    assert len(source.notes) == 1
+    with pytest.raises(VideoError, match="frames_from"):
+        open_video(path, size=64, frames_from="some")
+
+
+def test_a_stream_can_be_chosen(tmp_path):
+    small, large = (write_clip(tmp_path / f"{n}.mp4", 25, size=(n, 2 * n)) for n in (32, 48))
+    with av.open(str(tmp_path / "a.mkv"), "w") as target, av.open(str(small)) as first, av.open(str(large)) as second:
+        sources = [
+            (container, target.add_stream_from_template(container.streams.video[0])) for container in (first, second)
+        ]
+        for (container, stream), count in zip(sources, (20, 25), strict=True):
+            for packet in [packet for packet in container.demux(video=0) if packet.size][:count]:
+                packet.stream = stream
+                target.mux(packet)
+    assert [open_video(tmp_path / "a.mkv", size=32, stream=n).total_frames for n in (None, 0, 1)] == [25, 20, 25]
+    with pytest.raises(VideoError, match=r"0 \(64 × 32\), 1 \(96 × 48\)"):
+        open_video(tmp_path / "a.mkv", size=32, stream=2)
+
+
+def test_what_could_not_be_read_is_noted_once_it_is_known(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 100, g="10", bf="0")
+    source = open_video(path, size=32, fps=25)
+    assert source.notes == ()
+    with av.open(str(path)) as container:
+        place, size = next((p.pos, p.size) for i, p in enumerate(container.demux(video=0)) if i == 51)
+    data = bytearray(path.read_bytes())
+    data[place : place + size] = np.random.default_rng(0).bytes(size)
+    path.write_bytes(data)
+    for _ in range(2):
+        assert sum(map(len, source.batches(50))) == 100
+        assert 1 <= len(source.notes) <= 2, source.notes
+
+
+def test_animations_are_films(tmp_path):
+    pictures = [Image.fromarray(picture(number)) for number in range(6)]
+    for suffix, options in (("gif", {}), ("png", {}), ("webp", {"lossless": True})):
+        path = tmp_path / f"a.{suffix}"
+        pictures[0].save(
+            path, save_all=True, append_images=pictures[1:], duration=[500, 500, 500, 500, 2000, 500], **options
+        )
+        source = open_video(path, size=64, fps=2)
+        assert (source.kind, source.total_frames, source.duration_s) == ("video", 6, 4.5)
+        assert source.indices.tolist() == [0, 1, 2, 3, 4, 4, 4, 4, 5]
+        assert [number_of(frame) for frame in np.concatenate(list(source.batches(4)))] == source.indices.tolist()
+
+
+def test_the_hash_is_computed_in_the_background(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 3)
+    assert hash_in_background(path)() == content_hash(path)
+    wait = hash_in_background(tmp_path / "none.mp4")
+    with pytest.raises(VideoError, match="no such file"):
+        wait()
+
+
+def test_a_fingerprint_belongs_to_a_file_at_a_time(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 3)
+    before = fingerprint(path)
+    assert fingerprint(path) == before
+    os.utime(path, (1, 1))
+    assert fingerprint(path) != before
 
 
 def test_the_hash_depends_on_content_not_name(tmp_path):

@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> None:
     if typed:
         kind = "Questions follow up." if follow else "Each question stands alone."
         print(f"{printable(memory.video)}: {memory.end_s:g} s. {kind} /help shows commands; Ctrl-D ends.")
+        for note in memory.notes:
+            print(printable(f"note: {note}"))
     for line in _lines(typed):
         if not chat.take(line):
             break

@@ -88,9 +88,7 @@ class VideoSource:
         notes, losses = list(self._notes), self._losses
         distinct = len(np.unique(self.indices))
         if 2 * distinct < len(self.indices):
-            notes.append(
-                f"only {distinct:,} of the {len(self.indices):,} chosen frames differ: the others are still pictures"
-            )
+            notes.append(f"only {distinct:,} of the {len(self.indices):,} chosen frames differ: the others repeat them")
         if losses.replaced:
             notes.append(f"{losses.replaced:,} chosen frames could not be read: the picture before stands for each")
         if losses.concealed:
