@@ -88,7 +88,7 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream, cou
 
 
 def _composition_offsets(path: Path, track: int, count: int) -> Int64[np.ndarray, " P"] | None:
-    """Display minus decoding time of each of `count` packets of a track, in ticks; None if it cannot be told."""
+    """Display minus decoding time of each of `count` packets of a track, in ticks; None if unknown."""
     boxes = _movie_boxes(path)
     if b"mvex" in {kind for kind, _ in boxes}:
         return None  # fragmented: the movie box lists only a part of the packets
