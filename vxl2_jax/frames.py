@@ -29,6 +29,7 @@ class FrameSource(NamedTuple):
       hash: waits for the SHA-256 of the file, which is computed in the background; "" if there is no file.
       fingerprint: what is known of the file at once; see `video.hashing.fingerprint`.
       reading: how frames were taken from the file, if not in the usual way.
+      distinct: number of different frames; 0 if unknown.
       notes: what of the video is missing, damaged or unusual; complete once all batches have been read.
       generated: whether `experiments.synthetic` made the video, as far as the file says.
     """
@@ -40,6 +41,7 @@ class FrameSource(NamedTuple):
     hash: Callable[[], str] = str
     fingerprint: str = ""
     reading: str = ""
+    distinct: int = 0
     notes: Callable[[], tuple[str, ...]] = tuple
     generated: bool = False
 
@@ -67,6 +69,7 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
             hash=hashed,
             fingerprint=fingerprint(video),
             reading=_reading(**sampling),
+            distinct=source.distinct_frames,
             notes=lambda: source.notes,
             generated=source.generated,
         )

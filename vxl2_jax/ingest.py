@@ -103,8 +103,8 @@ def watch(
         with timed(callbacks.timings, "prefill"):
             sparse = jax.block_until_ready(sparse_level(streams, layout, compression, config.language.rope_theta))
         with timed(callbacks.timings, "read"):
-            about = {**scalars, "video_hash": source.hash(), "notes": source.notes()}
-        memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, resume_state=resume, **about)
+            read = {"video_hash": source.hash(), "distinct_frames": source.distinct, "notes": source.notes()}
+        memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, resume_state=resume, **scalars, **read)
         if writer:
             with timed(callbacks.timings, "write"):
                 writer.finish(sparse, memory.sparse_length, memories.resume_arrays(resume), memory.facts())
@@ -167,6 +167,7 @@ def watch_more(
         frames=total,
         video_hash="",
         fingerprint="",
+        distinct_frames=0,
         generated=False,
     )
 

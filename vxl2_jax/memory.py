@@ -55,6 +55,7 @@ class VideoMemory:
       model: fingerprint of the model that watched.
       video, video_hash: name and SHA-256 of the video file, empty if there is none.
       fingerprint, reading: see `frames.FrameSource`.
+      distinct_frames: how many of the frames differ, since one that stays on screen is watched several times; 0 if unknown.
       notes: what of the video is missing, damaged or unusual, in one line each.
       generated: whether the metadata of the video say that `experiments.synthetic` made it (see `scope`).
       resume_state: what `watch_more` needs, if anything.
@@ -75,6 +76,7 @@ class VideoMemory:
     video_hash: str = struct.field(pytree_node=False, default="")
     fingerprint: str = struct.field(pytree_node=False, default="")
     reading: str = struct.field(pytree_node=False, default="")
+    distinct_frames: int = struct.field(pytree_node=False, default=0)
     notes: tuple[str, ...] = struct.field(pytree_node=False, default=())
     generated: bool = struct.field(pytree_node=False, default=False)
     resume_state: ResumeState | None = None
@@ -185,7 +187,7 @@ class VideoMemory:
 
     def facts(self) -> memory_file.Facts:
         """What the memory file holds besides, known once the video has been read."""
-        return memory_file.Facts(self.video_hash, self.notes)
+        return memory_file.Facts(self.video_hash, self.distinct_frames, self.notes)
 
 
 def check_is_memory(memory: Any) -> None:

@@ -83,7 +83,7 @@ IDENTITIES = (
     | ANY
 )
 OPEN = {"tokens": ["float32", [1, 4, 2]], "frames": ["uint8", [1, 1, 1, 3]]}
-FACTS = {"video_hash": "0", "notes": ["a hole"]}
+FACTS = {"video_hash": "0", "distinct_frames": 9, "notes": ["a hole"]}
 LENGTHS = {
     "GROUPS": record_lengths(LAYOUT, SHAPE)[0],
     "SPARSE": SHAPE.bytes(LAYOUT.sparse_length(2)),

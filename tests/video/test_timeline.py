@@ -13,8 +13,8 @@ B_FRAMES = np.concatenate([[0], *(np.array([4, 2, 1, 3]) + 4 * i for i in range(
 DAY = 93_600.0
 
 
-def times_of(seconds, *, jumps=False):
-    found = timeline(np.asarray(seconds, float), reorders=True, jumps=jumps)
+def times_of(seconds, *, jumps=False, decoding_s=None):
+    found = timeline(np.asarray(seconds, float), reorders=True, jumps=jumps, decoding_s=decoding_s)
     assert sorted(found.order) == list(range(len(seconds))) and np.all(np.diff(found.times) >= 0)
     return found
 
@@ -40,6 +40,14 @@ def test_a_clock_that_starts_again_continues_after_the_last_frame(first):
     found = times_of(np.concatenate([first, second]))
     np.testing.assert_allclose(np.diff(found.times), 0.04)
     assert np.all(found.order[: len(first)] < len(first)) and len(found.notes) == 1
+
+
+def test_decoding_times_show_a_restart_of_a_short_film():
+    first = np.array([0.2, 0.5, 0.3, 0.4, 0.6, 0.7])
+    found = times_of([*first, *first], decoding_s=np.array([-np.inf, *np.arange(5), *np.arange(6)]) / 10)
+    np.testing.assert_allclose(found.times, np.arange(12) / 10)
+    assert found.repaired and set(found.order[:6]) == set(range(6))
+    assert times_of(first, decoding_s=np.array([0, 1, 9, 3, 4, 5]) / 10).notes == ()
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 100, 246, 247, 248, 249])

@@ -24,6 +24,7 @@ def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
         "video": {
             "name": memory.video,
             "frames": memory.frames,
+            "distinct_frames": memory.distinct_frames or None,
             "groups": memory.layout.groups,
             "end_s": memory.end_s,
             "tokens": memory.layout.length,
@@ -92,7 +93,9 @@ def as_text(
         if number == len(answers) or answers[number].timings is not answer.timings:
             batch = f"batch of {answer.batch}: " if answer.batch > 1 else ""
             parts.append(Text(batch + _stages(answer.timings), style="dim"))
-    frames = f"{memory.frames} frames, {memory.layout.length:,} tokens · {_stages(timings)}"
+    fewer = 0 < memory.distinct_frames < memory.frames
+    distinct = f" ({memory.distinct_frames} of them different)" if fewer else ""
+    frames = f"{memory.frames} frames{distinct}, {memory.layout.length:,} tokens · {_stages(timings)}"
     return Group(*parts, Text(frames, style="dim"))
 
 

@@ -170,10 +170,12 @@ class MemoryFileContents(NamedTuple):
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is known of a video once it has been read.
 
-    video_hash: SHA-256 of the file; empty if there is none. notes: what of it is missing, damaged or unusual.
+    video_hash: SHA-256 of the file; empty if there is none. distinct_frames: number of different frames that were watched; 0
+    if unknown. notes: what of the video is missing, damaged or unusual.
     """
 
     video_hash: Annotated[str, Meta(max_length=64)] = ""
+    distinct_frames: Annotated[int, Meta(ge=0, le=2**40)] = 0
     notes: Annotated[tuple[Annotated[str, Meta(max_length=1000)], ...], Meta(max_length=100)] = ()
 
 

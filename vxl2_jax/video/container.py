@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 
@@ -45,7 +46,8 @@ class PacketIndex:
     sizes: bytes of each packet.
     key_frames, key_packets: for each key frame, the number of frames shown before it, and its packet; both increase.
     rotation: degrees counter-clockwise by which the container says that pictures are to be rotated.
-    damaged: some packets cannot be decoded.
+    damaged: some packets may be damaged.
+    repaired: timestamps were wrong, see `timeline`.
     generated: the file's comment is `GENERATED`.
     notes: what is unusual, in one line each.
     """
@@ -61,6 +63,7 @@ class PacketIndex:
     key_packets: Int64[np.ndarray, " K"]
     rotation: int
     damaged: bool
+    repaired: bool = False
     generated: bool = False
     notes: tuple[str, ...] = ()
 
@@ -150,7 +153,7 @@ def read_index(path: Path, stream: int | None = None) -> PacketIndex:
             except av.FFmpegError:
                 broken = True
         film = _choose_film(container, streams)
-        promised = _promised_seconds(container, film.stream)
+        stated_s = _stated_end(container, film.stream) - _first_second(film)
         generated = container.metadata.get("comment") == GENERATED
         jumps = bool(container.format.flags & _CLOCK_JUMPS)
         film.drop_cut_off()
@@ -166,13 +169,13 @@ def read_index(path: Path, stream: int | None = None) -> PacketIndex:
             index = _index_of(film, container.format.name, rotation, jumps)
             if index.packets is None and (broken or film.corrupt):
                 index = _index_by_decoding(path, film.stream.index, jumps)
-    damaged = index.damaged or broken or bool(film.corrupt)
-    lost = promised - index.end_s
     notes = index.notes
-    if promised and lost > max(1.0, 0.02 * promised):
-        notes = (f"{index.end_s:,.1f} of the {promised:,.1f} s that the file promises could be read", *notes)
-    elif damaged:
-        notes = ("parts of it are damaged", *notes)
+    lost = 0.0 if index.repaired else stated_s - index.end_s
+    if lost > max(1.0, 0.02 * index.end_s):
+        notes = (f"{index.end_s:,.1f} of {index.end_s + lost:,.1f} s could be read: the file is incomplete", *notes)
+    elif index.damaged or broken:
+        notes = ("parts of it cannot be decoded", *notes)
+    damaged = index.damaged or broken or bool(film.corrupt)
     return dataclasses.replace(index, damaged=damaged, generated=generated, notes=notes)
 
 
@@ -190,9 +193,11 @@ def _index_of(film: _Stream, format_name: str, rotation: int, jumps: bool) -> Pa
     known = next((column for column in (film.pts, film.dts) if None not in column), None)
     numbers = np.array(film.numbers, np.int64)
     if known is None:
-        found = timeline(np.arange(len(numbers)) / (rate or 25.0), reorders=False, jumps=False)
+        found = timeline(np.arange(len(numbers)) / (rate or 25.0))
     else:
-        found = timeline(np.array(known, np.float64) * tick, reorders=reorders, jumps=jumps)
+        decoding_s = _decoding_seconds(film.dts, tick)
+        seconds = np.array(known, np.float64) * tick
+        found = timeline(seconds, decoding_s=decoding_s, reorders=reorders, jumps=jumps)
     # If a stream reorders frames but its timestamps follow storage order, the timestamps do not belong to the
     # frames. AVI stores no timestamps, and FFmpeg's guesses are wrong near the end.
     in_order = bool(np.all(np.diff(found.order) > 0))
@@ -222,8 +227,18 @@ def _index_of(film: _Stream, format_name: str, rotation: int, jumps: bool) -> Pa
         key_packets=keys,
         rotation=rotation,
         damaged=False,
+        repaired=found.repaired,
         notes=found.notes,
     )
+
+
+def _decoding_seconds(dts: list[int | None], tick: float) -> Float64[np.ndarray, " N"] | None:
+    """Decoding times; None if any is missing but the first ones, which some formats do not state."""
+    first = next((i for i, one in enumerate(dts) if one is not None), len(dts))
+    stated = [one for one in dts[first:] if one is not None]
+    if not stated or len(stated) < len(dts) - first:
+        return None
+    return np.concatenate([np.full(first, -np.inf), np.array(stated, np.float64) * tick])
 
 
 def _index_by_decoding(path: Path, number: int, jumps: bool) -> PacketIndex:
@@ -242,7 +257,7 @@ def _index_by_decoding(path: Path, number: int, jumps: bool) -> PacketIndex:
         seconds = np.arange(count) / (rate or 25.0)
         if None not in pts:
             seconds = np.sort(np.array(pts, np.float64)) * float(stream.time_base)
-        found = timeline(seconds, reorders=False, jumps=jumps)
+        found = timeline(seconds, jumps=jumps)
         empty = np.zeros(0, np.int64)
         return PacketIndex(
             stream=number,
@@ -256,6 +271,7 @@ def _index_by_decoding(path: Path, number: int, jumps: bool) -> PacketIndex:
             key_packets=empty,
             rotation=decoded[0][2],
             damaged=True,
+            repaired=found.repaired,
             notes=found.notes,
         )
 
@@ -272,11 +288,21 @@ def _last_duration(film: _Stream, spacing: float, rate: float | None) -> float:
     return stated if usual < stated <= promised else usual
 
 
-def _promised_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """How long the file says that the film is; 0 if it does not say it."""
+def _stated_end(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """The second on the stream's clock at which the file says that it ends; 0 if it does not say it."""
+    if container.format.flags & _CLOCK_JUMPS:
+        return 0.0  # FFmpeg's estimate
     if stream.duration:
-        return stream.duration * float(stream.time_base)
-    return (container.duration or 0) / av.time_base
+        return ((stream.start_time or 0) + stream.duration) * float(stream.time_base)
+    if found := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+        hours, minutes, seconds = map(float, found.groups())
+        return 3600 * hours + 60 * minutes + seconds
+    # The container's own is that of the longest stream.
+    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
+
+
+def _first_second(film: _Stream) -> float:
+    return min((one for one in film.pts if one is not None), default=0) * float(film.stream.time_base)
 
 
 def _choose_film(container: av.container.InputContainer, streams: list[_Stream]) -> _Stream:
@@ -355,6 +381,8 @@ def decode(stream: av.VideoStream | av.VideoCodecContext, packet: av.Packet | No
 def _first_frame(stream: av.VideoStream, packet: av.Packet | None) -> av.VideoFrame | None:
     if packet is None:
         return None
+    if packet.is_discard:  # its frame would be dropped
+        packet = av.Packet(bytes(packet))
     stream.codec_context.flush_buffers()
     return next(iter([*decode(stream, packet), *decode(stream, None)]), None)
 

@@ -83,12 +83,14 @@ class VideoSource:
     _losses: Losses = dataclasses.field(default_factory=Losses, repr=False)
 
     @property
+    def distinct_frames(self) -> int:
+        """Frames of the video among the F: one that stays on screen for long may be chosen several times."""
+        return len(np.unique(self.indices))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What of the video is missing, damaged or unusual, in one line each. Complete once all batches have been read."""
         notes, losses = list(self._notes), self._losses
-        distinct = len(np.unique(self.indices))
-        if 2 * distinct < len(self.indices):
-            notes.append(f"only {distinct:,} of the {len(self.indices):,} chosen frames differ: the others repeat them")
         if losses.replaced:
             notes.append(f"{losses.replaced:,} chosen frames could not be read: the picture before stands for each")
         if losses.concealed:

@@ -31,16 +31,24 @@ class Timeline(NamedTuple):
     order: for each frame, its position among the N packets.
     times: seconds since the first frame, non-decreasing.
     spacing: typical seconds between two frames; 0 if there are fewer than two times.
+    repaired: whether clocks or single times were wrong.
     notes: what was repaired, and long gaps, in one line each.
     """
 
     order: Int64[np.ndarray, " N"]
     times: Float64[np.ndarray, " N"]
     spacing: float
+    repaired: bool
     notes: tuple[str, ...]
 
 
-def timeline(seconds: Float64[np.ndarray, " N"], *, reorders: bool, jumps: bool) -> Timeline:
+def timeline(
+    seconds: Float64[np.ndarray, " N"],
+    *,
+    decoding_s: Float64[np.ndarray, " N"] | None = None,
+    reorders: bool = False,
+    jumps: bool = False,
+) -> Timeline:
     """Order frames by time and repair their times.
 
     A time that lies far from those before and after it is replaced by one between them. Where the clock goes back, it is
@@ -49,6 +57,7 @@ def timeline(seconds: Float64[np.ndarray, " N"], *, reorders: bool, jumps: bool)
 
     Args:
       seconds: the packets' display times; N >= 1, finite.
+      decoding_s: their decoding times, if they are known. They never go back within a sound film.
       reorders: whether the decoder shows frames in another order than the stored one.
       jumps: whether the clock of this kind of file may jump (MPEG-TS, MPEG-PS).
     """
@@ -63,9 +72,9 @@ def timeline(seconds: Float64[np.ndarray, " N"], *, reorders: bool, jumps: bool)
         beyond = np.minimum(bad - good[0], 0) + np.maximum(bad - good[-1], 0)
         seconds[bad] = np.interp(bad, good, seconds[good]) + beyond * spacing
     restarts = _restarts(seconds, depth)
-    segment = np.zeros(len(seconds), np.int64)
-    segment[restarts] = 1
-    segment = np.cumsum(segment)
+    if decoding_s is not None:
+        restarts |= _restarts(decoding_s, 2)  # a single wild time is no restart
+    segment = np.cumsum(restarts)
     order = np.lexsort((seconds, segment))  # stable: equal times stay in the stored order
     steps = np.diff(seconds[order])
     begins = np.diff(segment[order]) > 0
@@ -84,7 +93,7 @@ def timeline(seconds: Float64[np.ndarray, " N"], *, reorders: bool, jumps: bool)
         notes.append(f"closed holes in its clock: {_listed(times[1:][holes], steps[holes])}")
     if (gaps := far & ~closed).any():
         notes.append(f"one picture stays on screen for long: {_listed(times[:-1][gaps], steps[gaps])}")
-    return Timeline(order, times, spacing, tuple(notes))
+    return Timeline(order, times, spacing, bool(count or begins.any() or holes.any()), tuple(notes))
 
 
 def _spacing(seconds: Float64[np.ndarray, " N"]) -> float:
@@ -119,10 +128,10 @@ def _wild(seconds: Float64[np.ndarray, " N"], depth: int, limit: float) -> Bool[
     return wild
 
 
-def _restarts(seconds: Float64[np.ndarray, " N"], depth: int) -> Int64[np.ndarray, " R"]:
-    """Positions from which on all times are before all times just before: reordering alone never does that."""
+def _restarts(seconds: Float64[np.ndarray, " N"], depth: int) -> Bool[np.ndarray, " N"]:
+    """Packets from which on all of `depth` times are before all of the `depth` times before: reordering never does that."""
     if len(seconds) < 2:
-        return np.zeros(0, np.int64)
+        return np.zeros(len(seconds), bool)
     edge = np.full(depth - 1, np.inf)
     windows = np.lib.stride_tricks.sliding_window_view
     # before[i]: least of the `depth` times before i; after[i]: greatest of the `depth` times from i on.
@@ -130,7 +139,7 @@ def _restarts(seconds: Float64[np.ndarray, " N"], depth: int) -> Int64[np.ndarra
     after = windows(np.concatenate([seconds, -edge]), depth).max(axis=1)[: len(seconds)]
     found = after < before
     found[0] = False
-    return np.flatnonzero(found)
+    return found
 
 
 def _lone(steps: Float64[np.ndarray, " M"], far: Bool[np.ndarray, " M"], spacing: float) -> Bool[np.ndarray, " M"]:
