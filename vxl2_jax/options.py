@@ -22,7 +22,7 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.relevance import SCORERS
 from vxl2_jax.relevance.oracle import PREFIX, Oracle
 from vxl2_jax.text.prompt import MAX_QUESTION_TOKENS, ORIGINAL, PLAIN, STYLES
-from vxl2_jax.video.reader import ALL, FRAMES_FROM, KEY_FRAMES, MAX_THREADS
+from vxl2_jax.video.reader import ALL, DECODERS, FRAMES_FROM, HARDWARE, KEY_FRAMES, MAX_THREADS, SOFTWARE
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 RelevanceFunction = Callable[[np.ndarray, VideoMemory], Sequence[float]]
@@ -226,6 +226,12 @@ class WatchOptions:
     stream: int | None = _option(
         None, "N", "number of the video's stream in its file", none="the longest, and of these the largest"
     )
+    decoder: str = _option(
+        SOFTWARE,
+        "KIND",
+        f"how the video is decoded: {SOFTWARE}, or {HARDWARE} (on a device that FFmpeg knows, if it can)",
+        choices=DECODERS,
+    )
     read_threads: int | None = _option(
         None, "N", "threads that decode the video", none=f"one per CPU core, at most {MAX_THREADS}"
     )
@@ -241,7 +247,7 @@ class WatchOptions:
     @property
     def sampling(self) -> dict[str, Any]:
         """The keywords of `video.reader.open_video`."""
-        names = ("fps", "max_frames", "max_fps", "frames_from", "stream", "read_threads")
+        names = ("fps", "max_frames", "max_fps", "frames_from", "stream", "decoder", "read_threads")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -10,7 +10,7 @@ from clips import number_of, picture, write_clip
 from PIL import Image
 
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video import content_hash, open_video, prefetch, reader, resize_frame
+from vxl2_jax.video import content_hash, decode, open_video, prefetch, reader, resize_frame
 from vxl2_jax.video.hashing import fingerprint, hash_in_background
 
 
@@ -88,6 +88,19 @@ def test_key_frames_stand_for_the_frames_after_them_and_say_when_they_were(tmp_p
     assert source.distinct_frames == 4 and source.notes == ()
     with pytest.raises(VideoError, match="frames_from"):
         open_video(path, size=64, frames_from="some")
+
+
+def test_without_a_device_frames_are_decoded_in_software_with_a_note(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", 60, g="10")
+    plain, source = open_video(path, size=64, fps=5), open_video(path, size=64, fps=5, decoder="hardware")
+    for devices in ([], ["qsv"]):
+        monkeypatch.setattr(decode, "hwdevices_available", lambda devices=devices: devices)
+        np.testing.assert_array_equal(np.concatenate(list(source.batches(9))), np.concatenate(list(plain.batches(9))))
+        assert len(source.notes) == 1 and "software" in source.notes[0]
+    # A device that stops in the middle.
+    monkeypatch.setattr(decode, "_read_in_hardware", lambda *_: (frame for frame in next(plain.batches(4))))
+    np.testing.assert_array_equal(np.concatenate(list(source.batches(9))), np.concatenate(list(plain.batches(9))))
+    assert "4 of 12 frames" in source.notes[0] and plain.notes == ()
 
 
 def test_a_stream_can_be_chosen(tmp_path):

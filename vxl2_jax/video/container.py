@@ -15,9 +15,10 @@ from pathlib import Path
 import av
 import av.stream
 import numpy as np
+from av.codec.hwaccel import HWAccel
 from jaxtyping import Float64, Int64
 
-from vxl2_jax.errors import VideoError
+from vxl2_jax.errors import VideoError, first_line
 from vxl2_jax.video import sample_table
 from vxl2_jax.video.sample_table import SampleTable
 from vxl2_jax.video.timeline import timeline
@@ -317,13 +318,29 @@ def _choose_film(container: av.container.InputContainer, streams: list[_Stream])
     return max(streams, key=rank)
 
 
+class NoHardwareError(Exception):
+    """No hardware decoder can be used; the message says why."""
+
+
 @contextlib.contextmanager
-def open_container(path: Path) -> Generator[av.container.InputContainer, None, None]:
-    """An open video file. Raises VideoError if FFmpeg cannot open it, or it is a list of other files."""
+def open_container(path: Path, device: str | None = None) -> Generator[av.container.InputContainer, None, None]:
+    """An open video file.
+
+    Args:
+      device: decode on this kind of device, one of FFmpeg's names.
+
+    Raises:
+      VideoError: FFmpeg cannot open the file, or it is a list of other files.
+      NoHardwareError: the device cannot decode it.
+    """
+    # FFmpeg raises in spite of its own fallback if there is no driver.
+    hwaccel = None if device is None else HWAccel(device, allow_software_fallback=False)
     try:
         # "file:" and the whitelist: a name with a colon, or a playlist, must not open network connections.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"})
-    except (av.FFmpegError, ValueError) as error:
+        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, hwaccel=hwaccel)
+    except (av.FFmpegError, RuntimeError, ValueError) as error:
+        if device is not None:
+            raise NoHardwareError(f"{device}: {first_line(error)}") from error
         raise VideoError(f"{path}: not a video that FFmpeg can read; give a video, an image or a folder") from error
     with container:
         if container.format.name in _LISTS:  # a memory would be recognised by the list, whatever the files hold

@@ -20,10 +20,18 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.codec.hwaccel import hwdevices_available
 from jaxtyping import Int64, UInt8
 
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video.container import PacketIndex, decode, open_container, packets_of, video_streams
+from vxl2_jax.video.container import (
+    NoHardwareError,
+    PacketIndex,
+    decode,
+    open_container,
+    packets_of,
+    video_streams,
+)
 
 RGBFrame = UInt8[np.ndarray, "height width 3"]
 Convert = Callable[[RGBFrame], np.ndarray]
@@ -33,20 +41,25 @@ MAX_FRAMES = 1024
 """Converted frames of these runs: 450 MB of 384 × 384 pixels."""
 _SKIPPING_DECODERS = frozenset({"h264", "hevc"})
 """Decoders that can skip non-reference frames packet by packet."""
+_DEVICES = ("cuda", "videotoolbox", "vaapi", "qsv", "d3d11va")
 _RUN_DECODERS = _SKIPPING_DECODERS | {"vp8", "vp9", "av1", "libdav1d", "mpeg1video", "mpeg2video", "mpeg4"}
 """Decoders that need no more than their header and the colours that the container states, and gain by runs."""
 
 
 @dataclasses.dataclass
 class Losses:
-    """Frames that could not be read: replaced by the one before, or filled in by the decoder where data was missing."""
+    """Frames that could not be read: replaced by the one before, or filled in by the decoder where data was missing.
+
+    no_hardware: why frames were not decoded in hardware, if that was asked for.
+    """
 
     replaced: int = 0
     concealed: int = 0
+    no_hardware: str = ""
 
     def clear(self) -> None:
         """Count from nothing."""
-        self.replaced = self.concealed = 0
+        self.replaced, self.concealed, self.no_hardware = 0, 0, ""
 
 
 class PacketRun(NamedTuple):
@@ -65,6 +78,7 @@ def read_frames(
     *,
     threads: int = 1,
     skip: bool = True,
+    hardware: bool = False,
     losses: Losses | None = None,
 ) -> Generator[np.ndarray, None, None]:
     """Decode the given frames, with the same pixels as if the whole file was decoded.
@@ -80,6 +94,7 @@ def read_frames(
       convert: applied to each RGB frame, upright, in several threads.
       threads: decoders that run at the same time.
       skip: False decodes every packet.
+      hardware: decode on a device that FFmpeg knows, if it can, and in software otherwise.
       losses: counts what could not be read.
 
     Yields:
@@ -88,7 +103,19 @@ def read_frames(
     Raises:
       VideoError: the file is missing, or has changed and cannot be decoded.
     """
-    losses, done = losses or Losses(), 0
+    losses, done = Losses() if losses is None else losses, 0
+    if hardware and index.packets is not None:
+        try:
+            with closing(_read_in_hardware(path, index, frames, convert, threads)) as decoded:
+                for one in decoded:
+                    done += 1
+                    yield one
+        except NoHardwareError as error:
+            losses.no_hardware = str(error)
+        if done == len(frames):
+            return
+        losses.no_hardware = losses.no_hardware or f"it gave {done:,} of {len(frames):,} frames"
+        frames, done = frames[done:], 0
     if skip and index.packets is not None and len(frames):
         runs = plan_runs(index, frames)
         with open_container(path) as container:
@@ -111,6 +138,24 @@ def read_frames(
     rest = _read_carefully(path, index, frames[done:], start, threads, losses)
     with closing(_converted(rest, convert, index.rotation, threads)) as last:
         yield from last
+
+
+def _read_in_hardware(
+    path: Path, index: PacketIndex, frames: Int64[np.ndarray, " M"], convert: Convert, threads: int
+) -> Generator[np.ndarray, None, None]:
+    """As `_read_through`, on the first device that can decode the film. Raises NoHardwareError if none can."""
+    reasons = []
+    for device in [name for name in _DEVICES if name in hwdevices_available()]:
+        try:
+            with open_container(path, device):
+                pass
+        except NoHardwareError as error:
+            reasons.append(str(error))
+            continue
+        decoded = _read_through(path, index, frames, 1, device)
+        yield from _converted(decoded, convert, index.rotation, threads)
+        return
+    raise NoHardwareError("; ".join(reasons) or "this build of FFmpeg knows no device")
 
 
 def plan_runs(index: PacketIndex, frames: Int64[np.ndarray, " M"]) -> list[PacketRun]:
@@ -242,20 +287,20 @@ def _decode_run(
 
 
 def _read_through(
-    path: Path, index: PacketIndex, frames: Int64[np.ndarray, " M"], threads: int
+    path: Path, index: PacketIndex, frames: Int64[np.ndarray, " M"], threads: int, device: str | None = None
 ) -> Generator[av.VideoFrame, None, None]:
-    """Yield the frames with one decoder of several threads, which goes on from a key frame where that saves packets.
+    """Yield the frames with one decoder of several threads, or of a device, which goes on from a key frame where that saves packets.
 
     Ends early at a frame that does not appear.
     """
     assert index.packets is not None
     starts = _key_packets(index, frames)
     wanted: dict[int | None, int] = {int(packet): at for at, packet in enumerate(index.packets[frames])}
-    with open_container(path) as container:
+    with open_container(path, device) as container:
         (stream,) = video_streams(path, container, index.stream)
         decoder, done, resumed = stream.codec_context, 0, 0
         decoder.thread_count = threads
-        skips = decoder.name in _SKIPPING_DECODERS
+        skips = device is None and decoder.name in _SKIPPING_DECODERS
         for number, packet in enumerate(packets_of(container, stream)):
             if packet is not None:
                 if number >= resumed and starts[done] > number:

@@ -45,6 +45,8 @@ MAX_THREADS = 16
 ALL, KEY_FRAMES = "all", "keyframes"
 FRAMES_FROM = (ALL, KEY_FRAMES)
 """The frames that are chosen from: all, or the key frames, which are 5 to 20 times as fast to read."""
+SOFTWARE, HARDWARE = "software", "hardware"
+DECODERS = (SOFTWARE, HARDWARE)
 _Frames = Generator[np.ndarray, None, None]
 _Read = Callable[[Int64[np.ndarray, " M"], Losses], _Frames]
 
@@ -91,6 +93,8 @@ class VideoSource:
     def notes(self) -> tuple[str, ...]:
         """What of the video is missing, damaged or unusual, in one line each. Complete once all batches have been read."""
         notes, losses = list(self._notes), self._losses
+        if losses.no_hardware:
+            notes.append(f"decoded in software: {losses.no_hardware}")
         if losses.replaced:
             notes.append(f"{losses.replaced:,} chosen frames could not be read: the picture before stands for each")
         if losses.concealed:
@@ -142,6 +146,7 @@ def open_video(
     frames_from: str = ALL,
     stream: int | None = None,
     read_threads: int | None = None,
+    decoder: str = SOFTWARE,
 ) -> VideoSource:
     """Open a video and choose its frames. Reads all packets but decodes almost nothing.
 
@@ -157,6 +162,7 @@ def open_video(
       fps, max_frames, max_fps, multiple_of_4: as in `sample_indices`.
       frames_from: "all", or "keyframes": each chosen time shows the last key frame before it, and says when that was.
       stream: number of the video's stream in the file; None: the longest, and of these the largest.
+      decoder: "software", or "hardware": on a device that FFmpeg knows, such as an NVIDIA card, and in software if it cannot.
       read_threads: threads that decode; None: one per CPU core, at most 16.
 
     Returns:
@@ -168,8 +174,9 @@ def open_video(
     check_options(fps=fps, max_frames=max_frames, max_fps=max_fps)
     if size < 1:
         raise VideoError(f"size={size}: give the side of the resized frames in pixels, such as 384")
-    if frames_from not in FRAMES_FROM:
-        raise VideoError(f"frames_from={frames_from!r:.40}: give {' or '.join(FRAMES_FROM)}")
+    for name, value, allowed in (("frames_from", frames_from, FRAMES_FROM), ("decoder", decoder, DECODERS)):
+        if value not in allowed:
+            raise VideoError(f"{name}={value!r:.40}: give {' or '.join(allowed)}")
     if read_threads is not None and read_threads < 1:
         raise VideoError(f"read_threads={read_threads}: give at least 1, or None for one per CPU core")
     path, threads = Path(path), read_threads or default_threads()
@@ -181,7 +188,8 @@ def open_video(
             if (animation := animation_times(path)) is not None:
                 return _open_animation(path, *animation, size, options)
             return _open_image(path, size)
-        return _open_container(path, size, options, frames_from, stream, threads)
+        reading = {"threads": threads, "hardware": decoder == HARDWARE}
+        return _open_container(path, size, options, frames_from, stream, reading)
 
 
 def default_threads() -> int:
@@ -242,7 +250,7 @@ def _prefetch(iterator: Iterable[Item], depth: int) -> Generator[Item, None, Non
 
 
 def _open_container(
-    path: Path, size: int, options: dict, frames_from: str, stream: int | None, threads: int
+    path: Path, size: int, options: dict, frames_from: str, stream: int | None, reading: dict
 ) -> VideoSource:
     index = read_index(path, stream)
     times, total, rate = index.times, len(index.times), _constant_rate(index)
@@ -260,7 +268,7 @@ def _open_container(
 
     def read(frames: Int64[np.ndarray, " M"], losses: Losses) -> _Frames:
         resize = functools.partial(resize_frame, size=size)
-        return read_frames(path, index, frames, resize, threads=threads, losses=losses)
+        return read_frames(path, index, frames, resize, losses=losses, **reading)
 
     native = rate or total / seconds
     return VideoSource(
