@@ -1,10 +1,11 @@
 """Benchmarks on one machine: its ceilings, our kernels and the alternatives, measured in the same run.
 
-    python -m experiments.bench attention|decoding|vision|watching [flags]       # --help of each teaches it
+    python -m experiments.bench attention|decoding|vision|watching|reading [flags]       # --help of each teaches it
 
 Results are rows in DIR/<benchmark>.json and .md, written after each, and a plot. The floor of a row is the longer of its
 operations and bytes over ceilings that were measured in the same run. What cannot run leaves a row that says why. On a
-CPU the kernels run in Pallas' interpreter on tiny problems, and their timings mean nothing; those of `watching` do.
+CPU the kernels run in Pallas' interpreter on tiny problems, and their timings mean nothing; those of `watching` and
+`reading` do.
 
 Exit code: 0, 1 if a result of ours is out of tolerance, 2 for arguments that make no sense.
 """
@@ -24,13 +25,14 @@ import jax
 
 from experiments import start
 from experiments.bench import arguments, kernels, machine, measure, plot
-from experiments.bench.cases import attention, decoding, vision, watching
+from experiments.bench.cases import attention, decoding, reading, vision, watching
 from experiments.bench.machine import Session, UsageError
 from experiments.bench.report import Report
 from experiments.parity.golden import GoldenError
 from vxl2_jax.errors import Vxl2Error
 
 KERNEL_CASES = {"attention": attention, "decoding": decoding, "vision": vision}
+OTHER_CASES = {"watching": watching, "reading": reading}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -38,10 +40,12 @@ def build_parser() -> argparse.ArgumentParser:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m experiments.bench", description=__doc__, formatter_class=style)
     commands = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
-    for name, case in {**KERNEL_CASES, "watching": watching}.items():
+    for name, case in {**KERNEL_CASES, **OTHER_CASES}.items():
         summary = case.__doc__.splitlines()[0]
         command = commands.add_parser(name, help=summary, description=case.__doc__, formatter_class=style)
         arguments.add_common(command)
+        if case is not reading:
+            arguments.add_lengths(command)
         if name in KERNEL_CASES:
             arguments.add_kernels(command, case.BASELINES)
         case.add_arguments(command)
@@ -63,7 +67,7 @@ def begin(args: argparse.Namespace, case: ModuleType) -> Session:
     return Session(args, device, report_of(args, machine.describe(device), ceilings))
 
 
-def report_of(args: argparse.Namespace, described: dict, ceilings: measure.Ceilings) -> Report:
+def report_of(args: argparse.Namespace, described: dict, ceilings: measure.Ceilings | None) -> Report:
     return Report(args.benchmark, args.out, described, vars(args), ceilings, args.limit_s)
 
 
@@ -73,10 +77,8 @@ def run(args: argparse.Namespace) -> Report:
     Raises:
       UsageError: inconsistent arguments, or what this machine cannot do.
     """
-    if args.benchmark == "watching":
-        described, ceilings = watching.describe(args)
-        session = Session(args, None, report_of(args, described, ceilings))
-        case = watching
+    if case := OTHER_CASES.get(args.benchmark):
+        session = Session(args, None, report_of(args, *case.describe(args)))
     else:
         case = KERNEL_CASES[args.benchmark]
         session = begin(args, case)

@@ -59,6 +59,11 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     )
     add("--limit_s", type=float, default=3000, metavar="S", help="seconds after which nothing new is measured (3000)")
     add("--samples", type=positive, metavar="N", help="runs of which the median counts")
+
+
+def add_lengths(parser: argparse.ArgumentParser) -> None:
+    """Add what benchmarks on random videos of several lengths have."""
+    add = parser.add_argument
     add("--seed", type=int, default=0, help="of all random inputs (0)")
     add("--frames", type=numbers, metavar="N,N", help="lengths of videos, at one frame a second")
     add("--torch_python", metavar="FILE", help="an interpreter that has PyTorch (default: the one that runs this)")

@@ -1,4 +1,4 @@
-"""The plot of a report: a roofline, and seconds and peak memory over the length of the video."""
+"""The plot of a report: a roofline, seconds and peak memory over the length of the video, or a bar for each row."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ _MARKERS = "osD^vP*Xh<>p"
 def draw(report: Report) -> None:
     """Write <name>.png with the other results. Panels without rows are left out."""
     rows = [row for row in report.rows if row.timing]
+    if not rows and report.ceilings is None:
+        return
     roofline = [row for row in rows if row.flops and row.bytes]
     by_length = [row for row in rows if row.frames and len({other.frames for other in rows}) > 1]
     memory = [row for row in rows if row.frames and row.memory_bytes]
@@ -24,12 +26,13 @@ def draw(report: Report) -> None:
         panels.append(lambda axis: _over_frames(axis, by_length, lambda row: row.timing.seconds, "seconds"))
     if memory:
         panels.append(lambda axis: _over_frames(axis, memory, lambda row: row.memory_bytes / 2**20, "peak MiB"))
-    if not panels:
+    if not panels and all(row.frames for row in rows):
         panels.append(lambda axis: _over_frames(axis, rows, lambda row: row.timing.seconds, "seconds"))
+    if not panels:
+        panels.append(lambda axis: _bars(axis, rows))
     figure = plot.new_figure(7.5 * len(panels), 6.5)
     for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         panel(axis)
-        axis.set(xscale="log", yscale="log")
         axis.grid(which="major", alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.get_legend_handles_labels()[1]:
@@ -65,11 +68,23 @@ def _roofline(axis: Any, report: Report, rows: list[Row]) -> None:
     for number, case in enumerate(cases):
         marker = _MARKERS[number % len(_MARKERS)]
         axis.plot([], [], color="black", marker=marker, linestyle="", fillstyle="none", label=case)
-    axis.set(xlim=(low, high), xlabel="operations per byte", ylabel="TFLOP/s")
+    axis.set(xlim=(low, high), xlabel="operations per byte", ylabel="TFLOP/s", xscale="log", yscale="log")
 
 
 def _over_frames(axis: Any, rows: list[Row], value: Callable[[Row], float], label: str) -> None:
     for name in dict.fromkeys((row.name, row.computes) for row in rows):
         points = sorted((row.frames, value(row)) for row in rows if (row.name, row.computes) == name)
         axis.plot(*zip(*points, strict=True), "o-", label=", ".join(name))
-    axis.set(xlabel="frames", ylabel=label)
+    axis.set(xlabel="frames", ylabel=label, xscale="log", yscale="log")
+
+
+def _bars(axis: Any, rows: list[Row]) -> None:
+    """Milliseconds of what the first row is a measurement of, by case and implementation."""
+    rows = [row for row in rows if row.computes == rows[0].computes]
+    names = list(dict.fromkeys(row.name for row in rows))
+    for place, row in enumerate(rows):
+        label = row.name if row is next(other for other in rows if other.name == row.name) else None
+        axis.barh(place, 1e3 * row.timing.seconds, color=f"C{names.index(row.name) % 10}", label=label)
+    axis.set_yticks(range(len(rows)), [row.case for row in rows], fontsize=7)
+    axis.invert_yaxis()
+    axis.set(xlabel=f"{rows[0].computes}, ms")

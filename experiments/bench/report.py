@@ -56,9 +56,9 @@ class Row:
     def wrong(self) -> bool:
         return self.error is not None and not self.error <= self.tolerance
 
-    def rates(self, ceilings: Ceilings) -> dict[str, Any]:
+    def rates(self, ceilings: Ceilings | None) -> dict[str, Any]:
         """The floor and what bounds it; with a timing also the rates and the share of the ceiling."""
-        if not self.flops and not self.bytes:
+        if ceilings is None or (not self.flops and not self.bytes):
             return {}
         floor_s = ceilings.floor_s(self.flops, self.bytes)
         floor = {"floor_s": floor_s, "bound": ceilings.bound(self.flops, self.bytes)}
@@ -81,11 +81,12 @@ class Report:
       name: of the benchmark; the files are <folder>/<name>.json and .md.
       described: what `machine.describe` returned.
       settings: the arguments of the run.
+      ceilings: of the device; None where nothing is compared with them.
       limit_s: seconds after which `attempt` starts nothing.
     """
 
     def __init__(
-        self, name: str, folder: str | Path, described: dict, settings: dict, ceilings: Ceilings, limit_s: float
+        self, name: str, folder: str | Path, described: dict, settings: dict, ceilings: Ceilings | None, limit_s: float
     ):
         self.name, self.folder, self.described, self.settings = name, Path(folder), described, settings
         self.ceilings = ceilings
@@ -145,7 +146,7 @@ class Report:
             "complete": self.complete,
             **self.described,
             "settings": self.settings,
-            "ceilings": asdict(self.ceilings),
+            "ceilings": self.ceilings and asdict(self.ceilings),
             "rows": [self._as_json(row) for row in self.rows],
             "growth": self.growth(),
         }
@@ -166,12 +167,14 @@ class Report:
     def _heading(self) -> str:
         about, top = self.described, self.ceilings
         warning = "" if about["timings"] == "measured" else f"**{about['timings']}.** "
+        limits = top and (
+            f"Ceilings of this run: {top.flops / 1e12:.4g} TFLOP/s ({top.product}), {top.bytes / 1e12:.3g} TB/s "
+            f"({top.copy}, bytes read and written). Floor: the longer of operations and bytes over these; "
+        )
         return (
             f"{warning}Benchmark `{self.name}` on {about['device']}, {about['cores']} cores (load {about['load']:.1f} "
             f"before); jax {about['jax']}; Python {about['python']}; commit {about['commit'] or 'unknown'}; "
-            f"{about['date']}. Ceilings of this run: {top.flops / 1e12:.4g} TFLOP/s ({top.product}), "
-            f"{top.bytes / 1e12:.3g} TB/s ({top.copy}, bytes read and written). Floor: the longer of operations and "
-            f"bytes over these; ±: difference of rounds.\n\n{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}"
+            f"{about['date']}. {limits or ''}±: difference of rounds.\n\n{_line(COLUMNS)}\n{_line(['---'] * len(COLUMNS))}"
         )
 
     def _as_json(self, row: Row) -> dict[str, Any]:

@@ -10,10 +10,17 @@ import argparse
 from collections.abc import Sequence
 
 from experiments import start
-from experiments.synthetic.commands import arguments, benchmark, clip, film, grounding, lmms
+from experiments.synthetic.commands import arguments, benchmark, clip, film, grounding, lmms, reading_films
 from vxl2_jax.errors import Vxl2Error
 
-COMMANDS = {"clip": clip, "film": film, "benchmark": benchmark, "grounding": grounding, "lmms": lmms}
+COMMANDS = {
+    "clip": clip,
+    "film": film,
+    "benchmark": benchmark,
+    "grounding": grounding,
+    "lmms": lmms,
+    "reading-films": reading_films,
+}
 
 
 def main(given: Sequence[str] | None = None) -> None:
