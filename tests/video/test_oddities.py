@@ -31,9 +31,8 @@ from films import (
 from PIL import Image
 
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video import open_video
+from vxl2_jax.video import open_video, sample_indices
 
-LIMITED = np.linspace(0, 29, 10).astype(int).tolist()
 TEN = [0, 10, 20]
 """What a film of 30 pictures at 10 per second shows at 0, 1 and 2 s."""
 DAY = 26 * 3600
@@ -133,9 +132,10 @@ film("outlier_last_day_mp4", "mp4", Pictures(with_outlier(29, DAY), options=PLAI
 film(
     "outlier_among_b_frames", "mkv", Pictures(with_outlier(13, DAY), options=ORDERED), notes=None
 )  # not at an instant that is read
+LIMITED = sample_indices(30, 10.0, fps=0.5, max_frames=10)
 film(
     "outlier_with_a_limit", "mkv", Pictures(with_outlier(13, DAY), options=PLAIN), shown=LIMITED, fps=0.5,
-    seconds=[i / 10 for i in LIMITED], limit=10, notes=None,
+    seconds=LIMITED / 10, limit=10, notes=None,
 )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def clock_wraps_after_80_seconds(folder: Path) -> Path:
 
 
 restamped(
-    "gap_of_5_s_in_ts", lambda n, t: t + 5 * TS_CLOCK * (n >= 10), [0, 9, 9, 9, 9, 9, 10], stream={"count": 20}, notes=None
+    "gap_of_5_s_in_ts", lambda n, t: t + 5 * TS_CLOCK * (n >= 10), [0, 9, 9, 9, 9, 9, 11], stream={"count": 20}, notes=None
 )  # fmt: skip
 GAP = [*even(10, 10), *even(10, 10, start=20.5)]
 for suffix in ("mp4", "mkv", "mov", "nut"):
@@ -193,6 +193,13 @@ film(
     "gap_of_an_hour", "mkv", Pictures([*even(10, 10), *even(10, 10, start=3600.5)], options=PLAIN),
     shown=[0, *[9] * 36], fps=0.01, notes=None,
 )  # fmt: skip
+film(
+    "gap_in_avi",
+    "avi",
+    Pictures([*range(10), *range(30, 40)], ticks=10, options=PLAIN),
+    shown=[0, 9, 9, 10],
+    notes=None,
+)
 film("negative_start_mkv", "mkv", ten(start=-0.6), written={"options": {"avoid_negative_ts": "disabled"}})
 film("edit_list_cuts_the_beginning", "mp4", ten(start=-0.6), shown=[6, 16, 26])
 film("edit_list_cuts_the_beginning_b_frames", "mp4", ten(start=-0.6, options=ORDERED), shown=[6, 16, 26])

@@ -1,7 +1,7 @@
 """Make films on which readers of videos are measured: 720p and 1080p, H.264 with short and long groups, HEVC and VP9.
 
 Moving textures and footage under light grain, 30 frames per second. Existing files are replaced when the new ones are
-complete. On two cores 90 seconds of all five take a quarter of an hour.
+complete. One second of all five films takes about 8 seconds of CPU time.
 
     python -m experiments.synthetic reading-films runs/reading-films
     python -m experiments.bench reading runs/reading-films
