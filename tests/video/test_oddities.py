@@ -184,7 +184,7 @@ def clock_wraps_after_80_seconds(folder: Path) -> Path:
 
 
 restamped(
-    "gap_of_5_s_in_ts", lambda n, t: t + 5 * TS_CLOCK * (n >= 10), [0, 9, 9, 9, 9, 9, 11], stream={"count": 20}, notes=None
+    "gap_of_5_s_in_ts", lambda n, t: t + 5 * TS_CLOCK * (n >= 10), [0, 9, 9, 9, 9, 9, 10], stream={"count": 20}, notes=None
 )  # fmt: skip
 GAP = [*even(10, 10), *even(10, 10, start=20.5)]
 for suffix in ("mp4", "mkv", "mov", "nut"):
