@@ -42,7 +42,7 @@ from vxl2_jax.video import open_video
 NEEDED = "packets needed"
 OTHERS = ["torchcodec", "decord2", "opencv"]
 FLOOR = ("decoding", "conversion", "resizing")
-CPU, WALL = "CPU per frame", "wall per frame"
+CPU, WALL, FIRST = "CPU per frame", "wall per frame", "first batch"
 _ROOT = Path(__file__).resolve().parents[3]
 
 
@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--others-threads", type=positive, metavar="N", help="threads of the others (default: as each has them)")
     add("--size", type=positive, default=384, metavar="PX", help="side of the frames (384)")
     add("--fps", type=float, default=1.0, metavar="N", help="frames per second that are read (1)")
+    add(
+        "--first", type=positive, metavar="N", help="read the first N of these frames only, for how soon they are there"
+    )
 
 
 def describe(args: argparse.Namespace) -> tuple[dict[str, Any], None]:
@@ -131,12 +134,13 @@ def run(session: Session) -> None:
 
 
 def compare(session: Session, film: Path, all_readers: list[Reader], folder: Path) -> list[Row]:
-    """Read one film with every reader, in turn. Rows of CPU and wall time of each, and of the stages of the floor."""
+    """Read one film with every reader, in turn. Rows of the times of each, and of the stages of the floor."""
     args, report = session.args, session.report
     source = open_video(film, size=args.size, fps=args.fps)
-    case = f"{film.name}, {len(source.indices)} of {source.total_frames} frames"
+    chosen = source.indices[: args.first].tolist()
+    case = f"{film.name}, {len(chosen)} of {source.total_frames} frames"
     common = {"task": "read", "film": str(film.resolve()), "size": args.size, "fps": args.fps, "threads": None}
-    common["indices"] = source.indices.tolist()
+    common["indices"] = chosen
     outputs = {reader.name: folder / f"{number}.npy" for number, reader in enumerate(all_readers)}
     sides = {reader.name: Side(reader.name, "reading_worker", reader.python) for reader in all_readers}
     with ExitStack() as stack:
@@ -150,12 +154,12 @@ def compare(session: Session, film: Path, all_readers: list[Reader], folder: Pat
         for side in sides.values():
             side.finish()
     expected = _frames(outputs[NEEDED]) if not sides[NEEDED].failure else None
-    floor = stages(sides[NEEDED], len(source.indices))
+    floor = stages(sides[NEEDED], len(chosen))
     found = []
     for reader in all_readers:
         frames = _frames(outputs[reader.name]) if not sides[reader.name].failure else None
         row = Row(case, reader.name, CPU, kind=reader.kind, tolerance=0 if reader.kind == OURS else np.inf)
-        found += reader_rows(row, sides[reader.name], len(source.indices), floor, difference(frames, expected))
+        found += reader_rows(row, sides[reader.name], len(chosen), floor, difference(frames, expected))
     stage_row = Row(case, NEEDED, "", kind=BASELINE)
     found += [replace(stage_row, computes=stage, timing=timing) for stage, timing in floor.items()]
     for path in outputs.values():
@@ -180,12 +184,13 @@ def difference(found: np.ndarray | None, expected: np.ndarray | None) -> tuple[f
 def reader_rows(
     row: Row, side: Side, frames: int, floor: dict[str, Timing], differs: tuple[float, int] | None
 ) -> list[Row]:
-    """Rows of CPU and of wall time; one row that says why if it was not measured."""
+    """Rows of CPU time, wall time and time to the first batch; one row that says why if it was not measured."""
     rounds = [line for line in side.replies if "seconds" in line]
     if side.failure or not rounds:
         return [replace(row, note=f"not run: {side.failure or 'no time was left'}")]
     cpu = Timing(tuple(line["cpu_s"] / frames for line in rounds))
     wall = Timing(tuple(line["seconds"] / frames for line in rounds))
+    soon = Timing(tuple(line["first_s"] for line in rounds))
     memory = median(line["peak_bytes"] for line in rounds)
     above = median(line["peak_bytes"] - line["before_bytes"] for line in rounds)
     least = sum(floor[stage].seconds for stage in FLOOR) if floor else None
@@ -203,6 +208,7 @@ def reader_rows(
     return [
         replace(row, timing=cpu, memory_bytes=max(above, 1), error=error, note=note, details=details),
         replace(row, computes=WALL, timing=wall, note=f"{wall.seconds * frames:.3g} s in all"),
+        replace(row, computes=FIRST, timing=soon),
     ]
 
 
