@@ -104,7 +104,7 @@ def needed(request: dict) -> tuple[Read, str]:
     runs = needed_runs(packets, wanted)
 
     def read() -> Iterator[np.ndarray]:
-        spent = dict.fromkeys(STAGES, 0.0)
+        spent = request["stages"] = dict.fromkeys(STAGES, 0.0)
         clock = Clock(spent)
         with av.open(request["film"]) as container:
             stream = container.streams.video[0]
@@ -134,7 +134,6 @@ def needed(request: dict) -> tuple[Read, str]:
                 if len(done) >= BATCH or (done and not waiting):
                     yield np.stack(done)
                     done = []
-        request["stages"] = spent
 
     return read, av.__version__
 
