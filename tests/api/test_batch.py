@@ -116,11 +116,11 @@ def test_a_run_killed_at_any_byte_resumes(tmp_path):
     """At any byte of the file, what is read is complete lines, and the rest is recognised as ours."""
     jobs = [{"video": "é.mp4", "questions": ["what?"], "job": "\u2028", "model": 7}, "not a job"]
     content = "".join(json.dumps({"job": job, "model": "m", "answers": [{"answer": "\n"}]}) + "\n" for job in jobs)
-    lines = [cli.batch._Line(job, None) for job in jobs]
+    lines = [cli.batch._Line(jobs[0], None), cli.batch._Line(jobs[1], "not a job")]
     for length in range(len(content) + 1):
         (tmp_path / "out").write_text(content[:length])
         with open_locked(tmp_path / "out") as file:
-            found, failed = cli.batch._read_answers(file, tmp_path / "out")
+            found, failed = cli.batch._read_answers(file, tmp_path / "out", lines)
         whole = content[:length].count("\n")
         assert (
             found.total() == whole
@@ -206,6 +206,7 @@ def test_bad_jobs_are_one_line(command, model_dir, tmp_path, text, message):
         b'{"job": 1, "video": "a.mp4", "questions": ["what?"]}',
         b'{"video": "a.mp4", "questions": ["what?"]}',
         b'{"video": "a.mp4", "questions": ["what?"]}\n',
+        b'{"video": "another.mp4", "questions": ["what?"], "mod',
         b"\xff\xd8\x00",
         "jobs",
     ],
@@ -216,6 +217,16 @@ def test_a_file_that_is_no_file_of_answers_is_left_alone(command, model_dir, job
     code, _, error = command("batch", jobs, "--out", tmp_path / "precious", "--model", model_dir)
     assert code == 2 and "not a file of answers" in error and error.count("\n") == 1
     assert (tmp_path / "precious").read_bytes() == content
+
+
+def test_an_incomplete_line_of_an_earlier_version_is_removed(tmp_path):
+    job = {"video": "é.mp4", "questions": ["what?"], "model": 7}
+    row = json.dumps({**job, "model": "nano", "frames": 9})
+    for length in range(1, len(row)):
+        (tmp_path / "out").write_text(row[:length])
+        with open_locked(tmp_path / "out") as file:
+            found, _ = cli.batch._read_answers(file, tmp_path / "out", [cli.batch._Line(job, None)])
+        assert not found and not (tmp_path / "out").read_text()
 
 
 @pytest.mark.parametrize("length", [1, 10, 60])

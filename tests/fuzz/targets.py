@@ -73,7 +73,7 @@ def read_jobs(content: bytes, folder: Path) -> None:
     cut = len(text) * 2 // 3  # killed there
     (folder / "answers").write_text(text[:cut])
     with open_locked(folder / "answers") as file:
-        found, _ = batch._read_answers(file, folder / "answers")
+        found, _ = batch._read_answers(file, folder / "answers", lines)
     done = text[:cut].count("\n")
     # Each answer is of one line, and of equal lines the first are answered.
     assert found.total() == done and len(batch._missing(lines, found)) == len(lines) - done

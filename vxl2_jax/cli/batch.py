@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     WatchOptions(**watch).check()
     AskOptions(**ask).check()
     with open_locked(args.out) as file:
-        answered_before, failed = _read_answers(file, args.out)
+        answered_before, failed = _read_answers(file, args.out, lines)
         missing = _missing(lines, answered_before)
         answered = len(lines) - len(missing)
         if missing:
@@ -162,7 +163,7 @@ def _read_job(path: Path, number: int, text: str) -> _Line:
     return _Line(job, None if valid else f"{where}: not a job; {JOBS.fix}")
 
 
-def _read_answers(file: IO[str], path: Path) -> tuple[Counter[bytes], int]:
+def _read_answers(file: IO[str], path: Path, lines: list[_Line]) -> tuple[Counter[bytes], int]:
     """(how many answers the file has by key, how many of them failed).
 
     An incomplete last line, left by an interrupted run, is removed. Raises RequestError if the file holds anything else,
@@ -170,8 +171,10 @@ def _read_answers(file: IO[str], path: Path) -> tuple[Counter[bytes], int]:
     """
     answered: Counter[bytes] = Counter()
     failed = 0
+    # Earlier versions wrote the fields of the job in place of "job".
+    beginnings = {'{"job": '} | {_beginning(line.job) for line in lines if not line.problem}
     try:
-        for row in jsonl.resume(file, _parse, _is_beginning):
+        for row in jsonl.resume(file, _parse, partial(_is_beginning, beginnings)):
             answered[_key(row["job"])] += 1
             failed += "error" in row or "refused" in row
     except (ValueError, RecursionError) as error:
@@ -187,8 +190,12 @@ def _parse(line: str) -> dict[str, Any]:
     return row
 
 
-def _is_beginning(incomplete: str) -> bool:
+def _beginning(job: dict[str, Any]) -> str:
+    return json.dumps({"video": job["video"], "questions": job["questions"]}).removesuffix("}")
+
+
+def _is_beginning(beginnings: set[str], incomplete: str) -> bool:
     """Whether an incomplete line is one of ours. Raises ValueError for a whole row of something else."""
     with suppress(json.JSONDecodeError, RecursionError):  # cut off
         _parse(incomplete)
-    return incomplete.startswith('{"job": '[: len(incomplete)])
+    return any(one.startswith(incomplete[: len(one)]) for one in beginnings)
