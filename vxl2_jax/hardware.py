@@ -88,15 +88,19 @@ def compiler_for(device: Any) -> CompilerTraits:
 def device() -> jax.Device:
     """The device that computes: the first one, unless `use_device_of` or JAX's configuration names another.
 
-    Raises RequestError if the backend that JAX_PLATFORMS names is not there.
+    To be called before anything else of JAX that needs a device. Raises RequestError if the backend that JAX_PLATFORMS or
+    JAX_DEFAULT_DEVICE names is not there.
     """
+    chosen = jax.config.jax_default_device  # a device, or the name of a platform
+    if not (chosen is None or isinstance(chosen, str)):
+        return chosen
     try:
-        chosen = jax.config.jax_default_device  # a device, or the name of a platform
-        return jax.devices(chosen)[0] if chosen is None or isinstance(chosen, str) else chosen
+        return jax.devices(chosen)[0]
     except (RuntimeError, AssertionError) as error:  # JAX 0.11 asserts that there is a default backend
+        name, variable = (chosen, "JAX_DEFAULT_DEVICE") if chosen else (jax.config.jax_platforms, "JAX_PLATFORMS")
         reason = f" ({first_line(error)})" if str(error) else ""
         raise RequestError(
-            f"JAX cannot use the backend {jax.config.jax_platforms}{reason}; install its plug-in, or unset JAX_PLATFORMS"
+            f"JAX cannot use the backend {name}{reason}; install its plug-in, or unset {variable}"
         ) from error
 
 
@@ -116,12 +120,13 @@ def use_device_of(process: int) -> None:
     """Give one of several processes that share a machine an accelerator of its own.
 
     To be called before JAX starts: NVIDIA cards of other processes are then hidden, because JAX allocates memory on all
-    that it sees.
+    that it sees. Raises RequestError, as `device`.
     """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     cards = len(visible.split(",")) if visible else len(list(Path("/dev").glob("nvidia[0-9]*")))
     if cards > 1:
         jax.config.update("jax_cuda_visible_devices", str(process % cards))
+    device()
     devices = jax.local_devices()
     jax.config.update("jax_default_device", devices[process % len(devices)])
 

@@ -2,7 +2,11 @@
 
 import errno
 import io
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +17,7 @@ import vxl2_jax
 from vxl2_jax import cli, hardware
 from vxl2_jax.errors import RequestError
 
+ROOT = Path(__file__).resolve().parents[2]
 PLAN = ["plan", "--frames", "100", "--json"]
 
 
@@ -67,6 +72,46 @@ def test_a_backend_that_is_not_there_is_one_line(monkeypatch):
     with jax.default_device(None), pytest.raises(RequestError, match="cuda") as caught:
         vxl2_jax.load()
     assert "\n" not in str(caught.value)
+
+
+def run_python(code, **variables):
+    """A process of its own: JAX reads its variables once."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("variable", "value"), [("JAX_PLATFORMS", "nonsense"), ("JAX_DEFAULT_DEVICE", "gpu")])
+def test_no_command_runs_without_the_backend_that_is_asked_for(tmp_path, variable, value):
+    (tmp_path / "video.mp4").write_bytes(b"no video")
+    (tmp_path / "jobs").write_text('{"video": "video.mp4", "questions": ["What?"]}\n')
+    row = {"question": "What?", "candidates": ["x", "y"], "answer": "x", "question_type": "ego", "video": "video.mp4"}
+    (tmp_path / "rows.json").write_text(json.dumps([row]))
+    (tmp_path / "samples").write_text('{"video": "video.mp4", "question": "What?", "answer": "it"}\n')
+    stage = '[[stages]]\nname = "p"\ntrain = ["projector"]\nlearning_rate = 1e-4\nsteps = 1\n'
+    (tmp_path / "train.toml").write_text('out = "trained"\n[data]\nfiles = ["samples"]\n' + stage)
+    evaluate = "eval --benchmark mlvu --mode dense --data . --out run"
+    commands = [
+        "ask video.mp4 What?",
+        "watch video.mp4 --out memory",
+        "batch jobs --out answers",
+        evaluate,
+        f"{evaluate} --process 0 --processes 2",
+        "train --config train.toml",
+        "convert nano native",
+        "plan --frames 100 --device here",
+        "doctor",
+    ]
+    code = f"import os; from vxl2_jax import cli; os.chdir({str(tmp_path)!r})\n"
+    done = run_python(f"{code}for command in {commands}: print(cli.main(command.split()))", **{variable: value})
+    assert done.stdout.split() == ["2"] * len(commands), done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(commands) and all(line.endswith(f"unset {variable}") for line in lines)
+    assert not any((tmp_path / name).exists() for name in ("memory", "run", "trained", "native"))
+
+
+def test_a_variable_that_jax_does_not_understand_is_one_line():
+    done = run_python(f"import sys; from vxl2_jax import cli; sys.exit(cli.main({PLAN}))", JAX_ENABLE_X64="nonsense")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "JAX_ENABLE_X64" in done.stderr
 
 
 def test_numerics_do_not_depend_on_the_configuration_of_jax():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vxl2_jax import files
+from vxl2_jax import files, hardware
 from vxl2_jax.checkpoints import huggingface, native
 from vxl2_jax.checkpoints.config_files import read_config
 from vxl2_jax.checkpoints.shards import Shards
@@ -72,8 +72,10 @@ def read(
 ) -> tuple[ModelConfig, Any]:
     """The configuration and the parameters in a directory of either layout.
 
-    weights: one of `models.quantised.SETTINGS`; None: as they are stored. Raises as `huggingface.load` and `native.load`.
+    weights: one of `models.quantised.SETTINGS`; None: as they are stored. Raises as `huggingface.load` and `native.load`, and
+    RequestError without the backend that JAX is to use.
     """
+    hardware.device()
     if native.is_native(directory):
         return native.load(directory, dtype, progress, weights)
     return huggingface.load(directory, dtype, progress, weights or quantised.WIDE)

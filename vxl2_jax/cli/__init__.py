@@ -14,7 +14,7 @@ from importlib import import_module
 from typing import Any
 
 import vxl2_jax
-from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, ToyModelWarning, Vxl2Error, is_out_of_memory
+from vxl2_jax.errors import OUT_OF_MEMORY, RequestError, ToyModelWarning, Vxl2Error, first_line, is_out_of_memory
 from vxl2_jax.text.typed import printable
 
 COMMANDS = {
@@ -148,6 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             except SystemExit:  # after --help, --version or a usage error
                 sys.stdout.flush()
                 raise
+            except (
+                ValueError
+            ) as error:  # from importing JAX: an environment variable with a value that it does not know
+                raise RequestError(f"JAX cannot start ({first_line(error)}); correct or unset its variable") from error
             args.started = started
             _configure_jax()
             with _toy_warning_once():

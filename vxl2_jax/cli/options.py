@@ -156,18 +156,22 @@ def load_model(args: argparse.Namespace) -> Model:
 
 @contextmanager
 def progress(label: str, unit: str, quiet: bool) -> Generator[Callable[[int, int], None], None, None]:
-    """A progress bar on standard error, with rate and time left. Yields a function (done, total) that updates it."""
+    """A progress bar on standard error, with rate and time left. Yields a function (done, total) that updates it.
+
+    Shown on a terminal only: elsewhere Rich would leave an empty line.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit + " · {task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
+        console=console,
+        disable=quiet or not console.is_terminal,
         transient=True,
     )
     with bar:

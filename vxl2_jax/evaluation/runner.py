@@ -112,8 +112,9 @@ def evaluate(
       progress: called with (videos done, videos of this process).
 
     Raises RequestError for options out of range, for invalid oracle files or those of another benchmark, for a folder with
-    a run of other settings, or if another process is writing the same records.
+    a run of other settings, if another process is writing the same records, or without the backend that JAX is to use.
     """
+    hardware.device()
     if process is None or processes is None:
         if process is not processes:
             raise RequestError("give both --process and --processes, or neither")

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from pallas_kernels import attention as kernels
-from vxl2_jax import parallel
+from vxl2_jax import hardware, parallel
 from vxl2_jax.api import load
 from vxl2_jax.checkpoints import fetch, huggingface
 from vxl2_jax.errors import RequestError
@@ -32,12 +32,13 @@ def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
       The model's directory.
 
     Raises:
-      RequestError: settings, data or OUT cannot be used.
+      RequestError: settings, data, OUT or the backend that JAX is to use cannot be used.
       VideoError: see `pipeline.scan_dataset`.
       CheckpointError: the model or a checkpoint is damaged.
     """
     if not isinstance(settings, TrainingSettings):
         raise RequestError(f"settings must be TrainingSettings, not {type(settings).__name__}")
+    hardware.device()
     log = log or TrainingLog()
     samples, invalid = conversations.read(settings.data.files, settings.data.videos)
     if invalid and settings.data.strict:
