@@ -4,12 +4,13 @@ import dataclasses
 import gzip
 import json
 import os
+import pickle
 from pathlib import Path
 
 import pytest
 
 from vxl2_jax import files
-from vxl2_jax.errors import Vxl2Error
+from vxl2_jax.errors import MAX_MESSAGE, RequestError, Vxl2Error
 
 KINDS = {name: kind for name, kind in vars(files).items() if isinstance(kind, files.FileKind)}
 SMALL = dataclasses.replace(files.ANNOTATIONS, max_bytes=100)
@@ -21,6 +22,15 @@ def problem(action, *args):
         action(*args)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
+
+
+def test_messages_are_one_line_of_bounded_length():
+    def fail():
+        raise RequestError(f"file.json: {'x' * 10**6}\nis no name\u2028here; give another")
+
+    message = problem(fail)
+    assert len(message) == MAX_MESSAGE and message.startswith("file.json: x") and message.endswith("give another")
+    assert str(pickle.loads(pickle.dumps(RequestError(message)))) == message
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -1,8 +1,19 @@
 """Errors that a user can fix. The message is one line: what is wrong, and how to fix it."""
 
+MAX_MESSAGE = 1500
+"""Characters of a message. Names and values in files can be of any length."""
+
 
 class Vxl2Error(Exception):
-    """Base class; the command line prints the message and exits with code 2."""
+    """Base class; the command line prints the message and exits with code 2.
+
+    The message is kept to one line of at most `MAX_MESSAGE` characters: what is left out of a longer one is in its middle,
+    since it begins with the place and ends with the fix.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= MAX_MESSAGE else f"{line[: MAX_MESSAGE - 503]} … {line[-500:]}")
 
 
 class VideoError(Vxl2Error):

@@ -20,7 +20,7 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 
 from tests.fuzz.targets import TARGETS, Target
-from vxl2_jax.errors import Vxl2Error
+from vxl2_jax.errors import MAX_MESSAGE, Vxl2Error
 
 SECONDS, BYTES = 5.0, 10**9
 """What one input may take."""
@@ -45,7 +45,7 @@ def attempt(target: Target, drawn: object, folder: Path, tally: Tally) -> None:
     except Vxl2Error as error:
         tally.refused += 1
         message = str(error)
-        if "\n" in message or len(message) > 2000:
+        if len(message.splitlines()) != 1 or len(message) > MAX_MESSAGE:
             record(tally, f"a message of several lines or thousands of characters: {message[:80]!r}", drawn)
     except Exception as error:  # this is what is looked for
         place = traceback.extract_tb(error.__traceback__)[-1]

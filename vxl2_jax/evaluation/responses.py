@@ -33,7 +33,9 @@ def read_responses(benchmark: ModuleType, path: str | Path) -> tuple[list[tuple[
                 pairs.append((_row(benchmark, line), value(line, "response")))
     if not pairs:
         others = ", ".join(sorted({str(line["benchmark"]) for line in lines}))
-        raise RequestError(f"{path}: no row of {benchmark.NAME}, only of {others}; name that benchmark or another file")
+        raise RequestError(
+            f"{path}: no row of {benchmark.NAME}, only of {others:.200}; name that benchmark or another file"
+        )
     return pairs, len(lines) - len(pairs)
 
 
