@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import pytest
 
 import vxl2_jax
 from vxl2_jax import cli, hardware
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import RequestError, ToyModelWarning
 
 ROOT = Path(__file__).resolve().parents[2]
 PLAN = ["plan", "--frames", "100", "--json"]
@@ -112,6 +113,16 @@ def test_no_command_runs_without_the_backend_that_is_asked_for(tmp_path, variabl
 def test_a_variable_that_jax_does_not_understand_is_one_line():
     done = run_python(f"import sys; from vxl2_jax import cli; sys.exit(cli.main({PLAN}))", JAX_ENABLE_X64="nonsense")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "JAX_ENABLE_X64" in done.stderr
+
+
+def test_compiled_programs_that_cannot_be_kept_are_one_line(capsys):
+    with cli._warnings_as_lines():
+        for name in ("jit_a", "jit_b"):
+            warnings.warn(f"Error writing persistent compilation cache entry for '{name}': OSError: full", stacklevel=1)
+        for name in ("a toy", "a toy again"):
+            warnings.warn(name, ToyModelWarning, stacklevel=1)
+    cache, toy = capsys.readouterr().err.splitlines()
+    assert "jit_a" in cache and toy == "vxl2: a toy"
 
 
 def test_numerics_do_not_depend_on_the_configuration_of_jax():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from vxl2_jax import files
 from vxl2_jax.checkpoints import huggingface, key_mapping
 from vxl2_jax.errors import CheckpointError
 
@@ -162,3 +163,14 @@ def test_broken_directories_are_refused(copy, damage):
     else:
         weights.write_bytes(weights.read_bytes()[:5000] if damage == "cut" else b"")
     assert str(copy) in refusal(copy)
+
+
+def test_a_model_that_cannot_be_written_is_an_os_error(golden, tmp_path, monkeypatch):
+    config, params = huggingface.load(golden / "tiny_checkpoint", "float32")
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(OSError):
+        huggingface.save(tmp_path, config, params, "float32")
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    with pytest.raises(OSError, match="GB are free"):
+        huggingface.save(tmp_path, config, params, "float32")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

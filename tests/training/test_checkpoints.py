@@ -53,6 +53,25 @@ def test_only_the_latest_are_kept(tmp_path):
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
 
 
+@pytest.mark.parametrize("step", ["save", "wait_until_finished", "close"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), ValueError("OUT_OF_RANGE: No space left on device")]
+)
+def test_a_disk_that_is_full_is_one_line(tmp_path, monkeypatch, step, error):
+    """Orbax writes in the background: any later call may raise what went wrong."""
+
+    def fail(*_, **__):
+        raise error
+
+    with pytest.raises(RequestError, match="No space left on device.; free some space"):
+        with Checkpoints(tmp_path, 2, {}) as saved:
+            saved._manager.close()
+            monkeypatch.setattr(saved._manager, step, fail)
+            if step == "save":
+                saved.save(1, STATE, numbers(), {})
+            saved.wait()
+
+
 def test_an_empty_folder_holds_none(tmp_path):
     with Checkpoints(tmp_path, 2, {}) as saved:
         assert saved.step is None and saved.note is None

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
+from safetensors import SafetensorError
 from safetensors.flax import save_file
 
 from vxl2_jax import files
@@ -22,7 +23,7 @@ from vxl2_jax.checkpoints.config_files import read_config
 from vxl2_jax.checkpoints.key_mapping import IGNORED, KeyMapping, key_mappings, original_shapes
 from vxl2_jax.checkpoints.shards import Shards
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.errors import CheckpointError
+from vxl2_jax.errors import CheckpointError, first_line
 from vxl2_jax.models import quantised, video_xl_2
 from vxl2_jax.models.quantised import QuantisedWeight
 
@@ -235,7 +236,10 @@ def _write_layer(stack: jax.Array, layer: jax.Array, index: ArrayLike) -> tuple[
 
 
 def save(directory: str | Path, config: ModelConfig, params: Any, dtype: Any) -> None:
-    """Write config.json and model.safetensors, as `load` reads them, into an existing directory."""
+    """Write config.json and model.safetensors, as `load` reads them, into an existing directory.
+
+    Raises OSError if they cannot be written, before a disk that is too small is full.
+    """
     directory, lm = Path(directory), config.language
     tensors = {}
     for mapping in key_mappings(config):
@@ -243,7 +247,11 @@ def save(directory: str | Path, config: ModelConfig, params: Any, dtype: Any) ->
         layers = [leaf] if mapping.layers is None else list(leaf)
         for key, layer in zip(mapping.original_keys(), layers, strict=True):
             tensors[key] = jnp.array(mapping.transform.to_original(layer), jnp.dtype(dtype), copy=True)
-    save_file(tensors, directory / "model.safetensors")
+    files.check_disk_space(directory, sum(tensor.nbytes for tensor in tensors.values()))
+    try:
+        save_file(tensors, directory / "model.safetensors")
+    except SafetensorError as error:
+        raise OSError(first_line(error)) from error
     (directory / "model.safetensors").chmod(0o644)  # safetensors makes it readable by its owner only
     text = {
         "model_type": "llava_qwen",

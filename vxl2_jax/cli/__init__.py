@@ -106,21 +106,39 @@ def _report(problem: str) -> None:
 
 
 @contextmanager
-def _toy_warning_once() -> Generator[None, None, None]:
-    """The first ToyModelWarning is one line on standard error; later ones of the same command are left out."""
+def _warnings_as_lines() -> Generator[None, None, None]:
+    """Two kinds of warnings are one line on standard error; further ones of the same command are left out.
+
+    They are ToyModelWarning, and JAX's about compiled programs that it cannot keep or read.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("always", ToyModelWarning)
-        show, shown = warnings.showwarning, []
+        show, shown = warnings.showwarning, set()
 
         def show_once(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-            if not issubclass(category, ToyModelWarning):
-                show(message, category, *place, **more)
-            elif not shown:
-                shown.append(message)
-                _report(str(message))
+            line = str(message)
+            if _CACHE_WARNING in line:
+                category, line = ResourceWarning, _cache_problem(line)
+            elif not issubclass(category, ToyModelWarning):
+                return show(message, category, *place, **more)
+            if category not in shown:
+                shown.add(category)
+                _report(line)
 
         warnings.showwarning = show_once
         yield
+
+
+_CACHE_WARNING = "persistent compilation cache"
+
+
+def _cache_problem(warning: str) -> str:
+    import jax
+
+    folder = jax.config.jax_compilation_cache_dir
+    return (
+        f"{folder}: a compiled program cannot be kept or read ({warning}); free some space there, or remove the folder"
+    )
 
 
 def _discard_output() -> None:
@@ -154,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise RequestError(f"JAX cannot start ({first_line(error)}); correct or unset its variable") from error
             args.started = started
             _configure_jax()
-            with _toy_warning_once():
+            with _warnings_as_lines():
                 args.run(args)
         else:
             build_parser(used=()).print_help()

@@ -46,6 +46,10 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
     return {key: leaf for name, child in children for key, leaf in _flatten(child, name).items()}
 
 
+_FAILED_WRITE = (OSError, ValueError)
+"""The latter are TensorStore's."""
+
+
 class Checkpoints:
     """The checkpoints of one run. Use as a context manager: leaving it waits for pending writes.
 
@@ -62,7 +66,9 @@ class Checkpoints:
           CheckpointError: the latest checkpoint is damaged.
         """
         self._out, self._identity = Path(out).absolute(), dict(identity)
-        logging.getLogger("absl").setLevel(logging.WARNING)  # Orbax logs every file
+        logging.getLogger("absl").setLevel(
+            logging.CRITICAL
+        )  # Orbax logs every file, and pages about errors that it raises
         policy = ocp.checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         try:
@@ -78,8 +84,12 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self._manager.close()
+        except _FAILED_WRITE as error:
+            if kind is None:
+                raise cannot_be_written(self._out, error) from error
 
     def save(self, step: int, state: Any, data: grain.DatasetIterator, note: Mapping[str, Any]) -> None:
         """Write a checkpoint, unless there is one of this step. The files are written in the background.
@@ -100,12 +110,15 @@ class Checkpoints:
                     note=ocp.args.JsonSave({**note, "identity": self._identity}),
                 ),
             )
-        except OSError as error:
-            raise RequestError(f"{self._out}: cannot be written ({error}); free some space and start again") from error
+        except _FAILED_WRITE as error:
+            raise cannot_be_written(self._out, error) from error
 
     def wait(self) -> None:
-        """Return when all writes are finished."""
-        self._manager.wait_until_finished()
+        """Return when all writes are finished. Raises RequestError if one has failed."""
+        try:
+            self._manager.wait_until_finished()
+        except _FAILED_WRITE as error:
+            raise cannot_be_written(self._out, error) from error
 
     def restore(self, state: Any, data: grain.DatasetIterator) -> Any:
         """The state of the latest checkpoint, with the shardings of `state`. Moves `data` to its position."""
@@ -134,8 +147,8 @@ class Checkpoints:
             native.write_params(part, params)
             if jax.process_index() == 0:
                 os.replace(part, path)
-        except OSError as error:
-            raise RequestError(f"{self._out}: cannot be written ({error}); free some space and start again") from error
+        except _FAILED_WRITE as error:
+            raise cannot_be_written(self._out, error) from error
 
     def load_stage(self, index: int, like: Any) -> Any:
         """The parameters that `save_stage` kept, with the shapes, dtypes and shardings of `like`."""
@@ -149,6 +162,12 @@ class Checkpoints:
 
     def _stage_path(self, index: int) -> Path:
         return self._out / "stages" / str(index)
+
+
+def cannot_be_written(place: Path, error: Exception) -> RequestError:
+    """The error of a training run whose files cannot be written."""
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return RequestError(f"{place}: cannot be written ({reason}); free some space and start again")
 
 
 def _check_same(out: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

@@ -337,4 +337,5 @@ def _export(target: Path, params: Params, export: Callable[[Path, Params], None]
         export(part, params)
         os.replace(part, target)
     except OSError as error:
-        raise RequestError(f"{target}: cannot be written ({error}); free some space and start again") from error
+        shutil.rmtree(part, ignore_errors=True)
+        raise checkpoints.cannot_be_written(target, error) from error
