@@ -191,7 +191,9 @@ def _index_of(film: _Stream, format_name: str, rotation: int, jumps: bool) -> Pa
     stream = film.stream
     tick, rate = float(stream.time_base), _rate(stream)
     reorders = bool(stream.codec_context.has_b_frames)
-    known = next((column for column in (film.pts, film.dts) if None not in column), None)
+    # AVI stores no display times: FFmpeg guesses them, and is wrong near gaps and the end.
+    columns = (film.dts, film.pts) if format_name == "avi" else (film.pts, film.dts)
+    known = next((column for column in columns if None not in column), None)
     numbers = np.array(film.numbers, np.int64)
     if known is None:
         found = timeline(np.arange(len(numbers)) / (rate or 25.0))
@@ -199,8 +201,7 @@ def _index_of(film: _Stream, format_name: str, rotation: int, jumps: bool) -> Pa
         decoding_s = _decoding_seconds(film.dts, tick)
         seconds = np.array(known, np.float64) * tick
         found = timeline(seconds, decoding_s=decoding_s, reorders=reorders, jumps=jumps)
-    # If a stream reorders frames but its timestamps follow storage order, the timestamps do not belong to the
-    # frames. AVI stores no timestamps, and FFmpeg's guesses are wrong near the end.
+    # If a stream reorders frames but its timestamps follow storage order, the timestamps do not belong to the frames.
     in_order = bool(np.all(np.diff(found.order) > 0))
     identified = None not in film.pts and not (reorders and (format_name == "avi" or in_order))
     packets = numbers[found.order] if identified else None
