@@ -154,3 +154,24 @@ def test_invalid_options_are_refused(tmp_path, bad):
 def test_hashing_a_missing_file_is_refused(tmp_path):
     with pytest.raises(VideoError, match="no such file"):
         content_hash(tmp_path / "missing.mp4")
+
+
+def test_damage_in_one_group_of_pictures_changes_no_other(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 120, g="12", keyint_min="12", sc_threshold="0", bf="2")
+    whole = np.concatenate(list(open_video(path, size=64, fps=25).batches(40)))
+    with av.open(str(path)) as container:
+        places = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for place, size in [*places[36:48], places[75]]:  # a whole group, and one picture of another
+        data[place : place + size] = bytes(size) if size > 4 else data[place : place + size]
+    path.write_bytes(data)
+    found = []
+    for threads in (1, 2, 5):
+        source = open_video(path, size=64, fps=25, read_threads=threads)
+        found.append(np.concatenate(list(source.batches(40))))
+        assert "could not be read" in source.notes[0]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    sound = [*range(36), *range(48, 72), *range(84, 120)]
+    np.testing.assert_array_equal(found[0][sound], whole[sound])
+    assert [number_of(frame) for frame in found[0][36:48]] == [35] * 12  # as a player, which holds the picture

@@ -1,7 +1,8 @@
 """Decoding the chosen frames of a video, several runs at a time.
 
 A *run* is the packets from a key frame to the last wanted frame that depends on it. One thread reads packets; workers with
-a decoder each decode a run, convert its wanted frames and return them. Frames come back in order.
+a decoder each decode a run, convert its wanted frames and return them. Frames come back in order. A run that does not
+give all its frames is decoded again, with the packets since two key frames before it.
 
 Symbols: M frames to read.
 """
@@ -61,6 +62,11 @@ class Losses:
         """Count from nothing."""
         self.replaced, self.concealed, self.no_hardware = 0, 0, ""
 
+    def add(self, other: Losses) -> None:
+        """Add the counts of another part of the video."""
+        self.replaced += other.replaced
+        self.concealed += other.concealed
+
 
 class PacketRun(NamedTuple):
     """Packets `start` … `stop`, both included, and the frames to take of them: packet → number among the M frames."""
@@ -84,8 +90,8 @@ def read_frames(
     """Decode the given frames, with the same pixels as if the whole file was decoded.
 
     Packets that no wanted frame depends on are skipped and, in H.264 and HEVC, so are non-reference frames. Only near
-    damage may the decoder's error concealment then differ. If a frame does not appear, decoding goes on from two key
-    frames before it, without skipping; if it still does not appear, the frame before it is repeated.
+    damage may the decoder's error concealment then differ. If a frame does not appear, it is decoded again from two key
+    frames before it on, without skipping; if it still does not appear, the frame before it is repeated.
 
     Args:
       path: the file.
@@ -121,7 +127,7 @@ def read_frames(
         with open_container(path) as container:
             (stream,) = video_streams(path, container, index.stream)
             suits = stream.codec_context.name in _RUN_DECODERS and _suits(runs, index, threads)
-        attempt = _read_runs(path, index, runs, convert, threads) if suits else None
+        attempt = _read_runs(path, index, runs, convert, threads, losses) if suits else None
         if attempt is None:
             attempt = _converted(_read_through(path, index, frames, threads), convert, index.rotation, threads)
         with closing(attempt):
@@ -197,63 +203,92 @@ def _packets_before(index: PacketIndex, frame: int | np.integer) -> int:
 
 
 def _read_runs(
-    path: Path, index: PacketIndex, runs: Sequence[PacketRun], convert: Convert, threads: int
+    path: Path, index: PacketIndex, runs: Sequence[PacketRun], convert: Convert, threads: int, losses: Losses
 ) -> Generator[np.ndarray, None, None]:
-    """Yield converted frames in order; end early at a frame that its run does not give."""
-    local, waiting, held, frames = threading.local(), deque[tuple[PacketRun, int, Future]](), 0, 0
+    """Yield converted frames in order; end early at a run that gives none if no frame came before it."""
+    local, waiting = threading.local(), deque[tuple[_RunPackets, Future]]()
+    held, frames, previous = 0, 0, None
     with open_container(path) as container:
         (stream,) = video_streams(path, container, index.stream)
         template = stream.codec_context
 
-        def work(run: PacketRun, packets: list[av.Packet]) -> list[np.ndarray] | None:
+        def work(part: _RunPackets) -> tuple[list[np.ndarray] | None, Losses]:
             if not hasattr(local, "decoder"):
                 local.decoder = _decoder(template)
-            return _decode_run(local.decoder, run, packets, index, convert)
+            lost = Losses()
+            made = _decode_run(local.decoder, part, index, convert)
+            return made or _decode_run_carefully(local.decoder, part, index, convert, lost), lost
+
+        def first() -> list[np.ndarray] | None:
+            nonlocal held, frames
+            part, result = waiting.popleft()
+            held, frames = held - part.bytes, frames - len(part.run.frames)
+            made, lost = result.result()
+            losses.add(lost)
+            if made is None and previous is not None:
+                losses.replaced += len(part.run.frames)
+                return [previous] * len(part.run.frames)
+            return made
 
         pool = ThreadPoolExecutor(threads, "vxl2-decode")
         try:
-            for run, packets in _packets_of_runs(container, stream, runs):
-                size = sum(packet.size for packet in packets)
-                # Frames are handed on as soon as they are needed, and whenever too much is held.
+            for part in _packets_of_runs(container, stream, runs):
+                # Frames are handed on as soon as they are there, and before too much is held.
                 while waiting and (
                     len(waiting) >= 2 * threads
-                    or held + size > MAX_BYTES
-                    or frames + len(run.frames) > MAX_FRAMES
-                    or waiting[0][2].done()
+                    or held + part.bytes > MAX_BYTES
+                    or frames + len(part.run.frames) > MAX_FRAMES
+                    or waiting[0][1].done()
                 ):
-                    first, first_size, result = waiting.popleft()
-                    if (made := result.result()) is None:
+                    if (made := first()) is None:
                         return
-                    held, frames = held - first_size, frames - len(first.frames)
                     yield from made
-                waiting.append((run, size, pool.submit(work, run, packets)))
-                held, frames = held + size, frames + len(run.frames)
-                del packets
+                    previous = made[-1]
+                waiting.append((part, pool.submit(work, part)))
+                held, frames = held + part.bytes, frames + len(part.run.frames)
+                del part
             while waiting:
-                if (made := waiting.popleft()[2].result()) is None:
+                if (made := first()) is None:
                     return
                 yield from made
+                previous = made[-1]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+class _RunPackets(NamedTuple):
+    """The packets of a run, and those before it since the second key frame before it."""
+
+    run: PacketRun
+    before: list[av.Packet]
+    packets: list[av.Packet]
+
+    @property
+    def bytes(self) -> int:
+        return sum(packet.size for packet in self.packets) + sum(packet.size for packet in self.before)
+
+
 def _packets_of_runs(
     container: av.container.InputContainer, stream: av.VideoStream, runs: Sequence[PacketRun]
-) -> Iterator[tuple[PacketRun, list[av.Packet]]]:
+) -> Iterator[_RunPackets]:
     """Each run with its packets, whose timestamps become their numbers: the decoder hands them on to the frames."""
-    started: deque[tuple[PacketRun, list[av.Packet]]] = deque()
+    started: deque[_RunPackets] = deque()
+    recent: deque[list[av.Packet]] = deque([[]], maxlen=3)  # since the last key frames
     ahead = iter(runs)
     coming = next(ahead, None)
     for number, packet in enumerate(packets_of(container, stream)):
         if packet is not None:
             packet.pts = number
+            if packet.is_keyframe:
+                recent.append([])
             while coming is not None and coming.start <= number:
-                started.append((coming, []))
+                started.append(_RunPackets(coming, [one for part in recent for one in part], []))
                 coming = next(ahead, None)
-            for run, packets in started:
+            recent[-1].append(packet)
+            for run, _, packets in started:
                 if number <= run.stop:
                     packets.append(packet)
-        while started and (packet is None or started[0][0].stop <= number):
+        while started and (packet is None or started[0].run.stop <= number):
             yield started.popleft()
         if not started and coming is None:
             return
@@ -271,19 +306,62 @@ def _decoder(template: av.VideoCodecContext) -> av.VideoCodecContext:
 
 
 def _decode_run(
-    decoder: av.VideoCodecContext, run: PacketRun, packets: Iterable[av.Packet], index: PacketIndex, convert: Convert
+    decoder: av.VideoCodecContext, part: _RunPackets, index: PacketIndex, convert: Convert
 ) -> list[np.ndarray] | None:
     """The converted frames of a run, in order; None if one is missing or damaged."""
+    wanted = part.run.frames
     skips, made = decoder.name in _SKIPPING_DECODERS and not index.damaged, {}
-    for packet in (*packets, None):
+    for packet in (*part.packets, None):
         if skips:
-            needed = packet is None or packet.pts in run.frames
+            needed = packet is None or packet.pts in wanted
             decoder.skip_frame = "DEFAULT" if needed else "NONREF"
         for frame in decode(decoder, packet):
-            if (at := run.frames.get(frame.pts)) is not None and not frame.is_corrupt:
+            if (at := wanted.get(frame.pts)) is not None and not frame.is_corrupt:
                 made[at] = convert(_to_rgb(frame, index.rotation))
     decoder.flush_buffers()
-    return [made[at] for at in sorted(made)] if len(made) == len(run.frames) else None
+    return [made[at] for at in sorted(made)] if len(made) == len(wanted) else None
+
+
+def _decode_run_carefully(
+    decoder: av.VideoCodecContext, part: _RunPackets, index: PacketIndex, convert: Convert, losses: Losses
+) -> list[np.ndarray] | None:
+    """The converted frames of a run, damaged ones too, decoded with the packets before it; for one that is missing, the one
+    shown before it. None if nothing can be decoded."""
+    assert index.packets is not None
+    decoder.skip_frame = "DEFAULT"
+    numbers = {int(index.packets[at]): at for at in _frames_of([*part.before, *part.packets], index)}
+    wanted = sorted(numbers[int(packet)] for packet in part.run.frames if packet is not None)
+    shown: dict[int, tuple[int, av.VideoFrame]] = {}
+    earliest: tuple[int, av.VideoFrame] | None = None
+    for packet in (*part.before, *part.packets, None):
+        for frame in decode(decoder, packet):
+            if frame.pts is None or (number := numbers.get(frame.pts)) is None:
+                continue
+            if earliest is None or number < earliest[0]:
+                earliest = number, frame
+            for one in wanted:
+                if number <= one and (one not in shown or shown[one][0] < number):
+                    shown[one] = number, frame
+    decoder.flush_buffers()
+    if earliest is None:
+        return None
+    made: list[np.ndarray] = []
+    last: tuple[int, np.ndarray] | None = None
+    for one in wanted:
+        number, frame = shown.get(one, earliest)
+        losses.replaced += number != one
+        losses.concealed += number == one and frame.is_corrupt
+        if last is None or last[0] != number:
+            last = number, convert(_to_rgb(frame, index.rotation))
+        made.append(last[1])
+    return made
+
+
+def _frames_of(packets: Sequence[av.Packet], index: PacketIndex) -> Int64[np.ndarray, " n"]:
+    """The frames that consecutive packets hold."""
+    assert index.packets is not None
+    first, last = packets[0].pts, packets[-1].pts
+    return np.flatnonzero((index.packets >= first) & (index.packets <= last))
 
 
 def _read_through(
