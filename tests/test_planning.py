@@ -321,3 +321,22 @@ def test_what_fits_here_is_what_the_plan_says(monkeypatch, memory, words):
 def test_a_plan_reads_no_checkpoint():
     with pytest.raises(RequestError):
         planning.model_of("/some/where")
+
+
+def test_reading_is_planned_by_cores_size_and_rate(capsys):
+    def seconds(*flags):
+        return json.loads(run(capsys, "--frames", 600, "--json", *flags)[1])["reading"]["seconds"]
+
+    one, four = (seconds("--cores", cores) for cores in (1, 4))
+    assert one == pytest.approx(4 * four, abs=0.05) and one > 0
+    assert seconds("--cores", 1, "--film", "1280x720@60") > 1.5 * one
+    assert seconds("--cores", 1, "--film", "1920x1080@30") == pytest.approx(2.25 * one, rel=0.01)
+    for text in ("720p", "0x10@30", "1280x720", "1280x720@", "-1x2@3", "1e3x720@30"):
+        code, _, err = run(capsys, "--frames", 600, f"--film={text}")
+        assert code == 2 and "WIDTHxHEIGHT@RATE" in err and "\n" not in err.strip()
+
+
+def test_a_plan_names_reading_if_it_is_slower_than_the_device(capsys):
+    plan = ("--frames", 10000, "--device", "h200", "--model", "BAAI/Video-XL-2")
+    assert "longer than the device needs" in run(capsys, *plan, "--cores", 1)[1]
+    assert "longer than the device needs" not in run(capsys, *plan, "--cores", 64, "--film", "320x240@10")[1]

@@ -105,6 +105,7 @@ RANGES: dict[str, Range] = {
     "seed": Range(int, 0, 2**63 - 1),
     # Planning.
     "frames": Range(int, 1, 200_000),
+    "cores": Range(int, 1, 4096),
     "question_tokens": Range(int, 0, MAX_QUESTION_TOKENS),
     # Evaluation.
     "limit": Range(int, 1, _COUNT),

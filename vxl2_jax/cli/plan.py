@@ -12,6 +12,8 @@ from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, add_weig
 from vxl2_jax.errors import RequestError
 from vxl2_jax.models.quantised import SETTINGS, WIDE
 from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.planning import reading
+from vxl2_jax.video.reader import default_threads
 
 HERE = "here"
 """The name of the device that is present."""
@@ -22,7 +24,8 @@ _EXAMPLES = """examples:
   vxl2 plan --frames 2048 --model BAAI/Video-XL-2 --fps 0.5 --block-size 4 --prev-blocks none --device a100-40 --json
 
 No weights are loaded and no accelerator is needed. Memory is the peak of what is live at the same time. Seconds are a
-lower bound: operations divided by the device's peak rate."""
+lower bound: operations divided by the device's peak rate. Reading is estimated from measured costs of H.264 on a CPU; it
+runs while the device computes, so the longer of the two is what watching takes at least."""
 
 
 def add(commands: Any, help: str) -> None:
@@ -47,6 +50,13 @@ def add(commands: Any, help: str) -> None:
     plan.add_argument(
         "--device", default="h200", metavar="D", help=f"{', '.join(planning.DEVICES)}; or {HERE}: that of this machine"
     )
+    plan.add_argument(
+        "--film",
+        default="1280x720@30",
+        metavar="WxH@R",
+        help="size and frames per second of the film, for the time to read it (H.264)",
+    )
+    add_number(plan, "cores", metavar="N", help="CPU cores that decode (default: those of this machine, at most 16)")
     plan.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
     add_options(plan, WatchOptions, "watching", names=("fps", "block_size", "prev_blocks", "compression"))
     add_options(plan, AskOptions, "asking", names=("top_k", "chunk_size"))
@@ -70,6 +80,7 @@ def run(args: argparse.Namespace) -> None:
     watch, ask = WatchOptions(**given(args, WatchOptions)), AskOptions(**given(args, AskOptions))
     watch.check()
     ask.check()
+    film, cores = reading.parse(args.film), args.cores or default_threads()
     device = _device(args.device)
     dtype = args.dtype or hardware.default_dtype(device)
     itemsize = 4 if dtype == "float32" else 2
@@ -90,7 +101,10 @@ def run(args: argparse.Namespace) -> None:
     fits = plan.fits(device)
     advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, itemsize=itemsize, **workload)
     document = render.plan_data(plan, weights, args.device, device, fits, advice)
-    document = {"model": args.model, "dtype": dtype, **document}
+    seconds = round(reading.cpu_seconds(film, args.frames, watch.fps) / cores, 2)
+    is_wall = document["seconds"] is not None and seconds > document["seconds"]
+    read = {"film": str(film), "cores": cores, "seconds": seconds, "longer_than_device": is_wall}
+    document = {"model": args.model, "dtype": dtype, **document, "reading": read}
     if args.json:
         print(json.dumps(document, indent=1))
     else:

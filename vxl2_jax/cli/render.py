@@ -205,6 +205,10 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     table.add_row("peak", f"{gb(document['peak_bytes'])} of {available} ({document['peak_phase']})")
     if document["seconds"] is not None:
         table.add_row("floor", f"{document['seconds']:,.2f} s")
+    read = document["reading"]
+    slower = ", longer than the device needs: more cores, or --frames-from keyframes" * read["longer_than_device"]
+    cores = f"{read['cores']} core{'s' * (read['cores'] > 1)}"
+    table.add_row("reading", f"about {read['seconds']:,.1f} s on {cores}, {read['film']}{slower}")
     verdict = (
         Text("fits", "bold green") if document["fits"] else Text(f"does not fit: {document['advice']}", "bold red")
     )

@@ -392,7 +392,7 @@ def decode(stream: av.VideoStream | av.VideoCodecContext, packet: av.Packet | No
     context = stream.codec_context if isinstance(stream, av.VideoStream) else stream
     try:
         return context.decode(packet)
-    except av.FFmpegError:
+    except (av.FFmpegError, ValueError):  # ValueError: the decoder cannot be opened
         return []
 
 
