@@ -6,6 +6,7 @@ environment of every reader has, so that another interpreter can run this as a f
 
 from __future__ import annotations
 
+import bisect
 import importlib
 import inspect
 import os
@@ -100,7 +101,8 @@ def needed(request: dict) -> tuple[Read, str]:
     av = importlib.import_module("av")
     with av.open(request["film"]) as container:
         packets = [(p.pts, p.is_keyframe) for p in container.demux(container.streams.video[0]) if p.size]
-    wanted = {sorted(pts for pts, _ in packets)[number] for number in request["indices"]}
+    shown = sorted(pts for pts, _ in packets)
+    wanted = {shown[number] for number in request["indices"]}
     runs = needed_runs(packets, wanted)
 
     def read() -> Iterator[np.ndarray]:
@@ -151,7 +153,8 @@ def needed_runs(packets: list[tuple[int, bool]], wanted: set[int]) -> list[tuple
         if pts not in wanted:
             continue
         # Pictures before a key frame that are stored after it need the run before.
-        first = max((key for key in keys if key <= last and packets[key][0] <= pts), default=0)
+        before = reversed(keys[: bisect.bisect_right(keys, last)])
+        first = next((key for key in before if packets[key][0] <= pts), 0)
         while found and first <= found[-1][1]:
             first = min(first, found.pop()[0])
         found.append((first, last))
