@@ -1,7 +1,7 @@
 """How long reading a film takes: decoding, conversion to RGB and resizing on the CPU.
 
-The costs are those of H.264 at 30 frames per second, as `experiments.bench reading` measured them; see
-docs/results/reading.md. HEVC and VP9 take longer, key frames alone a fraction.
+The costs are those of H.264 at 1 to 2 Mbit/s on one x86-64 core, rounded from what `experiments.bench reading` measured (see
+docs/results/speed.md). More bits take longer, and key frames alone a fraction.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from vxl2_jax.errors import RequestError, shown
 
-DECODE_MS, CONVERT_MS = 0.0, 0.0
+DECODE_MS, CONVERT_MS = 2.0, 12.0
 """CPU milliseconds per million pixels: to decode a frame of the film; to convert and resize a chosen one."""
 
 

@@ -84,7 +84,11 @@ class _Stream:
     last_key: av.Packet | None = None
     last: av.Packet | None = None
 
+    def __post_init__(self) -> None:
+        self.hides = self.stream.codec_context.name == "vp8"
+
     def add(self, packet: av.Packet) -> None:
+        """The next packet. A film may have a million of them."""
         number = len(self.sizes)
         self.sizes.append(packet.size)
         if packet.is_corrupt:
@@ -93,7 +97,8 @@ class _Stream:
             self.keys.append(number)
             self.first_key, self.last_key = self.first_key or packet, packet
         # Packets outside the edit list are decoded but not shown.
-        if not packet.is_discard and _is_shown(self.stream, packet):
+        # VP8 stores frames that are only references in packets of their own; bit 4 says whether a frame is shown.
+        if not packet.is_discard and not (self.hides and not bytes(packet)[0] & 0x10):
             self.pts.append(packet.pts)
             self.dts.append(packet.dts)
             self.numbers.append(number)
@@ -146,11 +151,11 @@ def read_index(path: Path, stream: int | None = None) -> PacketIndex:
         if table is not None:
             streams[0].add_table(table)
         else:
-            by_number = {one.stream.index: one for one in streams}
+            add = {one.stream.index: one.add for one in streams}
             try:
                 for packet in container.demux([one.stream for one in streams]):
                     if packet.size:
-                        by_number[packet.stream_index].add(packet)
+                        add[packet.stream_index](packet)
             except av.FFmpegError:
                 broken = True
         film = _choose_film(container, streams)
@@ -403,8 +408,3 @@ def _first_frame(stream: av.VideoStream, packet: av.Packet | None) -> av.VideoFr
         packet = av.Packet(bytes(packet))
     stream.codec_context.flush_buffers()
     return next(iter([*decode(stream, packet), *decode(stream, None)]), None)
-
-
-def _is_shown(stream: av.VideoStream, packet: av.Packet) -> bool:
-    # VP8 stores frames that are only references in packets of their own; bit 4 says whether a frame is shown.
-    return stream.codec_context.name != "vp8" or bool(bytes(packet)[0] & 0x10)

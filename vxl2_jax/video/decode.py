@@ -10,7 +10,6 @@ Symbols: M frames to read.
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -139,11 +138,15 @@ def read_frames(
     start = 0
     if skip and index.packets is not None:
         start = _packets_before(index, frames[done])
-    # Several threads may conceal an error differently each time.
-    threads = 1 if done or index.damaged else threads
-    rest = _read_carefully(path, index, frames[done:], start, threads, losses)
-    with closing(_converted(rest, convert, index.rotation, threads)) as last:
-        yield from last
+    # Several threads conceal an error differently from one: they stop at the first.
+    for count in (1,) if done or index.damaged or threads == 1 else (threads, 1):
+        rest = _read_carefully(path, index, frames[done:], start, count, losses)
+        with closing(_converted(rest, convert, index.rotation, count)) as last:
+            for one in last:
+                done += 1
+                yield one
+        if done == len(frames):
+            return
 
 
 def _read_in_hardware(
@@ -206,18 +209,17 @@ def _read_runs(
     path: Path, index: PacketIndex, runs: Sequence[PacketRun], convert: Convert, threads: int, losses: Losses
 ) -> Generator[np.ndarray, None, None]:
     """Yield converted frames in order; end early at a run that gives none if no frame came before it."""
-    local, waiting = threading.local(), deque[tuple[_RunPackets, Future]]()
+    waiting = deque[tuple[_RunPackets, Future]]()
     held, frames, previous = 0, 0, None
     with open_container(path) as container:
         (stream,) = video_streams(path, container, index.stream)
         template = stream.codec_context
 
         def work(part: _RunPackets) -> tuple[list[np.ndarray] | None, Losses]:
-            if not hasattr(local, "decoder"):
-                local.decoder = _decoder(template)
-            lost = Losses()
-            made = _decode_run(local.decoder, part, index, convert)
-            return made or _decode_run_carefully(local.decoder, part, index, convert, lost), lost
+            # A decoder of its own: where data are damaged, one that is used again fills in what it holds of other runs.
+            lost, decoder = Losses(), _decoder(template)
+            made = _decode_run(decoder, part, index, convert)
+            return made or _decode_run_carefully(decoder, part, index, convert, lost), lost
 
         def first() -> list[np.ndarray] | None:
             nonlocal held, frames
@@ -404,7 +406,10 @@ def _read_through(
 def _read_carefully(
     path: Path, index: PacketIndex, frames: Int64[np.ndarray, " M"], start: int, threads: int, losses: Losses
 ) -> Generator[av.VideoFrame, None, None]:
-    """Decode every packet from `start` on, take damaged frames too, and repeat the frame before one that is missing."""
+    """Decode every packet from `start` on, take damaged frames too, and repeat the frame before one that is missing.
+
+    With several threads, end early at a damaged frame.
+    """
     stored = () if index.packets is None else index.packets
     numbers: dict[int | None, int] = {int(packet): frame for frame, packet in enumerate(stored)}
     with open_container(path) as container:
@@ -420,6 +425,8 @@ def _read_carefully(
             for frame in decode(stream, packet):
                 at = decoded if index.packets is None else numbers.get(frame.pts)
                 decoded += 1
+                if threads > 1 and frame.is_corrupt:
+                    return
                 if at is None:
                     continue
                 while done < len(frames) and frames[done] <= at:
