@@ -118,6 +118,6 @@ def test_nothing_is_marked_that_is_known_or_of_another_model():
 
 
 def test_the_bundled_clip_is_known_to_be_generated():
-    from vxl2_jax.video.container import read_index
+    from vxl2_jax.video.index import read_index
 
     assert read_index(Path(NANO.parent, "demo.mp4")).generated

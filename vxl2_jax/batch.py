@@ -21,7 +21,7 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.relevance.oracle import oracle_of
 from vxl2_jax.runtime import Runtime
-from vxl2_jax.video.reader import prefetch
+from vxl2_jax.video.ahead import prefetch
 
 
 @dataclass(frozen=True)

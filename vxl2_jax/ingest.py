@@ -30,7 +30,7 @@ from vxl2_jax.runtime import Runtime
 from vxl2_jax.storage.memory_file import CacheShape
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
 from vxl2_jax.timing import timed
-from vxl2_jax.video.reader import prefetch
+from vxl2_jax.video.ahead import prefetch
 
 
 @dataclass(frozen=True)

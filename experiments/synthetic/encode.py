@@ -9,7 +9,7 @@ import av
 import numpy as np
 
 from experiments.synthetic import clips, files
-from vxl2_jax.video.container import GENERATED
+from vxl2_jax.video.index import GENERATED
 
 QUALITY = 20  # x264's constant rate factor: lower is better and larger
 

@@ -7,7 +7,7 @@ import shutil
 import av
 import pytest
 
-from vxl2_jax.video.container import GENERATED
+from vxl2_jax.video.index import GENERATED
 
 
 def test_ask_prints_one_json_document(command, model_dir, clip):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from clips import number_of, picture, write_clip
 
-from vxl2_jax.video import decode
-from vxl2_jax.video.container import read_index
-from vxl2_jax.video.decode import Losses
+from vxl2_jax.video import decode, runs
+from vxl2_jax.video.index import read_index
 from vxl2_jax.video.reader import open_video
+from vxl2_jax.video.runs import Losses
 
 LONG_GOP = {"g": "30", "keyint_min": "30", "bf": "3", "sc_threshold": "0"}
 CLIPS = {
@@ -59,7 +59,8 @@ def test_a_distant_frame_is_reached_without_decoding_all_before_it(tmp_path, mon
     path = write_clip(tmp_path / "a.mp4", 200, **LONG_GOP)
     index = read_index(path)
     decoded, original = [], decode.decode
-    monkeypatch.setattr(decode, "decode", lambda s, p: decoded.append(p) or original(s, p))
+    for module in (decode, runs):
+        monkeypatch.setattr(module, "decode", lambda s, p: decoded.append(p) or original(s, p))
     for threads in (1, 2):  # with two threads, a single run is read through
         decoded.clear()
         assert [number_of(f) for f in read_frames(path, index, np.array([185]), threads=threads)] == [185]
@@ -106,7 +107,8 @@ def test_a_frame_that_cannot_be_decoded_is_replaced_by_the_one_before(tmp_path, 
     path = write_clip(tmp_path / "a.mp4", 60, codec="mpeg4", g="1")
     index = read_index(path)
     original, lost = decode.decode, set(index.packets[[20, 21, 58, 59]])
-    monkeypatch.setattr(decode, "decode", lambda s, p: [f for f in original(s, p) if f.pts not in lost])
+    for module in (decode, runs):
+        monkeypatch.setattr(module, "decode", lambda s, p: [f for f in original(s, p) if f.pts not in lost])
     losses = Losses()
     frames = read_frames(path, index, np.array([5, 20, 22, 57, 58, 59]), losses=losses)
     assert [number_of(f) for f in frames] == [5, 19, 22, 57, 57, 57] and losses == Losses(replaced=3)

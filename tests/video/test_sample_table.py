@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from clips import write_clip
 
-from vxl2_jax.video import container, sample_table
-from vxl2_jax.video.container import read_index
+from vxl2_jax.video import index, sample_table
+from vxl2_jax.video.index import read_index
 
 CLIPS = {
     "b-frames.mp4": {"g": "30", "bf": "3"},
@@ -52,7 +52,7 @@ def by_reading(path, monkeypatch):
 
 def check_same(path, monkeypatch):
     found, expected = read_index(path), by_reading(path, monkeypatch)
-    for field in dataclasses.fields(container.PacketIndex):
+    for field in dataclasses.fields(index.PacketIndex):
         one, other = getattr(found, field.name), getattr(expected, field.name)
         assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other, field.name
 

@@ -1,8 +1,9 @@
 """Reading videos: choosing frames (sampling), decoding them (reader) and resizing them (preprocess). Without JAX."""
 
+from vxl2_jax.video.ahead import prefetch
 from vxl2_jax.video.hashing import content_hash
 from vxl2_jax.video.preprocess import pad_to_square, resize_frame
-from vxl2_jax.video.reader import VideoSource, open_video, prefetch
+from vxl2_jax.video.reader import VideoSource, open_video
 from vxl2_jax.video.sampling import frame_seconds, sample_indices, sample_timestamps
 
 __all__ = [

@@ -6,19 +6,17 @@ Symbols: N frames in the file, F frames chosen, S the side of the square they ar
 import contextlib
 import dataclasses
 import functools
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from vxl2_jax.cpu import cpu_cores
 from vxl2_jax.errors import VideoError
-from vxl2_jax.video.container import PacketIndex, read_index
-from vxl2_jax.video.decode import Losses, map_ahead, read_frames
+from vxl2_jax.video.ahead import map_ahead
+from vxl2_jax.video.decode import read_frames
 from vxl2_jax.video.hashing import check_readable
 from vxl2_jax.video.images import (
     animation_times,
@@ -28,7 +26,9 @@ from vxl2_jax.video.images import (
     read_animation,
     read_image,
 )
+from vxl2_jax.video.index import PacketIndex, read_index
 from vxl2_jax.video.preprocess import resize_frame, resize_padded
+from vxl2_jax.video.runs import Losses
 from vxl2_jax.video.sampling import (
     check_options,
     frame_seconds,
@@ -38,7 +38,6 @@ from vxl2_jax.video.sampling import (
     sample_timestamps,
 )
 
-Item = TypeVar("Item")
 MAX_SECONDS = 100_000_000
 """Of a video: three years."""
 MAX_THREADS = 16
@@ -99,7 +98,7 @@ class VideoSource:
             notes.append(f"{losses.replaced:,} chosen frames could not be read: the picture before stands for each")
         if losses.concealed:
             notes.append(f"{losses.concealed:,} chosen frames are damaged, and were completed by the decoder")
-        return tuple(notes)
+        return tuple(note[:500] for note in notes)
 
     def batches(self, frames_per_batch: int, first: int = 0) -> Iterator[UInt8[np.ndarray, "n S S 3"]]:
         """Decode and resize the frames, in order. Every call starts from the beginning.
@@ -195,58 +194,6 @@ def open_video(
 def default_threads() -> int:
     """One decoder per CPU core that this process may use, at most MAX_THREADS."""
     return min(MAX_THREADS, cpu_cores())
-
-
-def prefetch(iterator: Iterable[Item], depth: int = 2) -> Generator[Item, None, None]:
-    """Run an iterator in a background thread, up to `depth` items ahead of the consumer.
-
-    The thread starts when the first item is requested. An exception in the iterator is raised in the consumer, after
-    the items before it. If the consumer stops early (break, close, garbage collection), the thread finishes its current
-    item, closes the iterator and ends.
-    """
-    if depth < 1:
-        raise ValueError(f"depth must be at least 1, not {depth}")
-    return _prefetch(iterator, depth)
-
-
-def _prefetch(iterator: Iterable[Item], depth: int) -> Generator[Item, None, None]:
-    ready: queue.Queue = queue.Queue(maxsize=depth)
-    stopped = threading.Event()
-
-    def put(item: Item | None, error: BaseException | None, is_end: bool) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put((item, error, is_end), timeout=0.1)
-            except queue.Full:
-                pass
-
-    def produce() -> None:
-        error = None
-        try:
-            for item in iterator:
-                put(item, None, False)
-                if stopped.is_set():
-                    break
-        except BaseException as raised:  # re-raised in the consumer
-            error = raised
-        finally:
-            # A generator may only be closed by the thread that runs it.
-            getattr(iterator, "close", lambda: None)()
-            put(None, error, True)
-
-    thread = threading.Thread(target=produce, name="vxl2-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error, is_end = ready.get()
-            if error is not None:
-                raise error
-            if is_end:
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def _open_container(
