@@ -71,6 +71,7 @@ def save(
     Raises CheckpointError if it exists already or cannot be written.
     """
     directory = check_target(directory)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs pages about errors that it raises
     part = directory.with_name(f".{directory.name}.{os.getpid()}.part")
     about = {"version": _VERSION, "weights": quantised.setting_of(params), **dataclasses.asdict(config)}
     try:

@@ -73,6 +73,7 @@ class _Stream:
     sizes: list[int] = dataclasses.field(default_factory=list)
     keys: list[int] = dataclasses.field(default_factory=list)
     corrupt: list[int] = dataclasses.field(default_factory=list)
+    first: av.Packet | None = None
     first_key: av.Packet | None = None
     last_key: av.Packet | None = None
     last: av.Packet | None = None
@@ -95,7 +96,7 @@ class _Stream:
             self.pts.append(packet.pts)
             self.dts.append(packet.dts)
             self.numbers.append(number)
-        self.last = packet
+        self.first, self.last = self.first or packet, packet
 
     def add_table(self, table: SampleTable) -> None:
         """All packets, as the container's own table lists them."""
@@ -159,7 +160,9 @@ def read_index(path: Path, stream: int | None = None) -> PacketIndex:
         decodable = bool(film.pts) and film.last is not None and any(bytes(film.last))
         rotation = 0
         if decodable:
-            frames = [_first_frame(film.stream, key) for key in (film.first_key, film.last_key)]
+            # Some formats flag no key frames.
+            keys = (film.first_key, film.last_key) if film.keys else (film.first,)
+            frames = [_first_frame(film.stream, key) for key in keys]
             decodable = None not in frames
             rotation = frames[0].rotation if frames[0] is not None else 0
         if not decodable:

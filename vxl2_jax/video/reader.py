@@ -6,7 +6,7 @@ Symbols: N frames in the file, F frames chosen, S the side of the square they ar
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ from vxl2_jax.video.sampling import (
 MAX_SECONDS = 100_000_000
 """Of a video: three years."""
 MAX_THREADS = 16
+_TOLERANCE_S = 0.1
+"""Timestamps are rounded to tenths: a film whose clock is off by less is sampled by frame number, as in the original."""
 ALL, KEY_FRAMES = "all", "keyframes"
 FRAMES_FROM = (ALL, KEY_FRAMES)
 """The frames that are chosen from: all, or the key frames, which are 5 to 20 times as fast to read."""
@@ -246,7 +248,7 @@ def _choose(
 
 
 def _open_animation(path: Path, times: list[float], end: float, size: int, options: dict) -> VideoSource:
-    rate = _rate_of(np.array(times), (len(times) / end,))
+    rate = len(times) / end if _fits(np.array(times), len(times) / end, 0.5) else None
     indices, seconds, by_time = _choose(np.array(times), end, rate, options)
 
     def read(frames: Int64[np.ndarray, " M"], _: Losses) -> _Frames:
@@ -283,15 +285,17 @@ def _open_folder(path: Path, size: int, options: dict, threads: int) -> VideoSou
 
 def _constant_rate(index: PacketIndex) -> float | None:
     """The rate of a film of constant rate. The container's own average rate is tried first: the original uses it."""
-    times, count = index.times, len(index.times)
-    if count == 1:
-        return index.rate or 1 / index.end_s
+    times, rate = index.times, index.rate
+    if len(times) == 1:
+        return rate or 1 / index.end_s
     if times[-1] == 0:  # all frames have the same timestamp: rely on the container
-        return index.rate or 25.0
-    return _rate_of(times, (index.rate, (count - 1) / float(times[-1])))
+        return rate or 25.0
+    if rate and _fits(times, rate, max(0.5, _TOLERANCE_S * rate - 1e-6)):
+        return rate
+    measured = (len(times) - 1) / float(times[-1])
+    return measured if _fits(times, measured, 0.5) else None
 
 
-def _rate_of(times: Float64[np.ndarray, " N"], rates: Iterable[float | None]) -> float | None:
-    """The first of some rates at which every frame's time is within half a frame of number / rate, or None."""
-    numbers = np.arange(len(times))
-    return next((rate for rate in rates if rate and np.all(np.abs(times * rate - numbers) <= 0.5)), None)
+def _fits(times: Float64[np.ndarray, " N"], rate: float, frames: float) -> bool:
+    """Whether every frame's time is within so many frames of number / rate."""
+    return bool(np.all(np.abs(times * rate - np.arange(len(times))) <= frames))
