@@ -22,6 +22,7 @@ CLIPS = {
     "mpeg4.avi": {"codec": "mpeg4", "g": "30", "b": "800000"},
     "mpeg2.mpg": {"codec": "mpeg2video", "g": "15", "bf": "2", "b": "2000000"},
     "vp8.webm": {"codec": "libvpx", "g": "30", "auto-alt-ref": "1", "lag-in-frames": "16", "b": "500000"},
+    "flv-no-key-flags.swf": {"codec": "flv", "g": "30", "b": "800000"},
     "ffv1-10-bit.mkv": {"codec": "ffv1", "pix_fmt": "yuv422p10le"},
 }
 

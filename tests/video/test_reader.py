@@ -88,6 +88,9 @@ def test_key_frames_stand_for_the_frames_after_them_and_say_when_they_were(tmp_p
     assert source.distinct_frames == 4 and source.notes == ()
     with pytest.raises(VideoError, match="frames_from"):
         open_video(path, size=64, frames_from="some")
+    for other in (write_clip(tmp_path / "a.swf", 30, codec="flv"), write_clip(tmp_path / "a.avi", 30, bf="2")):
+        with pytest.raises(VideoError, match="key frames"):
+            open_video(other, size=64, frames_from="keyframes")
 
 
 def test_without_a_device_frames_are_decoded_in_software_with_a_note(tmp_path, monkeypatch):

@@ -210,8 +210,10 @@ def _open_container(
             "right rate"
         )
     indices, chosen_s, by_time = _choose(times, seconds, rate, options)
-    if frames_from == KEY_FRAMES and index.packets is not None:
-        shown = index.key_frames[np.isin(index.key_packets, index.packets)]
+    if frames_from == KEY_FRAMES:
+        shown = index.key_frames[np.isin(index.key_packets, () if index.packets is None else index.packets)]
+        if not len(shown):
+            raise VideoError(f"{path}: does not say which frames are key frames; choose from all frames")
         indices = shown[np.maximum(np.searchsorted(shown, indices, side="right") - 1, 0)]
         chosen_s = frame_seconds(indices, rate) if rate else round_to_tenths(times[indices])
 
