@@ -104,7 +104,7 @@ def read(directory: Path) -> Scope | None:
         return None
     try:
         scope = msgspec.convert(files.read_json(path, files.CHECKPOINT_JSON), Scope)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # of msgspec, or of a key that is no Unicode text
         files.CHECKPOINT_JSON.fail(path, str(error), error)
     if unknown := {name for form in scope.forms for name in _split(form)[1::2]} - {"name", "other", "a_name", "second"}:
         files.CHECKPOINT_JSON.fail(path, f"unknown placeholder {min(unknown)}")

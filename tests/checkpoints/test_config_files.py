@@ -92,6 +92,11 @@ def test_odd_vision_fields_are_refused(read, field, value):
         refused(read, "vision_config", **{field: value})
 
 
+@pytest.mark.parametrize("name", ["config", "vision_config", "special_tokens"])
+def test_a_name_that_is_no_unicode_text_is_refused(read, name):
+    refused(read, name, **{"\ude5f": None})
+
+
 @pytest.mark.parametrize("value", [-4, "x", 10**12])
 def test_odd_special_tokens_are_refused(read, value):
     refused(read, "special_tokens", visual_tokens_per_group=value)
@@ -148,7 +153,8 @@ def test_what_does_not_change_it_is_accepted(read, change):
 
 
 @pytest.mark.parametrize(
-    "content", ["5", "null", "[]", "{}", '{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": 5}}']
+    "content",
+    ["5", "null", "[]", "{}", '{"weight_map": {"a": ["b"]}}', '{"weight_map": {"a": 5}}', '{"\\ude5f": 1}'],
 )
 def test_an_odd_index_is_refused(tmp_path, content):
     (tmp_path / INDEX).write_text(content)

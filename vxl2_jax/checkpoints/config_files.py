@@ -150,7 +150,7 @@ def read_config(directory: Path, shards: Shards) -> ModelConfig:
 def _convert(path: Path, content: Any, struct: type[_Struct]) -> _Struct:
     try:
         return msgspec.convert(content, struct)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # of msgspec, or of a key that is no Unicode text
         problem, _, place = str(error).partition(" - at ")
         if value := re.fullmatch("Invalid enum value (.*)", problem):
             _refuse(path, f"{place.strip('`').removeprefix('$.')} = {value[1]:.60}")

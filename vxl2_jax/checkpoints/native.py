@@ -194,7 +194,7 @@ def describe(directory: Path) -> tuple[ModelConfig, str]:
         if about.version > _VERSION:
             raise CheckpointError(f"{path}: format {about.version} is newer than this vxl2_jax: update vxl2_jax")
         return msgspec.convert(fields, ModelConfig), about.weights
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # of msgspec, or of a key that is no Unicode text
         _fail(path, str(error), error)
 
 

@@ -79,7 +79,7 @@ def _safetensors_files(directory: Path) -> list[Path]:
         raise CheckpointError(f"{directory}: no .safetensors files; give a Hugging Face checkpoint directory")
     try:
         names = set(msgspec.convert(files.read_json(index, files.CHECKPOINT_JSON), _Index).weight_map.values())
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # of msgspec, or of a key that is no Unicode text
         files.CHECKPOINT_JSON.fail(index, f"not an index of shards ({error})", error)
     for name in sorted(names):
         if PurePath(name).name != name or not name.endswith(".safetensors"):

@@ -265,7 +265,7 @@ def parse(text: str) -> TrainingSettings:
             if isinstance(options := tables.get(table), dict) and options.get(option) == word:
                 options[option] = None
         return msgspec.convert(tables, TrainingSettings)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # of msgspec, or of a key that is no Unicode text
         raise RequestError(_explain(str(error))) from error
 
 
