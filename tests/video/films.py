@@ -31,6 +31,7 @@ class Pictures:
     rate: in frames per second, as the header states it.
     rotation: of the display, in degrees counter-clockwise.
     cover: a picture of the file, not a film.
+    all_keys: every packet is flagged as a key frame.
     options: of the encoder.
     """
 
@@ -43,6 +44,7 @@ class Pictures:
     pix_fmt: str = "yuv420p"
     rotation: int = 0
     cover: bool = False
+    all_keys: bool = False
     options: dict[str, str] = field(default_factory=dict)
 
     def encode(self, container: av.container.OutputContainer) -> Callable[[], Iterator[av.Packet]]:
@@ -77,6 +79,7 @@ class Pictures:
                     packet.pts = int(self.pts[shown])
                     packet.dts = dts[decoded] if decoded >= 0 else dts[0] + decoded * step
                     packet.time_base, packet.duration = tick, step
+                    packet.is_keyframe = packet.is_keyframe or self.all_keys
                     yield packet
 
         return packets

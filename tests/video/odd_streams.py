@@ -6,7 +6,7 @@ from pathlib import Path
 import av
 from clips import picture
 from films import Lines, Pictures, Sound, even, film_bytes, two_programs
-from oddities import ORDERED, PLAIN, TEN, case, film, put, ten, ts
+from oddities import DAY, ORDERED, PLAIN, TEN, case, film, put, ten, ts
 from PIL import Image
 
 # Streams.
@@ -27,6 +27,10 @@ film("sound_and_subtitles_mkv", "mkv", Sound(0, 3), Lines([0.5, 1.5]), ten(optio
 film("sound_and_subtitles_mp4", "mp4", Sound(0, 3), Lines([0.5, 1.5], "mov_text"), ten(options=ORDERED))
 film("subtitles_begin_earlier", "mkv", Lines([0, 1, 3]), ten(start=2))
 film("data_beside", "ts", Lines([0.5, 1.5], "data"), ten(), Sound(0, 3, "mp2"))
+
+
+LATE = [*even(5, 10), DAY * 1000, *even(5, 10, start=0.6)]
+film("preview_with_an_outlier", "mkv", Pictures(LATE, [500] * 11, size=(16, 16), options=PLAIN), ten())
 
 
 @case(TEN)
@@ -53,6 +57,12 @@ MOVING = {"mp4": {}, "mov": {}, "mkv": {}, "flv": {}, "nut": {}, "ts": {}, "m2ts
 MOVING |= {"3gp": {}, "f4v": {}, "ismv": {}}
 for suffix, options in MOVING.items():
     film(f"{suffix}_b_frames", suffix, ten(options=ORDERED), written={"options": options})
+for suffix, codec in {"mp4": "mpeg4", "mkv": "libx264", "mov": "mpeg2video"}.items():
+    pictures = ten(codec=codec, options={"g": "30"}, all_keys=True)
+    film(f"all_packets_flagged_as_key_frames_{suffix}", suffix, pictures, notes=None)
+for suffix in ("mkv", "mp4"):
+    options = {"x264-params": "intra-refresh=1:keyint=10:bframes=0:scenecut=0"}
+    film(f"intra_refresh_{suffix}", suffix, ten(options=options))
 film("mp4_faststart", "mp4", ten(options=ORDERED), written={"options": {"movflags": "faststart"}})
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 film("mp4_fragments", "mp4", ten(options=ORDERED), written={"options": FRAGMENTS})

@@ -33,6 +33,13 @@ film(
 )  # fmt: skip
 
 
+# Two timestamps that are wrong by the same time.
+for late_s in (-72_000, -30, -5, 5, 72_000):
+    restamped(
+        f"two_outliers_{late_s}_s", lambda n, t, s=late_s: t + (20 * 3600 + s * (n in (13, 14))) * TS_CLOCK, notes=True
+    )
+film("held_after_three", "mkv", Pictures([0, 100, 200, *even(30, 10, start=20)], options=PLAIN), notes=None,
+     shown=[0, *[2] * 19, 3, 13, 23])  # fmt: skip
 # One stamp of an hour before the others.
 restamped("outlier_early_ts", lambda n, t: t + (1 if n == 13 else 2) * 3600 * TS_CLOCK, notes=None)
 restamped("every_second_stamp_missing", lambda n, t: None if n % 2 else t)
@@ -142,3 +149,7 @@ for suffix in ("mp4", "mkv"):
     film(f"held_{suffix}", suffix, Pictures(HELD, rate=5), shown=[0, 5, *[9] * 598, 10, 15], notes=None)
     film(f"held_asked_rarely_{suffix}", suffix, Pictures(HELD, rate=5), fps=0.01, shown=[0, *[9] * 5, 10], notes=None)
 film("a_single_picture", "mp4", Pictures([0], [77]), shown=[77])
+film(
+    "slides_with_b_frames", "mkv", Pictures([0, 5000, 10000, 15000, 20000, 20100], rate=Fraction(1, 5), options=ORDERED),
+    fps=0.2, shown=range(6),
+)  # fmt: skip

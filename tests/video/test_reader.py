@@ -7,11 +7,13 @@ import av
 import numpy as np
 import pytest
 from clips import number_of, picture, write_clip
+from films import Pictures, even, film_bytes, write_film
 from PIL import Image
 
 from vxl2_jax.errors import VideoError
 from vxl2_jax.video import content_hash, decode, open_video, prefetch, reader, resize_frame
 from vxl2_jax.video.hashing import fingerprint, hash_in_background
+from vxl2_jax.video.index import read_index
 
 
 def test_all_batches_but_the_last_are_full_and_can_be_read_again(tmp_path):
@@ -89,8 +91,45 @@ def test_key_frames_stand_for_the_frames_after_them_and_say_when_they_were(tmp_p
     with pytest.raises(VideoError, match="frames_from"):
         open_video(path, size=64, frames_from="some")
     for other in (write_clip(tmp_path / "a.swf", 30, codec="flv"), write_clip(tmp_path / "a.avi", 30, bf="2")):
-        with pytest.raises(VideoError, match="key frames"):
-            open_video(other, size=64, frames_from="keyframes")
+        assert "key frames" in open_video(other, size=64, frames_from="keyframes").notes[0]
+
+
+def test_without_known_key_frames_all_frames_are_chosen_from_with_a_note(tmp_path):
+    raw = write_film(tmp_path / "raw.h264", Pictures(even(50, 25), rate=25, options={"g": "10", "bf": "0"}))
+    hidden = {"g": "30", "bf": "0", "sc_threshold": "0"}  # the edit list hides the only key frame
+    cut = write_film(tmp_path / "cut.mp4", Pictures(even(30, 10, start=-0.6), options=hidden))
+    for path in (raw, cut):
+        source, plain = open_video(path, size=64, frames_from="keyframes"), open_video(path, size=64)
+        np.testing.assert_array_equal(source.indices, plain.indices)
+        assert "key frames" in source.notes[0] and plain.notes == ()
+
+
+def test_a_film_whose_headers_change_is_decoded_from_its_first_packet_on(tmp_path):
+    plain = {"g": "10", "bf": "0"}
+    parts = [
+        film_bytes(Pictures(even(40, 10), options=plain), folder=tmp_path, suffix="flv"),
+        film_bytes(
+            Pictures(
+                even(40, 10, start=4), range(100, 140), options=plain | {"coder": "vlc", "x264-params": "8x8dct=0"}
+            ),
+            folder=tmp_path,
+            suffix="flv",
+        )[13:],  # without the header of the file
+    ]
+    path = tmp_path / "joined.flv"
+    path.write_bytes(b"".join(parts))
+    assert read_index(path).changes
+    for threads in (1, 2):
+        source = open_video(path, size=64, read_threads=threads)
+        numbers = [number_of(frame) for frame in np.concatenate(list(source.batches(5)))]
+        assert numbers == [0, 10, 20, 30, 100, 110, 120, 130] and source.notes == ()
+
+
+def test_images_have_no_streams(tmp_path):
+    Image.fromarray(picture(3)).save(tmp_path / "a.png")
+    for path in (tmp_path, tmp_path / "a.png"):
+        with pytest.raises(VideoError, match="stream"):
+            open_video(path, size=64, stream=0)
 
 
 def test_without_a_device_frames_are_decoded_in_software_with_a_note(tmp_path, monkeypatch):

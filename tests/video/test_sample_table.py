@@ -90,3 +90,21 @@ def test_other_files_are_read(tables, monkeypatch, tmp_path):
         changed[offsets + 8 + change] ^= 1
         (tmp_path / "changed.mp4").write_bytes(changed)
         check_same(tmp_path / "changed.mp4", monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        (b"stsd", lambda box: box[:4] + (2).to_bytes(4, "big") + box[8:]),
+        (b"elst", lambda box: box[:4] + (2).to_bytes(4, "big") + 2 * box[8:]),
+    ],
+    ids=["two settings of the decoder", "two edits"],
+)
+def test_a_table_of_several_parts_is_not_used(kind, content, monkeypatch, tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 30, g="10", bf="2")
+    boxes = sample_table._movie_boxes(path)
+    track = next(int.from_bytes(box[12:16], "big") for name, box in boxes if name == b"tkhd")
+    assert sample_table._composition_offsets(path, track, 30) is not None and kind in dict(boxes)
+    changed = [(name, content(box) if name == kind else box) for name, box in boxes]
+    monkeypatch.setattr(sample_table, "_movie_boxes", lambda path: changed)
+    assert sample_table._composition_offsets(path, track, 30) is None

@@ -52,7 +52,7 @@ def test_decoding_times_show_a_restart_of_a_short_film():
 
 @pytest.mark.parametrize("at", [0, 1, 2, 100, 246, 247, 248, 249])
 @pytest.mark.parametrize("wrong", [DAY, -DAY, 2 * DAY])
-def test_one_wild_timestamp_is_replaced(at, wrong):
+def test_one_wrong_timestamp_is_replaced(at, wrong):
     seconds = A.copy()
     seconds[at] = wrong
     found = times_of(seconds)
@@ -60,7 +60,7 @@ def test_one_wild_timestamp_is_replaced(at, wrong):
     assert found.order.tolist() == list(range(250)) and len(found.notes) == 1
 
 
-def test_a_wild_timestamp_among_reordered_frames_moves_no_other():
+def test_a_wrong_timestamp_among_reordered_frames_moves_no_other():
     seconds = B_FRAMES.copy()
     seconds[101] = DAY
     found = times_of(seconds)
@@ -85,3 +85,32 @@ def test_still_pictures_and_slides_stay_as_long_as_they_are_shown():
 
 def test_one_frame_and_equal_times_are_films_too():
     assert times_of([7.0]).times.tolist() == [0.0] and times_of([2.0] * 5).times.tolist() == [0.0] * 5
+
+
+def test_outliers_are_replaced_however_near_they_lie():
+    for film in (A, B_FRAMES):
+        for late in (5, -5, 30, -30, DAY):
+            seconds = film + 40
+            seconds[100:102] += late
+            decoding_s = np.arange(len(film)) / 25
+            decoding_s[100:102] += late
+            found = times_of(seconds, jumps=True, decoding_s=decoding_s)
+            np.testing.assert_allclose(found.times, np.sort(film), atol=0.13)
+            assert found.notes == ("2 wrong timestamps were replaced",)
+
+
+def test_an_outlier_beside_a_restart_of_the_clock_is_one_frame():
+    for film in (A, B_FRAMES):
+        for beside in (-1, 0, 1, 2, 3):
+            seconds = np.concatenate([film + 100, film + 70])
+            seconds[len(film) + beside] += DAY
+            found = times_of(seconds, jumps=True)
+            assert found.times[-1] == pytest.approx((2 * len(film) - 1) / 25, abs=0.09) and len(found.notes) == 2
+            assert set(found.order[: len(film) - 1]) < set(range(len(film) + 1))
+
+
+def test_a_few_frames_before_a_still_picture_keep_their_times():
+    for first in ([0], [0, 0.04], [0, 0.04, 0.08], [0, 0.04, 0.08, 0.12]):
+        for still_s in (3, 20, 3000):
+            seconds = np.concatenate([first, still_s + A])
+            np.testing.assert_array_equal(times_of(seconds).times, seconds)

@@ -43,7 +43,8 @@ def open_container(path: Path, device: str | None = None) -> Generator[av.contai
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, hwaccel=hwaccel)
     except (av.FFmpegError, RuntimeError, ValueError) as error:
         if device is not None:
-            raise NoHardwareError(f"{device}: {first_line(error)}") from error
+            reason = getattr(error, "strerror", None) or first_line(error)  # without the file's name
+            raise NoHardwareError(f"{device}: {reason}") from error
         raise VideoError(f"{path}: not a video that FFmpeg can read; give a video, an image or a folder") from error
     with container:
         if container.format.name in _LISTS:  # a memory would be recognised by the list, whatever the files hold

@@ -57,7 +57,10 @@ def read_frames(
       VideoError: the file is missing, or has changed and cannot be decoded.
     """
     losses, done = Losses() if losses is None else losses, 0
-    if hardware and index.packets is not None:
+    skip = skip and index.packets is not None and not index.changes
+    if hardware and (index.packets is None or index.changes):
+        hardware, losses.no_hardware = False, "the film must be decoded from its first packet on"
+    if hardware:
         try:
             with closing(_read_in_hardware(path, index, frames, convert, threads)) as decoded:
                 for one in decoded:
@@ -69,7 +72,7 @@ def read_frames(
             return
         losses.no_hardware = losses.no_hardware or f"it gave {done:,} of {len(frames):,} frames"
         frames, done = frames[done:], 0
-    if skip and index.packets is not None and len(frames):
+    if skip and len(frames):
         runs = plan_runs(index, frames)
         with open_container(path) as container:
             (stream,) = video_streams(path, container, index.stream)
@@ -84,7 +87,7 @@ def read_frames(
         if done == len(frames):
             return
     start = 0
-    if skip and index.packets is not None:
+    if skip:
         start = _packets_before(index, frames[done])
     # Several threads conceal an error differently from one: they stop at the first.
     for count in (1,) if done or index.damaged or threads == 1 else (threads, 1):

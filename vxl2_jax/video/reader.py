@@ -97,9 +97,11 @@ class VideoSource:
         if losses.no_hardware:
             notes.append(f"decoded in software: {losses.no_hardware}")
         if losses.replaced:
-            notes.append(f"{losses.replaced:,} chosen frames could not be read: the picture before stands for each")
+            notes.append(
+                f"chosen frames that could not be read, so that another near them was taken: {losses.replaced:,}"
+            )
         if losses.concealed:
-            notes.append(f"{losses.concealed:,} chosen frames are damaged, and were completed by the decoder")
+            notes.append(f"chosen frames that are damaged, and were completed by the decoder: {losses.concealed:,}")
         return tuple(note[:500] for note in notes)
 
     def batches(self, frames_per_batch: int, first: int = 0) -> Iterator[UInt8[np.ndarray, "n S S 3"]]:
@@ -162,8 +164,9 @@ def open_video(
       size: S, the side in pixels to which frames are resized.
       fps, max_frames, max_fps, multiple_of_4: as in `sample_indices`.
       frames_from: "all", or "keyframes": each chosen time shows the last key frame before it, and says when that was.
-      stream: number of the video's stream in the file; None: the longest, and of these the largest.
+      stream: number of the video's stream in the file; None: the longest, and of these the largest. Not for images.
       decoder: "software", or "hardware": on a device that FFmpeg knows, such as an NVIDIA card, and in software if it cannot.
+        Images are decoded in software.
       read_threads: threads that decode; None: one per CPU core, at most 16.
 
     Returns:
@@ -183,9 +186,12 @@ def open_video(
     path, threads = Path(path), read_threads or default_threads()
     options = {"fps": fps, "max_frames": max_frames, "max_fps": max_fps, "multiple_of_4": multiple_of_4}
     with check_readable(path):
-        if path.is_dir():
+        is_folder, is_still = path.is_dir(), path.is_file() and is_image(path) and not is_motion_jpeg(path)
+        if stream is not None and (is_folder or is_still):
+            raise VideoError(f"{path}: has no streams; leave out stream={stream}")
+        if is_folder:
             return _open_folder(path, size, options, threads)
-        if is_image(path) and not is_motion_jpeg(path):
+        if is_still:
             if (animation := animation_times(path)) is not None:
                 return _open_animation(path, *animation, size, options)
             return _open_image(path, size)
@@ -210,10 +216,11 @@ def _open_container(
             "right rate"
         )
     indices, chosen_s, by_time = _choose(times, seconds, rate, options)
-    if frames_from == KEY_FRAMES:
-        shown = index.key_frames[np.isin(index.key_packets, () if index.packets is None else index.packets)]
-        if not len(shown):
-            raise VideoError(f"{path}: does not say which frames are key frames; choose from all frames")
+    notes = index.notes
+    shown = () if index.packets is None else index.key_frames[np.isin(index.key_packets, index.packets)]
+    if frames_from == KEY_FRAMES and not len(shown):
+        notes = (*notes, "the file does not say which frames are key frames: all frames are chosen from")
+    elif frames_from == KEY_FRAMES:
         indices = shown[np.maximum(np.searchsorted(shown, indices, side="right") - 1, 0)]
         chosen_s = frame_seconds(indices, rate) if rate else round_to_tenths(times[indices])
 
@@ -235,7 +242,7 @@ def _open_container(
         chosen_s,
         read,
         index.generated,
-        index.notes,
+        notes,
     )
 
 

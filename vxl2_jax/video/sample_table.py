@@ -21,7 +21,7 @@ from vxl2_jax import files
 MIN_PACKETS = 20_000
 """Shorter films are indexed as quickly by reading them."""
 _MAX_TABLE = 512 * 2**20
-_NESTED = {b"moov", b"trak", b"mdia", b"minf", b"stbl"}
+_NESTED = {b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl"}
 _KEY, _DISCARD = 1, 2
 """Flags of FFmpeg's index entries."""
 _COMPARED = 64
@@ -101,6 +101,8 @@ def _composition_offsets(path: Path, track: int, count: int) -> Int64[np.ndarray
             found.setdefault(kind, content)
     if b"stsz" not in found and b"stz2" not in found:
         return None
+    if int.from_bytes(found.get(b"stsd", b"")[4:8]) != 1 or _edits(found.get(b"elst", b"")) > 1:
+        return None  # the decoder's settings change, or packets are repeated or left out within the film
     if b"ctts" not in found:
         return np.zeros(count, np.int64)
     runs = np.frombuffer(found[b"ctts"][8:], ">i4")
@@ -108,6 +110,13 @@ def _composition_offsets(path: Path, track: int, count: int) -> Int64[np.ndarray
     if (runs[:, 0] < 0).any() or runs[:, 0].sum() != count:
         return None
     return np.repeat(runs[:, 1], runs[:, 0])
+
+
+def _edits(edit_list: bytes) -> int:
+    """Parts of the film that an edit list shows."""
+    width = 8 if edit_list[:1] == b"\1" else 4
+    starts = range(8 + width, len(edit_list) - width + 1, 2 * width + 4)
+    return sum(edit_list[at : at + width] != b"\xff" * width for at in starts)
 
 
 def _movie_boxes(path: Path) -> list[tuple[bytes, bytes]]:

@@ -15,13 +15,15 @@ from jaxtyping import Bool, Float64, Int64
 
 JUMP_S = 10.0
 """A step in time of more than this many seconds, and of `_DEPTH` · 2 frames, is a jump. FFmpeg has the same limit."""
+OUTLIER_S = 1.0
+"""Up to `_LONE` packets are outliers if they lie further than this, and than `_DEPTH` · 2 frames, from those before and after."""
 LONE_S = 3600.0
-"""Up to `_LONE` frames at either end of a film are wild if they lie further away than this, and than the film is long."""
+"""Up to `_LONE` frames at either end of a film are outliers if they lie further away than this, and than the film is long."""
 _LONE = 4
 _DEPTH = 17
 """More than the 16 frames that a decoder of H.264 or HEVC reorders."""
 _MAX_JUMPS = 10_000
-"""With more, single timestamps are not replaced."""
+"""With more steps back, outliers are not replaced."""
 _SHOWN = 3
 
 
@@ -64,16 +66,15 @@ def timeline(
     depth = _DEPTH if reorders else 2
     spacing = _spacing(seconds)
     limit = max(JUMP_S, 2 * _DEPTH * spacing)
-    wild = _wild(seconds, depth, limit)
-    if wild.any():
-        good, bad = np.flatnonzero(~wild), np.flatnonzero(wild)
-        spacing = _spacing(seconds[good])
-        seconds = seconds.copy()
-        beyond = np.minimum(bad - good[0], 0) + np.maximum(bad - good[-1], 0)
-        seconds[bad] = np.interp(bad, good, seconds[good]) + beyond * spacing
+    outliers = _outliers(seconds, depth, max(OUTLIER_S, 2 * _DEPTH * spacing))
+    if outliers.any():
+        spacing = _spacing(seconds[~outliers])
+        seconds = _replaced(seconds, outliers, depth, spacing)
+        if decoding_s is not None:
+            decoding_s = _replaced(decoding_s, outliers, depth, spacing)
     restarts = _restarts(seconds, depth)
     if decoding_s is not None:
-        restarts |= _restarts(decoding_s, 2)  # a single wild time is no restart
+        restarts |= _restarts(decoding_s, 2)  # a single wrong time is no restart
     segment = np.cumsum(restarts)
     order = np.lexsort((seconds, segment))  # stable: equal times stay in the stored order
     steps = np.diff(seconds[order])
@@ -85,8 +86,8 @@ def timeline(
     moved = np.concatenate([[0.0], np.cumsum(np.where(begins | closed, spacing - steps, 0.0))])
     times = seconds[order] - seconds[order[0]] + moved
     notes = []
-    if count := int(wild.sum()) + int(lone.sum()):
-        notes.append(f"{count} of its timestamps {'was' if count == 1 else 'were'} wild and replaced")
+    if count := int(outliers.sum()) + int(lone.sum()):
+        notes.append(f"{count} wrong timestamp{' was' if count == 1 else 's were'} replaced")
     if begins.any():
         notes.append(f"its clock starts again at {_listed(times[1:][begins])}: the parts follow each other")
     if (holes := closed & ~lone).any():
@@ -102,30 +103,45 @@ def _spacing(seconds: Float64[np.ndarray, " N"]) -> float:
     return float(np.median(steps)) if len(steps) else 0.0
 
 
-def _wild(seconds: Float64[np.ndarray, " N"], depth: int, limit: float) -> Bool[np.ndarray, " N"]:
-    """Packets that lie on the same side of both those before and those after them, by more than a jump.
+def _replaced(
+    seconds: Float64[np.ndarray, " N"], outliers: Bool[np.ndarray, " N"], depth: int, spacing: float
+) -> Float64[np.ndarray, " N"]:
+    """Times with the outliers placed evenly between those before and after them, or at a restart, after all before them."""
+    good, bad = np.flatnonzero(~outliers), np.flatnonzero(outliers)
+    beyond = np.minimum(bad - good[0], 0) + np.maximum(bad - good[-1], 0)
+    replaced = seconds.copy()
+    replaced[bad] = np.interp(bad, good, seconds[good]) + beyond * spacing
+    for i, place in zip(bad, np.searchsorted(good, bad), strict=True):
+        before, after = good[max(0, place - depth) : place], good[place : place + 1]
+        if len(before) and len(after) and seconds[after[0]] < seconds[before[-1]] - 2 * _DEPTH * spacing:
+            replaced[i] = seconds[before].max() + (i - before[-1]) * spacing
+    return replaced
 
-    Up to `_LONE` neighbours may be as wild. A packet whose time is merely reordered has later times soon after it, and one
-    at a restart of the clock has near times before it.
+
+def _outliers(seconds: Float64[np.ndarray, " N"], depth: int, limit: float) -> Bool[np.ndarray, " N"]:
+    """Packets that lie on the same side of both those before and those after them, by more than `limit`.
+
+    Up to `_LONE` neighbours may be outliers too. A packet whose time is merely reordered has later times soon after it, and
+    one at a restart of the clock has near times before it.
     """
     count, window = len(seconds), depth + _LONE
-    wild = np.zeros(count, bool)
-    # Only packets next to a jump can be wild.
-    edges = np.flatnonzero(np.abs(np.diff(seconds)) > limit)
+    outliers = np.zeros(count, bool)
+    # The time goes back before or after an outlier.
+    edges = np.flatnonzero(np.diff(seconds) < -limit)
     if len(edges) > _MAX_JUMPS:
-        return wild
+        return outliers
     near = np.unique((edges[:, None] + np.arange(-_LONE, _LONE + 2)).ravel())
     for i in near[(near >= 0) & (near < count)]:
         before, after = seconds[max(0, i - window) : i], seconds[i + 1 : i + 1 + window]
         if not len(after):
             continue
         # With few packets around it, one that is merely reordered looks alike.
-        far = limit if len(after) >= depth and len(before) else max(limit, LONE_S)
+        far = limit if len(after) >= depth and len(before) > _LONE else max(limit, LONE_S)
         for sign in (1, -1):
             beyond = [int((sign * (seconds[i] - side) > far).sum()) for side in (before, after)]
             if beyond[0] >= len(before) - _LONE and beyond[1] >= max(1, len(after) - _LONE):
-                wild[i] = True
-    return wild
+                outliers[i] = True
+    return outliers
 
 
 def _restarts(seconds: Float64[np.ndarray, " N"], depth: int) -> Bool[np.ndarray, " N"]:
