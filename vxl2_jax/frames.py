@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from vxl2_jax.errors import RequestError, first_line
-from vxl2_jax.video.hashing import fingerprint, hash_in_background
+from vxl2_jax.errors import RequestError, VideoError, first_line
+from vxl2_jax.video.hashing import BackgroundHash, fingerprint
 from vxl2_jax.video.reader import ALL, open_video
 
 Seconds = Sequence[float] | np.ndarray
@@ -59,18 +60,23 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
       RequestError: the arrays have the wrong shape, dtype or order.
     """
     if isinstance(video, (str, Path)):
-        hashed = hash_in_background(video)
-        source = open_video(video, size=size, **sampling)
+        known = fingerprint(video)
+        hashed = BackgroundHash(video)
+        try:
+            source = open_video(video, size=size, **sampling)
+        except BaseException:
+            hashed.stop()
+            raise
         return FrameSource(
             np.asarray(source.seconds),
             source.batches,
             end_s=float(max(source.duration_s, source.seconds[-1])),
             name=source.path.name,
             hash=hashed,
-            fingerprint=fingerprint(video),
+            fingerprint=known,
             reading=_reading(**sampling),
             distinct=source.distinct_frames,
-            notes=lambda: source.notes,
+            notes=lambda: (*source.notes, *_changes(video, known)),
             generated=source.generated,
         )
     if not isinstance(video, (tuple, list)) or len(video) != 2:
@@ -81,6 +87,14 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
         return (frames[i : i + count] for i in range(first, len(frames), count))
 
     return FrameSource(seconds, batches, end_of(seconds))
+
+
+def _changes(video: str | Path, known: str) -> tuple[str, ...]:
+    """A note if a file was changed since its fingerprint was `known`. It may have been removed: what was read stays."""
+    with contextlib.suppress(VideoError):
+        if fingerprint(video) != known:
+            return ("the file was changed while it was watched: watch it again",)
+    return ()
 
 
 def _reading(frames_from: str = ALL, stream: int | None = None, **_: Any) -> str:

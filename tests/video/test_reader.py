@@ -10,9 +10,12 @@ from clips import number_of, picture, write_clip
 from films import Pictures, even, film_bytes, write_film
 from PIL import Image
 
+from vxl2_jax.cli.ask import thumbnails
 from vxl2_jax.errors import VideoError
+from vxl2_jax.frames import open_source
+from vxl2_jax.options import WatchOptions
 from vxl2_jax.video import content_hash, decode, open_video, prefetch, reader, resize_frame
-from vxl2_jax.video.hashing import fingerprint, hash_in_background
+from vxl2_jax.video.hashing import BackgroundHash, fingerprint
 from vxl2_jax.video.index import read_index
 
 
@@ -125,6 +128,13 @@ def test_a_film_whose_headers_change_is_decoded_from_its_first_packet_on(tmp_pat
         assert numbers == [0, 10, 20, 30, 100, 110, 120, 130] and source.notes == ()
 
 
+def test_a_plot_shows_the_stream_that_was_watched(tmp_path):
+    film, other = Pictures(even(30, 10)), Pictures(even(30, 10), range(500, 530))
+    path = write_film(tmp_path / "a.mkv", film, other)
+    frames, seconds = thumbnails(str(path), 3, WatchOptions(stream=1))
+    assert [number_of(frame) for frame in frames] == [500, 510, 520] and seconds.tolist() == [0, 1, 2]
+
+
 def test_images_have_no_streams(tmp_path):
     Image.fromarray(picture(3)).save(tmp_path / "a.png")
     for path in (tmp_path, tmp_path / "a.png"):
@@ -189,10 +199,28 @@ def test_animations_are_films(tmp_path):
 
 def test_the_hash_is_computed_in_the_background(tmp_path):
     path = write_clip(tmp_path / "a.mp4", 3)
-    assert hash_in_background(path)() == content_hash(path)
-    wait = hash_in_background(tmp_path / "none.mp4")
+    assert BackgroundHash(path)() == content_hash(path)
+    wait = BackgroundHash(tmp_path / "none.mp4")
     with pytest.raises(VideoError, match="no such file"):
         wait()
+
+
+def test_a_hash_that_is_not_wanted_any_more_ends(tmp_path):
+    (tmp_path / "long").touch()
+    os.truncate(tmp_path / "long", 2**40)  # without occupying the disk; hashing it would take minutes
+    with pytest.raises(VideoError):
+        open_source(tmp_path / "long", 64, {})
+    assert not any(thread.name == "vxl2-hash" for thread in threading.enumerate())
+
+
+def test_a_file_that_changes_while_it_is_watched_is_reported(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", 30)
+    source = open_source(path, 64, {})
+    assert source.notes() == ()
+    os.utime(path, (1, 1))
+    assert "changed" in source.notes()[0]
+    path.unlink()
+    assert source.notes() == () and len(source.hash()) == 64
 
 
 def test_a_fingerprint_belongs_to_a_file_at_a_time(tmp_path):

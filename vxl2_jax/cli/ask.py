@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def _run(args: argparse.Namespace, video: str | None, questions: list[str]) -> N
             chunks = len(answers[0].chunks)
             print(f"everything was loaded: {memory.frames} frames make {chunks} chunks, too few to select from")
     if args.plot:
-        frames, seconds = thumbnails(video, memory.frames, WatchOptions(**watch).fps) if video else ((), ())
+        frames, seconds = thumbnails(video, memory.frames, WatchOptions(**watch)) if video else ((), ())
         plot.draw(args.plot, answers, frames, seconds, title=memory.video)
     if args.json:
         document = {
@@ -141,8 +142,9 @@ def _inputs(args: argparse.Namespace) -> tuple[str | None, list[str]]:
 
 
 def thumbnails(
-    video: str, frames: int, fps: float, count: int = 12
+    video: str, frames: int, options: WatchOptions, count: int = 12
 ) -> tuple[UInt8[np.ndarray, "N 160 160 3"], Float[np.ndarray, " N"]]:
-    """At most `count` frames, evenly spaced, and their times in seconds."""
-    source = open_video(video, size=160, fps=fps, max_frames=min(count, frames))
+    """At most `count` of the frames that were watched with these options, evenly spaced, and their times in seconds."""
+    sampling = replace(options, max_frames=min(count, frames)).sampling
+    source = open_video(video, size=160, **sampling)
     return np.concatenate(list(source.batches(count))), source.seconds

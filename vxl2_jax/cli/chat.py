@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _frames(video: str | None, memory: VideoMemory, watch: dict[str, Any]) -> Callable[[], tuple[Any, Any]]:
     """What reads thumbnails and their times when a plot needs them."""
-    return lambda: thumbnails(video, memory.frames, WatchOptions(**watch).fps) if video else ((), ())
+    return lambda: thumbnails(video, memory.frames, WatchOptions(**watch)) if video else ((), ())
 
 
 def _lines(typed: bool) -> Iterator[str]:

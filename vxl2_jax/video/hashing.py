@@ -12,47 +12,57 @@ from vxl2_jax import files
 from vxl2_jax.errors import VideoError
 from vxl2_jax.video.images import folder_images
 
+_BLOCK = 2**20
 _EDGE = 2**20
 """Bytes at the beginning and at the end of a file that its fingerprint includes."""
 
 
-def content_hash(path: str | Path) -> str:
+def content_hash(path: str | Path, stopped: Callable[[], bool] = bool) -> str:
     """The SHA-256 of a file's content, or of the names and contents of a folder's images, in hexadecimal.
+
+    `stopped` is called after each MiB; the hash is meaningless if it returns True.
 
     Raises VideoError if the path does not exist or cannot be read.
     """
     path = Path(path)
     with check_readable(path):
         if not path.is_dir():
-            return _file_hash(path)
-        lines = (f"{_file_hash(image)} {image.name}\n" for image in folder_images(path))
+            return _file_hash(path, stopped)
+        lines = (f"{_file_hash(image, stopped)} {image.name}\n" for image in folder_images(path))
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def hash_in_background(path: str | Path) -> Callable[[], str]:
-    """Start `content_hash` in a thread, next to other reading of the file. The function that is returned waits for it.
+class BackgroundHash:
+    """`content_hash` in a thread, next to other reading of the file. Calling it waits for the hash.
 
-    It raises VideoError as `content_hash`.
+    The call raises VideoError as `content_hash`.
     """
-    found: list[str] = []
-    failed: list[BaseException] = []
 
-    def work() -> None:
+    def __init__(self, path: str | Path) -> None:
+        """Start the thread."""
+        self._found = ""
+        self._failed: BaseException | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(path,), name="vxl2-hash", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; the hash is not wanted any more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def __call__(self) -> str:
+        """The hash, once it is known."""
+        self._thread.join()
+        if self._failed is not None:
+            raise self._failed
+        return self._found
+
+    def _work(self, path: str | Path) -> None:
         try:
-            found.append(content_hash(path))
+            self._found = content_hash(path, self._stopped.is_set)
         except BaseException as error:  # raised where the hash is needed
-            failed.append(error)
-
-    thread = threading.Thread(target=work, name="vxl2-hash", daemon=True)
-    thread.start()
-
-    def wait() -> str:
-        thread.join()
-        if failed:
-            raise failed[0]
-        return found[0]
-
-    return wait
+            self._failed = error
 
 
 def fingerprint(path: str | Path) -> str:
@@ -94,6 +104,9 @@ def check_readable(path: Path) -> Generator[None, None, None]:
         raise VideoError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
 
 
-def _file_hash(path: Path) -> str:
+def _file_hash(path: Path, stopped: Callable[[], bool]) -> str:
+    digest = hashlib.sha256()
     with files.open_regular(path, files.VIDEO) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while not stopped() and (data := file.read(_BLOCK)):
+            digest.update(data)
+    return digest.hexdigest()
