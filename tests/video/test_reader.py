@@ -135,6 +135,19 @@ def test_a_plot_shows_the_stream_that_was_watched(tmp_path):
     assert [number_of(frame) for frame in frames] == [500, 510, 520] and seconds.tolist() == [0, 1, 2]
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_file_that_is_replaced_while_it_is_read_is_an_error_of_one_line(tmp_path, threads):
+    options = {"g": "10", "bf": "2"}
+    path = write_film(tmp_path / "a.mkv", Pictures(even(100, 10), options=options))
+    source = open_video(path, size=64, read_threads=threads)
+    write_film(path, Pictures(even(25, 10), range(300, 325), options=options))
+    with pytest.raises(VideoError, match="another copy"):
+        list(source.batches(4))
+    path.unlink()
+    with pytest.raises(VideoError, match="no such file"):
+        list(source.batches(4))
+
+
 def test_images_have_no_streams(tmp_path):
     Image.fromarray(picture(3)).save(tmp_path / "a.png")
     for path in (tmp_path, tmp_path / "a.png"):

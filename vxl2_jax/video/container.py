@@ -33,7 +33,7 @@ def open_container(path: Path, device: str | None = None) -> Generator[av.contai
       device: decode on this kind of device, one of FFmpeg's names.
 
     Raises:
-      VideoError: FFmpeg cannot open the file, or it is a list of other files.
+      VideoError: the file is missing, FFmpeg cannot open it, or it is a list of other files.
       NoHardwareError: the device cannot decode it.
     """
     # FFmpeg raises in spite of its own fallback if there is no driver.
@@ -41,6 +41,8 @@ def open_container(path: Path, device: str | None = None) -> Generator[av.contai
     try:
         # "file:" and the whitelist: a name with a colon, or a playlist, must not open network connections.
         container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, hwaccel=hwaccel)
+    except FileNotFoundError as error:
+        raise VideoError(f"{path}: no such file any more; put it back, or give another path") from error
     except (av.FFmpegError, RuntimeError, ValueError) as error:
         if device is not None:
             reason = getattr(error, "strerror", None) or first_line(error)  # without the file's name

@@ -324,7 +324,7 @@ def _stated_end(container: av.container.InputContainer, stream: av.VideoStream) 
         return 0.0  # FFmpeg's estimate
     if stream.duration:
         return ((stream.start_time or 0) + stream.duration) * float(stream.time_base)
-    if found := re.fullmatch(r"(\d{1,5}):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+    if found := re.fullmatch(r"([0-9]{1,5}):([0-9]{2}):([0-9]{2}(?:\.[0-9]+)?)", stream.metadata.get("DURATION", "")):
         hours, minutes, seconds = map(float, found.groups())
         return 3600 * hours + 60 * minutes + seconds
     # The container's own is that of the longest stream.

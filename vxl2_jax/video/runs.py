@@ -223,7 +223,9 @@ def _decode_run_carefully(
     shown before it. None if nothing can be decoded."""
     assert index.packets is not None
     decoder.skip_frame = "DEFAULT"
-    numbers = {int(index.packets[at]): at for at in _frames_of([*part.before, *part.packets], index)}
+    first = [*part.before, *part.packets][0].pts
+    held = np.flatnonzero((index.packets >= first) & (index.packets <= part.run.stop)).tolist()
+    numbers = {int(index.packets[at]): at for at in held}
     wanted = sorted(numbers[int(packet)] for packet in part.run.frames if packet is not None)
     shown: dict[int, tuple[int, av.VideoFrame]] = {}
     earliest: tuple[int, av.VideoFrame] | None = None
@@ -249,10 +251,3 @@ def _decode_run_carefully(
             last = number, convert(to_rgb(frame, index.rotation))
         made.append(last[1])
     return made
-
-
-def _frames_of(packets: Sequence[av.Packet], index: PacketIndex) -> Int64[np.ndarray, " n"]:
-    """The frames that consecutive packets hold."""
-    assert index.packets is not None
-    first, last = packets[0].pts, packets[-1].pts
-    return np.flatnonzero((index.packets >= first) & (index.packets <= last))
