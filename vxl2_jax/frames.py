@@ -28,6 +28,7 @@ class FrameSource(NamedTuple):
       end_s: the second at which the last frame ends.
       name: of the file; empty if there is no file.
       hash: waits for the SHA-256 of the file, which is computed in the background; "" if there is no file.
+      stop: ends the computing of the hash, if it is not wanted any more.
       fingerprint: what is known of the file at once; see `video.hashing.fingerprint`.
       reading: how frames were taken from the file, if not in the usual way.
       distinct: number of different frames; 0 if unknown.
@@ -40,6 +41,7 @@ class FrameSource(NamedTuple):
     end_s: float
     name: str = ""
     hash: Callable[[], str] = str
+    stop: Callable[[], Any] = tuple
     fingerprint: str = ""
     reading: str = ""
     distinct: int = 0
@@ -73,6 +75,7 @@ def open_source(video: str | Path | Frames, size: int, sampling: Mapping[str, An
             end_s=float(max(source.duration_s, source.seconds[-1])),
             name=source.path.name,
             hash=hashed,
+            stop=hashed.stop,
             fingerprint=known,
             reading=_reading(**sampling),
             distinct=source.distinct_frames,

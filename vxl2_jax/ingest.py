@@ -54,12 +54,22 @@ def watch(
     if out is not None:
         out = check_path(out, "out")
         check_output(out)
-    config, rule, compression = model.config, options.rule, options.compression
-    check_compression(compression, config.visual_tokens)
+    config = model.config
+    check_compression(options.compression, config.visual_tokens)
     with timed(callbacks.timings, "read"):
         source = (
             video if isinstance(video, FrameSource) else open_source(video, config.vision.image_size, options.sampling)
         )
+    try:
+        return _watch(model, source, options, out, callbacks)
+    finally:
+        source.stop()
+
+
+def _watch(
+    model: Runtime, source: FrameSource, options: WatchOptions, out: Path | None, callbacks: Callbacks
+) -> VideoMemory:
+    config, rule, compression = model.config, options.rule, options.compression
     seconds = tuple(float(s) for s in source.seconds[:: config.frames_per_group])
     layout, ids = layout_of(model, seconds)
     scalars = {

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from vxl2_jax import ingest
 from vxl2_jax.cli import render
 from vxl2_jax.errors import RequestError, VideoError
+from vxl2_jax.frames import open_source
 from vxl2_jax.hardware import CPU
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.storage import memory_writer
@@ -123,6 +125,14 @@ def test_a_copy_of_a_video_has_the_same_memory_but_an_unfinished_one_begins_agai
     assert seen[0] == 64
     os.utime(copy, (2, 2))
     same(model.watch(copy, out=out, max_frames=150, progress=stop_after(0)), VideoMemory.load(out))
+
+
+def test_the_hash_is_not_computed_on_after_watching_has_failed(model, clip, tmp_path):
+    stopped = []
+    source = open_source(clip, model.config.vision.image_size, {})._replace(stop=lambda: stopped.append(True))
+    with pytest.raises(Killed):
+        ingest.watch(model, source, callbacks=ingest.Callbacks(stop_after(4)))
+    assert stopped == [True]
 
 
 def test_what_is_missing_of_a_video_is_part_of_its_memory(model, clip, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from clips import write_clip
 
-from vxl2_jax.video import open_video, resize_frame
+from vxl2_jax.video import decode, open_video, resize_frame, runs
 
 READ_THREADS = (1, 2, 5) if "read_threads" in inspect.signature(open_video).parameters else (None,)
 FRAMES, RATE, SIZE = 130, 25, 40
@@ -154,3 +154,11 @@ def test_chosen_frames_are_those_of_decoding_through(decoded, name, threads):
 @pytest.mark.parametrize("path", sorted(FOOTAGE.glob("t*/*.mp4")), ids=lambda path: path.stem)
 def test_chosen_frames_of_real_footage_are_those_of_decoding_through(path, threads):
     check(path, threads, decode_through(path))
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MAX_BYTES", 1), ("MAX_FRAMES", 8)])
+def test_frames_are_the_same_however_little_may_be_held(decoded, monkeypatch, limit, value):
+    path, expected = decoded("h264-12-3b-closed")
+    monkeypatch.setattr(runs, limit, value)
+    monkeypatch.setattr(decode, "suits", lambda *_: True)
+    check(path, 2, expected)

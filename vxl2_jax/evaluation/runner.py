@@ -179,7 +179,7 @@ def _jobs(run: BenchmarkRun, items: Sequence[BenchmarkVideo], replay_pass: Repla
     """The videos that have questions in a pass, with the prompts."""
     for item in items:
         if indices := _row_indices(item, replay_pass):
-            rows = _with_subtitles(item) if run.subtitles else item.rows
+            rows = _with_subtitles(item, run.watch.get("stream")) if run.subtitles else item.rows
             texts = None
             if run.answer == choices.LIKELIHOOD:
                 prompts, texts = zip(*(choices.split_question(rows[index]) for index in indices), strict=True)
@@ -227,12 +227,12 @@ def _sum_by_key(parts: Sequence[Mapping[str, int | float]]) -> dict[str, int | f
     return {name: round(sum(part.get(name, 0) for part in parts), 4) for name in names}
 
 
-def _with_subtitles(item: BenchmarkVideo) -> Sequence[Row]:
-    """The item's rows with the subtitles for their prompts."""
+def _with_subtitles(item: BenchmarkVideo, stream: int | None = None) -> Sequence[Row]:
+    """The item's rows with the subtitles for their prompts. stream: the stream of the file that is watched."""
     text = subtitles.NONE
     if item.srt is not None:
         try:
-            source = open_video(item.file, size=1)
+            source = open_video(item.file, size=1, stream=stream)
         except VideoError:  # watching it will report the error
             return item.rows
         text = subtitles.at_frames(item.srt, source.native_fps, source.total_frames)

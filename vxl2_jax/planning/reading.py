@@ -1,6 +1,6 @@
 """How long reading a film takes: decoding, conversion to RGB and resizing on the CPU.
 
-The costs are those of H.264 at 1 to 2 Mbit/s on one x86-64 core, rounded from what `experiments.bench reading` measured (see
+The costs are those of H.264 at 1.6 to 3.4 Mbit/s on one x86-64 core, rounded from what `experiments.bench reading` measured (see
 docs/results/speed.md). More bits take longer, and key frames alone a fraction.
 """
 

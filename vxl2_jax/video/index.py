@@ -38,7 +38,6 @@ class PacketIndex:
     stream: number of the film's stream in the file.
     times: display times in seconds since the first frame, non-decreasing.
     end_s: when the last frame ends.
-    spacing: typical seconds between two frames.
     rate: the container's average rate in frames per second, or None.
     packets: the packet that holds each frame, counted in the order in which they are stored; None if timestamps do not
       say it: frames are then numbered in the order in which the decoder returns them.
@@ -55,7 +54,6 @@ class PacketIndex:
     stream: int
     times: Float64[np.ndarray, " N"]
     end_s: float
-    spacing: float
     rate: float | None
     packets: Int64[np.ndarray, " N"] | None
     sizes: Int64[np.ndarray, " P"]
@@ -237,7 +235,6 @@ def _index_of(film: _Stream, format_name: str, rotation: int, jumps: bool) -> Pa
         stream=stream.index,
         times=found.times,
         end_s=end + _last_duration(film, found.spacing, rate),
-        spacing=found.spacing,
         rate=rate,
         packets=packets,
         sizes=np.array(film.sizes, np.int64),
@@ -293,7 +290,6 @@ def _index_by_decoding(path: Path, film: _Stream, jumps: bool) -> PacketIndex:
             stream=film.stream.index,
             times=found.times,
             end_s=float(found.times[-1]) + (found.spacing or 1 / (rate or 25.0)),
-            spacing=found.spacing,
             rate=rate,
             packets=None,
             sizes=empty,

@@ -25,7 +25,7 @@ from vxl2_jax.video.index import PacketIndex
 
 Convert = Callable[[RGBFrame], np.ndarray]
 MAX_BYTES = 256 * 2**20
-"""Packets of the runs that are decoded at the same time, or waited for."""
+"""Of the packets of all runs that are decoded at the same time, or waited for; a run is decoded even if it has more."""
 MAX_FRAMES = 1024
 """Converted frames of these runs: 450 MB of 384 × 384 pixels."""
 SKIPPING_DECODERS = frozenset({"h264", "hevc"})
@@ -102,7 +102,15 @@ def read_runs(
 ) -> Generator[np.ndarray, None, None]:
     """Yield converted frames in order; end early at a run that gives none if no frame came before it."""
     waiting = deque[tuple[_RunPackets, Future]]()
-    held, frames, previous = 0, 0, None
+    frames, previous = 0, None
+    bytes_before = np.concatenate([[0], np.cumsum(index.sizes)])
+
+    def held(newest: _RunPackets) -> int:
+        """Bytes of the packets of all runs: those of neighbours overlap, and those of distant ones leave gaps."""
+        parts = [part for part, _ in waiting] + [newest]
+        each = sum(int(bytes_before[part.run.stop + 1] - bytes_before[part.first]) for part in parts)
+        return min(each, int(bytes_before[newest.run.stop + 1] - bytes_before[parts[0].first]))
+
     with open_container(path) as container:
         (stream,) = video_streams(path, container, index.stream)
         template = stream.codec_context
@@ -114,9 +122,9 @@ def read_runs(
             return made or _decode_run_carefully(decoder, part, index, convert, lost), lost
 
         def first() -> list[np.ndarray] | None:
-            nonlocal held, frames
+            nonlocal frames
             part, result = waiting.popleft()
-            held, frames = held - part.bytes, frames - len(part.run.frames)
+            frames -= len(part.run.frames)
             made, lost = result.result()
             losses.add(lost)
             if made is None and previous is not None:
@@ -130,7 +138,7 @@ def read_runs(
                 # Frames are handed on as soon as they are there, and before too much is held.
                 while waiting and (
                     len(waiting) >= 2 * threads
-                    or held + part.bytes > MAX_BYTES
+                    or held(part) > MAX_BYTES
                     or frames + len(part.run.frames) > MAX_FRAMES
                     or waiting[0][1].done()
                 ):
@@ -139,7 +147,7 @@ def read_runs(
                     yield from made
                     previous = made[-1]
                 waiting.append((part, pool.submit(work, part)))
-                held, frames = held + part.bytes, frames + len(part.run.frames)
+                frames += len(part.run.frames)
                 del part
             while waiting:
                 if (made := first()) is None:
@@ -158,8 +166,10 @@ class _RunPackets(NamedTuple):
     packets: list[av.Packet]
 
     @property
-    def bytes(self) -> int:
-        return sum(packet.size for packet in self.packets) + sum(packet.size for packet in self.before)
+    def first(self) -> int:
+        """The number of the first of all these packets, which are consecutive."""
+        number = self.before[0].pts if self.before else None
+        return self.run.start if number is None else number
 
 
 def _packets_of_runs(
@@ -223,9 +233,8 @@ def _decode_run_carefully(
     shown before it. None if nothing can be decoded."""
     assert index.packets is not None
     decoder.skip_frame = "DEFAULT"
-    first = [*part.before, *part.packets][0].pts
-    held = np.flatnonzero((index.packets >= first) & (index.packets <= part.run.stop)).tolist()
-    numbers = {int(index.packets[at]): at for at in held}
+    inside = np.flatnonzero((index.packets >= part.first) & (index.packets <= part.run.stop)).tolist()
+    numbers = {int(index.packets[at]): at for at in inside}
     wanted = sorted(numbers[int(packet)] for packet in part.run.frames if packet is not None)
     shown: dict[int, tuple[int, av.VideoFrame]] = {}
     earliest: tuple[int, av.VideoFrame] | None = None
