@@ -10,6 +10,8 @@ import av
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, ImageSequence
+from PIL import TiffImagePlugin as _tiff  # noqa: F401  registered, else Pillow imports its other forty formats to find these
+from PIL import WebPImagePlugin as _webp  # noqa: F401
 
 from vxl2_jax import files
 from vxl2_jax.errors import VideoError
