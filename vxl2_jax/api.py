@@ -277,6 +277,7 @@ def load(
         weights_reason,
         hardware.sizes_for(device),
         known,
+        attention,
     )
 
 

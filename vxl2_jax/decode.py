@@ -18,6 +18,7 @@ from einops import rearrange
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
+from pallas_kernels import kv_cache
 from pallas_kernels.attention import REFERENCE, Kernel, KVCache
 from pallas_kernels.decode import plan_reads
 from vxl2_jax.buckets import round_up
@@ -31,10 +32,8 @@ from vxl2_jax.sampling import Sampling, sample
 def empty_tail(config: ModelConfig, view: KVCacheView, questions: int, length: int) -> KVCache:
     """A cache for `length` tokens of each question, one question after another. `length` is rounded up to what a TPU
     reads without a copy."""
-    lm = config.language
-    shape = (lm.layers, lm.kv_heads, questions * round_up(length, 16), lm.head_width)
-    dtype = view.streams[0].k.dtype
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    lm, dtype = config.language, view.streams[0].dtype
+    return kv_cache.zeros(lm.layers, lm.kv_heads, questions * kv_cache.aligned(length, dtype), lm.head_width, dtype)
 
 
 def left_pad(
@@ -161,11 +160,11 @@ def _write_tail(tail: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array, slo
         # Only one layer is reshaped: a view of the whole tail in another shape would make XLA copy it in every layer.
         one = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=True)
         parts = rearrange(one, "l k (b t) d -> l k b t d", b=len(rows))
-        rows = rearrange(rows, "b n k d -> 1 k b n d").astype(cache.dtype)
+        rows = rearrange(rows, "b n k d -> 1 k b n d")
         parts = jax.lax.dynamic_update_slice(parts, rows, (0, 0, 0, slot, 0))
         return jax.lax.dynamic_update_slice(cache, parts.reshape(one.shape), (layer, 0, 0, 0))
 
-    return KVCache(put(tail.k, k), put(tail.v, v))
+    return jax.tree.map(put, tail, tail.encode(k, v))
 
 
 class Generated(NamedTuple):

@@ -115,8 +115,9 @@ def check_model(model: Runtime, memory: VideoMemory) -> None:
     """Raise RequestError if another model made the memory."""
     check_is_memory(memory)
     if memory.model != model.fingerprint:
-        made = f"{memory.sparse.k.dtype}, {weights_in(memory.model)} weights"
-        here = f"{model.dtype}, {weights_in(model.fingerprint)} weights"
+        made, here = (f"{weights_in(fingerprint)} weights" for fingerprint in (memory.model, model.fingerprint))
+        if memory.dtype != np.int8:  # then it is the model's
+            made, here = f"{memory.dtype}, {made}", f"{model.dtype}, {here}"
         fix = "watch the video again with it" if made == here else f"load the model that made it, in {made}"
         raise RequestError(f"this memory was made by another model than {model.name} in {here}; {fix}")
 
@@ -177,7 +178,7 @@ def select_chunks(
             *pad([question.ids for question in questions], model.sizes),
             chunk_size,
             options.seed,
-            model.kernel,
+            model.kernel_for(memory.dtype),
         )
         scores = list(relevance.SCORERS[cast(str, options.relevance)].score(inputs)[: len(questions)])
     return [
@@ -216,7 +217,7 @@ def _answer(model: Runtime, part: Part, options: AskOptions, timings: dict[str, 
             sampling_of(options),
             jax.random.key(options.seed),
             max_new=options.max_new_tokens,
-            kernel=model.kernel,
+            kernel=model.kernel_for(view.dtype),
         )
         produced, length = np.asarray(generated.tokens), np.asarray(generated.count)
     return {
@@ -240,13 +241,14 @@ def sampling_of(options: AskOptions) -> Sampling:
 def load_view(model: Runtime, selections: Sequence[ChunkSelection], rows: int) -> KVCacheView:
     """What the questions of a part read, each its own selection; rows after them, up to `rows`, read nothing."""
     first = selections[0]
+    kernel = model.kernel_for(first.memory.dtype)
     if first.all_dense:
-        view = views.dense_view(first.memory, model.kernel, rows)
+        view = views.dense_view(first.memory, kernel, rows)
     else:
         dense = np.zeros((rows, len(first.dense)), bool)
         dense[: len(selections)] = [chosen.dense for chosen in selections]
         capacity = max(chosen.interior_capacity for chosen in selections)
-        view = views.mixed_view(first.memory, first.chunk_size, dense, model.kernel, capacity)
+        view = views.mixed_view(first.memory, first.chunk_size, dense, kernel, capacity)
     jax.block_until_ready(view.streams)
     return view
 

@@ -24,6 +24,7 @@ from vxl2_jax.files import check_output, check_path
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import ResumeState, VideoMemory
+from vxl2_jax.models import quantised
 from vxl2_jax.options import WatchOptions
 from vxl2_jax.prefill import DenseCache, PrefillShape
 from vxl2_jax.runtime import Runtime
@@ -84,17 +85,18 @@ def _watch(
         "reading": source.reading,
         "generated": source.generated,
     }
-    shape = CacheShape(config.language.layers, config.language.kv_heads, config.language.head_width, model.dtype.name)
+    lm, dtype = config.language, model.cache_dtype(options.cache)
+    shape = CacheShape(lm.layers, lm.kv_heads, lm.head_width, dtype.name)
     identity = memories.identity(shape, layout, rule, seconds, **scalars)
     if out is not None and Path(out).exists():
         return _load_same(out, identity, source.hash())
-    _check_fits(model, layout, len(source.seconds), compression)
+    _check_fits(model, layout, len(source.seconds), compression, dtype)
     with ExitStack() as stack:
         writer = None
         if out is not None:
             writer = stack.enter_context(closing(MemoryFileWriter(out, identity, shape, stride=model.sizes.stride)))
-        sizes = prefill.shape_for(layout, model.sizes.stride)
-        streams, first = prefill.empty(config, sizes, model.dtype), 0
+        sizes = prefill.shape_for(layout, model.sizes.stride, dtype=dtype)
+        streams, first = prefill.empty(config, sizes, dtype), 0
         if writer and writer.groups:
             with timed(callbacks.timings, "read"):
                 streams, first = restore_streams(streams, writer.stored_level()), writer.groups
@@ -150,8 +152,8 @@ def watch_more(
     per_stride = model.sizes.stride * per_group
     cuts = [0, *range(per_stride - len(resume.tokens) * per_group, len(unencoded), per_stride), len(unencoded)]
     total = memory.frames + len(frames)
-    _check_fits(model, layout, total, memory.compression)
-    sizes = prefill.shape_for(layout, model.sizes.stride, first)
+    _check_fits(model, layout, total, memory.compression, memory.dtype)
+    sizes = prefill.shape_for(layout, model.sizes.stride, first, dtype=memory.dtype)
     streams, resume = _watch_strides(
         model,
         _copy_with_capacity(memory.dense_on_device(), sizes),
@@ -207,7 +209,7 @@ def _watch_strides(
     """
     hardware.clear_jit_caches()  # each length of video compiles its own programs
     config, per_group = model.config, model.config.frames_per_group
-    timings, resume = callbacks.timings, None
+    timings, resume, kernel = callbacks.timings, None, model.kernel_for(streams.visual.dtype)
     with closing(prefetch(batches)) as ahead:
         for stride in strides:
             with timed(timings, "read"):
@@ -215,7 +217,7 @@ def _watch_strides(
             with timed(timings, "vision"):
                 tokens = visual_tokens(model, frames, known).block_until_ready()
             with timed(timings, "prefill"):
-                streams, _ = prefill.run_stride(model.params, config, streams, stride, tokens, kernel=model.kernel)
+                streams, _ = prefill.run_stride(model.params, config, streams, stride, tokens, kernel=kernel)
                 jax.block_until_ready(streams)
             begin = int(stride.visual_offset) // layout.visual
             if writer:
@@ -233,7 +235,7 @@ def _watch_strides(
     return streams, resume
 
 
-def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int) -> None:
+def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int, cache_dtype: np.dtype) -> None:
     """Raise TooLongError if a memory of this layout, or a question about it, would not fit the device."""
     device = hardware.device()
     planning.check_memory(
@@ -245,9 +247,10 @@ def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int) -
         limit_bytes=hardware.memory_bytes(device),
         compression=compression,
         itemsize=model.dtype.itemsize,
+        cache=quantised.INT8 if cache_dtype == jnp.int8 else quantised.WIDE,
         weights=model.weights,
         sizes=model.sizes,
-        kernel=model.kernel,
+        kernel=model.kernel_for(cache_dtype),
         compiler=hardware.compiler_for(device),
     )
 
@@ -269,11 +272,11 @@ def _copy_with_capacity(streams: DenseCache, sizes: PrefillShape) -> DenseCache:
     """Copy the streams into caches of capacity `sizes`: the old ones belong to a memory, which never changes."""
 
     def copied(stream: KVCache, capacity: int) -> KVCache:
-        kept = min(stream.k.shape[2], capacity)
+        kept = min(stream.slots, capacity)
 
         def copy(a: jax.Array) -> jax.Array:
             return jnp.zeros((*a.shape[:2], capacity, a.shape[3]), a.dtype).at[:, :, :kept].set(a[:, :, :kept])
 
-        return KVCache(*map(copy, stream))
+        return jax.tree.map(copy, stream)
 
     return DenseCache(copied(streams.visual, sizes.visual), copied(streams.global_, sizes.global_))

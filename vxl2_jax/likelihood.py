@@ -128,7 +128,7 @@ def _score(
                 count,
                 lengths,
                 last=min(round_up(int(lengths.max()), 16), ids.shape[1] - 1),
-                kernel=model.kernel,
+                kernel=model.kernel_for(view.dtype),
             )
         )
     return [(float(sums[row] / lengths[row]), generate.read_tokens(view, row)) for row in range(len(rows))]

@@ -82,6 +82,11 @@ class VideoMemory:
     resume_state: ResumeState | None = None
 
     @property
+    def dtype(self) -> np.dtype:
+        """The dtype of keys and values: the model's, or int8."""
+        return np.dtype(self.sparse.dtype)
+
+    @property
     def sparse_length(self) -> int:
         """Tokens of the sparse level: the position of a question asked of it."""
         return self.layout.sparse_length(self.compression)
@@ -105,6 +110,7 @@ class VideoMemory:
         return {
             "": f"{self.frames:,} frames",
             "length": f"{self.end_s:,.1f} s",
+            "cache": self.dtype.name,
             "tokens": f"{self.layout.length:,} dense, {self.sparse_length:,} sparse",
             "attention computed": f"{100 * kept / causal:.0f} %",
             "size": f"{sum(leaf.nbytes for leaf in device) / 1e6:,.1f} MB {where}",
@@ -128,9 +134,9 @@ class VideoMemory:
         """
         if isinstance(self.dense, DenseCache):
             return self.dense
-        sizes = prefill.shape_for(self.layout, memory_file.GROUPS_PER_RECORD)
         shape = self.dense.shape
-        streams = prefill.empty_streams(shape.layers, shape.kv_heads, shape.head_width, sizes, jnp.dtype(shape.dtype))
+        sizes = prefill.shape_for(self.layout, memory_file.GROUPS_PER_RECORD, dtype=shape.dtype)
+        streams = prefill.empty_streams(shape.layers, shape.kv_heads, shape.head_width, sizes, shape.dtype)
         return restore_streams(streams, self.dense)
 
     def save(self, path: str | Path) -> None:
@@ -169,9 +175,7 @@ class VideoMemory:
             raise memory_file.damaged_error(Path(path)) from error
         arrays, layout = contents.resume_arrays, contents.dense.layout
         resume = ResumeState(jnp.array(arrays["tokens"]), np.array(arrays["frames"])) if arrays else None
-        missing = sparse_capacity(layout, scalars["compression"]) - contents.sparse.k.shape[2]
-        padding = ((0, 0), (0, 0), (0, missing), (0, 0))
-        sparse = KVCache(*(jnp.array(np.pad(part, padding)) for part in contents.sparse))
+        sparse = contents.sparse.padded(sparse_capacity(layout, scalars["compression"], contents.sparse.dtype))
         about = {**scalars, **msgspec.structs.asdict(contents.facts)}
         return cls(contents.dense, sparse, layout, rule, seconds=seconds, resume_state=resume, **about)
 

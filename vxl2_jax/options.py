@@ -19,6 +19,7 @@ import numpy as np
 from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.layout import PrefillRule
 from vxl2_jax.memory import VideoMemory
+from vxl2_jax.models.quantised import INT8, WIDE
 from vxl2_jax.relevance import SCORERS
 from vxl2_jax.relevance.oracle import PREFIX, Oracle
 from vxl2_jax.text.prompt import MAX_QUESTION_TOKENS, ORIGINAL, PLAIN, STYLES
@@ -195,6 +196,8 @@ def options_of(cls: type) -> tuple[Option, ...]:
     return tuple(Option(item.name, item.default, **item.metadata) for item in fields(cls))
 
 
+CACHES = (WIDE, INT8)
+"""How keys and values can be held."""
 MAX_CHUNK_SIZE, CHUNKS = 4, 16
 """The default chunk size, and the number of chunks that shorter videos are divided into. So there is something to select:
 with the default top_k, 6 of at least 16 chunks are dense, unless the video has fewer than 16 groups."""
@@ -244,6 +247,12 @@ class WatchOptions:
         none="all of them (plain dense pre-filling)",
     )
     compression: int = _option(4, "C", "visual tokens mean-pooled into one in sparse chunks")
+    cache: str = _option(
+        WIDE,
+        "KIND",
+        f"how keys and values are held: {WIDE}, in the model's dtype, or {INT8}, in half the bytes of 16-bit ones",
+        choices=CACHES,
+    )
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from pallas_kernels import attention
+from pallas_kernels import attention, kv_cache
 from pallas_kernels.attention import REFERENCE, Kernel, KVCache
 from vxl2_jax.buckets import bucket, round_up
 from vxl2_jax.config import ModelConfig
@@ -63,21 +64,20 @@ _MIN_CAPACITY = tuple(keys + 16 for keys in REFERENCE.max_keys)
 which sums in another order: an extended memory would then differ in the last bits from one that was made at once."""
 
 
-def shape_for(layout: Layout, stride: int, since: int = 0) -> PrefillShape:
+def shape_for(layout: Layout, stride: int, since: int = 0, *, dtype: DTypeLike = jnp.float32) -> PrefillShape:
     """Sizes for a layout, rounded up so that videos of similar length share executables.
 
-    since: the group at which the first stride begins (see `plan_strides`).
+    since: the group at which the first stride begins (see `plan_strides`); dtype: of the cache.
     """
     # A first stride that begins inside another one shifts all strides after it.
     strides = bucket(-(-max(layout.groups, 1) // stride) + (since % stride > 0))
     per_timestamp = max(layout.timestamp_lengths, default=1)
     prefix = round_up(layout.prefix, 4)
     rows = prefix + stride * per_timestamp
-    # Whole strides are written, so the last one needs capacity after the last real token. From multiples of 16 a TPU
-    # cuts key tiles without a copy.
+    # Whole strides are written, so the last one needs capacity after the last real token.
     lengths = strides * stride * layout.visual, 2 * prefix + strides * stride * per_timestamp
     visual, global_ = (
-        max(round_up(length, 16), minimum) for length, minimum in zip(lengths, _MIN_CAPACITY, strict=True)
+        kv_cache.aligned(max(length, minimum), dtype) for length, minimum in zip(lengths, _MIN_CAPACITY, strict=True)
     )
     return PrefillShape(stride, rows, visual, global_)
 
@@ -111,19 +111,17 @@ def plan_strides(
     return strides
 
 
-def empty(config: ModelConfig, sizes: PrefillShape, dtype: Any) -> DenseCache:
+def empty(config: ModelConfig, sizes: PrefillShape, dtype: DTypeLike) -> DenseCache:
     """A cache of zeros with the given capacity."""
     lm = config.language
     return empty_streams(lm.layers, lm.kv_heads, lm.head_width, sizes, dtype)
 
 
-def empty_streams(layers: int, kv_heads: int, width: int, sizes: PrefillShape, dtype: Any) -> DenseCache:
+def empty_streams(layers: int, kv_heads: int, width: int, sizes: PrefillShape, dtype: DTypeLike) -> DenseCache:
     """The same from plain numbers."""
-
-    def stream(length: int) -> KVCache:
-        return KVCache(*(jnp.zeros((layers, kv_heads, length, width), dtype) for _ in "kv"))
-
-    return DenseCache(stream(sizes.visual), stream(sizes.global_))
+    return DenseCache(
+        *(kv_cache.zeros(layers, kv_heads, slots, width, dtype) for slots in (sizes.visual, sizes.global_))
+    )
 
 
 @partial(jax.jit, static_argnames=("config", "keep_hidden", "kernel"), donate_argnames=("streams",))

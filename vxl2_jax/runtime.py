@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import REFERENCE, Kernel
+from pallas_kernels.attention import REFERENCE, Kernel, choose_tested_kernel, kernel_refusal
 from vxl2_jax import notebook
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.hardware import CPU, BatchSizes, numerics
+from vxl2_jax.errors import RequestError
+from vxl2_jax.hardware import CPU, BatchSizes, device, numerics
 from vxl2_jax.models import quantised, qwen2
 from vxl2_jax.scope import Scope
 from vxl2_jax.text.tokenizer import Tokenizer
@@ -35,6 +38,7 @@ class Runtime:
       weights_reason: how the weights are held, and why if that was chosen automatically, in one line.
       sizes: batch sizes for this machine.
       scope: of a toy model, what it was trained on.
+      attention: the kernel that was asked for by name, or auto.
     """
 
     name: str
@@ -47,11 +51,28 @@ class Runtime:
     weights_reason: str = ""
     sizes: BatchSizes = CPU
     scope: Scope | None = None
+    attention: str = "auto"
 
     @property
     def dtype(self) -> np.dtype:
         """The dtype of activations, memories and wide weights."""
         return qwen2.dtype_of(self.params["language"])
+
+    def cache_dtype(self, setting: str) -> np.dtype:
+        """The dtype of keys and values in a setting of `options.CACHES`."""
+        return np.dtype(jnp.int8) if setting == quantised.INT8 else self.dtype
+
+    def kernel_for(self, cache_dtype: np.dtype) -> Kernel:
+        """The kernel that reads memories of a dtype: `kernel`, or of memories in int8 another one if that does not read
+        them. Raises RequestError if the kernel that was asked for by name does not read them."""
+        kernel, width = self.kernel, self.config.language.head_width
+        if cache_dtype != jnp.int8 or kernel.name == "reference":
+            return kernel
+        if self.attention == "auto" and not kernel.interpret:
+            return tested_kernel(self.dtype, width, cache_dtype)
+        if why := kernel_refusal(kernel, self.dtype, width, cache_dtype=cache_dtype):
+            raise RequestError(why)
+        return kernel
 
     @property
     def weights_bytes(self) -> int:
@@ -82,6 +103,16 @@ class Runtime:
     def precision(self) -> AbstractContextManager[Any]:
         """The context of all computations with the model; see `hardware.numerics`."""
         return numerics(self.dtype)
+
+
+@cache
+def tested_kernel(dtype: np.dtype, width: int, cache_dtype: np.dtype) -> Kernel:
+    """The best kernel of this machine for a model's dtype and head width and for caches of another dtype."""
+    with numerics(dtype):
+        choice = choose_tested_kernel(dtype=dtype, width=width, cache_dtype=cache_dtype, device=device())
+    level = logging.WARNING if choice.fallback else logging.INFO
+    logging.getLogger("vxl2_jax").log(level, "attention over memories in %s: %s", cache_dtype, choice.reason)
+    return choice.kernel
 
 
 def weights_in(fingerprint: str) -> str:

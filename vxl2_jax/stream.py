@@ -77,19 +77,20 @@ def _tokens(
     timings: dict[str, float],
 ) -> Iterator[list[int]]:
     """Tokens of the answer, up to a stop token or `max_new_tokens`; the first one alone."""
+    kernel = model.kernel_for(view.dtype)
     common, sampling = (model.params, model.config, view), generate.sampling_of(options)
     ids, count = generate.pad([question.ids], model.sizes)
     with timed(timings, "decode"):
         key = jax.random.key(options.seed)
         state, keys = decode.begin_decoding(
-            *common, ids, count, sampling, key, max_new=options.max_new_tokens, kernel=model.kernel
+            *common, ids, count, sampling, key, max_new=options.max_new_tokens, kernel=kernel
         )
         found = np.array(state.token)  # a copy: the state is used up by the next call
     yield found.tolist()
     for first in range(0, len(keys), decode.STEPS_PER_PIECE):
         with timed(timings, "decode"):
             steps = keys[first : first + decode.STEPS_PER_PIECE]
-            state, tokens = decode.continue_decoding(*common, state, sampling, steps, kernel=model.kernel)
+            state, tokens = decode.continue_decoding(*common, state, sampling, steps, kernel=kernel)
             found = np.asarray(tokens)[:, 0]
         stops = np.flatnonzero(np.isin(found, model.config.stop_tokens))
         kept = min(stops[0] + 1 if len(stops) else len(found), options.max_new_tokens - 1 - first)

@@ -3,7 +3,7 @@
 from pallas_kernels.attention.dispatch import AttentionPlan, attend, full_attention, plan_attention
 from pallas_kernels.attention.kernel import NAMES, REFERENCE, Kernel
 from pallas_kernels.attention.reference import key_mass
-from pallas_kernels.attention.select import KernelChoice, choose_kernel, choose_tested_kernel
+from pallas_kernels.attention.select import KernelChoice, choose_kernel, choose_tested_kernel, kernel_refusal
 from pallas_kernels.attention.self_test import TOLERANCE, self_test
 from pallas_kernels.kv_cache import KVCache
 
@@ -18,6 +18,7 @@ __all__ = [
     "attend",
     "choose_kernel",
     "full_attention",
+    "kernel_refusal",
     "key_mass",
     "plan_attention",
     "choose_tested_kernel",

@@ -17,7 +17,7 @@ import functools
 import importlib
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,13 +46,15 @@ _M_INIT = -1e15  # initial running maximum: 2 ** (_MASKED - _M_INIT) is exactly 
 _MIN_DOT_SIZE = 16  # smallest dimension of a tensor core product
 WIDTH_MULTIPLE = 16
 """Head widths must be multiples of this; others are padded with zeros."""
+READS_INT8 = True
+"""Whether caches may be in int8, with scales."""
 
 
 def refusal(*, dtype: DTypeLike, width: int, rows: int, keys: int = _MIN_DOT_SIZE) -> str | None:
     """The reason why this kernel cannot run, in one line with the alternative; None if it can.
 
     Args:
-      dtype: of queries, keys and values.
+      dtype: of queries, and of keys and values that are not in int8.
       width: head width D.
       rows: query rows of a tile.
       keys: keys of a tile.
@@ -107,18 +109,29 @@ def _scaled_exp2(x: jax.Array, scale: float, shift: jax.Array, interpret: bool) 
     return result
 
 
+class _Tile(NamedTuple):
+    """Keys or values of a tile: column parts [keys, size], and of caches in int8 the scales [keys]."""
+
+    parts: list[jax.Array]
+    scale: jax.Array | None
+
+
 def _softmax_step(
-    carry: tuple, q_parts: list, k_parts: list, v_parts: list, mask: Any, scale: float, interpret: bool
+    carry: tuple, q_parts: list, k_tile: _Tile, v_tile: _Tile, mask: Any, scale: float, interpret: bool
 ) -> tuple:
     """Fold one key tile into the carry (m_i, l_i, acc), in base 2; `mask` is applied to the logits, None for no mask."""
     m_i, l_i, acc = carry
-    logits: Any = sum(_dot(q, k, 1) for q, k in zip(q_parts, k_parts, strict=True))
+    dtype = q_parts[0].dtype
+    logits: Any = sum(_dot(q, k.astype(dtype), 1) for q, k in zip(q_parts, k_tile.parts, strict=True))
+    if k_tile.scale is not None:
+        logits = logits * k_tile.scale[None]
     if mask is not None:
         logits = mask(logits)
     m_new = jnp.maximum(m_i, jnp.max(logits, axis=1) * scale)
     weights = _scaled_exp2(logits, scale, m_new[:, None], interpret)
     alpha = _scaled_exp2(m_i, 1.0, m_new, interpret)
-    products = (_dot(weights.astype(v.dtype), v, 0) for v in v_parts)
+    weighted = (weights if v_tile.scale is None else weights * v_tile.scale[None]).astype(dtype)
+    products = (_dot(weighted, v.astype(dtype), 0) for v in v_tile.parts)
     acc = tuple(a * alpha[:, None] + product for a, product in zip(acc, products, strict=True))
     return m_new, l_i * alpha + jnp.sum(weights, axis=1), acc
 
@@ -129,7 +142,7 @@ def _kernel(
 ) -> None:  # fmt: skip
     """One item for one key head. Refs of the schedule's tables are whole, of `q` and the caches too; `scale` has log₂ e
     multiplied in, so that all exponentials are base 2."""
-    caches, (out, lse) = refs[:-2], refs[-2:]
+    streams, (out, lse) = _as_streams(refs[:-2], len(stream_ids)), refs[-2:]
     item, head = pl.program_id(0), pl.program_id(1)
     layer, q_tile, keys = layer[0], q_tile[item], tiles.keys
     rows, width = q.shape[2:]
@@ -144,23 +157,26 @@ def _kernel(
         q_parts.append(q_part)
         covered = offset + size
 
-    def load_parts(cache, start: jax.Array, end: jax.Array | None = None) -> list[jax.Array]:
-        """The key tile at `start`, by column part; rows from `end` on are zeros."""
-        tile = []
-        for offset, size in parts:
-            ref = cache.at[layer, head, pl.ds(start, keys), pl.ds(offset, size)]
-            valid = None if end is None else start + lax.broadcasted_iota(jnp.int32, (keys, size), 0) < end
-            tile.append(triton.load(ref, mask=valid, other=None if end is None else 0))
-        return tile
+    def load(part, start: jax.Array, end: jax.Array | None, *columns: Any) -> jax.Array:
+        ref = part.at[layer, head, pl.ds(start, keys), *columns]
+        shape = (keys, *(column.size for column in columns))
+        valid = None if end is None else start + lax.broadcasted_iota(jnp.int32, shape, 0) < end
+        return triton.load(ref, mask=valid, other=None if end is None else 0)
 
-    def attend_stream(stream: int, k, v, carry: tuple) -> tuple:
+    def load_tile(cache, scale, start: jax.Array, end: jax.Array | None = None) -> _Tile:
+        """The key tile at `start`; rows from `end` on are zeros."""
+        columns = [load(cache, start, end, pl.ds(offset, size)) for offset, size in parts]
+        return _Tile(columns, None if scale is None else load(scale, start, end))
+
+    def attend_stream(stream: int, cache: KVCache, carry: tuple) -> tuple:
         k_start, k_end = item_start[stream, item], item_end[stream, item]
         left_edge = pl.cdiv(unmasked_start[stream, item] - k_start, keys)  # tiles before the first full one
         full = jnp.maximum((unmasked_end[stream, item] - k_start) // keys - left_edge, 0)
 
         def full_step(tile, carry):
             start = k_start + tile * keys
-            return _softmax_step(carry, q_parts, load_parts(k, start), load_parts(v, start), None, scale, interpret)
+            k_tile, v_tile = load_tile(cache.k, cache.k_scale, start), load_tile(cache.v, cache.v_scale, start)
+            return _softmax_step(carry, q_parts, k_tile, v_tile, None, scale, interpret)
 
         def edge_step(tile, carry):
             start = k_start + jnp.where(tile < left_edge, tile, tile + full) * keys
@@ -169,8 +185,9 @@ def _kernel(
                 key = start + lax.broadcasted_iota(jnp.int32, logits.shape, 1)
                 return jnp.where((key >= row_k_start[:, None]) & (key < row_k_end[:, None]), logits, _MASKED)
 
-            k_parts, v_parts = load_parts(k, start, k_end), load_parts(v, start, k_end)
-            return _softmax_step(carry, q_parts, k_parts, v_parts, mask, scale, interpret)
+            k_tile = load_tile(cache.k, cache.k_scale, start, k_end)
+            v_tile = load_tile(cache.v, cache.v_scale, start, k_end)
+            return _softmax_step(carry, q_parts, k_tile, v_tile, mask, scale, interpret)
 
         carry = lax.fori_loop(left_edge, left_edge + full, full_step, carry)
         row_k_start, row_k_end = row_start[stream, q_tile, :], jnp.minimum(row_end[stream, q_tile, :], k_end)
@@ -180,14 +197,20 @@ def _kernel(
         return jnp.zeros(shape, jnp.float32)
 
     carry = jnp.full((rows,), _M_INIT, jnp.float32), zeros(rows), tuple(zeros(rows, size) for _, size in parts)
-    for stream, k, v in zip(stream_ids, caches[::2], caches[1::2], strict=True):
-        carry = attend_stream(stream, k, v, carry)
+    for stream, cache in zip(stream_ids, streams, strict=True):
+        carry = attend_stream(stream, cache, carry)
     m_i, l_i, acc = carry
     sees_any = l_i > 0
     l_i = jnp.where(sees_any, l_i, 1.0)
     for (offset, size), acc_part in zip(parts, acc, strict=True):
         triton.store(out.at[:, pl.ds(offset, size)], (acc_part / l_i[:, None]).astype(out.dtype))
     lse[...] = jnp.where(sees_any, m_i * math.log(2) + jnp.log(l_i), -jnp.inf)
+
+
+def _as_streams(refs: Sequence[Any], count: int) -> list[KVCache]:
+    """References to the arrays of `count` caches, one after another; scales are [L, K, S]."""
+    size = len(refs) // max(count, 1)
+    return [KVCache(*refs[size * number : size * (number + 1)]) for number in range(count)]
 
 
 def attend_tiles(
@@ -205,7 +228,7 @@ def attend_tiles(
 
     Args:
       q: query tiles (rotated, unscaled), `rows` as in `tiles`; bfloat16, float16 or float32 (full fp32 products).
-      streams: caches [L, K, S, D] in q's dtype.
+      streams: caches [L, K, S, D] in q's dtype or in int8.
       layer: index into L; may be traced.
       schedule: what each item reads.
       scale: of the logits, positive.
@@ -247,5 +270,6 @@ def attend_tiles(
     )(
         jnp.asarray(layer, jnp.int32).reshape(1), schedule.q_tile, schedule.item_start, schedule.item_end,
         schedule.unmasked_start, schedule.unmasked_end, schedule.row_start, schedule.row_end, q,
-        *(part for index in stream_ids for part in streams[index]),
+        *(part if number < 2 else part[..., 0]
+          for index in stream_ids for number, part in enumerate(jax.tree.leaves(streams[index]))),
     )  # fmt: skip

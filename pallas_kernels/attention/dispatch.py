@@ -99,7 +99,7 @@ def attend(
     """Softmax attention of each query over its key ranges in one layer of the streams.
 
     Args:
-      q: rotated queries, read in the streams' dtype.
+      q: rotated queries, read in the streams' dtype unless that is int8.
       streams: caches [L, K, S, D], K dividing H.
       plan: from `plan_attention`.
       layer: index into the caches' first axis.
@@ -114,7 +114,7 @@ def attend(
     """
     _check(q, streams, plan)
     count, heads, width = q.shape
-    packed = tile_schedule.pack_rows(q.astype(streams[0].k.dtype), heads // plan.repeats, plan.tiles.rows)
+    packed = tile_schedule.pack_rows(q.astype(streams[0].query_dtype(q.dtype)), heads // plan.repeats, plan.tiles.rows)
     out, lse = run_items(
         plan.kernel,
         packed,
@@ -166,7 +166,7 @@ def run_items(
       ValueError: a dtype, width or tile that the kernel does not take, naming what does.
     """
     width, layer = q.shape[-1], jnp.asarray(layer, jnp.int32)
-    if why := refusal(kernel, streams[0].k.dtype, width, tiles):
+    if why := refusal(kernel, q.dtype, width, tiles, cache_dtype=streams[0].dtype):
         raise ValueError(why)
     if (padded := _padded(kernel, width)) != width:
         q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, padded - width)))
@@ -177,9 +177,16 @@ def run_items(
     return out[..., :width], lse
 
 
-def refusal(kernel: Kernel, dtype: Any, width: int, tiles: TileSizes) -> str | None:
-    """Why a kernel cannot serve caches of this dtype and head width with these tiles, or None."""
-    return kernel.backend.refusal(dtype=jnp.dtype(dtype), width=_padded(kernel, width), rows=tiles.rows)
+def refusal(kernel: Kernel, dtype: Any, width: int, tiles: TileSizes, *, cache_dtype: Any = None) -> str | None:
+    """Why a kernel cannot serve queries of this dtype and head width with these tiles, or None.
+
+    cache_dtype: of keys and values; None: that of the queries.
+    """
+    dtype = jnp.dtype(dtype)
+    cache = dtype if cache_dtype is None else jnp.dtype(cache_dtype)
+    if cache == jnp.int8 and not kernel.backend.READS_INT8:
+        return f"the {kernel.name} kernel reads no caches in int8: use another kernel, or caches in {dtype.name}"
+    return kernel.backend.refusal(dtype=dtype, width=_padded(kernel, width), rows=tiles.rows)
 
 
 def _padded(kernel: Kernel, width: int) -> int:
@@ -195,7 +202,10 @@ def _widen(stream: KVCache, layer: jax.Array, width: int) -> KVCache:
         one = jax.lax.dynamic_index_in_dim(cache, layer, keepdims=True)
         return jnp.pad(one, ((0, 0), (0, 0), (0, 0), (0, width - cache.shape[-1])))
 
-    return KVCache(widen(stream.k), widen(stream.v))
+    def layer_of(scale: jax.Array | None) -> jax.Array | None:
+        return None if scale is None else jax.lax.dynamic_index_in_dim(scale, layer, keepdims=True)
+
+    return KVCache(widen(stream.k), widen(stream.v), layer_of(stream.k_scale), layer_of(stream.v_scale))
 
 
 @cache

@@ -73,11 +73,11 @@ def _backward(residuals: tuple, d_out: jax.Array) -> tuple[jax.Array, tuple[KVCa
             dq, d_streams[index] = _tile_gradients(query_tile, index, stream, scale, dq, d_streams[index])
         return d_streams, dq
 
-    zeros = [(jnp.zeros(k.shape[1:], jnp.float32), jnp.zeros(v.shape[1:], jnp.float32)) for k, v in streams]
+    zeros = [(jnp.zeros(k.shape[1:], jnp.float32), jnp.zeros(v.shape[1:], jnp.float32)) for k, v, *_ in streams]
     d_streams, dq = jax.lax.scan(one_tile, zeros, query_tiles)
     dq = rearrange(dq, "t k (n r) d -> (t n) (k r) d", r=repeats)[:count].astype(q.dtype)
     d_streams = tuple(
-        KVCache(*(d[None].astype(a.dtype) for d, a in zip(pair, stream, strict=True)))
+        KVCache(*(d[None].astype(a.dtype) for d, a in zip(pair, stream[:2], strict=True)))
         for pair, stream in zip(d_streams, streams, strict=True)
     )
     d_plan = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), plan)  # integers have no gradient

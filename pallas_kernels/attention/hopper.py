@@ -39,6 +39,8 @@ _ALIGNMENT = 8  # rows of a block in shared memory; copies start at multiples of
 _MAX_SHARED_STEPS, _MIN_PROGRAMS = 64, 1056
 WIDTH_MULTIPLE = 16
 """Head widths must be multiples of this; others are padded with zeros."""
+READS_INT8 = False
+"""Whether caches may be in int8, with scales."""
 
 
 def refusal(*, dtype: DTypeLike, width: int, rows: int, keys: int = 128) -> str | None:
@@ -109,7 +111,7 @@ def attend_tiles(
     if len(nonempty) < len(streams):  # copies from empty arrays are an error
         streams = [streams[index] for index in nonempty]
         schedule = TileSchedule(schedule.q_tile, *(table[jnp.asarray(nonempty)] for table in schedule[1:]))
-    streams = [KVCache(*map(_pad_slots, stream)) for stream in streams]
+    streams = [jax.tree.map(_pad_slots, stream) for stream in streams]
 
     # Sharing a program hides the start and end of short tasks; long tasks are left to the GPU's own scheduling.
     max_steps = sum(-(-stream.k.shape[2] // tiles.keys) for stream in streams)

@@ -20,6 +20,8 @@ from pallas_kernels.kv_cache import KVCache
 
 WIDTH_MULTIPLE = 1
 """Head widths must be multiples of this; others are padded with zeros."""
+READS_INT8 = True
+"""Whether caches may be in int8, with scales."""
 _M_INIT = -1e30  # stands for "no key seen yet", where −inf would make NaN
 
 
@@ -126,14 +128,18 @@ def _attend_in_parallel(
             def cut(part: jax.Array) -> jax.Array:
                 return jnp.concatenate([_key_tile(part, layer, begin[n], size) for n in range(parallel)])
 
+            def scaled(columns: jax.Array, scale: jax.Array | None) -> jax.Array:
+                return columns if scale is None else columns * jnp.swapaxes(cut(scale), 1, 2)
+
             visible = repeat(visible, "a n s -> (a k) n s", k=batch // parallel)
             # Where nothing was seen yet, −inf minus the initial maximum still gives a weight of 0.
-            logits = jnp.where(visible, _logits(q, cut(stream.k)), -jnp.inf)
+            logits = scaled(_logits(q, cut(stream.k).astype(q.dtype)), stream.k_scale)
+            logits = jnp.where(visible, logits, -jnp.inf)
             new_m = jnp.maximum(m_i, logits.max(axis=-1))
             weights = jnp.exp(logits - new_m[..., None])
             alpha = jnp.exp(m_i - new_m)
-            values = cut(stream.v)
-            added = jnp.einsum("kns,ksd->knd", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+            values, weighted = cut(stream.v).astype(q.dtype), scaled(weights, stream.v_scale).astype(q.dtype)
+            added = jnp.einsum("kns,ksd->knd", weighted, values, preferred_element_type=jnp.float32)
             return new_m, l_i * alpha + weights.sum(axis=-1), acc * alpha[..., None] + added
 
         carry = jax.lax.fori_loop(0, steps, body, carry)
@@ -192,7 +198,9 @@ def key_mass(
         begin = jnp.minimum(step * size, capacity - size)
         index = begin + jnp.arange(size)
         visible = (index < row_end[:, None]) & (index >= step * size)
-        logits = _logits(rows, _key_tile(stream.k, layer, begin, size))
+        logits = _logits(rows, _key_tile(stream.k, layer, begin, size).astype(rows.dtype))
+        if stream.k_scale is not None:
+            logits = logits * jnp.swapaxes(_key_tile(stream.k_scale, layer, begin, size), 1, 2)
         share = jnp.where(visible, jnp.exp(logits - row_lse[..., None]), 0.0)
         received = jnp.einsum("kns,kn->s", share, row_weight)
         return jax.lax.dynamic_update_slice(mass, jax.lax.dynamic_slice(mass, (begin,), (size,)) + received, (begin,))

@@ -39,6 +39,7 @@ def choose_kernel(
     *,
     dtype: DTypeLike,
     width: int,
+    cache_dtype: DTypeLike | None = None,
     device: Any = None,
     failed: Mapping[str, str] = MappingProxyType({}),
 ) -> KernelChoice:
@@ -47,8 +48,9 @@ def choose_kernel(
     Args:
       name: "auto" chooses the best kernel that can run and falls back to the reference, saying why. Any other kernel is
         used as named; on a CPU it runs in Pallas' interpreter, which is for checking, not for speed.
-      dtype: of the caches.
+      dtype: of queries, and of caches unless `cache_dtype` is given.
       width: head width D.
+      cache_dtype: of caches.
       device: default: the first.
       failed: kernels that "auto" skips, and why.
 
@@ -68,7 +70,7 @@ def choose_kernel(
             better = f"{candidates[0]} or reference" if candidates else "reference"
             raise ValueError(f"the {name} attention kernel does not run on {kind}: choose {better}")
         kernel = kernel_for(name, kind, interpret=device.platform == "cpu")
-        if why := _refusal(kernel, dtype, width):
+        if why := kernel_refusal(kernel, dtype, width, cache_dtype=cache_dtype):
             raise ValueError(why)
         how = ", interpreted: slow, for checking only" if kernel.interpret else ""
         return KernelChoice(kernel, f"{name}, as requested{how}")
@@ -78,27 +80,37 @@ def choose_kernel(
     skipped: list[str] = []
     for candidate in candidates:
         kernel = kernel_for(candidate, kind)
-        if not (why := failed.get(candidate) or _refusal(kernel, dtype, width)):
+        if not (why := failed.get(candidate) or kernel_refusal(kernel, dtype, width, cache_dtype=cache_dtype)):
             return KernelChoice(kernel, "; ".join([f"{candidate}: written for {kind}", *skipped]), bool(skipped))
         skipped.append(f"not {candidate} ({why})")
     return KernelChoice(plain, f"reference, in {jnp.dtype(dtype)}: " + "; ".join(skipped), fallback=True)
 
 
-def _refusal(kernel: Kernel, dtype: DTypeLike, width: int) -> str | None:
-    """Why a kernel cannot serve caches of this dtype and width with one of its tiles, or None."""
+def kernel_refusal(kernel: Kernel, dtype: DTypeLike, width: int, *, cache_dtype: DTypeLike | None = None) -> str | None:
+    """Why a kernel cannot serve queries of this dtype and width, and caches of `cache_dtype`, with one of its tiles, or
+    None."""
     if kernel.name == "ampere" and not kernel.interpret and jnp.dtype(dtype) == jnp.float32:
         # It compiles, but full float32 products do not use tensor cores and their tiles spill; it is for checking.
         return "the ampere kernel takes bfloat16 or float16 on a GPU, not float32: use one of these or the reference"
-    return next((why for tiles in kernel.row_tiles if (why := refusal(kernel, dtype, width, tiles))), None)
+    refusals = (refusal(kernel, dtype, width, tiles, cache_dtype=cache_dtype) for tiles in kernel.row_tiles)
+    return next((why for why in refusals if why), None)
 
 
-def choose_tested_kernel(name: str = "auto", *, dtype: DTypeLike, width: int, device: Any = None) -> KernelChoice:
+def choose_tested_kernel(
+    name: str = "auto",
+    *,
+    dtype: DTypeLike,
+    width: int,
+    cache_dtype: DTypeLike | None = None,
+    device: Any = None,
+) -> KernelChoice:
     """Choose a kernel as `choose_kernel` does, but with "auto" skip kernels that fail their self-test.
 
     Args:
       name: "auto" or a kernel's name, which is taken without a test.
-      dtype: of the caches.
+      dtype: of queries, and of caches unless `cache_dtype` is given.
       width: head width D.
+      cache_dtype: of caches.
       device: the present one (default: the first), on which the self-test runs.
 
     Raises:
@@ -106,10 +118,10 @@ def choose_tested_kernel(name: str = "auto", *, dtype: DTypeLike, width: int, de
     """
     failed: dict[str, str] = {}
     while True:
-        choice = choose_kernel(name, dtype=dtype, width=width, device=device, failed=failed)
+        choice = choose_kernel(name, dtype=dtype, width=width, cache_dtype=cache_dtype, device=device, failed=failed)
         if name != "auto" or choice.kernel.name == "reference":
             return choice
-        failure = self_test(choice.kernel, dtype=dtype, width=width)
+        failure = self_test(choice.kernel, dtype=dtype, width=width, cache_dtype=cache_dtype)
         if failure is None:
             return choice
         failed[choice.kernel.name] = f"its self-test failed on this machine: {failure}"

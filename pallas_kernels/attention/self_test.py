@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.attention import dispatch
 from pallas_kernels.attention.kernel import REFERENCE, Kernel
-from pallas_kernels.kv_cache import KVCache
+from pallas_kernels.kv_cache import encode
 
 QUERIES, KEYS = (200, 1), (4096, 304)  # numbers of queries; keys of each stream
 FRAMES = (2, 729, 2, 72)  # frames, patches, heads and width of the vision tower's shape
@@ -17,7 +17,7 @@ TOLERANCE = {2: 3e-2, 4: 1e-3}
 """Largest relative error of the output of any head of a query, by the bytes of the dtype."""
 
 
-def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int) -> str | None:
+def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTypeLike | None = None) -> str | None:
     """Test a kernel with many queries, with one query, and with full attention within frames.
 
     The key ranges start and end anywhere and are split into items, as for long videos. A kernel that hangs is not
@@ -25,14 +25,17 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int) -> str | None:
 
     Args:
       kernel: from `select.choose_kernel`.
-      dtype: of queries and caches.
+      dtype: of queries, and of caches unless `cache_dtype` is given.
       width: head width D.
+      cache_dtype: of caches.
 
     Returns:
       What went wrong, in one line, or None.
     """
     try:
-        errors = [*(_range_error(kernel, count, dtype, width) for count in QUERIES), _full_error(kernel, dtype)]
+        cache = dtype if cache_dtype is None else cache_dtype
+        ranges = (_range_error(kernel, count, dtype, width, cache) for count in QUERIES)
+        errors = [*ranges, _full_error(kernel, dtype)]
         error = float(np.max(errors))  # NaN if one of them is
     except Exception as raised:  # compilers and drivers raise anything
         return f"{type(raised).__name__}: {(str(raised) or 'no message').splitlines()[0][:200]}"
@@ -40,7 +43,7 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int) -> str | None:
     return None if error <= tolerance else f"relative error {error:.2g} against the reference, allowed {tolerance:.2g}"
 
 
-def _range_error(kernel: Kernel, count: int, dtype: DTypeLike, width: int) -> float:
+def _range_error(kernel: Kernel, count: int, dtype: DTypeLike, width: int, cache_dtype: DTypeLike) -> float:
     """The largest relative error of `count` queries over random ranges of two streams."""
     rng = np.random.default_rng(count)
 
@@ -48,7 +51,8 @@ def _range_error(kernel: Kernel, count: int, dtype: DTypeLike, width: int) -> fl
         return jnp.asarray(rng.normal(size=shape), dtype)
 
     kv_heads, repeats = 2, 7
-    streams = tuple(KVCache(*(normal(2, kv_heads, length, width) for _ in "kv")) for length in KEYS)
+    rows = [[normal(2, kv_heads, length, width) for _ in "kv"] for length in KEYS]
+    streams = tuple(encode(k, v, cache_dtype) for k, v in rows)
     q = normal(count, kv_heads * repeats, width)
     bounds = np.sort(np.stack([rng.integers(0, length + 1, (2, count)) for length in KEYS]), axis=1)
     k_start, k_end = jnp.asarray(bounds[:, 0], jnp.int32), jnp.asarray(bounds[:, 1], jnp.int32)

@@ -35,18 +35,26 @@ _M_INIT = -1e15  # initial running maximum: exp2(_MASKED − _M_INIT) is exactly
 _HEAD, _ENTRY, _STEP, _FETCHED, _USED = range(5)  # fields of the cursor: next tile to copy, tiles copied, tiles used
 WIDTH_MULTIPLE = 16
 """Head widths must be multiples of this; others are padded with zeros."""
+READS_INT8 = True
+"""Whether caches may be in int8, with scales."""
 
 
 def sublanes(dtype: DTypeLike) -> int:
-    """Rows of a tile, and the start of a slice of keys, must be multiples of this: 16 in bfloat16, 8 in float32."""
+    """Rows of a tile must be multiples of this: 16 in bfloat16, 8 in float32."""
     return 32 // jnp.dtype(dtype).itemsize
+
+
+def start_multiple(dtype: DTypeLike) -> int:
+    """The start of a slice of keys must be a multiple of this, and so must the slots of a cache: of caches in int8, 128
+    scales share a row of lanes."""
+    return LANES if jnp.dtype(dtype) == jnp.int8 else sublanes(dtype)
 
 
 def refusal(*, dtype: DTypeLike, width: int, rows: int) -> str | None:
     """The reason why this kernel cannot run, in one line with the alternative; None if it can.
 
     Args:
-      dtype: of queries, keys and values.
+      dtype: of queries, and of keys and values that are not in int8.
       width: head width D.
       rows: query rows of a tile.
     """
@@ -62,20 +70,23 @@ def refusal(*, dtype: DTypeLike, width: int, rows: int) -> str | None:
 
 def _kernel(
     item_start, item_end, unmasked_start, unmasked_end, _q_tile, layer, q, row_bounds, *refs,
-    streams: int, heads: int, items: int, keys: int, scale: float,
+    streams: int, parts: int, heads: int, items: int, keys: int, scale: float,
 ) -> None:  # fmt: skip
     """One item for one key head.
 
     The first four tables [items · streams] are in scalar memory. Entry item · streams + stream is the key range of an
     item in a stream. `row_bounds` [1, 2 · streams, rows] holds row_start and row_end of every stream.
     """
-    caches, (out, lse), scratch = refs[: 2 * streams], refs[2 * streams : 2 * streams + 2], refs[2 * streams + 2 :]
-    k_ring, v_ring, arrived, cursor, ring, m_ref, l_ref, acc_ref = scratch
-    stages, align = k_ring.shape[0], sublanes(k_ring.dtype)
-    caches = [caches[2 * s : 2 * s + 2] for s in range(streams)]
-    sizes = [min(keys, k.shape[2]) for k, _ in caches]
+    # Keys and values of every stream, and of caches in int8 their scales; a ring for each of these two or four.
+    rings = refs[streams * parts + 2 : streams * parts + 2 + parts]
+    caches = [refs[s * parts : (s + 1) * parts] for s in range(streams)]
+    out, lse = refs[streams * parts : streams * parts + 2]
+    arrived, cursor, ring, m_ref, l_ref, acc_ref = refs[streams * parts + 2 + parts :]
+    stages, align = rings[0].shape[0], start_multiple(rings[0].dtype)
+    slots = [cache[0].shape[2] for cache in caches]
+    sizes = [min(keys, length) for length in slots]
     core, head, item = (pl.program_id(axis) for axis in range(3))
-    precision = lax.Precision.HIGHEST if k_ring.dtype == jnp.float32 else None
+    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     # Large masked tiles are processed in parts, and only the parts that hold keys of the range.
     part_keys = keys if keys <= 6 * LANES else math.gcd(keys, 4 * LANES)
 
@@ -83,9 +94,13 @@ def _kernel(
         return item_start[entry] & -align
 
     def copies(s: int, head, start, slot) -> Iterator[Any]:
-        source = (layer[0], core * heads + head, pl.ds(pl.multiple_of(start, align), sizes[s]))
-        for index, (cache, target) in enumerate(zip(caches[s], (k_ring, v_ring), strict=True)):
-            yield pltpu.make_async_copy(cache.at[source], target.at[slot, pl.ds(0, sizes[s])], arrived.at[slot, index])
+        own, held = pl.ds(pl.multiple_of(start, align), sizes[s]), pl.ds(0, sizes[s])
+        for index, (cache, target) in enumerate(zip(caches[s], rings, strict=True)):
+            at = (own,) if index < 2 else (slice(None), own)  # scales are rows of lanes
+            to = (held,) if index < 2 else (slice(None), held)
+            yield pltpu.make_async_copy(
+                cache.at[layer[0], core * heads + head, *at], target.at[slot, *to], arrived.at[slot, index]
+            )
 
     def fetch() -> None:
         """Start copying the next tile of the sequence, if there is one."""
@@ -111,7 +126,7 @@ def _kernel(
                 @pl.when(lax.rem(entry, streams) == s)
                 def _(s=s) -> None:
                     # A tile that would reach past the stream starts earlier; its keys before `first_key` are masked.
-                    start = jnp.minimum(first_key, caches[s][0].shape[2] - sizes[s])
+                    start = jnp.minimum(first_key, slots[s] - sizes[s])
                     ring[0, slot], ring[1, slot], ring[2, slot] = s, start, first_key
                     for copy in copies(s, head, start, slot):
                         copy.start()
@@ -127,7 +142,8 @@ def _kernel(
         for field in range(5):
             cursor[field] = 0
         if min(sizes) < keys:  # short copies leave rows unset; they are multiplied by 0, so they must not hold a NaN
-            v_ring[...] = jnp.zeros_like(v_ring)
+            for values in rings[1::2]:
+                values[...] = jnp.zeros_like(values)
         for _ in range(stages - 1):
             fetch()
 
@@ -135,10 +151,12 @@ def _kernel(
     l_ref[...] = jnp.zeros_like(l_ref)
     acc_ref[...] = jnp.zeros_like(acc_ref)
 
-    def softmax_step(k, v, mask=None) -> None:
+    def softmax_step(slot, at=slice(None), mask=None) -> None:
+        k, v = (tile[slot, at].astype(q.dtype) for tile in rings[:2])
+        k_scale, v_scale = (tile[slot, :, at] for tile in rings[2:]) if parts == 4 else (None, None)
         logits = lax.dot_general(
             q[0, 0], k, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-        ) * (scale * math.log2(math.e))
+        ) * (scale * math.log2(math.e) if k_scale is None else k_scale * (scale * math.log2(math.e)))
         if mask is not None:
             logits = jnp.where(mask, logits, _MASKED)
         m_i = m_ref[...]
@@ -149,6 +167,8 @@ def _kernel(
         weights = [jnp.exp2(logits[:, block] - m_new) for block in blocks]
         m_ref[...] = m_new
         l_ref[...] = l_ref[...] * alpha + functools.reduce(jnp.add, weights)
+        if v_scale is not None:
+            weights = [w * v_scale[:, block] for w, block in zip(weights, blocks, strict=True)]
         weights = jnp.concatenate([w.astype(v.dtype) for w in weights], axis=1)
         acc_ref[...] = acc_ref[...] * alpha[:, : acc_ref.shape[1]] + lax.dot_general(
             weights, v, (((1,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
@@ -171,7 +191,7 @@ def _kernel(
 
         @pl.when(full)
         def _() -> None:
-            softmax_step(k_ring[slot], v_ring[slot])
+            softmax_step(slot)
 
         @pl.when(jnp.logical_not(full))
         def _() -> None:
@@ -190,7 +210,7 @@ def _kernel(
                 at = pl.ds(pl.multiple_of(number * part_keys, part_keys), part_keys)
                 # One unsigned comparison checks both ends of the range.
                 key = number * part_keys + lax.broadcasted_iota(jnp.int32, (1, part_keys), 1) - to_part(offset)
-                softmax_step(k_ring[slot, at], v_ring[slot, at], key.astype(jnp.uint32) < to_part(length))
+                softmax_step(slot, at, key.astype(jnp.uint32) < to_part(length))
                 return carry
 
             lax.fori_loop((low - start) // part_keys, pl.cdiv(high - start, part_keys), part_step, None)
@@ -227,8 +247,8 @@ def attend_tiles(
 
     Args:
       q: query tiles (rotated, unscaled), `rows` as in `tiles`; bfloat16 or float32 (full fp32 products).
-      streams: caches [L, K, S, D] in q's dtype. They are read in place if S is a multiple of `sublanes(dtype)` and D is
-        128; otherwise all their layers are copied, so allocate them accordingly.
+      streams: caches [L, K, S, D] in q's dtype or in int8. They are read in place if S is a multiple of
+        `start_multiple(dtype)` and D is 128; otherwise all their layers are copied, so allocate them accordingly.
       layer: index into L; may be traced.
       schedule: what each item reads.
       scale: of the logits.
@@ -247,7 +267,8 @@ def attend_tiles(
     if reason := refusal(dtype=q.dtype, width=width, rows=rows):
         raise ValueError(reason)
     count, items, keys = len(streams), schedule.q_tile.shape[0], -(-tiles.keys // LANES) * LANES
-    caches = [_pad_slots(cache) for stream in streams for cache in stream]
+    caches = [part for stream in streams for part in _parts(stream)]
+    parts = len(caches) // count
     row_bounds = jnp.stack([schedule.row_start, schedule.row_end], axis=1).reshape(2 * count, -1, rows).swapaxes(0, 1)
     key_ranges = (schedule.item_start, schedule.item_end, schedule.unmasked_start, schedule.unmasked_end)
     cores = 2 if kv_heads % 2 == 0 else 1  # chips with two cores in one device split this dimension of the grid
@@ -260,7 +281,7 @@ def attend_tiles(
         return (core * heads + head, item, 0, 0)
 
     out, lse = pl.pallas_call(
-        functools.partial(_kernel, streams=count, heads=heads, items=items, keys=keys, scale=scale),
+        functools.partial(_kernel, streams=count, parts=parts, heads=heads, items=items, keys=keys, scale=scale),
         out_shape=(
             jax.ShapeDtypeStruct((kv_heads, items, rows, width), out_dtype),
             jax.ShapeDtypeStruct((kv_heads, items, 1, rows), jnp.float32),
@@ -271,13 +292,13 @@ def attend_tiles(
             in_specs=[
                 pl.BlockSpec((1, 1, rows, width), q_block),
                 pl.BlockSpec((1, 2 * count, rows), lambda core, head, item, *tables: (tables[4][item], 0, 0)),
-                *[pl.BlockSpec(memory_space=pl.ANY)] * (2 * count),
+                *[pl.BlockSpec(memory_space=pl.ANY)] * (parts * count),
             ],
             out_specs=[pl.BlockSpec((1, 1, rows, width), out_block), pl.BlockSpec((1, 1, 1, rows), out_block)],
             scratch_shapes=[
-                pltpu.VMEM((tiles.stages, keys, width), q.dtype),
-                pltpu.VMEM((tiles.stages, keys, width), q.dtype),
-                pltpu.SemaphoreType.DMA((tiles.stages, 2)),
+                *[pltpu.VMEM((tiles.stages, keys, width), streams[0].dtype)] * 2,
+                *[pltpu.VMEM((tiles.stages, 1, keys), jnp.float32)] * (parts - 2),
+                pltpu.SemaphoreType.DMA((tiles.stages, parts)),
                 pltpu.SMEM((5,), jnp.int32),
                 pltpu.SMEM((3, tiles.stages), jnp.int32),
                 pltpu.VMEM((rows, LANES), jnp.float32),
@@ -297,7 +318,13 @@ def attend_tiles(
     return out, lse[:, :, 0]
 
 
-def _pad_slots(cache: jax.Array) -> jax.Array:
-    """A cache [L, K, S, D] with S rounded up to a multiple of `sublanes`."""
-    missing = -cache.shape[2] % sublanes(cache.dtype)
-    return jnp.pad(cache, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else cache
+def _parts(cache: KVCache) -> list[jax.Array]:
+    """Keys and values [L, K, S, D], and of a cache in int8 their scales [L, K, 1, S], with S rounded up to a multiple of
+    `start_multiple`."""
+    missing = -cache.slots % start_multiple(cache.dtype)
+
+    def padded(part: jax.Array) -> jax.Array:
+        return jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else part
+
+    rows = [padded(part) for part in jax.tree.leaves(cache)]
+    return rows[:2] + [jnp.swapaxes(scale, 2, 3) for scale in rows[2:]]

@@ -76,7 +76,7 @@ class ItemPlan:
         _, count, heads, width = rows.shape
         kv_heads = heads // self.repeats
         pack = partial(tile_schedule.pack_rows, kv_heads=kv_heads, rows=self.tiles.rows)
-        packed = rearrange(jax.vmap(pack)(rows.astype(streams[0].k.dtype)), "a k t r d -> k (a t) r d")
+        packed = rearrange(jax.vmap(pack)(rows.astype(streams[0].query_dtype(rows.dtype))), "a k t r d -> k (a t) r d")
         out, lse = run_items(
             self.kernel,
             packed,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from pallas_kernels import kv_cache
 from pallas_kernels.attention import KVCache, hopper, reference, tile_schedule
 from pallas_kernels.attention.tile_sizes import TileSizes
 from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, key_ranges
@@ -35,6 +36,11 @@ def arrays(rng, count, lengths, kv_heads, repeats, width, layers, dtype):
     return normal(count, kv_heads * repeats, width), streams
 
 
+def in_int8(streams):
+    """The same streams with keys and values in int8."""
+    return tuple(kv_cache.encode(stream.k, stream.v, jnp.int8) for stream in streams)
+
+
 _ENDS = ("item_end", "unmasked_start", "unmasked_end")
 
 
@@ -54,7 +60,10 @@ def hardest_case(lengths, tiles: TileSizes, pieces: int, *, width: int, dtype=jn
     k_end[0, half : half + 2] = k_start[0, half : half + 2] + 1
     k_start[0, half:], k_end[0, half:] = (np.clip(a[0, half:], 3, first - 4) for a in (k_start, k_end))
     k_end[:, -3:] = k_start[:, -3:]
-    streams = (KVCache(*(a.at[:, :, :3].set(1e4).at[:, :, first - 3 :].set(-1e4) for a in streams[0])), *streams[1:])
+    streams = (
+        jax.tree.map(lambda a: a.at[:, :, :3].set(1e4).at[:, :, first - 3 :].set(-1e4), streams[0]),
+        *streams[1:],
+    )
     schedule = split_schedule(k_start, k_end, repeats, tiles.rows, pieces, 8)
     assert int((schedule.unmasked_end - schedule.unmasked_start).max()) >= 2 * tiles.keys, "no tile is full"
     empty = {name: getattr(schedule, name).at[:, -1].set(schedule.item_start[:, -1]) for name in _ENDS}
@@ -82,9 +91,10 @@ def segment_items(ranges, streams, row_tiles, rows, q_tile):
 def expected(q, streams, layer, schedule, *, scale):
     """Output and log-sum-exp of a schedule in float64: all keys of all streams, masked."""
     q, tables = np.asarray(q.astype(jnp.float32), np.float64), jax.tree.map(np.asarray, schedule)
+    streams = [KVCache(*stream.decode(jnp.float32)) for stream in streams]
     k, v = (
         np.concatenate([np.asarray(part[layer].astype(jnp.float32), np.float64) for part in parts], axis=1)
-        for parts in zip(*streams, strict=True)
+        for parts in zip(*(stream[:2] for stream in streams), strict=True)
     )
     masks = []
     for index, stream in enumerate(streams):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import arrays, assert_correct, hardest_case, problem, segment_items, split_schedule, strides
+from problems import arrays, assert_correct, hardest_case, in_int8, problem, segment_items, split_schedule, strides
 
 from pallas_kernels.attention import ampere, tile_schedule
 from pallas_kernels.attention.tile_sizes import TileSizes
@@ -36,6 +36,12 @@ def test_hardest_case():
     tiles = TileSizes(16, 16)
     q, streams, schedule = hardest_case((110, 0, 21), tiles, 2, width=24)
     check(q, streams, schedule, tiles)
+
+
+def test_caches_in_int8():
+    tiles = TileSizes(16, 16)
+    q, streams, schedule = hardest_case((110, 0, 21), tiles, 2, width=24)
+    check(q, in_int8(streams), schedule, tiles)
 
 
 @pytest.mark.kernels

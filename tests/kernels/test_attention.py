@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from problems import problem
+from problems import in_int8, problem
 
-from pallas_kernels.attention import REFERENCE, KVCache, dispatch, plan_attention, reference
+from pallas_kernels.attention import REFERENCE, dispatch, plan_attention, reference
 from pallas_kernels.attention.tile_sizes import TileSizes
 
 
@@ -34,7 +34,8 @@ def plainly(q, streams, k_start, k_end, layer=0, scale=None):
     def rows(part):
         return np.repeat(np.swapaxes(np.asarray(part[layer], np.float64), 0, 1), heads // kv_heads, axis=1)
 
-    keys, values = (np.concatenate([rows(part) for part in parts]) for parts in zip(*streams, strict=True))
+    decoded = [stream.decode(jnp.float32) for stream in streams]
+    keys, values = (np.concatenate([rows(part) for part in parts]) for parts in zip(*decoded, strict=True))
     seen = np.concatenate(
         [
             (np.arange(s.k.shape[2]) >= low[:, None]) & (np.arange(s.k.shape[2]) < high[:, None])
@@ -71,6 +72,16 @@ def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles
     np.testing.assert_allclose(lse, want_lse, atol=3e-6)
 
 
+@pytest.mark.parametrize("parallel", [1, 3])
+def test_caches_in_int8_are_read_as_their_scales_say(parallel):
+    q, streams, k_start, k_end = problem(4, 21, [37, 30])
+    streams = in_int8(streams)
+    got, lse = attend(q, streams, k_start, k_end, layer=1, rows=16, keys=8, parallel=parallel)
+    want, want_lse, _ = plainly(q, streams, k_start, k_end, 1)
+    np.testing.assert_allclose(got, want, atol=3e-6)
+    np.testing.assert_allclose(lse, want_lse, atol=3e-6)
+
+
 def test_every_stream_may_have_tiles_of_its_own():
     q, streams, k_start, k_end = problem(5, 21, [37, 30])
     want, _, _ = plainly(q, streams, k_start, k_end)
@@ -81,9 +92,8 @@ def test_every_stream_may_have_tiles_of_its_own():
 
 def test_capacity_after_the_last_key_changes_no_bit():
     q, streams, k_start, k_end = problem(3, 21, [37, 30])
-    roomy = [
-        KVCache(*(jnp.pad(part, ((0, 0), (0, 0), (0, 11), (0, 0)), constant_values=9.0) for part in s)) for s in streams
-    ]
+    wider = ((0, 0), (0, 0), (0, 11), (0, 0))
+    roomy = jax.tree.map(lambda part: jnp.pad(part, wider, constant_values=9.0), streams)
     for keys, parallel in ((4, 1), (16, 1), (16, 2)):
         want, got = (attend(q, s, k_start, k_end, rows=16, keys=keys, parallel=parallel) for s in (streams, roomy))
         jax.tree.map(np.testing.assert_array_equal, got, want)
@@ -110,7 +120,7 @@ def test_keys_outside_the_ranges_do_not_matter():
     def poison(a):
         return a.at[:, :, :7].set(1e30).at[:, :, 19:].set(-1e30)
 
-    spoiled = (KVCache(*(poison(part) for part in streams[0])),)
+    spoiled = jax.tree.map(poison, streams)
     for tile in (4, 16):
         want, got = (attend(q, s, k_start, k_end, keys=tile)[0] for s in (streams, spoiled))
         np.testing.assert_array_equal(want, got)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
-from problems import arrays, assert_correct, hardest_case, problem, segment_items, split_schedule, strides
+from problems import arrays, assert_correct, hardest_case, in_int8, problem, segment_items, split_schedule, strides
 
 from pallas_kernels.attention import tile_schedule, tpu
 from pallas_kernels.attention.tile_sizes import TileSizes
@@ -35,6 +35,12 @@ def test_hardest_case():
     tiles = TileSizes(16, 128, 3)
     q, streams, schedule = hardest_case((700, 37), tiles, 2, width=24)
     check(q, streams, schedule, tiles)
+
+
+def test_caches_in_int8():
+    tiles = TileSizes(16, 128, 3)
+    q, streams, schedule = hardest_case((700, 37), tiles, 2, width=24)
+    check(q, in_int8(streams), schedule, tiles)
 
 
 @pytest.mark.kernels

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, reduce
+from jax.typing import DTypeLike
 
+from pallas_kernels import kv_cache
 from pallas_kernels.attention import KVCache
 from vxl2_jax.buckets import bucket
 from vxl2_jax.errors import RequestError, shown
@@ -25,9 +27,9 @@ def check_compression(compression: int, visual: int) -> None:
         )
 
 
-def sparse_capacity(layout: Layout, compression: int) -> int:
+def sparse_capacity(layout: Layout, compression: int, dtype: DTypeLike = jnp.float32) -> int:
     """Slots of a sparse level: its length, rounded up so that videos of similar length share executables."""
-    return bucket(layout.sparse_length(compression), minimum=128)
+    return kv_cache.aligned(bucket(layout.sparse_length(compression), minimum=128), dtype)
 
 
 def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta: float) -> KVCache:
@@ -37,10 +39,10 @@ def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta
     and the level is a plain cache of the whole video. Raises RequestError for a compression out of range.
     """
     check_compression(compression, layout.visual)
-    visual_capacity, global_capacity = dense.visual.k.shape[2], dense.global_.k.shape[2]
+    visual_capacity, global_capacity = dense.visual.slots, dense.global_.slots
     new_visual, new_global = layout.visual_positions(compression), layout.global_positions(compression)
     # The source of every slot of the sparse level: a global token, or (behind them) a pooled one.
-    source = np.zeros(sparse_capacity(layout, compression), np.int32)
+    source = np.zeros(sparse_capacity(layout, compression, dense.visual.dtype), np.int32)
     source[new_global] = np.arange(len(new_global))
     source[new_visual] = global_capacity + np.arange(len(new_visual))
 
@@ -79,15 +81,12 @@ def _pool(
     def pool(rows: jax.Array) -> jax.Array:
         whole = rows[:, : rows.shape[1] // visual * visual]
         groups = rearrange(whole, "k (g v) d -> k g v d", v=visual)[:, :, : kept * compression]
-        return reduce(groups.astype(jnp.float32), "k g (n c) d -> k (g n) d", "mean", c=compression)
+        return reduce(groups, "k g (n c) d -> k (g n) d", "mean", c=compression)
 
     def one_layer(layer: DenseCache) -> KVCache:
-        k = rotate(pool(rotate(layer.visual.k.astype(jnp.float32), *undo)), *redo).astype(layer.visual.k.dtype)
-        v = pool(layer.visual.v).astype(k.dtype)
-
-        def gather(global_: jax.Array, pooled: jax.Array) -> jax.Array:
-            return jnp.concatenate([global_, pooled], axis=1)[:, source]
-
-        return KVCache(gather(rotate(layer.global_.k, *move), k), gather(layer.global_.v, v))
+        (k, v), (global_k, global_v) = (stream.decode(jnp.float32) for stream in layer)
+        pooled_rows = layer.visual.encode(rotate(pool(rotate(k, *undo)), *redo), pool(v))
+        global_rows = layer.global_.encode(rotate(global_k, *move), global_v)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1)[:, source], global_rows, pooled_rows)
 
     return jax.lax.map(one_layer, dense)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
 from pallas_kernels.attention import Kernel, KVCache
 from pallas_kernels.decode import Segments, SegmentTable, no_segments, segment_tables
+from pallas_kernels.kv_cache import aligned
 from vxl2_jax.buckets import bucket
 from vxl2_jax.cache.plan import LEVELS, plan_segments, relocate
 from vxl2_jax.memory import VideoMemory
@@ -36,6 +36,11 @@ class KVCacheView(NamedTuple):
     position: jax.Array | np.ndarray
     step_table: SegmentTable
     question_table: SegmentTable
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of keys and values."""
+        return np.dtype(self.streams[0].dtype)
 
 
 def sparse_view(memory: VideoMemory, kernel: Kernel, questions: int = 1) -> KVCacheView:
@@ -94,11 +99,8 @@ def groups_read(memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B
 def load_groups(level: StoredLevel, groups: Int[np.ndarray, " n"]) -> DenseCache:
     """The prefix and some groups of a level on disk, on the device, in caches of rounded capacity."""
 
-    def put(part: np.ndarray) -> jax.Array:
-        capacity = bucket(part.shape[2], minimum=128)
-        return jnp.asarray(np.pad(part, ((0, 0), (0, 0), (0, capacity - part.shape[2]), (0, 0))))
-
-    return jax.tree.map(put, level.gather(groups))
+    streams = level.gather(groups)
+    return DenseCache(*(stream.padded(aligned(bucket(stream.slots, minimum=128), stream.dtype)) for stream in streams))
 
 
 def _view(

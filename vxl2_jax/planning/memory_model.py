@@ -11,6 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import NamedTuple
 
+from pallas_kernels import kv_cache
 from pallas_kernels.attention import REFERENCE, Kernel
 from pallas_kernels.attention.tile_sizes import TileSizes
 from pallas_kernels.decode import QUESTION_ROWS, item_count
@@ -30,8 +31,8 @@ _F32 = 4
 class Workload(NamedTuple):
     """How a video is watched and one question asked, as far as memory is concerned.
 
-    question_tokens: of the question and the prompt around it; itemsize: bytes of a wide weight, an activation and a cached
-    number; weights: one of `models.quantised.SETTINGS`; sizes, kernel, compiler: the batch sizes, the attention kernel and
+    question_tokens: of the question and the prompt around it; itemsize: bytes of a wide weight, an activation and a wide
+    cached number; weights: one of `models.quantised.SETTINGS`; cache: one of `options.CACHES`; sizes, kernel, compiler: the batch sizes, the attention kernel and
     what is known of XLA on the device.
     """
 
@@ -42,6 +43,7 @@ class Workload(NamedTuple):
     max_new_tokens: int = AskOptions.max_new_tokens
     itemsize: int = 2
     weights: str = quantised.WIDE
+    cache: str = quantised.WIDE
     sizes: BatchSizes = LARGE
     kernel: Kernel = REFERENCE
     compiler: CompilerTraits = CompilerTraits()
@@ -49,6 +51,11 @@ class Workload(NamedTuple):
     def chunk_groups(self, layout: Layout) -> int:
         """Groups per chunk of a video."""
         return self.chunk_size or chunk_size_for(layout.groups)
+
+    @property
+    def cache_dtype(self) -> str:
+        """The dtype of cached keys and values."""
+        return "int8" if self.cache == quantised.INT8 else f"float{8 * self.itemsize}"
 
     @property
     def question_rows(self) -> int:
@@ -62,10 +69,10 @@ def weights_bytes(config: ModelConfig, weights: str, itemsize: int) -> int:
     return quantised.bytes_of(huggingface.abstract_params(config, f"float{8 * itemsize}", weights))
 
 
-def token_bytes(config: ModelConfig, itemsize: int) -> int:
+def token_bytes(config: ModelConfig, workload: Workload) -> int:
     """Bytes of the keys and values of one token in all layers."""
     lm = config.language
-    return 2 * lm.layers * lm.kv_heads * lm.head_width * itemsize
+    return lm.layers * lm.kv_heads * kv_cache.row_bytes(lm.head_width, workload.cache_dtype)
 
 
 def cached_tokens(layout: Layout, workload: Workload) -> tuple[int, int]:
@@ -77,10 +84,10 @@ def cached_tokens(layout: Layout, workload: Workload) -> tuple[int, int]:
 
 def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
     """Bytes of the dense and of the sparse level."""
-    capacity, slot = prefill.shape_for(layout, workload.sizes.stride), token_bytes(config, workload.itemsize)
+    capacity, slot = _capacity(layout, workload), token_bytes(config, workload)
     return {
         "dense": slot * (capacity.visual + capacity.global_),
-        "sparse": slot * sparse_capacity(layout, workload.compression),
+        "sparse": slot * sparse_capacity(layout, workload.compression, workload.cache_dtype),
     }
 
 
@@ -117,6 +124,10 @@ def phases(
         "relevance": phase(program["relevance"] + tokens, "dense", "sparse"),
         "question": phase(program["question"] + tokens, "dense", "sparse"),
     }
+
+
+def _capacity(layout: Layout, workload: Workload) -> prefill.PrefillShape:
+    return prefill.shape_for(layout, workload.sizes.stride, dtype=workload.cache_dtype)
 
 
 def _stride_tokens(config: ModelConfig, workload: Workload) -> int:
@@ -159,7 +170,7 @@ def _vision(config: ModelConfig, workload: Workload) -> int:
 def _stride(config: ModelConfig, layout: Layout, workload: Workload) -> int:
     """Visual tokens in; a layer's weights, both halves of the gated MLP and two residual streams."""
     lm, stride = config.language, workload.sizes.stride
-    rows = stride * layout.visual + prefill.shape_for(layout, stride).global_rows
+    rows = stride * layout.visual + _capacity(layout, workload).global_rows
     tiles = workload.kernel.tiles_for(rows * lm.heads // lm.kv_heads)
     own = workload.itemsize * rows * (2 * lm.mlp + 2 * lm.width) + _logits(config, tiles, workload)
     return _stride_tokens(config, workload) + own + _layer_weights(config, workload)
@@ -175,7 +186,7 @@ def _logits(config: ModelConfig, tiles: TileSizes, workload: Workload) -> int:
 def _pooling(config: ModelConfig, layout: Layout, workload: Workload) -> int:
     """Rotation tables, the pooled keys of a layer and, where they are not fused, all un-rotated keys of a layer in fp32
     with their halves, and the row of global and pooled keys that is gathered from."""
-    lm, capacity, compiler = config.language, prefill.shape_for(layout, workload.sizes.stride), workload.compiler
+    lm, capacity, compiler = config.language, _capacity(layout, workload), workload.compiler
     slots = capacity.visual // layout.visual * pooled(layout.visual, workload.compression)
     whole, half = round_up(lm.head_width, compiler.lanes), round_up(lm.head_width // 2, compiler.lanes)
     tables = 2 * (capacity.visual + slots + capacity.global_) * half * _F32
@@ -187,7 +198,8 @@ def _pooling(config: ModelConfig, layout: Layout, workload: Workload) -> int:
 
 
 def _tail(config: ModelConfig, workload: Workload, new_tokens: int) -> int:
-    return token_bytes(config, workload.itemsize) * round_up(workload.question_rows + new_tokens, 16)
+    tokens = workload.question_rows + new_tokens
+    return token_bytes(config, workload) * kv_cache.aligned(tokens, workload.cache_dtype)
 
 
 def _partial_results(config: ModelConfig, workload: Workload, segments: int) -> int:

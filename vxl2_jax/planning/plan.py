@@ -119,7 +119,7 @@ def plan(config: ModelConfig, layout: Layout, rule: PrefillRule, **settings: Any
     workload = Workload(**settings)
     check_compression(workload.compression, config.visual_tokens)
     kept, causal = attention_pairs(layout, rule, workload.question_tokens)
-    bytes_per_token = memory_model.token_bytes(config, workload.itemsize)
+    bytes_per_token = memory_model.token_bytes(config, workload)
     loaded, whole = memory_model.cached_tokens(layout, workload)
     return Plan(
         layout,

@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import REFERENCE, Kernel
+from pallas_kernels.kv_cache import dequantise
 from vxl2_jax.buckets import bucket
 from vxl2_jax.cache import views
 from vxl2_jax.cache.views import KVCacheView
@@ -60,7 +61,7 @@ def padded_chunk_slots(
     most slots of a chunk, rounded up."""
     start, end = memory.layout.chunk_slots(memory.compression, chunk_size)
     padding = (0, bucket(len(start)) - len(start))
-    width = min(bucket(int((end - start).max())), memory.sparse.k.shape[2])
+    width = min(bucket(int((end - start).max())), memory.sparse.slots)
     return np.pad(start, padding).astype(np.int32), np.pad(end, padding).astype(np.int32), width
 
 
@@ -90,7 +91,7 @@ def chunk_attention(
     lm, rows = config.language, ids.shape[1]
     (stream,) = view.streams
     ids, begin = left_pad(ids, count)
-    capacity, weight = stream.k.shape[2], 1 / (lm.heads * lm.layers)
+    capacity, weight = stream.slots, 1 / (lm.heads * lm.layers)
 
     def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
         q = rearrange(q * lm.head_width**-0.5, "n (k r) d -> k (n r) d", k=lm.kv_heads)
@@ -98,7 +99,12 @@ def chunk_attention(
         def attend(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
             start, end = bounds
             first = jnp.minimum(start, capacity - width)
-            k = jax.lax.dynamic_slice(stream.k, (layer, 0, first, 0), (1, lm.kv_heads, width, lm.head_width))[0]
+
+            def cut(part: jax.Array) -> jax.Array:
+                return jax.lax.dynamic_slice(part, (layer, 0, first, 0), (1, lm.kv_heads, width, part.shape[-1]))[0]
+
+            scale = None if stream.k_scale is None else cut(stream.k_scale)
+            k = dequantise(cut(stream.k), scale, stream.query_dtype(q.dtype))
             k = rotate(k, *rotation((view.position - end)[None], lm.head_width, lm.rope_theta))
             slots = first + jnp.arange(width)
             logits = jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)

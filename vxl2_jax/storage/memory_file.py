@@ -7,7 +7,8 @@
     FACTS      JSON: what is known once the video has been read: its hash, and what of it is missing
     END        empty: the file is complete
 
-Arrays are [L, K, rows, D] in the memory's dtype, keys before values, without padding.
+Arrays are [L, K, rows, D] in the memory's dtype, keys before values, without padding. In int8, the float32 scales
+[L, K, rows, 1] of keys and then of values follow them.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from msgspec import Meta
 
+from pallas_kernels import kv_cache
 from pallas_kernels.attention import KVCache
 from vxl2_jax import files
 from vxl2_jax.config import Heads, Layers, RopeTheta, Size
@@ -53,16 +55,21 @@ class CacheShape(NamedTuple):
     @classmethod
     def of(cls, stream: KVCache) -> CacheShape:
         layers, kv_heads, _, head_width = stream.k.shape
-        return cls(layers, kv_heads, head_width, jnp.dtype(stream.k.dtype).name)
+        return cls(layers, kv_heads, head_width, jnp.dtype(stream.dtype).name)
 
     def bytes(self, rows: int) -> int:
-        """Size of the keys and values of `rows` rows."""
-        return 2 * self.layers * self.kv_heads * rows * self.head_width * jnp.dtype(self.dtype).itemsize
+        """Size of the keys and values of `rows` rows, with their scales."""
+        return self.layers * self.kv_heads * rows * kv_cache.row_bytes(self.head_width, self.dtype)
 
     def view(self, data: UInt8[np.ndarray, " bytes"], rows: int) -> KVCache:
         """The bytes of `rows` rows as keys and values."""
-        array = data.view(jnp.dtype(self.dtype)).reshape(2, self.layers, self.kv_heads, rows, self.head_width)
-        return KVCache(array[0], array[1])
+        shape, dtype = (2, self.layers, self.kv_heads, rows), jnp.dtype(self.dtype)
+        numbers = math.prod(shape) * self.head_width * dtype.itemsize
+        k, v = data[:numbers].view(dtype).reshape(*shape, self.head_width)
+        if dtype != jnp.int8:
+            return KVCache(k, v)
+        # Scales follow at any byte: a copy is aligned.
+        return KVCache(k, v, *np.frombuffer(data[numbers:].tobytes(), np.float32).reshape(*shape, 1))
 
 
 class StreamRows(NamedTuple):
@@ -141,7 +148,7 @@ class StoredLevel:
             global_rows = layout.global_rows(selected)[layout.prefix if index else 0 :]
 
             def select(stream: KVCache, rows: np.ndarray) -> KVCache:
-                return KVCache(*(a[:, :, rows] for a in stream))
+                return jax.tree.map(lambda a: a[:, :, rows], stream)
 
             parts.append(
                 DenseCache(
@@ -193,7 +200,7 @@ class _RuleFields(msgspec.Struct, frozen=True):
 class _Identity(msgspec.Struct, frozen=True):
     """The types and bounds of the IDENTITY record; see `VideoMemory` for the fields."""
 
-    shape: tuple[Layers, Heads, Size, Literal["float32", "bfloat16", "float16"]]
+    shape: tuple[Layers, Heads, Size, Literal["float32", "bfloat16", "float16", "int8"]]
     rule: _RuleFields
     layout: _LayoutFields
     compression: Annotated[int, Meta(ge=1, le=2**12)]

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 from jax.typing import ArrayLike
@@ -114,7 +113,7 @@ class MemoryFileWriter:
 
         Raises RequestError if the file cannot be written.
         """
-        self._enqueue(lambda: ("SPARSE", [np.asarray(part)[:, :, :length] for part in sparse]))
+        self._enqueue(lambda: ("SPARSE", [np.asarray(part)[:, :, :length] for part in jax.tree.leaves(sparse)]))
         if resume_arrays:
             self._enqueue(lambda: ("OPEN", memory_file.pack_arrays(resume_arrays)))
         self._enqueue(lambda: ("FACTS", [msgspec.json.encode(facts)]))
@@ -213,10 +212,7 @@ def restore_streams(streams: DenseCache, level: StoredLevel) -> DenseCache:
     """Write a stored level into the streams (donated), one record at a time."""
     sizes = _record_rows(level.layout)
     for index in range(len(level.group_records)):
-        padded = [
-            KVCache(*(jnp.asarray(np.pad(a, ((0, 0), (0, 0), (0, size - a.shape[2]), (0, 0)))) for a in stream))
-            for stream, size in zip(level.read_record(index), sizes, strict=True)
-        ]
+        padded = [stream.padded(size) for stream, size in zip(level.read_record(index), sizes, strict=True)]
         ranges = rows_of_groups(level.layout, *record_groups(level.layout)[index])
         streams = _write_rows(streams, DenseCache(*padded), [np.int32(start) for start, _ in ranges])
     return streams
@@ -249,23 +245,18 @@ def _groups_record(
     """A GROUPS record of what `_slice_groups` returned, copied to the host."""
     parts = []
     for stream, skip, (start, stop) in zip(rows, skipped, rows_of_groups(layout, first, last), strict=True):
-        parts += [np.asarray(a)[:, :, skip : skip + stop - start] for a in stream]
+        parts += [np.asarray(a)[:, :, skip : skip + stop - start] for a in jax.tree.leaves(stream)]
     return "GROUPS", parts
 
 
 @partial(jax.jit, static_argnames="size")
 def _slice_rows(stream: KVCache, start: Int[ArrayLike, ""], *, size: int) -> KVCache:
-    return KVCache(*(jax.lax.dynamic_slice_in_dim(a, start, size, axis=2) for a in stream))
+    return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, start, size, axis=2), stream)
 
 
 @partial(jax.jit, donate_argnames="streams")
 def _write_rows(streams: DenseCache, rows: DenseCache, starts: list[ArrayLike]) -> DenseCache:
-    def write(cache: jax.Array, new: jax.Array, start: ArrayLike) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=2)
+    def write(stream: KVCache, new: KVCache, start: ArrayLike) -> KVCache:
+        return jax.tree.map(lambda a, part: jax.lax.dynamic_update_slice_in_dim(a, part, start, axis=2), stream, new)
 
-    return DenseCache(
-        *(
-            KVCache(*(write(a, new, start) for a, new in zip(stream, part, strict=True)))
-            for stream, part, start in zip(streams, rows, starts, strict=True)
-        )
-    )
+    return DenseCache(*map(write, streams, rows, starts))

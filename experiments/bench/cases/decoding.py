@@ -202,7 +202,7 @@ def _ours(session: Session, reading: Reading, kernel: Kernel) -> dict[str, Any]:
     turned = rotate(fresh, *(t[:, None] for t in rotation(position, lm.head_width, lm.rope_theta)))
     picked = evenly(rows, 16)
     cache = problems.gathered(reading.memory, reading.plan, last)
-    own = KVCache(*(a[last : last + 1].astype(jnp.float32) for a in tail))
+    own = jax.tree.map(lambda a: a[last : last + 1].astype(jnp.float32), tail)
     k_end = np.stack([np.full(len(picked), reading.keys, np.int32), picked + 1])
     expected = reference_attention(turned[picked], (cache, own), np.zeros_like(k_end), k_end)
     note = joined(f"one layer {1e6 * timing.seconds / lm.layers:.1f} µs", kernels.note(kernel))
