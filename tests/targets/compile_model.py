@@ -2,6 +2,9 @@
 
     python tests/targets/compile_model.py v5p
     python tests/targets/compile_model.py v5e int8
+    python tests/targets/compile_model.py v5e int8 4096 int8
+
+Arguments: the machine, and if wanted the weights, the frames and the cache (wide or int8).
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
 the memory of 2,048 frames, and the vision half. Weights are abstract. Every line has the memory that XLA plans, the
@@ -34,7 +37,7 @@ from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig, video_xl_2
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
-from vxl2_jax.models.quantised import WIDE, bytes_of
+from vxl2_jax.models.quantised import INT8, WIDE, bytes_of
 from vxl2_jax.models.video_xl_2 import encode_frames
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.memory_model import Workload
@@ -58,11 +61,13 @@ class Program(NamedTuple):
 
 
 def real_size(
-    device: Any, layers: int, weights: str = WIDE, frames: int = FRAMES
+    device: Any, layers: int, weights: str = WIDE, frames: int = FRAMES, cache: str = WIDE
 ) -> tuple[ModelConfig, Layout, Workload]:
     """The model with this number of language model layers, and the workload as the device runs it."""
     config = dataclasses.replace(CONFIG, language=dataclasses.replace(CONFIG.language, layers=layers))
-    kernel = attention.choose_kernel(dtype=dtype_for(device), width=config.language.head_width, device=device).kernel
+    dtype, width = dtype_for(device), config.language.head_width
+    cached = jnp.dtype(jnp.int8) if cache == INT8 else dtype
+    kernel = attention.choose_kernel(dtype=dtype, width=width, cache_dtype=cached, device=device).kernel
     settings = Workload(
         compression=COMPRESSION,
         chunk_size=CHUNK_SIZE,
@@ -70,6 +75,7 @@ def real_size(
         question_tokens=QUESTION,
         max_new_tokens=ANSWER,
         weights=weights,
+        cache=cache,
         sizes=suits.sizes_for(device),
         kernel=kernel,
         compiler=suits.compiler_for(device),
@@ -105,8 +111,9 @@ def programs(
 
     weights = shapes((layer, params["language"]["embed"]))
 
-    room = prefill.shape_for(layout, sizes.stride)
-    streams = placed(jax.eval_shape(lambda: prefill.empty(config, room, dtype)))
+    cached = jnp.dtype(jnp.int8) if settings.cache == INT8 else dtype
+    room = prefill.shape_for(layout, sizes.stride, dtype=cached)
+    streams = placed(jax.eval_shape(lambda: prefill.empty(config, room, cached)))
     stride = placed(prefill.plan_strides(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
     tokens = abstract((sizes.stride, config.visual_tokens, lm.width), dtype)
     yield Program(
@@ -194,13 +201,13 @@ def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, 
     return shape, lambda placed: jitted.lower(*placed(args), **options)
 
 
-def main(name: str, weights: str = WIDE, frames: str = str(FRAMES)) -> None:
+def main(name: str, weights: str = WIDE, frames: str = str(FRAMES), cache: str = WIDE) -> None:
     """Compile every program and print the results."""
     device, limit = topology(name).devices[0], MEMORY_GB[name]
     whole, dtype = CONFIG.language.layers, dtype_for(device)
 
     def sized(layers: int) -> tuple[ModelConfig, Layout, Workload]:
-        return real_size(device, layers, weights, int(frames))
+        return real_size(device, layers, weights, int(frames), cache)
 
     with machine(name) as abstract:
         half = {program.name: program for program in programs(abstract, *sized(whole // 2), dtype)}
@@ -209,6 +216,7 @@ def main(name: str, weights: str = WIDE, frames: str = str(FRAMES)) -> None:
             found = {
                 "machine": name,
                 "weights": weights,
+                "cache": cache,
                 "frames": int(frames),
                 "program": program.name,
                 "layers": whole,

@@ -20,6 +20,7 @@ HERE = "here"
 _EXAMPLES = """examples:
   vxl2 plan --frames 10000 --device h200 --model BAAI/Video-XL-2
   vxl2 plan --frames 1024 --device t4 --model BAAI/Video-XL-2 --weights int8
+  vxl2 plan --frames 4096 --device v5e --model BAAI/Video-XL-2 --weights int8 --cache int8
   vxl2 plan --frames 600 --device here --model BAAI/Video-XL-2
   vxl2 plan --frames 2048 --model BAAI/Video-XL-2 --fps 0.5 --block-size 4 --prev-blocks none --device a100-40 --json
 
@@ -58,7 +59,7 @@ def add(commands: Any, help: str) -> None:
     )
     add_number(plan, "cores", metavar="N", help="CPU cores that decode (default: those of this machine, at most 16)")
     plan.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
-    add_options(plan, WatchOptions, "watching", names=("fps", "block_size", "prev_blocks", "compression"))
+    add_options(plan, WatchOptions, "watching", names=("fps", "block_size", "prev_blocks", "compression", "cache"))
     add_options(plan, AskOptions, "asking", names=("top_k", "chunk_size"))
 
 
@@ -89,18 +90,21 @@ def run(args: argparse.Namespace) -> None:
     weights = args.weights or WIDE
     if weights == AUTO:
         usable = device.usable_bytes
-        weights, _ = planning.fitting_weights(config, tokenizer, usable, **device.settings(config, itemsize))
+        weights, _ = planning.fitting_weights(
+            config, tokenizer, usable, cache=watch.cache, **device.settings(config, itemsize, watch.cache)
+        )
     workload = {
         "weights": weights,
         "question_tokens": args.question_tokens,
         "compression": watch.compression,
+        "cache": watch.cache,
         "chunk_size": ask.chunk_size,
         "top_k": ask.top_k,
     }
-    plan = planning.plan(config, layout, watch.rule, **workload, **device.settings(config, itemsize))
+    plan = planning.plan(config, layout, watch.rule, **workload, **device.settings(config, itemsize, watch.cache))
     fits = plan.fits(device)
     advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, itemsize=itemsize, **workload)
-    document = render.plan_data(plan, weights, args.device, device, fits, advice)
+    document = render.plan_data(plan, {"weights": weights, "cache": watch.cache}, args.device, device, fits, advice)
     seconds = round(reading.cpu_seconds(film, args.frames, watch.fps) / cores, 2)
     is_wall = document["seconds"] is not None and seconds > document["seconds"]
     read = {"film": str(film), "cores": cores, "seconds": seconds, "longer_than_device": is_wall}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -149,8 +149,10 @@ def _timeline(answer: Answer, max_chunks: int = 24) -> RenderableType:
     return table
 
 
-def plan_data(plan: Plan, weights: str, name: str, device: DeviceSpec, fits: bool, advice: str) -> dict[str, Any]:
-    """One JSON-ready document of a plan for a device."""
+def plan_data(
+    plan: Plan, held: Mapping[str, str], name: str, device: DeviceSpec, fits: bool, advice: str
+) -> dict[str, Any]:
+    """One JSON-ready document of a plan for a device. held: how weights and cache are held."""
     kept, causal = plan.attention_pairs_kept, plan.attention_pairs_causal
     mixed, dense = plan.cache_bytes
     return {
@@ -164,7 +166,7 @@ def plan_data(plan: Plan, weights: str, name: str, device: DeviceSpec, fits: boo
         "cache_bytes_dense": dense,
         "cache_reduction_percent": round(100 * (1 - mixed / dense), 2),
         "flops": plan.flops,
-        "weights": weights,
+        **held,
         "bytes": plan.bytes,
         "bytes_by_phase": plan.phases,
         "peak_phase": plan.peak_phase,
@@ -197,7 +199,8 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     for part, flops in document["flops"].items():
         table.add_row(part.replace("_", " "), f"{flops / 1e12:,.1f} TFLOP")
     for part, count in document["bytes"].items():
-        table.add_row(f"weights ({document['weights']})" if part == "weights" else part, gb(count))
+        held = {"weights": document["weights"], "dense": document["cache"], "sparse": document["cache"]}.get(part)
+        table.add_row(f"{part} ({held})" if held else part, gb(count))
     for phase, parts in document["bytes_by_phase"].items():
         table.add_row(f"  during {phase}", gb(sum(parts.values())))
     place = "this machine" if document["device"] == "here" else document["device"]

@@ -10,6 +10,7 @@ from pallas_kernels import attention
 from vxl2_jax import hardware
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import BatchSizes
+from vxl2_jax.models.quantised import INT8, WIDE
 
 USABLE = 0.95
 """Fraction of a device's memory that arrays can use; the runtime takes the rest."""
@@ -47,10 +48,15 @@ class DeviceSpec(NamedTuple):
         """Bytes that arrays can use."""
         return USABLE * self.memory_gb * 1e9
 
-    def settings(self, config: ModelConfig, itemsize: int = 2) -> dict[str, Any]:
-        """The fields of `memory_model.Workload` that the device determines."""
+    def settings(self, config: ModelConfig, itemsize: int = 2, cache: str = WIDE) -> dict[str, Any]:
+        """The fields of `memory_model.Workload` that the device determines.
+
+        cache: one of `options.CACHES`.
+        """
         dtype = jnp.dtype(jnp.float32 if itemsize == 4 else hardware.default_dtype(self))
-        kernel = attention.choose_kernel(dtype=dtype, width=config.language.head_width, device=self).kernel
+        cached = jnp.int8 if cache == INT8 else dtype
+        width = config.language.head_width
+        kernel = attention.choose_kernel(dtype=dtype, width=width, cache_dtype=cached, device=self).kernel
         return {"itemsize": itemsize, "sizes": self.sizes, "kernel": kernel, "compiler": hardware.compiler_for(self)}
 
 

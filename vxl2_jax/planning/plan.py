@@ -175,11 +175,13 @@ def advice(
 
     if frames := frames_on(device):
         return f"{frames} frames fit: give --max-frames {frames} or a lower --fps"
-    if settings.get("weights", quantised.WIDE) == quantised.WIDE:
-        settings["weights"] = quantised.INT8
+    asked = {name: settings.get(name, quantised.WIDE) for name in ("weights", "cache")}
+    for smaller in ({"weights": quantised.INT8}, {"weights": quantised.INT8, "cache": quantised.INT8}):
+        settings |= asked | smaller
         if frames := frames_on(device):
-            return f"wide weights do not fit; with --weights int8 {frames} frames fit"
-        settings["weights"] = quantised.WIDE
+            flags = " ".join(f"--{name} {setting}" for name, setting in smaller.items())
+            return f"wide weights do not fit; with {flags} {frames} frames fit"
+    settings |= asked
     fitting = [name for name, other in DEVICES.items() if frames_on(other)]
     return f"the model itself does not fit; it fits on {', '.join(fitting) or 'no device in the list'}"
 
@@ -231,7 +233,8 @@ def max_frames(
     settings: fields of `memory_model.Workload` that the device does not determine.
     """
     step = device.sizes.stride * config.frames_per_group
-    workload = Workload(**device.settings(config, itemsize), **settings)
+    cache = settings.get("cache", quantised.WIDE)
+    workload = Workload(**device.settings(config, itemsize, cache), **settings)
     layout = layout_for(config, tokenizer, _MAX_STRIDES * step, fps)
 
     def fits(strides: int) -> bool:
