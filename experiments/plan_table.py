@@ -2,9 +2,9 @@
 
     python -m experiments.plan_table
 
-Every figure is of `vxl2_jax.planning`, for the real model in 16 bits or, where a column says so, with int8 weights (in 16
-bits they do not fit a T4 or a v5e), at a frame a second, blocks of 4 groups and 3
-earlier ones, one question with 4 chunks dense between the first and the last. Nothing is measured. The page has what
+Every figure is of `vxl2_jax.planning`, for the real model in 16 bits or, where a column says so, with weights and cache in
+int8 (in 16 bits the weights do not fit a T4 or a v5e), at a frame a second, blocks of 4 groups and 3 earlier ones, one
+question with 4 chunks dense between the first and the last. Nothing is measured. The page has what
 is printed between two marks, `<!-- plan table -->` and `<!-- /plan table -->`, and a test compares them.
 """
 
@@ -26,27 +26,29 @@ COLUMNS = {
     "v5e 16 GB, int8": ("v5e", INT8),
     "L4 24 GB, int8": ("l4", INT8),
     "L4 24 GB": ("l4", WIDE),
+    "A100 40 GB, int8": ("a100-40", INT8),
     "A100 40 GB": ("a100-40", WIDE),
     "A100 80 GB": ("a100-80", WIDE),
     "v6e 32 GB": ("v6e", WIDE),
     "H200 141 GB": ("h200", WIDE),
 }
-"""Heading → device and weights."""
+"""Heading → device, and how weights and cache are held."""
 _JSON = flags.DEFINE_boolean("json", False, "Print one JSON document alone on standard output.")
 
 
-def plan_for(frames: int, device: DeviceSpec, weights: str = WIDE) -> Plan:
-    """What so many frames take on a device."""
+def plan_for(frames: int, device: DeviceSpec, held: str = WIDE) -> Plan:
+    """What so many frames take on a device. held: how weights and cache are held."""
     config, tokenizer = planning.model_of("video-xl-2")
     layout = planning.layout_for(config, tokenizer, frames, fps=1.0)
-    return planning.plan(config, layout, PrefillRule(), weights=weights, **device.settings(config))
+    settings = {"weights": held, "cache": held, **device.settings(config, cache=held)}
+    return planning.plan(config, layout, PrefillRule(), **settings)
 
 
 def rows() -> list[dict]:
     """One document a length."""
     found = []
     for frames in FRAMES:
-        plans = {heading: plan_for(frames, DEVICES[name], weights) for heading, (name, weights) in COLUMNS.items()}
+        plans = {heading: plan_for(frames, DEVICES[name], held) for heading, (name, held) in COLUMNS.items()}
         some = next(iter(plans.values()))
         mixed, dense = some.cache_bytes
         found.append(
@@ -58,6 +60,7 @@ def rows() -> list[dict]:
                 "devices": {
                     heading: {
                         "weights": COLUMNS[heading][1],
+                        "cache": COLUMNS[heading][1],
                         "weights_bytes": plan.bytes["weights"],
                         "peak_bytes": plan.peak_bytes,
                         "seconds": plan.seconds(DEVICES[COLUMNS[heading][0]]),

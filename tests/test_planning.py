@@ -191,7 +191,21 @@ def test_a_plan_that_does_not_fit_advises_what_would(capsys):
     assert code == 0 and not found["fits"] and re.search(r"--max-frames \d+", found["advice"])
     found = json.loads(run(capsys, "--frames", 4, "--device", "t4", "--json")[1])
     most = planning.max_frames(REAL, None, 1.0, planning.DEVICES["t4"], weights="int8", question_tokens=68)
-    assert f"with --weights int8 {most} frames fit" in found["advice"] and most >= 1024
+    assert most >= 1024 and "it fits with --weights int8" in found["advice"]
+    held = [(one["weights"], one["cache"]) for one in found["fitting_settings"]]
+    assert held == [("int8", "wide"), ("int8", "int8"), ("int4", "int8")]
+    peaks = [one["peak_bytes"] for one in found["fitting_settings"]]
+    assert peaks == sorted(peaks, reverse=True)
+    found = json.loads(run(capsys, "--frames", 8192, "--device", "v5e", "--weights", "int8", "--json")[1])
+    assert found["fitting_settings"] == [] and "with --weights int4 --cache int8" in found["advice"]
+
+
+def test_bytes_of_an_int8_cache_are_those_of_the_arrays(toy):
+    memory = toys.remembered(toy, toys.video(), compression=2, stride=CPU.stride, dtype=jnp.int8)
+    settings = {"compression": 2, "chunk_size": 1, "top_k": 2, "itemsize": 4, "sizes": CPU, "cache": "int8"}
+    found = planning.plan(toys.CONFIG, toys.LAYOUT, PrefillRule(), **settings).bytes
+    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(level)) for level in (memory.dense, memory.sparse)]
+    assert [found["dense"], found["sparse"]] == sizes
 
 
 @pytest.mark.parametrize(("name", "weights"), [("t4", "int8"), ("v5e", "int8"), ("h200", "wide")])
@@ -250,6 +264,11 @@ def test_a_watch_that_does_not_fit_is_refused_in_one_line_with_what_would_fit():
     check(500_000_000, frames=fitting)
     with pytest.raises(RequestError):
         check(500_000_000, frames=fitting + 4 * CPU.stride)
+
+
+def test_a_watch_that_would_fit_with_an_int8_cache_is_told_so():
+    with pytest.raises(TooLongError, match="it fits with --cache int8"):
+        check(800_000_000)
 
 
 def test_other_memory_in_use_counts():

@@ -74,7 +74,7 @@ def prefilled(
     keep_hidden: bool = False,
 ) -> tuple[prefill.DenseCache, np.ndarray]:
     """The streams, and (with `keep_hidden`) the residual stream in natural order [L, E]."""
-    sizes = prefill.shape_for(clip.layout, stride)
+    sizes = prefill.shape_for(clip.layout, stride, dtype=dtype)
     streams = prefill.empty(toy.config, sizes, dtype)
     padded = np.pad(clip.visual, ((0, -clip.layout.groups % stride), (0, 0), (0, 0)))
     hidden = np.zeros((clip.layout.length, toy.config.language.width), np.float32)
@@ -87,8 +87,10 @@ def prefilled(
     return streams, hidden
 
 
-def remembered(toy: Toy, clip: Video, rule: PrefillRule = RULE, compression: int = 2, stride: int = 2) -> VideoMemory:
-    streams, _ = prefilled(toy, clip, rule, stride)
+def remembered(
+    toy: Toy, clip: Video, rule: PrefillRule = RULE, compression: int = 2, stride: int = 2, dtype: Any = jnp.float32
+) -> VideoMemory:
+    streams, _ = prefilled(toy, clip, rule, stride, dtype)
     theta = toy.config.language.rope_theta
     return VideoMemory(
         dense=streams,

@@ -66,7 +66,7 @@ class Runtime:
         """The kernel that reads memories of a dtype: `kernel`, or of memories in int8 another one if that does not read
         them. Raises RequestError if the kernel that was asked for by name does not read them."""
         kernel, width = self.kernel, self.config.language.head_width
-        if cache_dtype != jnp.int8 or kernel.name == "reference":
+        if cache_dtype != jnp.int8:
             return kernel
         if self.attention == "auto" and not kernel.interpret:
             return tested_kernel(self.dtype, width, cache_dtype)

@@ -36,13 +36,11 @@ def same(one, other):
     layout = other.layout
     assert one.identity() == other.identity()
     one, other = one.resident(), other.resident()
-    lengths = (layout.visual_length, layout.visual_length, layout.global_length, layout.global_length)
-    for a, b, length in zip(jax.tree.leaves(one.dense), jax.tree.leaves(other.dense), lengths, strict=True):
-        np.testing.assert_array_equal(np.asarray(a)[:, :, :length], np.asarray(b)[:, :, :length])
-    for a, b in zip(one.sparse, other.sparse, strict=True):
-        np.testing.assert_array_equal(
-            np.asarray(a)[:, :, : one.sparse_length], np.asarray(b)[:, :, : one.sparse_length]
-        )
+    levels = zip((*one.dense, one.sparse), (*other.dense, other.sparse), strict=True)
+    lengths = (layout.visual_length, layout.global_length, one.sparse_length)
+    for (a, b), length in zip(levels, lengths, strict=True):
+        assert a.dtype == b.dtype
+        jax.tree.map(lambda x, y, n=length: np.testing.assert_array_equal(x[:, :, :n], y[:, :, :n]), a, b)
     assert (one.resume_state is None) == (other.resume_state is None)
     jax.tree.map(np.testing.assert_array_equal, one.resume_state, other.resume_state)
 
@@ -178,13 +176,16 @@ def test_a_process_killed_while_it_writes_can_be_resumed(model_dir, clip, tmp_pa
     assert VideoMemory.load(out, verify=True).frames == 150 and not partial.exists()
 
 
-@pytest.mark.parametrize("cuts", [(1, 150), (5, 6, 100, 150), (64, 128, 150), (63, 65, 150), (2, 3, 4, 5, 9, 150)])
-def test_extending_equals_watching_at_once_bit_for_bit(model, cuts):
+CUTS = [(1, 150), (5, 6, 100, 150), (64, 128, 150), (63, 65, 150), (2, 3, 4, 5, 9, 150)]
+
+
+@pytest.mark.parametrize(("cuts", "cache"), [*((cuts, "wide") for cuts in CUTS), (CUTS[1], "int8"), (CUTS[3], "int8")])
+def test_extending_equals_watching_at_once_bit_for_bit(model, cuts, cache):
     frames, seconds = noise(150)
-    memory = model.watch((frames[: cuts[0]], seconds[: cuts[0]]))
+    memory = model.watch((frames[: cuts[0]], seconds[: cuts[0]]), cache=cache)
     for begin, end in zip(cuts, cuts[1:], strict=False):
         memory = model.watch_more(memory, frames[begin:end], seconds[begin:end])
-    same(memory, model.watch((frames, seconds)))
+    same(memory, model.watch((frames, seconds), cache=cache))
 
 
 def test_extending_leaves_the_memory_unchanged_and_works_from_disk(model, tmp_path):

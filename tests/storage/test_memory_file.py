@@ -23,9 +23,9 @@ def small_records(monkeypatch):
     monkeypatch.setattr(memory_file, "GROUPS_PER_RECORD", 2)
 
 
-@pytest.fixture
-def memory(toy):
-    remembered = toys.remembered(toy, toys.video(4), PrefillRule(2, None), compression=3)
+@pytest.fixture(params=["float32", "int8"])
+def memory(toy, request):
+    remembered = toys.remembered(toy, toys.video(4), PrefillRule(2, None), compression=3, dtype=request.param)
     resume_state = ResumeState(
         np.arange(24, dtype=np.float32).reshape(2, 4, 3), np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
     )
@@ -47,8 +47,12 @@ def scan(path):
 
 def same_streams(layout, one, other):
     for a, b, length in zip(one, other, (layout.visual_length, layout.global_length), strict=True):
-        for x, y in zip(a, b, strict=True):
-            np.testing.assert_array_equal(np.asarray(x)[:, :, :length], np.asarray(y)[:, :, :length])
+        same_cache(a, b, length)
+
+
+def same_cache(one, other, length):
+    assert one.dtype == other.dtype and one.slots == other.slots
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[:, :, :length], b[:, :, :length]), one, other)
 
 
 def test_a_loaded_memory_equals_the_saved_one(memory, path):
@@ -57,9 +61,7 @@ def test_a_loaded_memory_equals_the_saved_one(memory, path):
         if field.name == "dense":
             same_streams(memory.layout, found.resident().dense, memory.dense)
         elif field.name == "sparse":
-            for got, want in zip(found.sparse, memory.sparse, strict=True):
-                assert got.shape == want.shape
-                np.testing.assert_array_equal(got[:, :, : memory.sparse_length], want[:, :, : memory.sparse_length])
+            same_cache(found.sparse, memory.sparse, memory.sparse_length)
         elif field.name == "resume_state":
             jax.tree.map(np.testing.assert_array_equal, found.resume_state, memory.resume_state)
         else:
@@ -69,9 +71,7 @@ def test_a_loaded_memory_equals_the_saved_one(memory, path):
 
 
 def test_dtypes_are_preserved(toy, tmp_path):
-    streams, _ = toys.prefilled(toy, toys.video(), dtype="bfloat16")
-    memory = toys.remembered(toy, toys.video()).replace(dense=streams)
-    memory = memory.replace(sparse=jax.tree.map(lambda a: a.astype("bfloat16"), memory.sparse))
+    memory = toys.remembered(toy, toys.video(), dtype="bfloat16")
     memory.save(tmp_path / "m")
     found = VideoMemory.load(tmp_path / "m")
     assert found.sparse.k.dtype == "bfloat16"
@@ -83,11 +83,7 @@ def test_a_memory_loaded_from_disk_can_be_saved_and_repooled(memory, path, tmp_p
     found.save(tmp_path / "again")
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
     changed, wanted = found.with_compression(2), memory.with_compression(2)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_array_equal(a[:, :, : wanted.sparse_length], b[:, :, : wanted.sparse_length]),
-        changed.sparse,
-        wanted.sparse,
-    )
+    same_cache(changed.sparse, wanted.sparse, wanted.sparse_length)
 
 
 @pytest.mark.parametrize("groups", [[0], [1, 2], [0, 3, 6], [], range(7)])

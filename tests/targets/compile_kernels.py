@@ -4,7 +4,8 @@
 
 Problems of real size: 28 layers (2 on TPUs, whose compiler counts the whole cache against the memory of the chip), 4
 key heads of width 128, bf16, a visual stream of 400,000 tokens, a global one of 25,000; in decoding also the sparse
-level and the tail, with items that share query tiles. The vision tower: 64 frames of 16 heads and 729 patches.
+level and the tail, with items that share query tiles. Kernels that read caches in int8 compile both with these, too. The
+vision tower: 64 frames of 16 heads and 729 patches.
 
 Lines for GPUs have the program's registers, spills and shared memory (on Hopper that of the tiles; barriers add about
 2 KB, and too much is a compiler error). Lines for TPUs have the smallest VMEM limit (MiB) under which it compiles.
@@ -33,7 +34,8 @@ import jax
 import jax.numpy as jnp
 from machines import GPUS, machine, topology
 
-from pallas_kernels.attention import KVCache, select, tile_sizes
+from pallas_kernels import kv_cache
+from pallas_kernels.attention import select, tile_sizes
 from pallas_kernels.attention.kernel import BACKENDS
 from pallas_kernels.attention.tile_schedule import TileSchedule
 
@@ -44,16 +46,20 @@ VMEM_MIB = (4, 6, 8, 12, 16)
 
 
 def problems(kernel: str, device: tile_sizes.DeviceTiles):
-    """(name, tiles, heads, width, layers, stream lengths, items, query tiles, output dtype)."""
-    largest, layers = device.row_tiles[-1], 2 if kernel == "tpu" else LAYERS
-    yield "pre-fill", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 512, 512, jnp.bfloat16
-    yield "pre-fill, split", largest, KV_HEADS, WIDTH, layers, (VISUAL, GLOBAL), 120, 24, jnp.float32
+    """(name, tiles, heads, width, layers, stream lengths, items, query tiles, dtypes of output and cache)."""
+    largest, layers, bf16 = device.row_tiles[-1], 2 if kernel == "tpu" else LAYERS, jnp.bfloat16
+    streams, all_streams = (VISUAL, GLOBAL), (VISUAL, GLOBAL, SPARSE, TAIL)
+    yield "pre-fill", largest, KV_HEADS, WIDTH, layers, streams, 512, 512, bf16, bf16
+    yield "pre-fill, split", largest, KV_HEADS, WIDTH, layers, streams, 120, 24, jnp.float32, bf16
     for entry in device.row_tiles:
-        lengths = (VISUAL, GLOBAL, SPARSE, TAIL)
-        yield "decode", entry, KV_HEADS, WIDTH, layers, lengths, 300, 20, jnp.float32
+        yield "decode", entry, KV_HEADS, WIDTH, layers, all_streams, 300, 20, jnp.float32, bf16
+    if BACKENDS[kernel].READS_INT8:
+        yield "pre-fill, int8", largest, KV_HEADS, WIDTH, layers, streams, 512, 512, bf16, jnp.int8
+        for entry in device.row_tiles:
+            yield "decode, int8", entry, KV_HEADS, WIDTH, layers, all_streams, 300, 20, jnp.float32, jnp.int8
     rows = -(-729 // device.full.rows)
     width = max(device.full_width, 72)
-    yield "vision", device.full, 64 * 16, width, 1, (736,), rows, rows, jnp.bfloat16
+    yield "vision", device.full, 64 * 16, width, 1, (736,), rows, rows, bf16, bf16
 
 
 def lowered(
@@ -67,6 +73,7 @@ def lowered(
     items,
     q_tiles,
     out_dtype,
+    cache_dtype,
 ) -> Any:
     """`attend_tiles` of one problem, lowered."""
 
@@ -75,7 +82,13 @@ def lowered(
 
     streams, bf16 = len(lengths), jnp.bfloat16
     schedule = TileSchedule(ints(items), *[ints(streams, items)] * 4, *[ints(streams, q_tiles, entry.rows)] * 2)
-    caches = tuple(KVCache(*[abstract((layers, heads, length, width), bf16)] * 2) for length in lengths)
+
+    def cache(length):
+        slots = kv_cache.aligned(length, cache_dtype)
+        empty = jax.eval_shape(lambda: kv_cache.zeros(layers, heads, slots, width, cache_dtype))
+        return jax.tree.map(lambda part: abstract(part.shape, part.dtype), empty)
+
+    caches = tuple(map(cache, lengths))
 
     def run(q, caches, layer, schedule):
         return BACKENDS[kernel].attend_tiles(

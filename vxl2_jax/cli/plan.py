@@ -103,8 +103,10 @@ def run(args: argparse.Namespace) -> None:
     }
     plan = planning.plan(config, layout, watch.rule, **workload, **device.settings(config, itemsize, watch.cache))
     fits = plan.fits(device)
-    advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, itemsize=itemsize, **workload)
+    other = {"itemsize": itemsize, **workload}
+    advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, args.frames, **other)
     document = render.plan_data(plan, {"weights": weights, "cache": watch.cache}, args.device, device, fits, advice)
+    document["fitting_settings"] = planning.fitting_settings(config, layout, device, **other)
     seconds = round(reading.cpu_seconds(film, args.frames, watch.fps) / cores, 2)
     is_wall = document["seconds"] is not None and seconds > document["seconds"]
     read = {"film": str(film), "cores": cores, "seconds": seconds, "longer_than_device": is_wall}

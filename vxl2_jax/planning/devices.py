@@ -21,6 +21,7 @@ class DeviceSpec(NamedTuple):
 
     Attributes:
       memory_gb: memory in 10⁹ bytes.
+      usable_gb: what of it arrays can use, where it is known; otherwise it is `USABLE` of the memory.
       tflops: peak rate of 16-bit matrix products, in 10¹² operations per second.
       device_kind, compute_capability: as JAX reports them, so that dtype, kernel and batch sizes are chosen as on the
         machine itself.
@@ -30,6 +31,7 @@ class DeviceSpec(NamedTuple):
     tflops: float
     device_kind: str
     compute_capability: str = ""
+    usable_gb: float | None = None
 
     @property
     def platform(self) -> str:
@@ -46,7 +48,7 @@ class DeviceSpec(NamedTuple):
     @property
     def usable_bytes(self) -> float:
         """Bytes that arrays can use."""
-        return USABLE * self.memory_gb * 1e9
+        return 1e9 * (USABLE * self.memory_gb if self.usable_gb is None else self.usable_gb)
 
     def settings(self, config: ModelConfig, itemsize: int = 2, cache: str = WIDE) -> dict[str, Any]:
         """The fields of `memory_model.Workload` that the device determines.
@@ -61,15 +63,16 @@ class DeviceSpec(NamedTuple):
 
 
 DEVICES = {
-    "t4": DeviceSpec(16, 65, "Tesla T4", "7.5"),
-    "l4": DeviceSpec(24, 121, "NVIDIA L4", "8.9"),
+    "t4": DeviceSpec(16, 65, "Tesla T4", "7.5", usable_gb=14.6),
+    "l4": DeviceSpec(24, 121, "NVIDIA L4", "8.9", usable_gb=22.4),
     "a100-40": DeviceSpec(40, 312, "NVIDIA A100-SXM4-40GB", "8.0"),
     "a100-80": DeviceSpec(80, 312, "NVIDIA A100-SXM4-80GB", "8.0"),
     "h100": DeviceSpec(80, 989, "NVIDIA H100 80GB HBM3", "9.0"),
     "h200": DeviceSpec(141, 790, "NVIDIA H200", "9.0"),
     "v4": DeviceSpec(32, 275, "TPU v4"),
-    "v5e": DeviceSpec(16, 197, "TPU v5 lite"),
+    "v5e": DeviceSpec(17.2, 197, "TPU v5 lite", usable_gb=16.9),
     "v5p": DeviceSpec(95, 459, "TPU v5"),
     "v6e": DeviceSpec(32, 918, "TPU v6 lite"),
 }
-"""From the makers' data sheets, except the H200's rate: that of products of random bfloat16 matrices (BUILD-notes.md)."""
+"""From the makers' data sheets, except the H200's rate: that of products of random bfloat16 matrices (BUILD-notes.md).
+A v5e chip has 16 GiB, of which its compiler gives a program 15.75."""

@@ -130,6 +130,11 @@ def _capacity(layout: Layout, workload: Workload) -> prefill.PrefillShape:
     return prefill.shape_for(layout, workload.sizes.stride, dtype=workload.cache_dtype)
 
 
+def _sums(workload: Workload) -> int:
+    """Bytes of a sum of integer products before it is scaled; others are scaled or cast where they are computed."""
+    return _F32 if workload.weights == quantised.W8A8 else 0
+
+
 def _stride_tokens(config: ModelConfig, workload: Workload) -> int:
     return workload.sizes.stride * config.visual_tokens * config.language.width * workload.itemsize
 
@@ -151,7 +156,7 @@ def _vision(config: ModelConfig, workload: Workload) -> int:
     vision, item = config.vision, workload.itemsize
     frames, patches = workload.sizes.vision_groups * config.frames_per_group, vision.grid**2
     stream = frames * patches * vision.width * item
-    mlp = frames * patches * vision.mlp * item + 3 * stream
+    mlp = frames * patches * vision.mlp * (item + _sums(workload)) + 3 * stream
     if workload.kernel.full is None:
         logits = frames * vision.heads * patches**2
         attention = logits * (_F32 + (item if item < _F32 else 0)) + 4 * stream
@@ -172,7 +177,8 @@ def _stride(config: ModelConfig, layout: Layout, workload: Workload) -> int:
     lm, stride = config.language, workload.sizes.stride
     rows = stride * layout.visual + _capacity(layout, workload).global_rows
     tiles = workload.kernel.tiles_for(rows * lm.heads // lm.kv_heads)
-    own = workload.itemsize * rows * (2 * lm.mlp + 2 * lm.width) + _logits(config, tiles, workload)
+    own = workload.itemsize * rows * (2 * lm.mlp + 2 * lm.width) + rows * lm.mlp * _sums(workload)
+    own += _logits(config, tiles, workload)
     return _stride_tokens(config, workload) + own + _layer_weights(config, workload)
 
 

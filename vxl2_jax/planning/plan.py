@@ -159,30 +159,71 @@ def _flops(config: ModelConfig, layout: Layout, pairs: int, question: int) -> di
     }
 
 
+HELD = (
+    (quantised.WIDE, quantised.WIDE),
+    (quantised.WIDE, quantised.INT8),
+    (quantised.INT8, quantised.WIDE),
+    (quantised.INT8, quantised.INT8),
+    (quantised.INT4, quantised.INT8),
+)
+"""Ways to hold weights and cache, those that change keys and values least first."""
+
+
+def fitting_settings(
+    config: ModelConfig, layout: Layout, device: DeviceSpec, *, itemsize: int = 2, **settings: Any
+) -> list[dict[str, Any]]:
+    """The ways to hold weights and cache with which a video fits a device, those that change the model least first.
+
+    Args:
+      settings: fields of `memory_model.Workload` that the device does not determine; `weights` and `cache` do not count.
+
+    Returns:
+      One entry each: weights, cache and peak_bytes.
+    """
+    found = []
+    for weights, cache in HELD:
+        held = {"weights": weights, "cache": cache}
+        fields: dict[str, Any] = {**device.settings(config, itemsize, cache), **settings, **held}
+        peak = _peak(memory_model.phases(config, layout, Workload(**fields)))
+        if peak <= device.usable_bytes:
+            found.append(held | {"peak_bytes": peak})
+    return found
+
+
+def flags_of(weights: str, cache: str, **_: Any) -> str:
+    """The options of the command line that ask for these settings."""
+    named = {"weights": weights, "cache": cache}
+    return " ".join(f"--{name} {setting}" for name, setting in named.items() if setting != quantised.WIDE)
+
+
 def advice(
     config: ModelConfig,
     tokenizer: Tokenizer | None,
     fps: float,
     device: DeviceSpec,
+    frames: int,
     *,
     itemsize: int = 2,
     **settings: Any,
 ) -> str:
-    """One line: what would fit a device that a plan does not fit. settings: as for `max_frames`."""
+    """One line: what would fit a device that a plan of `frames` frames does not fit. settings: as for `max_frames`."""
 
-    def frames_on(other: DeviceSpec) -> int:
-        return max_frames(config, tokenizer, fps, other, itemsize=itemsize, **settings)
+    def frames_on(other: DeviceSpec, weights: str, cache: str) -> int:
+        held = {"weights": weights, "cache": cache}
+        return max_frames(config, tokenizer, fps, other, itemsize=itemsize, **{**settings, **held})
 
-    if frames := frames_on(device):
-        return f"{frames} frames fit: give --max-frames {frames} or a lower --fps"
-    asked = {name: settings.get(name, quantised.WIDE) for name in ("weights", "cache")}
-    for smaller in ({"weights": quantised.INT8}, {"weights": quantised.INT8, "cache": quantised.INT8}):
-        settings |= asked | smaller
-        if frames := frames_on(device):
-            flags = " ".join(f"--{name} {setting}" for name, setting in smaller.items())
-            return f"wide weights do not fit; with {flags} {frames} frames fit"
-    settings |= asked
-    fitting = [name for name, other in DEVICES.items() if frames_on(other)]
+    layout = layout_for(config, tokenizer, frames, fps)
+    asked = tuple(settings.get(name, quantised.WIDE) for name in ("weights", "cache"))
+    limit = frames_on(device, *asked)
+    shorter = f"give --max-frames {limit} or a lower --fps" if limit else ""
+    if found := fitting_settings(config, layout, device, itemsize=itemsize, **settings):
+        return f"it fits with {flags_of(**found[0])}" + f"; or {shorter}" * bool(limit)
+    longest = {held: frames_on(device, *held) for held in HELD if held != asked}
+    held = max(longest, key=lambda held: longest[held])
+    smaller = f"with {flags_of(*held)} {longest[held]} frames fit" if longest[held] > limit else ""
+    if limit or smaller:
+        return "; ".join(filter(None, (f"{limit} frames fit: {shorter}" * bool(limit), smaller)))
+    fitting = [name for name, other in DEVICES.items() if frames_on(other, *asked)]
     return f"the model itself does not fit; it fits on {', '.join(fitting) or 'no device in the list'}"
 
 
@@ -284,6 +325,9 @@ def check_memory(
         if fitting
         else "not even a short video fits: use a larger machine, --weights int8 or --dtype bfloat16"
     )
+    smaller = workload._replace(cache=quantised.INT8)
+    if other_bytes + _peak(memory_model.phases(config, layout, smaller, weights_bytes)) <= limit_bytes:
+        fix = f"it fits with --cache int8; or {fix}"
     raise TooLongError(
         f"{frames} frames need {needed(layout) / 1e9:.3g} GB of memory, but only {limit_bytes / 1e9:.3g} GB are "
         f"available: {fix}"

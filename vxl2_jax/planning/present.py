@@ -46,7 +46,7 @@ def fits_here(config: ModelConfig) -> str:
     if frames := fitting[named]:
         return f"up to {frames:,} frames fit this {device.platform}{' with' * bool(named)}{named}"
     free = f"{device.usable_bytes / 1e9:.3g} GB"
-    return f"{advice(config, None, 1.0, device)}, but not on this {device.platform}, which has {free} free"
+    return f"{advice(config, None, 1.0, device, AUTO_FRAMES)}, but not on this {device.platform}, which has {free} free"
 
 
 def how_to_use_the_real_model() -> str:
