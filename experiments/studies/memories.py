@@ -14,6 +14,7 @@ from experiments.synthetic.clips import Clip, render_frame
 from vxl2_jax import Model, VideoMemory, encode, hardware, prefill
 from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.layout import PrefillRule
+from vxl2_jax.models.quantised import WIDE
 from vxl2_jax.video.preprocess import resize_frame
 
 RENDERED = 196
@@ -34,17 +35,23 @@ def visual_tokens(model: Model, frames: np.ndarray) -> list[jax.Array]:
 
 
 def remember(
-    model: Model, tokens: Sequence[jax.Array], seconds: np.ndarray, rule: PrefillRule, compression: int
+    model: Model,
+    tokens: Sequence[jax.Array],
+    seconds: np.ndarray,
+    rule: PrefillRule,
+    compression: int,
+    cache: str = WIDE,
 ) -> VideoMemory:
     """The memory that `Model.watch` would make of the frames at `seconds` [F], from their visual tokens."""
     config = model.config
     starts = tuple(float(second) for second in seconds[:: config.frames_per_group])
     layout, ids = encode.layout_of(model, starts)
-    sizes = prefill.shape_for(layout, model.sizes.stride)
-    streams = prefill.empty(config, sizes, model.dtype)
+    dtype = model.cache_dtype(cache)
+    sizes = prefill.shape_for(layout, model.sizes.stride, dtype=dtype)
+    streams, kernel = prefill.empty(config, sizes, dtype), model.kernel_for(dtype)
     with model.precision():
         for stride, part in zip(prefill.plan_strides(layout, rule, ids, sizes), tokens, strict=True):
-            streams, _ = prefill.run_stride(model.params, config, streams, stride, part, kernel=model.kernel)
+            streams, _ = prefill.run_stride(model.params, config, streams, stride, part, kernel=kernel)
         sparse = sparse_level(streams, layout, compression, config.language.rope_theta)
     jax.block_until_ready((streams, sparse))
     return VideoMemory(

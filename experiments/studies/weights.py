@@ -1,6 +1,7 @@
-"""What do weights in 8 and 4 bits cost in accuracy?
+"""What do weights in 8 and 4 bits, and keys and values in 8 bits, cost in accuracy?
 
-Clips of 96 s are watched and asked by nano in float32 and with its weights as int8, W8A8 and int4: chunk-based pre-filling,
+Clips of 96 s are watched and asked by nano in float32, with its weights as int8, W8A8 and int4, with an int8 cache, and
+with int8 weights and cache (--settings takes some of these): chunk-based pre-filling,
 and as many chunks of one group dense as fit into 62 % of the dense cache's bytes. Every question is asked in every setting.
 Frames are rendered once for all settings. Reported too: how many answers are those of float32 word for word, and by how much
 the keys and values of the dense level differ from those of float32, relative to their norm.
@@ -12,7 +13,7 @@ intended, not what they cost the released model.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,22 @@ import vxl2_jax as vxl2
 from experiments.studies import judging, memories, open_question, plots, runner, statistics
 from experiments.studies.judging import Asked
 from experiments.studies.open_question import Setting
-from experiments.studies.study import Result, Study, add_clip_flags
+from experiments.studies.study import Result, Study, add_clip_flags, listed
 from experiments.synthetic import clips, pictures
 from experiments.synthetic.questions import questions
 from vxl2_jax.layout import attention_pairs
-from vxl2_jax.models.quantised import SETTINGS, WIDE
+from vxl2_jax.models.quantised import INT4, INT8, W8A8, WIDE
 
-TITLE = "Weights in 8 and 4 bits (nano, clips of 96 s)"
+TITLE = "Weights in 8 and 4 bits, cache in 8 bits (nano, clips of 96 s)"
+HELD = {
+    WIDE: (WIDE, WIDE),
+    "int8": (INT8, WIDE),
+    "w8a8": (W8A8, WIDE),
+    "int4": (INT4, WIDE),
+    "int8-cache": (WIDE, INT8),
+    "int8-both": (INT8, INT8),
+}
+"""Settings: how weights and cache are held."""
 SECONDS = 96
 SHORT, OPEN = ("exists", "first", "when", "what", "count", "between"), ("order",)
 ASKED = {SHORT: 32, OPEN: 8}
@@ -39,9 +49,12 @@ HOW = Setting(share=62)
 
 def run(args: argparse.Namespace) -> Result:
     """Answer, judge and report."""
-    models = {name: vxl2.load(args.model, "float32", weights=name) for name in SETTINGS}
+    settings = [WIDE, *(name for name in args.settings if name != WIDE)]
+    weights = dict.fromkeys(HELD[name][0] for name in settings)
+    models = {name: vxl2.load(args.model, "float32", weights=name) for name in weights}
     about = {
         "study": "weights",
+        "settings": settings,
         "models": {name: model.fingerprint for name, model in models.items()},
         "seed": args.seed,
         "footage": args.footage,
@@ -50,10 +63,10 @@ def run(args: argparse.Namespace) -> Result:
         args.records,
         about,
         {str(number): number for number in range(args.clips)},
-        lambda number: answered(models, number, args.seed, args.footage),
+        lambda number: answered(models, settings, number, args.seed, args.footage),
     )
     made = {"seed": args.seed, "footage": args.footage, **open_question.made_with(models[WIDE])}
-    report = report_of(found) | {"made_with": made}
+    report = report_of(found, settings) | {"made_with": made}
     return Result(report, as_markdown(report), partial(draw, report=report))
 
 
@@ -64,15 +77,19 @@ def draw_clip(number: int, seed: int, footage: str) -> tuple[clips.Clip, list[As
     return clip, judging.by_type([one for types, count in ASKED.items() for one in questions(rng, clip, count, types)])
 
 
-def answered(models: Mapping[str, vxl2.Model], number: int, seed: int, footage: str) -> runner.Record:
+def answered(
+    models: Mapping[str, vxl2.Model], settings: Sequence[str], number: int, seed: int, footage: str
+) -> runner.Record:
     """The record of one clip."""
     clip, asked = draw_clip(number, seed, footage)
     frames = memories.frames_of(clip, models[WIDE].config.vision.image_size)
     seconds, found = np.arange(len(frames), dtype=float), {}
     before: dict[str, np.ndarray] = {}
-    for name, model in models.items():
-        tokens = memories.visual_tokens(model, frames)
-        memory = memories.remember(model, tokens, seconds, HOW.rule, HOW.compression)
+    tokens = {name: memories.visual_tokens(model, frames) for name, model in models.items()}
+    for name in settings:
+        weights, cache = HELD[name]
+        model = models[weights]
+        memory = memories.remember(model, tokens[weights], seconds, HOW.rule, HOW.compression, cache)
         judged = judging.ask(
             model,
             memory,
@@ -83,8 +100,12 @@ def answered(models: Mapping[str, vxl2.Model], number: int, seed: int, footage: 
             batch=16,
         )
         kept, causal = attention_pairs(memory.layout, HOW.rule)
-        cache = memory.dense_on_device().visual
-        levels = {"k": np.asarray(cache.k, np.float64), "v": np.asarray(cache.v, np.float64)}
+        # The slots that every setting has: capacities differ.
+        rows = memory.dense_on_device().visual.decode(np.float32)
+        levels = {
+            part: np.asarray(level[:, :, : memory.layout.visual_length], np.float64)
+            for part, level in zip("kv", rows, strict=True)
+        }
         before = before or levels
         errors = {
             f"error_{part}": float(np.linalg.norm(level - before[part]) / np.linalg.norm(before[part]))
@@ -94,11 +115,11 @@ def answered(models: Mapping[str, vxl2.Model], number: int, seed: int, footage: 
     return judging.record_of(asked, found)
 
 
-def report_of(records: statistics.Records) -> dict[str, Any]:
+def report_of(records: statistics.Records, settings: Sequence[str]) -> dict[str, Any]:
     """The marks of every setting (see `open_question.marks_of`); same_percent: answers that are those of float32;
     error_k, error_v: relative errors of the visual keys and values of the dense level, in the mean over clips."""
     marks = {}
-    for name in SETTINGS:
+    for name in settings:
         each = [record["settings"] for record in records.values()]
         same = [a == b for one in each for a, b in zip(one[name]["said"], one[WIDE]["said"], strict=True)]
         errors = {part: float(np.mean([one[name][part] for one in each])) for part in ("error_k", "error_v")}
@@ -143,4 +164,18 @@ def draw(path: Path, report: Mapping[str, Any]) -> None:
     plots.intervals(path, report, rows)
 
 
-STUDY = Study(__doc__, run, partial(add_clip_flags, seed=20, clips=120))
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the study's flags."""
+    add_clip_flags(parser, seed=20, clips=120)
+    parser.add_argument(
+        "--settings", type=listed(_setting), default=list(HELD), metavar="NAME,…", help=f"of {', '.join(HELD)}"
+    )
+
+
+def _setting(name: str) -> str:
+    if name not in HELD:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(HELD)}")
+    return name
+
+
+STUDY = Study(__doc__, run, add_flags)
