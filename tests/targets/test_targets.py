@@ -88,6 +88,35 @@ def test_every_kernel_compiles(name):
         assert all(line["spilled_bytes"] == 0 for line in lines if line["kernel"] == "hopper"), lines
 
 
+CYCLES = {
+    "v4": {"16x2048x3": (484, 3628), "128x2048x3": (1592, 4857), "512x1024x2": (3007, 4834)},
+    "v5e": {"16x2048x3": (372, 557), "128x2048x3": (1240, 1425), "512x1024x2": (2191, 2293)},
+    "v5p": {"16x2048x3": (374, 551), "128x2048x3": (1235, 1421), "512x1024x2": (2190, 2284)},
+    "v6e": {
+        "16x2048x3": (348, 355),
+        "128x2048x3": (991, 1000),
+        "512x1024x2": (1704, 1598),
+        "1024x1024x2": (2997, 2930),
+    },
+}
+"""Static cycles of the step over one key tile that needs no mask, with caches in bfloat16 and in int8 (libtpu 0.0.48)."""
+
+
+@pytest.mark.parametrize(
+    "name", ["v5e", *(pytest.param(name, marks=pytest.mark.slow) for name in TPUS if name != "v5e")]
+)
+def test_a_step_of_the_tpu_kernel_takes_no_more_cycles_than_it_did(name):
+    lines = compiled("static_cycles.py", name)
+    found = {tile: tuple(line["cycles"] for line in lines if line["tiles"] == tile) for tile in CYCLES[name]}
+    assert len(lines) == 2 * len(found)
+    worse = {
+        tile: (cycles, CYCLES[name][tile])
+        for tile, cycles in found.items()
+        if any(now > 1.02 * before for now, before in zip(cycles, CYCLES[name][tile], strict=True))
+    }
+    assert not worse
+
+
 PROGRAMS = {"pre-fill stride", "pooling", "relevance pass", "question and answer", "vision half"}
 
 

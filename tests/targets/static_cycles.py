@@ -1,0 +1,103 @@
+"""Count the cycles of the TPU kernel's step over one key tile that needs no mask, from the compiler's final schedule.
+
+    python tests/targets/static_cycles.py v5e
+    python tests/targets/static_cycles.py v5e 512x1024x2 512x512x2
+
+Every tile of devices.json, or those given as rows × keys × stages, is compiled for caches in bfloat16 and in int8; one JSON
+line each. A TPU core issues one bundle of instructions per cycle, so the bundles of the longest stretch without a branch,
+which is this step, are its cycles as far as no instruction waits for memory. Nothing is measured. `busy`: the share of each
+slot's places that is used. `spills`: stores of registers that did not suffice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+TARGET, KEPT = re.compile(r"\s*0x([0-9a-f]+)\s*(LB|PF|PB)?\s*:"), ("MXU", "VALU", "VLOAD", "VSTORE")
+CACHES = ("bfloat16", "int8")
+
+
+def compile_tile(machine_name: str, rows: int, keys: int, stages: int, cache_dtype: str) -> None:
+    """Compile the pre-fill problem of `compile_kernels` with one tile; the compiler writes its schedule where it was told."""
+    import compile_kernels  # first: it and `machines` set what JAX reads when it is imported
+    import jax.numpy as jnp
+    from machines import machine
+
+    from pallas_kernels.attention.tile_sizes import TileSizes
+
+    heads, width, lengths = (
+        compile_kernels.KV_HEADS,
+        compile_kernels.WIDTH,
+        (compile_kernels.VISUAL, compile_kernels.GLOBAL),
+    )
+    with machine(machine_name) as abstract:
+        program = compile_kernels.lowered(
+            "tpu", abstract, TileSizes(rows, keys, stages), heads, width, 2, lengths, 512, 512, jnp.bfloat16,
+            jnp.dtype(cache_dtype),
+        )  # fmt: skip
+        program.compile(compiler_options={"xla_tpu_scoped_vmem_limit_kib": str(32 * 1024)})
+
+
+def count(folder: Path) -> dict:
+    """The bundles of the longest stretch without a branch, and how its slots are used, from a folder of dumps."""
+    (bundles,) = (p for p in folder.glob("*attend_tiles.1-*final_bundles.txt") if "schedule" not in p.name)
+    branches = [
+        int(found[1], 16)
+        for line in bundles.read_text().splitlines()
+        if (found := TARGET.match(line)) and (found[2] or "sbr.rel" in line)
+    ]
+    length, begin, end = max((b - a, a, b) for a, b in zip(branches, branches[1:], strict=False))
+    (utilization,) = folder.glob("*attend_tiles.1-*final_hlo-static-per-bundle-utilization.txt")
+    header, table = utilization.read_text().split("== UTILIZATION:")
+    lines = header.splitlines()
+    names = next(line for line in lines if "MXU" in line)
+    places = list(map(int, lines[lines.index(names) + 1].split()))
+    used = [list(map(int, line.split())) for line in table.splitlines() if line.strip()[:1].isdigit()]
+    sums = {
+        name.strip(): (sum(column), place)
+        for name, column, place in zip(names.split(","), zip(*used[begin:end], strict=True), places, strict=True)
+    }
+    busy = {name: round(sums[name][0] / (sums[name][1] * length), 3) for name in KEPT}
+    return {"cycles": length, "busy": busy, "spills": sums["VSTORE:SPILL"][0]}
+
+
+def counted(machine_name: str, tiles: list[str]) -> Iterator[dict]:
+    """A line for every tile and dtype of the cache."""
+    for tile in tiles:
+        for cache in CACHES:
+            with tempfile.TemporaryDirectory() as folder:
+                dump = f"--xla_jf_dump_to={folder} --xla_jf_dump_llo_text=true"
+                command = [sys.executable, __file__, "compile", machine_name, *tile.split("x"), cache]
+                done = subprocess.run(
+                    command, capture_output=True, text=True, env={**os.environ, "LIBTPU_INIT_ARGS": dump}
+                )
+                if done.returncode:
+                    sys.exit(f"{tile}, {cache}: {done.stderr[-2000:]}")
+                yield {"machine": machine_name, "tiles": tile, "cache": cache, **count(Path(folder))}
+
+
+def tiles_of(machine_name: str) -> list[str]:
+    """The tiles that devices.json has for a machine."""
+    from machines import topology
+
+    from pallas_kernels.attention import tile_sizes
+
+    device = tile_sizes.lookup("tpu", topology(machine_name).devices[0].device_kind)
+    return ["x".join(map(str, (t.rows, t.keys, t.stages))) for t in device.row_tiles]
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "compile":
+        name, rows, keys, stages, cache = sys.argv[2:]
+        compile_tile(name, int(rows), int(keys), int(stages), cache)
+    else:
+        name, *given = sys.argv[1:]
+        for line in counted(name, given or tiles_of(name)):
+            print(json.dumps(line), flush=True)
