@@ -79,14 +79,18 @@ def _pool(
     kept = pooled(visual, compression)
 
     def pool(rows: jax.Array) -> jax.Array:
-        whole = rows[:, : rows.shape[1] // visual * visual]
-        groups = rearrange(whole, "k (g v) d -> k g v d", v=visual)[:, :, : kept * compression]
-        return reduce(groups, "k g (n c) d -> k (g n) d", "mean", c=compression)
+        whole = rows[: len(rows) // visual * visual]
+        groups = rearrange(whole, "(g v) d -> g v d", v=visual)[:, : kept * compression]
+        return reduce(groups, "g (n c) d -> (g n) d", "mean", c=compression)
 
-    def one_layer(layer: DenseCache) -> KVCache:
-        (k, v), (global_k, global_v) = (stream.decode(jnp.float32) for stream in layer)
-        pooled_rows = layer.visual.encode(rotate(pool(rotate(k, *undo)), *redo), pool(v))
-        global_rows = layer.global_.encode(rotate(global_k, *move), global_v)
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=1)[:, source], global_rows, pooled_rows)
+    def one_head(head: DenseCache) -> KVCache:
+        (k, v), (global_k, global_v) = (stream.decode(jnp.float32) for stream in head)
+        pooled_rows = head.visual.encode(rotate(pool(rotate(k, *undo)), *redo), pool(v))
+        global_rows = head.global_.encode(rotate(global_k, *move), global_v)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts)[source], global_rows, pooled_rows)
 
-    return jax.lax.map(one_layer, dense)
+    # One head of one layer at a time: XLA for TPUs keeps all its rows in float32.
+    layers = len(dense.visual.k)
+    heads = jax.tree.map(lambda part: rearrange(part, "l k s d -> (l k) s d"), dense)
+    sparse = jax.lax.map(one_head, heads)
+    return jax.tree.map(lambda part: rearrange(part, "(l k) s d -> l k s d", l=layers), sparse)

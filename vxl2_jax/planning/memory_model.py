@@ -190,16 +190,16 @@ def _logits(config: ModelConfig, tiles: TileSizes, workload: Workload) -> int:
 
 
 def _pooling(config: ModelConfig, layout: Layout, workload: Workload) -> int:
-    """Rotation tables, the pooled keys of a layer and, where they are not fused, all un-rotated keys of a layer in fp32
-    with their halves, and the row of global and pooled keys that is gathered from."""
+    """Rotation tables, the pooled keys of a head and, where they are not fused, all its un-rotated keys in fp32 with their
+    halves, and the row of global and pooled keys that is gathered from."""
     lm, capacity, compiler = config.language, _capacity(layout, workload), workload.compiler
     slots = capacity.visual // layout.visual * pooled(layout.visual, workload.compression)
     whole, half = round_up(lm.head_width, compiler.lanes), round_up(lm.head_width // 2, compiler.lanes)
     tables = 2 * (capacity.visual + slots + capacity.global_) * half * _F32
-    total = tables + lm.kv_heads * slots * whole * _F32
+    total = tables + slots * whole * _F32
     if not compiler.fuses_pooling:
-        total += lm.kv_heads * capacity.visual * (whole + 2 * half) * _F32
-        total += lm.kv_heads * (capacity.global_ + slots) * whole * workload.itemsize
+        total += capacity.visual * (whole + 2 * half) * _F32
+        total += (capacity.global_ + slots) * whole * workload.itemsize
     return total
 
 
