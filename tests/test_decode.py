@@ -206,3 +206,29 @@ def test_real_sizes_trace():
         )
 
     assert jax.eval_shape(run, params, (stream,), shape((16, 80), jnp.int32)).tokens.shape == (16, 16)
+
+
+def test_sums_of_layers_may_exceed_float16(toy):
+    """The residual stream of a float16 model is wider: the layers add up to more than its largest number."""
+
+    def run(dtype):
+        params = jax.tree.map(lambda a: a.astype(jnp.float16).astype(dtype), toy.params["language"])
+        params["layers"]["down"]["kernel"] *= jnp.asarray(28_000, dtype)
+        x = qwen2.embed(params, QUESTION)
+        x, _ = qwen2.run_layers(params, toy.config.language, x, lambda q, k, v, state, layer: (q, state))
+        return np.asarray(x, np.float32), np.asarray(qwen2.logits(params, toy.config.language, x))
+
+    (want_x, want), (got_x, got) = run(jnp.float32), run(jnp.float16)
+    assert np.abs(want_x).max() > np.finfo(np.float16).max and np.isfinite(got_x).all()
+    assert np.linalg.norm(got - want) / np.linalg.norm(want) < 0.01
+
+
+def test_logits_that_are_not_finite_are_marked(toy):
+    memory = toys.remembered(toy, toys.video())
+    broken = jax.tree.map(lambda a: a, toy.params)
+    broken["language"]["norm"] = {"scale": toy.params["language"]["norm"]["scale"] * jnp.inf}
+    for params, finite in ((toy.params, True), (broken, False)):
+        ids, count = np.stack([QUESTION, QUESTION]), np.asarray([5, 0], np.int32)
+        view = views.dense_view(memory, REFERENCE, 2)
+        found = decode.generate(params, toy.config, view, ids, count, Sampling(), jax.random.key(0), max_new=1)
+        assert np.asarray(found.finite).tolist() == [finite, True]

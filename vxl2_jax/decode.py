@@ -168,11 +168,12 @@ def _write_tail(tail: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array, slo
 
 
 class Generated(NamedTuple):
-    """tokens int32 [B, max_new], where a stop token is repeated; count int32 [B], the stop token included; and, only on
-    request, logits fp32 [B, max_new, vocabulary] and question_logits [B, N, vocabulary] (left-padded)."""
+    """tokens int32 [B, max_new], where a stop token is repeated; count int32 [B], the stop token included; finite bool [B],
+    whether the logits of the first token are; and, only on request, logits fp32 [B, max_new, vocabulary] and question_logits [B, N, vocabulary] (left-padded)."""
 
     tokens: jax.Array
     count: jax.Array
+    finite: jax.Array
     logits: jax.Array | None
     question_logits: jax.Array | None
 
@@ -186,6 +187,7 @@ class Decoding(NamedTuple):
       done: bool [B], whether the answer is complete. It is for a question without tokens, which fills up the batch.
       begin: int32 [B], the slot of each question's first token; see `left_pad`.
       slot: int32, of the last token in each question's part of the tail.
+      finite: bool [B], whether the logits of the first token are, or the question has no tokens.
     """
 
     tail: KVCache
@@ -193,6 +195,7 @@ class Decoding(NamedTuple):
     done: jax.Array
     begin: jax.Array
     slot: jax.Array
+    finite: jax.Array
 
 
 STEPS_PER_PIECE = 4
@@ -230,10 +233,10 @@ def generate(
     stopped = _is_stop(config, tokens)
     produced = jnp.where(stopped.any(axis=1), jnp.argmax(stopped, axis=1) + 1, max_new)
     if later_logits is None:
-        return Generated(tokens, produced, None, None)
+        return Generated(tokens, produced, state.finite, None, None)
     first_logits = qwen2.logits(params["language"], config.language, x[:, -1])
     logits = jnp.swapaxes(jnp.concatenate([first_logits[None], later_logits]), 0, 1)
-    return Generated(tokens, produced, logits, qwen2.logits(params["language"], config.language, x))
+    return Generated(tokens, produced, state.finite, logits, qwen2.logits(params["language"], config.language, x))
 
 
 @partial(jax.jit, static_argnames=("config", "max_new", "kernel"))
@@ -292,8 +295,9 @@ def _question_pass(
     tail = empty_tail(config, view, questions, length + max_new)
     tail, x, _ = extend(params, config, view, tail, begin, jnp.int32(0), ids, kernel=kernel)
     logits = qwen2.logits(params["language"], config.language, x[:, -1])
-    token = sample(logits, sampling, key)
-    return Decoding(tail, token, _is_stop(config, token) | (begin == length), begin, jnp.int32(length)), x
+    token, unused = sample(logits, sampling, key), begin == length
+    finite = jnp.isfinite(logits).all(axis=-1) | unused
+    return Decoding(tail, token, _is_stop(config, token) | unused, begin, jnp.int32(length), finite), x
 
 
 def _decode(
@@ -325,7 +329,7 @@ def _decode(
 
     steps = len(keys)
     carry, kept = jax.lax.scan(step, (state.tail, state.token, state.done), (state.slot + jnp.arange(steps), keys))
-    return Decoding(*carry, state.begin, state.slot + steps), kept
+    return Decoding(*carry, state.begin, state.slot + steps, state.finite), kept
 
 
 def _is_stop(config: ModelConfig, tokens: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from typing import TypeVar, cast
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from vxl2_jax import decode, hardware, relevance, toy
 from vxl2_jax.answer import Answer, Chunk
@@ -219,6 +219,7 @@ def _answer(model: Runtime, part: Part, options: AskOptions, timings: dict[str, 
             max_new=options.max_new_tokens,
             kernel=model.kernel_for(view.dtype),
         )
+        check_finite(model, generated.finite)
         produced, length = np.asarray(generated.tokens), np.asarray(generated.count)
     return {
         question.number: make_answer(
@@ -231,6 +232,15 @@ def _answer(model: Runtime, part: Part, options: AskOptions, timings: dict[str, 
         )
         for row, (question, chosen) in enumerate(part)
     }
+
+
+def check_finite(model: Runtime, finite: Bool[Array | np.ndarray, " B"]) -> None:
+    """Raise RequestError if the logits of a question are not finite."""
+    if not np.asarray(finite).all():
+        raise RequestError(
+            f"{model.name} computes numbers that are not finite in {model.dtype}: `vxl2 doctor --model {model.name}` names the "
+            "layer; load it with dtype float32 or bfloat16, or get its weights again"
+        )
 
 
 def sampling_of(options: AskOptions) -> Sampling:

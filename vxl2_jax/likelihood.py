@@ -131,6 +131,7 @@ def _score(
                 kernel=model.kernel_for(view.dtype),
             )
         )
+    generate.check_finite(model, np.isfinite(sums))
     return [(float(sums[row] / lengths[row]), generate.read_tokens(view, row)) for row in range(len(rows))]
 
 

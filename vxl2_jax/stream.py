@@ -85,6 +85,7 @@ def _tokens(
         state, keys = decode.begin_decoding(
             *common, ids, count, sampling, key, max_new=options.max_new_tokens, kernel=kernel
         )
+        generate.check_finite(model, state.finite)
         found = np.array(state.token)  # a copy: the state is used up by the next call
     yield found.tolist()
     for first in range(0, len(keys), decode.STEPS_PER_PIECE):

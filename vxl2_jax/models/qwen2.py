@@ -29,7 +29,10 @@ AttendLayer = Callable[[jax.Array, jax.Array, jax.Array, Any, jax.Array], tuple[
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm with fp32 statistics, scaled in the input's dtype as in Qwen2."""
+    """Root-mean-square norm with fp32 statistics, scaled in the input's dtype as in Qwen2.
+
+    The output has that dtype, or float16 if the scale has: then the input is a wider residual stream (see `run_layers`).
+    """
 
     eps: float
 
@@ -38,7 +41,8 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
         h = x.astype(jnp.float32)
         h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        return scale.astype(x.dtype) * h.astype(x.dtype)
+        dtype = jnp.float16 if scale.dtype == jnp.float16 else x.dtype
+        return scale.astype(dtype) * h.astype(dtype)
 
 
 class DecoderLayer(nn.Module):
@@ -74,8 +78,17 @@ class DecoderLayer(nn.Module):
             return x, state
         x = x + linear(cfg.width, "out")(rearrange(out, "... n h d -> ... n (h d)"))
         h = norm("norm_mlp")(x)
-        gated = nn.silu(linear(cfg.mlp, "gate")(h)) * linear(cfg.mlp, "up")(h)
+        gated = _gated(linear(cfg.mlp, "gate")(h), linear(cfg.mlp, "up")(h))
         return x + linear(cfg.width, "down")(gated), state
+
+
+def _gated(gate: Float[Array, "*N mlp"], up: Float[Array, "*N mlp"]) -> Float[Array, "*N mlp"]:
+    """silu(gate) · up. A product of float16 that is too large becomes the largest number."""
+    if gate.dtype != jnp.float16:
+        return nn.silu(gate) * up
+    largest = jnp.finfo(jnp.float16).max
+    product = nn.silu(gate.astype(jnp.float32)) * up.astype(jnp.float32)
+    return jnp.clip(product, -largest, largest).astype(jnp.float16)
 
 
 def dtype_of(params: Params) -> np.dtype:
@@ -113,6 +126,8 @@ def run_layers(
 ) -> tuple[Float[Array, "*N E"], Any]:
     """Run all layers: as a scan if their parameters are stacked, otherwise one after another.
 
+    A residual stream in float16 is widened to float32: sums of all layers may exceed float16's largest number, 65,504.
+
     Args:
       params: {"layers": parameters stacked along axis 0, or a tuple with those of each layer, …}.
       config: geometry.
@@ -127,6 +142,7 @@ def run_layers(
       The residual stream after the last layer (before it, with `last_keys_only`) and the final state.
     """
     module = DecoderLayer(config)
+    x = x.astype(jnp.float32) if x.dtype == jnp.float16 else x
 
     def step(carry: tuple, layer_inputs: tuple, keys_only: bool = False) -> tuple[tuple, None]:
         x, state = carry
