@@ -242,6 +242,24 @@ def load(
       CheckpointError: there is no such checkpoint, or it is damaged or does not fit.
       RequestError: an argument is of another kind, or the attention kernel cannot run here.
     """
+    return _load(name, dtype, weights, attention, progress, compile_cache, stacked=False)
+
+
+def load_stacked(name: str | Path, dtype: Any, *, weights: str, attention: str) -> Model:
+    """Load a model as `load` does, with the layers of the language model stacked on every device, as training takes them."""
+    return _load(name, dtype, weights, attention, None, True, stacked=True)
+
+
+def _load(
+    name: str | Path,
+    dtype: Any,
+    weights: str | None,
+    attention: str,
+    progress: Progress | None,
+    compile_cache: bool,
+    *,
+    stacked: bool,
+) -> Model:
     name = name if isinstance(name, str) else check_path(name, "the name of a model")
     if compile_cache:
         enable_compile_cache()
@@ -259,7 +277,7 @@ def load(
         if weights == AUTO:
             weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention)
         config, params = fetch.read(directory, dtype, progress, weights)
-        if hardware.compiler_for(device).separate_layers:
+        if hardware.compiler_for(device).separate_layers and not stacked:
             params = params | {"language": qwen2.separate_layers(params["language"])}
         kernel, reason, fallback = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
     log, weights_reason = logging.getLogger("vxl2_jax"), quantised.setting_of(params) + (f" ({why})" if why else "")

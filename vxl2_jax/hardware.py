@@ -104,6 +104,15 @@ def device() -> jax.Device:
         ) from error
 
 
+def to_host(tree: Any) -> Any:
+    """A tree of arrays in the memory of the host; where JAX was told to run without a CPU backend, as it is."""
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return tree
+    return jax.device_put(tree, host)
+
+
 @contextmanager
 def numerics(dtype: Any) -> Generator[None, None, None]:
     """A context in which the model computes the same, whatever JAX is configured to.

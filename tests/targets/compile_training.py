@@ -1,10 +1,12 @@
-"""Compile the training step of the real-size model for a pod slice that is not here; print one JSON line per program.
+"""Compile the training step of the real-size model for machines that are not here; print one JSON line per program.
 
     python tests/targets/compile_training.py v5e:16x16 4
+    python tests/targets/compile_training.py v5e:2x2 4 "low-rank updates, int8"
+    python tests/targets/compile_training.py l4 1 "low-rank updates, int8"
 
 The second argument is the size of the mesh's model axis, over which heads and MLP channels are split; the data axis
 holds one example per device. Programs, all of them unless a third argument names one: "low-rank updates" of the
-language half, and "everything" trainable (parameters and moments fp32). Lines have the memory that XLA plans per device.
+language half, the same over weights in int8, and "everything" trainable (parameters and moments fp32). Lines have the memory that XLA plans per device.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import machines  # noqa: F401  first: it sets what JAX reads when it is imported
 from jax.experimental import topologies
+from machines import GPUS, topology  # first: it sets what JAX reads when it is imported
 
 from pallas_kernels import attention
 from vxl2_jax import parallel
@@ -35,10 +37,10 @@ GROUPS, ROWS = 64, 768  # 256 frames; their timestamps, a question and its answe
 def programs() -> dict[str, TrainingSettings]:
     """Training settings by program name."""
     common = {"out": "", "data": DataSettings(("x",)), "compute_dtype": "bfloat16"}
+    updates = {"stages": (Stage("language", ("language",), 1e-4, steps=100),), "lora": LoraSettings(rank=16)}
     return {
-        "low-rank updates": TrainingSettings(
-            stages=(Stage("language", ("language",), 1e-4, steps=100),), lora=LoraSettings(rank=16), **common
-        ),
+        "low-rank updates": TrainingSettings(**updates, **common),
+        "low-rank updates, int8": TrainingSettings(**updates, **common, weights="int8"),
         "everything": TrainingSettings(stages=(Stage("all", MODULES, 1e-5, steps=100),), **common),
     }
 
@@ -49,7 +51,8 @@ def lowered(settings: TrainingSettings, mesh: Any) -> Any:
     kernel = attention.choose_kernel(
         dtype=jnp.bfloat16, width=CONFIG.language.head_width, device=mesh.devices.flat[0]
     ).kernel
-    params = huggingface.abstract_params(CONFIG)
+    dtype = settings.compute_dtype if settings.all_frozen else settings.params_dtype
+    params = huggingface.abstract_params(CONFIG, dtype, settings.weights)
     whole = jax.eval_shape(lambda p: step.attach_lora(p, settings), params)
     loss = stage_loss(CONFIG, settings, stage, kernel=kernel, mesh=mesh)
     state, frozen = jax.eval_shape(lambda p: step.init_stage(p, settings, stage, 100, loss)[:2], whole)
@@ -83,7 +86,10 @@ def lowered(settings: TrainingSettings, mesh: Any) -> Any:
 
 def main(name: str, model: str, *wanted: str) -> None:
     """Compile the programs and print the results."""
-    devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
+    if name in GPUS:
+        devices = topology(name).devices
+    else:
+        devices = topologies.get_topology_desc(topology_name=name, platform="tpu").devices
     mesh = parallel.make_mesh(CONFIG, model=int(model), devices=devices)
     for program, settings in programs().items():
         if wanted and program not in wanted:

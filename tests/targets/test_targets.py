@@ -52,7 +52,7 @@ pytestmark = [pytest.mark.targets, pytest.mark.timeout(900)]
 
 def compiled(script: str, name: str, *more: str) -> list[dict]:
     """The lines that a compile script prints for a machine; also appended to build/targets.jsonl."""
-    module, package = NEEDED[name]
+    module, package = NEEDED[name.split(":")[0]]
     try:
         found = importlib.util.find_spec(module)
     except ModuleNotFoundError:
@@ -161,6 +161,13 @@ def test_the_real_size_model_fits_small_cards_with_int8_weights(name, frames, ca
     assert all(check(lines).values())
     if name == "a100":  # of 40 GB, too
         assert max(line["peak_gb"] for line in lines) <= 0.95 * 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "model", "limit"), [("v5e:2x2", "4", 8), ("l4", "1", 22.4)])
+def test_low_rank_updates_over_int8_weights_fit_one_card(name, model, limit):
+    (line,) = compiled("compile_training.py", name, model, "low-rank updates, int8")
+    assert line["peak_gb"] <= limit, line
 
 
 def test_a_copy_of_a_layer_out_of_a_stack_is_found():

@@ -53,6 +53,11 @@ class QuantisedWeight:
     activations: bool = False
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The weight's shape."""
+        return self.values.shape
+
+    @property
     def limit(self) -> int:
         """The largest value: 127 or 7."""
         return 7 if self.values.dtype == jnp.int4 else 127
@@ -146,6 +151,11 @@ def dequantise(weight: QuantisedWeight, dtype: Any) -> Float[Array, "*shape"]:
     """The wide weight, or a stack of them."""
     scale = _by_row(weight.scale, weight.group, weight.values.shape[-2])
     return (weight.values.astype(jnp.float32) * scale).astype(dtype)
+
+
+def widen(tree: Any, dtype: Any) -> Any:
+    """A tree of parameters with its quantised weights dequantised; others stay as they are."""
+    return jax.tree.map(lambda a: dequantise(a, dtype) if is_quantised(a) else a, tree, is_leaf=is_quantised)
 
 
 def take(table: QuantisedWeight, ids: Int[Any, "*N"], dtype: Any) -> Float[Array, "*N width"]:

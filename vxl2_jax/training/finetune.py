@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from pallas_kernels import attention as kernels
 from vxl2_jax import hardware, parallel
-from vxl2_jax.api import load
+from vxl2_jax.api import load_stacked
 from vxl2_jax.checkpoints import fetch, huggingface
 from vxl2_jax.errors import RequestError
 from vxl2_jax.models import quantised
@@ -72,6 +72,8 @@ def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
             model = replace(model, params=None)  # so that later stages do not keep the initial parameters
 
             def export(folder: Path, params: Params) -> None:
+                # On the host: the wide model, and a copy of it, may not fit beside what is on the device.
+                params = quantised.widen(hardware.to_host(params), settings.compute_dtype)
                 merged = params if settings.lora is None else lora.merge(params)
                 huggingface.save(folder, model.config, merged, settings.compute_dtype)
                 (folder / "tokenizer.json").write_text(model.tokenizer.json, encoding="utf-8")
@@ -81,19 +83,18 @@ def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
 
 def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
     """The initial model, and the mesh (None for one device)."""
-    # With LoRA of the language model alone all loaded parameters are frozen.
-    all_frozen = settings.lora is not None and all(set(stage.train) == {"language"} for stage in settings.stages)
-    dtype = settings.compute_dtype if all_frozen else settings.params_dtype
+    dtype = settings.compute_dtype if settings.all_frozen else settings.params_dtype
     _, stored = fetch.describe(fetch.find(settings.model))
-    if stored != quantised.WIDE:
+    if stored not in (quantised.WIDE, settings.weights):
+        fix = "" if stored == quantised.W8A8 else f'set weights = "{stored}" and train low-rank updates, or '
         raise RequestError(
-            f"{settings.model} has {stored} weights, which cannot be trained; set model to the checkpoint that it was "
+            f"{settings.model} has {stored} weights, which cannot be trained; {fix}set model to the checkpoint that it was "
             "converted from"
         )
     needs_mesh = settings.mesh.model > 1 or (settings.mesh.data or jax.device_count()) > 1
     # A model that is sharded may be too large for one device.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if needs_mesh else nullcontext():
-        model = load(settings.model, dtype, attention="reference")
+        model = load_stacked(settings.model, dtype, weights=settings.weights, attention="reference")
     # Attention runs in compute_dtype, whatever the dtype of the parameters.
     kernel, reason, _ = kernels.choose_tested_kernel(
         dtype=settings.compute_dtype, width=model.config.language.head_width

@@ -21,6 +21,7 @@ from vxl2_jax.options import RANGES, WatchOptions
 Module = Literal["vision", "dts", "projector", "language"]
 Target = Literal["query", "key", "value", "out", "gate", "up", "down"]
 Dtype = Literal["float32", "bfloat16"]
+Weights = Literal["wide", "int8", "int4"]
 MODULES: tuple[str, ...] = get_args(Module)
 
 
@@ -144,19 +145,35 @@ class TrainingSettings(RunSettings, frozen=True, kw_only=True):
     """A run of `vxl2 train`: fine-tuning on conversations.
 
     Attributes:
+      weights: how the loaded parameters are held (see `models.quantised`). Anything but wide needs low-rank updates of the
+        language model alone, so that none of them is trained.
       batch: samples per step, over all devices.
       remat: recompute activations in the backward pass.
     """
 
     data: DataSettings
     model: str = "nano"
+    weights: Weights = "wide"
     batch: int = 1
     video: VideoSettings = VideoSettings()
     remat: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights != "wide" and not self.all_frozen:
+            raise ValueError(
+                f'weights = "{self.weights}" are not trained themselves; add [lora], and train = ["language"] alone in every stage'
+            )
+
+    @property
+    def all_frozen(self) -> bool:
+        """Whether no loaded parameter is trained."""
+        return self.lora is not None and all(set(stage.train) == {"language"} for stage in self.stages)
+
 
 EXAMPLE = """\
 model = "nano"                 # nano, a checkpoint directory, or a name on the Hugging Face hub
+weights = "wide"               # or "int8", "int4": less memory for the parameters, which [lora] leaves as they are
 out = "runs/first"             # checkpoints, metrics.jsonl and the trained model; relative to the working directory
 seed = 0
 batch = 1                      # samples per step, over all devices
@@ -218,6 +235,7 @@ _CHOICES = {
     "targets": Target,
     "params_dtype": Dtype,
     "compute_dtype": Dtype,
+    "weights": Weights,
 }
 TABLES = {
     "": TrainingSettings,

@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from vxl2_jax import parallel
+from vxl2_jax.models.quantised import is_quantised
 from vxl2_jax.training import lora, optimiser
 from vxl2_jax.training.settings import RunSettings, Stage
 
@@ -69,7 +70,9 @@ def init_stage(
     """
     trained, frozen = partition(params, settings, stage)
     trained = jax.tree.map(lambda a: jnp.array(a, settings.params_dtype), trained)  # a copy: a step donates it
-    frozen = jax.tree.map(lambda a: jnp.asarray(a, settings.compute_dtype), frozen)
+    frozen = jax.tree.map(
+        lambda a: a if is_quantised(a) else jnp.asarray(a, settings.compute_dtype), frozen, is_leaf=is_quantised
+    )
     state = TrainState(jnp.int32(0), trained, optimiser.build(settings, stage, steps).init(trained))
     if mesh is not None:
         state, frozen = (jax.device_put(tree, parallel.shardings(mesh, tree)) for tree in (state, frozen))
