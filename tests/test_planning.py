@@ -266,7 +266,7 @@ def test_a_watch_that_does_not_fit_is_refused_in_one_line_with_what_would_fit():
         check(500_000_000, frames=fitting + 4 * CPU.stride)
 
 
-def test_a_watch_that_would_fit_with_an_int8_cache_is_told_so():
+def test_a_watch_that_would_fit_with_an_int8_cache_says_so():
     with pytest.raises(TooLongError, match="it fits with --cache int8"):
         check(800_000_000)
 

@@ -105,7 +105,7 @@ def device() -> jax.Device:
 
 
 def to_host(tree: Any) -> Any:
-    """A tree of arrays in the memory of the host; where JAX was told to run without a CPU backend, as it is."""
+    """A tree of arrays in the memory of the host; where JAX runs without a CPU backend, as it is."""
     try:
         host = jax.local_devices(backend="cpu")[0]
     except RuntimeError:

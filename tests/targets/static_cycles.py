@@ -25,7 +25,7 @@ CACHES = ("bfloat16", "int8")
 
 
 def compile_tile(machine_name: str, rows: int, keys: int, stages: int, cache_dtype: str) -> None:
-    """Compile the pre-fill problem of `compile_kernels` with one tile; the compiler writes its schedule where it was told."""
+    """Compile the pre-fill problem of `compile_kernels` with one tile; its flags say where the compiler writes the schedule."""
     import compile_kernels  # first: it and `machines` set what JAX reads when it is imported
     import jax.numpy as jnp
     from machines import machine
