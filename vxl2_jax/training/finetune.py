@@ -72,7 +72,7 @@ def train(settings: TrainingSettings, log: TrainingLog | None = None) -> Path:
             model = replace(model, params=None)  # so that later stages do not keep the initial parameters
 
             def export(folder: Path, params: Params) -> None:
-                # On the host: the wide model, and a copy of it, may not fit beside what is on the device.
+                # On the host: a device may have no room for the wide model and a copy of it.
                 params = quantised.widen(hardware.to_host(params), settings.compute_dtype)
                 merged = params if settings.lora is None else lora.merge(params)
                 huggingface.save(folder, model.config, merged, settings.compute_dtype)
