@@ -1,0 +1,108 @@
+"""The notebooks in docs/notebooks: kept without outputs, with options that exist, and running from top to bottom."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from IPython.core.inputtransformer2 import TransformerManager
+from nbclient import NotebookClient
+
+from vxl2_jax.cli import build_parser
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+NAMES = [path.stem for path in NOTEBOOKS]
+MAX_CELL_S = 120
+FILLED_IN = {"model.weights": "int8", "model.dtype.name": "float32"}
+"""Values for what a command takes from a notebook's variables, where any text will not do."""
+
+
+def read(path: Path) -> Any:
+    return nbformat.read(path, as_version=4)
+
+
+def code_of(notebook: Any) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def commands(notebook: Any) -> list[list[str]]:
+    """The shell commands of a notebook as words."""
+    lines = [line.strip()[1:] for code in code_of(notebook) for line in code.splitlines() if line.strip()[:1] == "!"]
+    filled = [re.sub(r"{(.+?)}", lambda found: FILLED_IN.get(found[1], "x"), line) for line in lines]
+    words = [shlex.split(part.partition(" > ")[0]) for line in filled for part in line.split("&&")]
+    return [[word for word in one if not word.startswith("JAX_PLATFORMS=")] for one in words]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_notebooks_are_valid_and_have_no_outputs(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert code and not [cell for cell in code if cell.outputs or cell.execution_count]
+    for cell in code:
+        compile(TransformerManager().transform_cell(cell.source), str(path), "exec")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_every_code_cell_is_introduced_by_text(path):
+    kinds = [cell.cell_type for cell in read(path).cells]
+    assert "markdown" in kinds and not [pair for pair in zip(["code", *kinds], kinds) if pair == ("code", "code")]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_commands_have_options_that_exist(path, monkeypatch):
+    from experiments.bench import __main__ as bench
+    from experiments.synthetic import __main__ as synthetic
+
+    notebook, made = read(path), []
+    monkeypatch.setattr(synthetic.COMMANDS["benchmark"], "run", made.append)
+    for words in commands(notebook):
+        if words[0] == "vxl2":
+            build_parser().parse_args(words[1:])
+        elif words[:3] == ["python", "-m", "experiments.synthetic"]:
+            synthetic.main(words[3:])
+        else:
+            assert words[0] == "cd"
+    for command in re.findall(r'^command = "(.*)"$', "\n".join(code_of(notebook)), re.MULTILINE):
+        made.append(bench.build_parser().parse_args(command.split()))
+    assert made or commands(notebook)
+
+
+def test_all_notebooks_are_listed():
+    page = (ROOT / "docs" / "how-to" / "notebooks.md").read_text(encoding="utf-8")
+    listed = {ROOT / "docs" / "notebooks" / name for name in re.findall(r"\(\.\./notebooks/(.+?\.ipynb)\)", page)}
+    assert NOTEBOOKS and listed == set(NOTEBOOKS)
+
+
+OUTPUTS = {
+    "ask_a_video": ["a butterfly", "at 36 seconds", "True\n", ".memory"],
+    "kernels": ["tpu       (interpreted)", "ampere    (interpreted)", "not measured"],
+    "mini_benchmark": ["64 questions:", "keys and values saved"],
+}
+"""What the outputs of a notebook must contain on a CPU."""
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
+def test_notebooks_run_on_a_cpu(path, tmp_path, monkeypatch):
+    """From top to bottom with nano, without errors, warnings or commands that fail, and no cell for too long."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    notebook, cells = read(path), []
+    for cell in notebook.cells:
+        cells.append(cell)
+        if cell.cell_type == "code" and re.search(r"^ *!", cell.source, re.MULTILINE):
+            cells.append(nbformat.v4.new_code_cell("assert _exit_code == 0"))  # a command that fails raises nothing
+    notebook.cells = cells
+    NotebookClient(
+        notebook, timeout=MAX_CELL_S, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    text = "".join(output.get("text") or output.data["text/plain"] for output in outputs)
+    assert not [wanted for wanted in OUTPUTS[path.stem] if wanted not in text]
