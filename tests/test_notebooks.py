@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_notebooks_are_valid_and_have_no_outputs(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
 def test_every_code_cell_is_introduced_by_text(path):
     kinds = [cell.cell_type for cell in read(path).cells]
-    assert "markdown" in kinds and not [pair for pair in zip(["code", *kinds], kinds) if pair == ("code", "code")]
+    assert kinds[0] == "markdown" and ("code", "code") not in pairwise(kinds)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=NAMES)
