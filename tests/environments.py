@@ -36,7 +36,8 @@ class Failed(Exception):
 class Environment(NamedTuple):
     """A Python, what is installed first, and how the package is installed.
 
-    kept: what was installed first must not change, except for JAX's parts. dry: extras that must resolve here.
+    kept: what was installed first must not change, except for JAX's parts. dry: extras that must resolve here. more: tests
+    besides those that run in every environment.
     """
 
     python: str
@@ -45,6 +46,7 @@ class Environment(NamedTuple):
     extra: str = "test"
     kept: bool = False
     dry: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
 
 
 def floors() -> tuple[str, ...]:
@@ -64,7 +66,9 @@ ENVIRONMENTS = {
     "floors": Environment("3.11", beside=floors()),
     "newest": Environment("3.13", dry=("cuda12", "cuda13", "tpu")),
     # jax 0.12 requires numpy 2.2, which is newer than Colab's: the bound is the command of docs/index.md.
-    "colab": Environment("3.13", first=COLAB, beside=("jax<0.12",), kept=True, dry=("cuda12",)),
+    "colab": Environment(
+        "3.13", first=COLAB, beside=("jax<0.12",), kept=True, dry=("cuda12",), more=("tests/test_notebooks.py",)
+    ),
     "lmms": Environment("3.11", extra="test,lmms"),
 }
 
@@ -153,7 +157,7 @@ def check(name: str, environment: Environment, python: str, wheel: Path) -> tupl
     if version != after["vxl2_jax"]:
         raise Failed(f"vxl2 --version is {version}, not {after['vxl2_jax']}")
     # Copies without the package's sources: what is tested is the wheel.
-    for part in ("tests", "experiments"):
+    for part in ("tests", "experiments", "docs"):
         shutil.copytree(ROOT / part, folder.path / part, ignore=shutil.ignore_patterns("__pycache__", "results"))
     shutil.copy(ROOT / "pyproject.toml", folder.path)
     demo = folder.run(folder.bin / "python", "-c", "from vxl2_jax.checkpoints.fetch import NANO; print(NANO.parent)")
@@ -161,8 +165,8 @@ def check(name: str, environment: Environment, python: str, wheel: Path) -> tupl
     answer = folder.run(folder.bin / "vxl2", "ask", clip, QUESTION, "--json", "--quiet")
     if ANSWER not in answer:
         raise Failed(f"vxl2 ask does not answer {ANSWER}")
-    passed = folder.run(folder.bin / "python", "-m", "pytest", "-q", "-n", "2", *TESTS).strip().splitlines()[-1]
-    notes.append(passed)
+    tests = (*TESTS, *environment.more)
+    notes.append(folder.run(folder.bin / "python", "-m", "pytest", "-q", "-n", "2", *tests).strip().splitlines()[-1])
     if "lmms" in environment.extra:
         notes.append(run_lmms(folder))
     return "; ".join(notes), after
