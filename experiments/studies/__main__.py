@@ -1,4 +1,4 @@
-"""Studies of the method with nano: clips are watched, questions are asked in every setting, answers are judged.
+"""Studies, nearly all with nano: clips are watched, questions are asked in every setting, answers are judged.
 
     python -m experiments.studies block_size
     python -m experiments.studies nano --questions 400 --seed 7 --out runs/seed7
@@ -33,6 +33,7 @@ from experiments.studies import (
     relevance,
     scene_changes,
     selection,
+    smollm2,
     weights,
 )
 from vxl2_jax import Vxl2Error
@@ -40,7 +41,7 @@ from vxl2_jax.cli.options import Help
 from vxl2_jax.evaluation.report import write_texts
 
 _MODULES = (block_size, selection, halves, question_types, bursty, scene_changes, evidence, cost)
-_MODULES += (relevance, needles, nano, grounding, finetune, weights)
+_MODULES += (relevance, needles, nano, grounding, finetune, weights, smollm2)
 STUDIES = {module.__name__.rpartition(".")[2]: module.STUDY for module in _MODULES}
 
 
@@ -50,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     studies = parser.add_subparsers(dest="study", metavar="NAME", required=True, title="studies")
     for name, study in STUDIES.items():
         own = studies.add_parser(name, help=study.help.partition("\n")[0], description=study.help, formatter_class=Help)
-        own.add_argument("--model", default="nano", help="nano, or a checkpoint directory with the same vocabulary")
+        if study.of_nano:
+            own.add_argument("--model", default="nano", help="nano, or a checkpoint directory with the same vocabulary")
         own.add_argument("--records", type=Path, default=Path("runs/studies"), help="folder of the records")
         own.add_argument("--out", type=Path, default=Path("runs/studies", name), help="path of the results, no suffix")
         own.add_argument("--json", action="store_true", help="print the report as JSON instead of Markdown")

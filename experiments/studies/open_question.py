@@ -157,8 +157,12 @@ def scores_of(
 
 def made_with(model: vxl2.Model) -> dict[str, Any]:
     """The model and the machine that figures depend on."""
-    device = {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
-    return {"model": model.fingerprint, "dtype": str(model.dtype), "jax": jax.__version__, **device}
+    return {"model": model.fingerprint, "dtype": str(model.dtype), **made_on()}
+
+
+def made_on() -> dict[str, Any]:
+    """The software and the machine that figures depend on."""
+    return {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
 
 
 def report_of(question: OpenQuestion, records: statistics.Records) -> dict[str, Any]:

@@ -23,13 +23,15 @@ class Study:
 
     Attributes:
       help: the docstring of its module; the first line summarises it.
-      run: parsed flags → result. The flags `model`, `records` and `out` are always there. Raises Vxl2Error.
+      run: parsed flags → result. The flags `records` and `out` are always there. Raises Vxl2Error.
       add_flags: adds the study's own flags to a parser.
+      of_nano: whether the study runs nano or a model like it, which the flag `model` names.
     """
 
     help: str
     run: Callable[[argparse.Namespace], Result]
     add_flags: Callable[[argparse.ArgumentParser], None]
+    of_nano: bool = True
 
 
 def integer(least: int, most: int | None = None) -> Callable[[str], int]:
