@@ -14,7 +14,7 @@ import vxl2_jax as vxl2
 from experiments.smollm2 import gguf_file, llama
 from experiments.studies import smollm2
 from experiments.studies.__main__ import main
-from experiments.studies.smollm2 import BASE, SETTINGS, WINDOW
+from experiments.studies.smollm2 import SETTINGS, WINDOW
 from vxl2_jax.checkpoints import key_mapping
 from vxl2_jax.config import LanguageConfig, ModelConfig
 from vxl2_jax.models import qwen2
@@ -182,15 +182,32 @@ def test_a_window_is_read_causally(tensors):
 
 def test_a_record_counts_tokens_that_are_the_bases_and_the_texts():
     ids = np.arange(WINDOW, dtype=np.int32)
-    told = {name: ids[1:].copy() for name in SETTINGS}
-    told["int8"][:3] = -1
-    told[BASE][:1] = -1
-    record = smollm2.answered(lambda name: lambda ids: (np.full(WINDOW - 1, 0.5, np.float32), told[name]), ids)
-    assert {one["nats"] for one in record["settings"].values()} == {0.5 * (WINDOW - 1)}
-    counts = {name: (one["same"], one["right"]) for name, one in record["settings"].items()}
-    assert counts[BASE] == (WINDOW - 1, WINDOW - 2)
-    assert counts["int8"] == (WINDOW - 3, WINDOW - 4)
-    assert counts["int4"] == (WINDOW - 2, WINDOW - 1)
+    now = smollm2.timed(lambda ids: (jnp.full(WINDOW - 1, 0.5), jnp.asarray(ids[1:]).at[:3].set(-1)), ids)
+    before = smollm2.Timed(now.nats, np.where(np.arange(WINDOW - 1) < 1, -1, ids[1:]), 0.0)
+    record = smollm2.counts_of(ids, before, now)
+    assert record.pop("cpu_s") >= 0
+    assert record == {"nats": 0.5 * (WINDOW - 1), "same": WINDOW - 3, "right": WINDOW - 4}
+    assert smollm2.counts_of(ids, before, before)["same"] == WINDOW - 1
+
+
+def test_a_report_is_of_all_windows_and_relative_to_the_base():
+    records = {
+        f"{window}/{name}": {
+            "nats": (WINDOW - 1) * (2 + window + 0.01 * number),
+            "same": (WINDOW - 1) // (number + 1),
+            "right": 0,
+            "cpu_s": 1.5,
+        }
+        for window in range(3)
+        for number, name in enumerate(SETTINGS)
+    }
+    report = smollm2.report_of(records)
+    assert report["windows"] == 3 and report["tokens"] == 3 * WINDOW
+    for number, mark in enumerate(report["marks"].values()):
+        assert mark["perplexity"] == pytest.approx(np.exp(3 + 0.01 * number), abs=1e-4)
+        assert mark["same_percent"] == pytest.approx(100 / (number + 1), abs=0.1) and mark["cpu_s"] == 4.5
+        expected = round(100 * np.expm1(0.01 * number), 3)
+        assert mark["change"] == ({"percent": expected, "interval": [expected] * 2} if number else None)
 
 
 def test_changes_of_the_perplexity_are_paired():
