@@ -1,5 +1,6 @@
 """The study of quantised weights on SmolLM2: what is read from a GGUF file, and what is counted."""
 
+import json
 import sys
 import zipfile
 from dataclasses import replace
@@ -20,6 +21,7 @@ from vxl2_jax.config import LanguageConfig, ModelConfig
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
 
+RESULTS = Path(smollm2.__file__).parents[1] / "results"
 LANGUAGE = LanguageConfig(
     width=32, layers=2, heads=4, kv_heads=2, head_width=8, mlp=64, vocabulary=261, rope_theta=1e4, tied=True
 )
@@ -219,3 +221,11 @@ def test_changes_of_the_perplexity_are_paired():
     low, high = noisy["interval"]
     error = 100 * 3 / np.sqrt(20) / (WINDOW - 1)
     assert low < noisy["percent"] < high and 2 * error < high - low < 6 * error
+
+
+def test_the_committed_report_can_be_drawn_and_is_of_these_settings(tmp_path):
+    report = json.loads((RESULTS / "weights" / "smollm2.json").read_text())
+    assert list(report["marks"]) == list(SETTINGS)
+    smollm2.draw(tmp_path / "plot.png", report)
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert smollm2.as_markdown(report) + "\n" == (RESULTS / "weights" / "smollm2.md").read_text()
