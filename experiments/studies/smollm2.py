@@ -1,4 +1,4 @@
-"""What do weights in 8 and 4 bits cost a real language model, in perplexity?
+"""What do weights in 8 and 4 bits, and keys and values in 8 bits, cost a real language model, in perplexity?
 
 SmolLM2-135M-Instruct, a Llama: our Qwen2 decoder with q, k and v biases of zero and a tied head. It reads text in windows of
 1,024 tokens, each once and from its own beginning, and predicts every token after the first. The text is the documentation
@@ -31,14 +31,14 @@ from experiments.smollm2.package import FETCH, gguf_of
 from experiments.studies import plots, runner, statistics
 from experiments.studies.open_question import made_on
 from experiments.studies.study import Result, Study, integer
-from pallas_kernels import attention
+from pallas_kernels import attention, kv_cache
 from pallas_kernels.attention import REFERENCE, KVCache
 from vxl2_jax import RequestError
-from vxl2_jax.config import LanguageConfig, ModelConfig
+from vxl2_jax.config import ModelConfig
 from vxl2_jax.models import quantised, qwen2
 from vxl2_jax.models.rope import rotate, rotation
 
-TITLE = "Weights in 8 and 4 bits (SmolLM2-135M)"
+TITLE = "Weights in 8 and 4 bits, cache in 8 bits (SmolLM2-135M)"
 WINDOW = 1024
 """Tokens of a window."""
 BASE = quantised.WIDE
@@ -47,12 +47,13 @@ DRAWS = 10_000
 
 
 class Setting(NamedTuple):
-    """What is quantised: `weights` is one of `quantised.SETTINGS`."""
+    """What is quantised: `weights` is one of `quantised.SETTINGS`, `cache` the dtype of keys and values."""
 
     weights: str = quantised.WIDE
+    cache: str = "float32"
 
 
-SETTINGS = {name: Setting(weights=name) for name in quantised.SETTINGS}
+SETTINGS = {**{name: Setting(weights=name) for name in quantised.SETTINGS}, "int8-cache": Setting(cache="int8")}
 """By name."""
 Read = Callable[[np.ndarray], tuple[Array, Array]]
 """A window's ids → what `read` returns."""
@@ -84,7 +85,8 @@ def run(args: argparse.Namespace) -> Result:
     @cache
     def reader(name: str) -> Read:
         params = quantised.quantise_params(load(), SETTINGS[name].weights)
-        compiled = read.lower(params, config, np.zeros(WINDOW, np.int32)).compile()  # so that no window pays for it
+        # Compiled now, so that no window pays for it.
+        compiled = read.lower(params, config, np.zeros(WINDOW, np.int32), SETTINGS[name].cache).compile()
         return partial(compiled, params)
 
     @lru_cache(maxsize=1)
@@ -136,15 +138,15 @@ def draw_windows(ids: Sequence[int], count: int, seed: int) -> dict[str, np.ndar
     return {str(number): np.asarray(ids[number * WINDOW :][:WINDOW], np.int32) for number in order}
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "cache_dtype"))
 def read(
-    params: Any, config: ModelConfig, ids: Int[Array | np.ndarray, " N"]
+    params: Any, config: ModelConfig, ids: Int[Array | np.ndarray, " N"], cache_dtype: str = "float32"
 ) -> tuple[Float[Array, " N-1"], Int[Array, " N-1"]]:
     """Read one window. Returns the negative log-likelihood, in nats, of each token after the first, and the most likely
     token in its place."""
     lm, language, count = config.language, params["language"], len(ids)
     at = jnp.arange(count)
-    empty = empty_cache(lm, count)
+    empty = kv_cache.zeros(lm.layers, lm.kv_heads, count, lm.head_width, cache_dtype)
     plan = attention.plan_attention(
         REFERENCE, jnp.zeros((1, count), jnp.int32), at[None] + 1, heads=lm.heads, streams=(empty,)
     )
@@ -158,11 +160,6 @@ def read(
     logits = qwen2.logits(language, lm, x[:-1])
     right = jnp.take_along_axis(logits, jnp.asarray(ids)[1:, None], axis=-1)[:, 0]
     return jax.nn.logsumexp(logits, axis=-1) - right, logits.argmax(axis=-1)
-
-
-def empty_cache(lm: LanguageConfig, length: int) -> KVCache:
-    """The cache that a window's keys and values are written to and read from."""
-    return KVCache(*(jnp.zeros((lm.layers, lm.kv_heads, length, lm.head_width)) for _ in "kv"))
 
 
 def timed(reader: Read, ids: np.ndarray) -> Timed:
