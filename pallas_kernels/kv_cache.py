@@ -84,13 +84,15 @@ def dequantise(rows: jax.Array, scale: jax.Array | None, dtype: DTypeLike) -> Fl
     return rows.astype(dtype) if scale is None else (rows.astype(jnp.float32) * scale).astype(dtype)
 
 
-def zeros(layers: int, kv_heads: int, slots: int, width: int, dtype: DTypeLike) -> KVCache:
-    """An empty cache of exactly `slots` slots."""
+def zeros(
+    layers: int, kv_heads: int, slots: int, width: int, dtype: DTypeLike, sharding: jax.sharding.Sharding | None = None
+) -> KVCache:
+    """An empty cache of exactly `slots` slots. sharding: where its arrays are; None: on the default device."""
     shape = (layers, kv_heads, slots)
-    k, v = (jnp.zeros((*shape, width), dtype) for _ in "kv")
+    k, v = (jnp.zeros((*shape, width), dtype, device=sharding) for _ in "kv")
     if jnp.dtype(dtype) != jnp.int8:
         return KVCache(k, v)
-    return KVCache(k, v, *(jnp.zeros((*shape, 1), jnp.float32) for _ in "kv"))
+    return KVCache(k, v, *(jnp.zeros((*shape, 1), jnp.float32, device=sharding) for _ in "kv"))
 
 
 def row_bytes(width: int, dtype: DTypeLike) -> int:

@@ -214,7 +214,7 @@ def test_sums_of_layers_may_exceed_float16(toy):
     def run(dtype):
         params = jax.tree.map(lambda a: a.astype(jnp.float16).astype(dtype), toy.params["language"])
         params["layers"]["down"]["kernel"] *= jnp.asarray(28_000, dtype)
-        x = qwen2.embed(params, QUESTION)
+        x = qwen2.embed(params, toy.config.language, QUESTION)
         x, _ = qwen2.run_layers(params, toy.config.language, x, lambda q, k, v, state, layer: (q, state))
         return np.asarray(x, np.float32), np.asarray(qwen2.logits(params, toy.config.language, x))
 

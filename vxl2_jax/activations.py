@@ -62,7 +62,7 @@ def _largest(
     visual = video_xl_2.project(params, config, maps)
 
     lm, language = config.language, params["language"]
-    asked = qwen2.embed(language, ids)
+    asked = qwen2.embed(language, config.language, ids)
     x = jnp.concatenate([visual.reshape(-1, lm.width).astype(asked.dtype), asked])
     cos, sin = (table[:, None] for table in rotation(jnp.arange(len(x)), lm.head_width, lm.rope_theta))
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention as kernels
-from vxl2_jax import batch, generate, hardware, ingest, likelihood, planning, scope
+from vxl2_jax import batch, generate, hardware, ingest, likelihood, planning, scope, tensor_parallel
 from vxl2_jax import stream as streaming
 from vxl2_jax.answer import Answer
 from vxl2_jax.batch import Job, JobResult
@@ -221,6 +222,7 @@ def load(
     attention: str = "auto",
     progress: Progress | None = None,
     compile_cache: bool = True,
+    mesh: str | None = None,
 ) -> Model:
     """Load a model.
 
@@ -237,17 +239,18 @@ def load(
       progress: called with (tensors done, total tensors).
       compile_cache: let JAX keep compiled programs on disk for the next process; see `compile_cache.enable`. It applies
         to the whole process. A folder that JAX is configured to use is kept.
+      mesh: "model=N" splits the language model and its caches over N devices (see `tensor_parallel`).
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged or does not fit.
       RequestError: an argument is of another kind, or the attention kernel cannot run here.
     """
-    return _load(name, dtype, weights, attention, progress, compile_cache, stacked=False)
+    return _load(name, dtype, weights, attention, progress, compile_cache, mesh, stacked=False)
 
 
 def load_stacked(name: str | Path, dtype: Any, *, weights: str, attention: str) -> Model:
     """Load a model as `load` does, with the layers of the language model stacked on every device, as training takes them."""
-    return _load(name, dtype, weights, attention, None, True, stacked=True)
+    return _load(name, dtype, weights, attention, None, True, None, stacked=True)
 
 
 def _load(
@@ -257,6 +260,7 @@ def _load(
     attention: str,
     progress: Progress | None,
     compile_cache: bool,
+    mesh: str | None,
     *,
     stacked: bool,
 ) -> Model:
@@ -276,7 +280,14 @@ def _load(
         why = ""
         if weights == AUTO:
             weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention)
-        config, params = fetch.read(directory, dtype, progress, weights)
+        if (ways := tensor_parallel.parse(mesh)) > 1:
+            split_over = tensor_parallel.make_mesh(fetch.describe(directory)[0], ways)
+            # On the host first: the whole model may be too large for one device.
+            with jax.default_device(hardware.host()):
+                config, params = fetch.read(directory, dtype, progress, weights)
+            params = tensor_parallel.shard(split_over, params)
+        else:
+            config, params = fetch.read(directory, dtype, progress, weights)
         if hardware.compiler_for(device).separate_layers and not stacked:
             params = params | {"language": qwen2.separate_layers(params["language"])}
         kernel, reason, fallback = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)

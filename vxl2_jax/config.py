@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
@@ -41,8 +41,9 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Qwen2.5 decoder."""
+    """Qwen2.5 decoder. axis: the mesh axis over which the model is split; see `SplitLanguageConfig`."""
 
+    axis: ClassVar[str | None] = None
     width: Size = 3584
     layers: Layers = 28
     heads: Heads = 28
@@ -57,6 +58,14 @@ class LanguageConfig:
     def __post_init__(self) -> None:
         _check_multiple("the number of attention heads", self.heads, "key/value heads", self.kv_heads)
         _check_multiple("the width of an attention head", self.head_width, "halves", 2)
+
+
+@dataclass(frozen=True)
+class SplitLanguageConfig(LanguageConfig):
+    """One device's share of a decoder that is split over several (see `tensor_parallel`): heads, key/value heads and MLP
+    channels are those of the share."""
+
+    axis: ClassVar[str] = "model"
 
 
 @dataclass(frozen=True)

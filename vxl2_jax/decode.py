@@ -8,7 +8,6 @@ memory. Weights are read once for all tokens of all questions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from vxl2_jax.config import LanguageConfig, ModelConfig
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.sampling import Sampling, sample
+from vxl2_jax.tensor_parallel import program
 
 
 def empty_tail(config: ModelConfig, view: KVCacheView, questions: int, length: int) -> KVCache:
@@ -146,7 +146,7 @@ def extend(
         out, lse = read(q, tail, layer)
         return out, (tail, observe(state, rotate(q, *own), lse, layer) if observe else state)
 
-    x = qwen2.embed(params["language"], ids)
+    x = qwen2.embed(params["language"], lm, ids)
     x, (tail, state) = qwen2.run_layers(
         params["language"], lm, x, attend, (tail, state), last_keys_only=observe is not None
     )
@@ -202,7 +202,7 @@ STEPS_PER_PIECE = 4
 """Steps per call of `continue_decoding` when an answer is streamed: enough that calls cost little next to the steps."""
 
 
-@partial(jax.jit, static_argnames=("config", "max_new", "keep_logits", "kernel"))
+@program(static=("config", "max_new", "keep_logits", "kernel"))
 def generate(
     params: Any,
     config: ModelConfig,
@@ -239,7 +239,7 @@ def generate(
     return Generated(tokens, produced, state.finite, logits, qwen2.logits(params["language"], config.language, x))
 
 
-@partial(jax.jit, static_argnames=("config", "max_new", "kernel"))
+@program(static=("config", "max_new", "kernel"))
 def begin_decoding(
     params: Any,
     config: ModelConfig,
@@ -262,7 +262,7 @@ def begin_decoding(
     return state, keys[jnp.minimum(1 + jnp.arange(steps), max_new - 1)]
 
 
-@partial(jax.jit, static_argnames=("config", "kernel"), donate_argnames="state")
+@program(static=("config", "kernel"), donated=("state",))
 def continue_decoding(
     params: Any,
     config: ModelConfig,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
@@ -12,9 +11,11 @@ from jaxtyping import Array, Float, Int, UInt8
 from vxl2_jax.layout import Layout
 from vxl2_jax.models import video_xl_2
 from vxl2_jax.runtime import Runtime
+from vxl2_jax.tensor_parallel import Program, mesh_of
 from vxl2_jax.text import prompt
 
-encode_groups = jax.jit(video_xl_2.encode_frames, static_argnames=("config", "groups_at_once", "kernel"))
+encode_groups = Program(video_xl_2.encode_frames, ("config", "groups_at_once", "kernel"), split_argnames=("frames",))
+"""On several devices each encodes a part of the groups."""
 
 
 def layout_of(model: Runtime, starts: Sequence[float]) -> tuple[Layout, Int[np.ndarray, " global"]]:
@@ -47,7 +48,8 @@ def visual_tokens(
       Visual tokens of one stride; groups past the end are zeros and cost nothing.
     """
     stride, at_once = model.sizes.stride, model.sizes.vision_groups
-    batch = at_once * model.config.frames_per_group
+    batch, mesh = at_once * model.config.frames_per_group, mesh_of(model.params)
+    ways = mesh.size if mesh else 1
     # Every group keeps its place in the vision batch whatever is known, so that it is rounded the same to the last bit.
     skipped = 0 if known is None else len(known) % at_once
     frames = _pad_with_copies(frames, skipped * model.config.frames_per_group, 0)
@@ -55,7 +57,7 @@ def visual_tokens(
     for first in range(0, len(frames), batch):
         part = frames[first : first + batch]
         padded = _pad_with_copies(part, 0, batch - len(part))
-        part = encode_groups(model.params, model.config, padded, groups_at_once=at_once, kernel=model.kernel)
+        part = encode_groups(model.params, model.config, padded, groups_at_once=at_once // ways, kernel=model.kernel)
         parts.append(part if model.sizes.overlaps_calls else part.block_until_ready())
     tokens = jnp.concatenate(parts)[skipped:]
     if known is not None:

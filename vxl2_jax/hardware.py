@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,13 +104,19 @@ def device() -> jax.Device:
         ) from error
 
 
+def host() -> jax.Device:
+    """The host as a device. Raises RequestError where JAX runs without its CPU backend."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError as error:
+        raise RequestError(f"JAX has no CPU backend; add cpu to JAX_PLATFORMS ({first_line(error)})") from error
+
+
 def to_host(tree: Any) -> Any:
     """A tree of arrays in the memory of the host; where JAX runs without a CPU backend, as it is."""
-    try:
-        host = jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return tree
-    return jax.device_put(tree, host)
+    with suppress(RequestError):
+        return jax.device_put(tree, host())
+    return tree
 
 
 @contextmanager

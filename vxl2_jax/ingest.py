@@ -30,6 +30,7 @@ from vxl2_jax.prefill import DenseCache, PrefillShape
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.storage.memory_file import CacheShape
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
+from vxl2_jax.tensor_parallel import cache_sharding, device_bytes, mesh_of, share_of
 from vxl2_jax.timing import timed
 from vxl2_jax.video.ahead import prefetch
 
@@ -96,7 +97,7 @@ def _watch(
         if out is not None:
             writer = stack.enter_context(closing(MemoryFileWriter(out, identity, shape, stride=model.sizes.stride)))
         sizes = prefill.shape_for(layout, model.sizes.stride, dtype=dtype)
-        streams, first = prefill.empty(config, sizes, dtype), 0
+        streams, first = prefill.empty(config, sizes, dtype, cache_sharding(model.params)), 0
         if writer and writer.groups:
             with timed(callbacks.timings, "read"):
                 streams, first = restore_streams(streams, writer.stored_level()), writer.groups
@@ -237,13 +238,13 @@ def _watch_strides(
 
 def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int, cache_dtype: np.dtype) -> None:
     """Raise TooLongError if a memory of this layout, or a question about it, would not fit the device."""
-    device = hardware.device()
+    device, mesh, weights_bytes = hardware.device(), mesh_of(model.params), device_bytes(model.params)
     planning.check_memory(
-        model.config,
+        share_of(model.config, mesh.size) if mesh else model.config,
         layout,
         frames=frames,
-        weights_bytes=model.weights_bytes,
-        used_bytes=hardware.used_bytes(device) or model.weights_bytes,
+        weights_bytes=weights_bytes,
+        used_bytes=hardware.used_bytes(device) or weights_bytes,
         limit_bytes=hardware.memory_bytes(device),
         compression=compression,
         itemsize=model.dtype.itemsize,

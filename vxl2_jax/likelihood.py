@@ -24,6 +24,7 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models import qwen2
 from vxl2_jax.options import AskOptions
 from vxl2_jax.runtime import Runtime
+from vxl2_jax.tensor_parallel import program
 from vxl2_jax.text import prompt, typed
 from vxl2_jax.timing import timed
 
@@ -135,7 +136,7 @@ def _score(
     return [(float(sums[row] / lengths[row]), generate.read_tokens(view, row)) for row in range(len(rows))]
 
 
-@partial(jax.jit, static_argnames=("config", "last", "kernel"))
+@program(static=("config", "last", "kernel"))
 def log_likelihoods(
     params: Any,
     config: ModelConfig,

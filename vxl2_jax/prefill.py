@@ -6,10 +6,8 @@ capacity. The cache holds keys rotated at their positions, so nothing else needs
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
@@ -22,6 +20,7 @@ from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, key_ranges
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
+from vxl2_jax.tensor_parallel import program
 
 
 class DenseCache(NamedTuple):
@@ -111,20 +110,21 @@ def plan_strides(
     return strides
 
 
-def empty(config: ModelConfig, sizes: PrefillShape, dtype: DTypeLike) -> DenseCache:
-    """A cache of zeros with the given capacity."""
+def empty(config: ModelConfig, sizes: PrefillShape, dtype: DTypeLike, sharding: Any = None) -> DenseCache:
+    """A cache of zeros with the given capacity. sharding: see `kv_cache.zeros`."""
     lm = config.language
-    return empty_streams(lm.layers, lm.kv_heads, lm.head_width, sizes, dtype)
+    return empty_streams(lm.layers, lm.kv_heads, lm.head_width, sizes, dtype, sharding)
 
 
-def empty_streams(layers: int, kv_heads: int, width: int, sizes: PrefillShape, dtype: DTypeLike) -> DenseCache:
+def empty_streams(
+    layers: int, kv_heads: int, width: int, sizes: PrefillShape, dtype: DTypeLike, sharding: Any = None
+) -> DenseCache:
     """The same from plain numbers."""
-    return DenseCache(
-        *(kv_cache.zeros(layers, kv_heads, slots, width, dtype) for slots in (sizes.visual, sizes.global_))
-    )
+    capacities = sizes.visual, sizes.global_
+    return DenseCache(*(kv_cache.zeros(layers, kv_heads, slots, width, dtype, sharding) for slots in capacities))
 
 
-@partial(jax.jit, static_argnames=("config", "keep_hidden", "kernel"), donate_argnames=("streams",))
+@program(static=("config", "keep_hidden", "kernel"), donated=("streams",))
 def run_stride(
     params: Any,
     config: ModelConfig,
@@ -142,9 +142,8 @@ def run_stride(
     """
     lm, language = config.language, params["language"]
     ids = jnp.asarray(stride.ids)
-    x = jnp.concatenate(
-        [visual_tokens.reshape(-1, lm.width).astype(qwen2.dtype_of(language)), qwen2.embed(language, ids)]
-    )
+    visual = visual_tokens.reshape(-1, lm.width).astype(qwen2.dtype_of(language))
+    x = jnp.concatenate([visual, qwen2.embed(language, lm, ids)])
     count = x.shape[0] - ids.shape[0]
     cos, sin = (table[:, None] for table in rotation(stride.positions, lm.head_width, lm.rope_theta))
     # Visual rows read a window, global rows everything before them: separately, each kind fills the device.

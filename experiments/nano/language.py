@@ -132,8 +132,8 @@ def forward(params: Params, config: LanguageConfig, batch: dict[str, Any]) -> tu
     """
     length, part = batch["ids"].shape[1], batch["part"]
     groups = (length - layout(0).length) // (VISUAL + 1)
-    x = qwen2.embed(params, batch["ids"]).at[:, layout(groups).visual_positions()].set(batch["visual"])
-    asked = qwen2.embed(params, batch["asked"])
+    x = qwen2.embed(params, config, batch["ids"]).at[:, layout(groups).visual_positions()].set(batch["visual"])
+    asked = qwen2.embed(params, config, batch["asked"])
     at, places = jnp.arange(length)[None], batch["base"][:, None] + batch["place"]
     key_places = jnp.concatenate([batch["positions"], places], 1)
     among = (part[:, :, None] == part[:, None]) & np.tri(part.shape[1], dtype=bool)

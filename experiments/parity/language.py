@@ -64,7 +64,7 @@ def check_geometry(report: Report, dense: Archive, case: Case, runner: Runner, s
         )
     if f"{case.name}_inputs_embeds" not in dense:
         return
-    got = np.array(qwen2.embed(runner.params["language"], np.clip(case.ids, 0, None)))
+    got = np.array(qwen2.embed(runner.params["language"], runner.config.language, np.clip(case.ids, 0, None)))
     got[layout.visual_positions()] = case.visual.reshape(layout.visual_length, -1)
     report.check(f"{name}_inputs_embeds", got, dense[f"{case.name}_inputs_embeds"], FEATURES)
 

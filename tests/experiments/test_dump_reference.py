@@ -109,7 +109,7 @@ class StandIn(torch.nn.Module):
         place = int(np.argmax(ids == -200))
         whole = np.concatenate([ids[:place], video, ids[place + 1 :]])
         case = Case("e2e", layout_of(video, place, config.visual_placeholder), whole, visual, len(frames), True)
-        embeds = np.array(qwen2.embed(params["language"], whole))
+        embeds = np.array(qwen2.embed(params["language"], config.language, whole))
         embeds[case.layout.visual_positions()] = rearrange(visual, "g v e -> (g v) e")
         rule = DENSE if block_size_chosed is None else PrefillRule(block_size_chosed, prev_blocks_num)
         return self._said(

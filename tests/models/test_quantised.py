@@ -130,7 +130,7 @@ def inputs(toy):
 
 def outputs(params, config, frames, ids):
     """Visual tokens, and logits of a language model that attends to nothing but itself."""
-    x = qwen2.embed(params["language"], jnp.asarray(ids))
+    x = qwen2.embed(params["language"], config.language, jnp.asarray(ids))
 
     def attend(q, k, v, state, layer):
         return q + jnp.repeat(v, q.shape[1] // v.shape[1], axis=1), state
@@ -197,4 +197,4 @@ def test_a_checkpoint_in_parts_is_quantised_as_a_whole_one(golden, setting, monk
 def test_embeddings_have_the_dtype_of_norms(toy):
     params = quantise_all(toy.params, setting=INT8)["language"]
     assert qwen2.dtype_of(params) == jnp.float32
-    assert qwen2.embed(params, jnp.asarray([1])).dtype == jnp.float32
+    assert qwen2.embed(params, toy.config.language, jnp.asarray([1])).dtype == jnp.float32

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +15,7 @@ from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.layout import Layout, pooled
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.prefill import DenseCache
+from vxl2_jax.tensor_parallel import program
 
 
 def check_compression(compression: int, visual: int) -> None:
@@ -61,7 +60,7 @@ def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta
     )
 
 
-@partial(jax.jit, static_argnames=("visual", "compression", "rope_theta"))
+@program(static=("visual", "compression", "rope_theta"))
 def _pool(
     dense: DenseCache,
     old_visual: jax.Array,

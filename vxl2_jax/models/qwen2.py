@@ -76,10 +76,15 @@ class DecoderLayer(nn.Module):
         out, state = attend(q, k, v, state)
         if keys_only:
             return x, state
-        x = x + linear(cfg.width, "out")(rearrange(out, "... n h d -> ... n (h d)"))
+        x = x + _sum(linear(cfg.width, "out")(rearrange(out, "... n h d -> ... n (h d)")), cfg.axis)
         h = norm("norm_mlp")(x)
         gated = _gated(linear(cfg.mlp, "gate")(h), linear(cfg.mlp, "up")(h))
-        return x + linear(cfg.width, "down")(gated), state
+        return x + _sum(linear(cfg.width, "down")(gated), cfg.axis), state
+
+
+def _sum(x: Float[Array, "*N E"], axis: str | None) -> Float[Array, "*N E"]:
+    """The sum of all devices' products, where the model is split."""
+    return x if axis is None else jax.lax.psum(x, axis)
 
 
 def _gated(gate: Float[Array, "*N mlp"], up: Float[Array, "*N mlp"]) -> Float[Array, "*N mlp"]:
@@ -96,10 +101,12 @@ def dtype_of(params: Params) -> np.dtype:
     return params["norm"]["scale"].dtype
 
 
-def embed(params: Params, ids: Int[ArrayLike, "*N"]) -> Float[Array, "*N E"]:
+def embed(params: Params, config: LanguageConfig, ids: Int[ArrayLike, "*N"]) -> Float[Array, "*N E"]:
     """Token ids → embeddings."""
     table = params["embed"]
-    return quantised.take(table, ids, dtype_of(params)) if isinstance(table, quantised.QuantisedWeight) else table[ids]
+    is_wide = not isinstance(table, quantised.QuantisedWeight)
+    found = table[ids] if is_wide else quantised.take(table, ids, dtype_of(params))
+    return found if config.axis is None else jax.lax.all_gather(found, config.axis, axis=found.ndim - 1, tiled=True)
 
 
 def logits(
@@ -108,10 +115,19 @@ def logits(
     """Residual stream → logits: final norm and language-model head."""
     h: Any = RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
     head = params["embed"] if config.tied else params["head"]
+    if config.axis is None:
+        return _head(h, head, config.tied)
+    if config.tied:  # the table is split by width
+        width = (head.values if isinstance(head, quantised.QuantisedWeight) else head).shape[-1]
+        own = jax.lax.dynamic_slice_in_dim(h, jax.lax.axis_index(config.axis) * width, width, axis=-1)
+        return jax.lax.psum(_head(own, head, True), config.axis)
+    return jax.lax.all_gather(_head(h, head, False), config.axis, axis=h.ndim - 1, tiled=True)
+
+
+def _head(h: Array, head: Any, tied: bool) -> Float32[Array, "*N vocabulary"]:
     if isinstance(head, quantised.QuantisedWeight):
-        return quantised.head(h, quantised.transposed(head) if config.tied else head)
-    head = head.T if config.tied else head
-    return jnp.matmul(h, head, preferred_element_type=jnp.float32)
+        return quantised.head(h, quantised.transposed(head) if tied else head)
+    return jnp.matmul(h, head.T if tied else head, preferred_element_type=jnp.float32)
 
 
 def run_layers(

@@ -5,7 +5,6 @@ This is the plain way. Unfocused heads hide the focused ones, and the farther a 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from vxl2_jax.cache.views import KVCacheView
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.decode import empty_tail, extend, left_pad
 from vxl2_jax.relevance.inputs import ScorerInputs
+from vxl2_jax.tensor_parallel import mean_over_shares, program
 
 
 def attention_mass_scores(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
@@ -36,7 +36,7 @@ def attention_mass_scores(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     return (scores / np.maximum(scores.sum(axis=1, keepdims=True), 1e-30)).astype(np.float32)
 
 
-@partial(jax.jit, static_argnames=("config", "kernel"))
+@program(static=("config", "kernel"))
 def mass_per_key(
     params: Any,
     config: ModelConfig,
@@ -65,4 +65,6 @@ def mass_per_key(
 
     zeros = jnp.zeros((questions, stream.k.shape[2]), jnp.float32)
     tail = empty_tail(config, view, questions, rows)
-    return extend(params, config, view, tail, begin, jnp.int32(0), ids, observe=observe, state=zeros, kernel=kernel)[2]
+    first = jnp.int32(0)
+    mass = extend(params, config, view, tail, begin, first, ids, observe=observe, state=zeros, kernel=kernel)[2]
+    return mean_over_shares(mass, lm)

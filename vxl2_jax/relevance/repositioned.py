@@ -7,7 +7,6 @@ keys: here every chunk is scored at the position right before the question.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +25,7 @@ from vxl2_jax.decode import empty_tail, extend, left_pad
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.relevance.inputs import ScorerInputs
+from vxl2_jax.tensor_parallel import mean_over_shares, program
 
 
 def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
@@ -65,7 +65,7 @@ def padded_chunk_slots(
     return np.pad(start, padding).astype(np.int32), np.pad(end, padding).astype(np.int32), width
 
 
-@partial(jax.jit, static_argnames=("config", "width", "kernel"))
+@program(static=("config", "width", "kernel"))
 def chunk_attention(
     params: Any,
     config: ModelConfig,
@@ -125,4 +125,6 @@ def chunk_attention(
 
     zeros = jnp.zeros((len(ids), len(start)), jnp.float32)
     tail = empty_tail(config, view, len(ids), rows)
-    return extend(params, config, view, tail, begin, jnp.int32(0), ids, observe=observe, state=zeros, kernel=kernel)[2]
+    first = jnp.int32(0)
+    scores = extend(params, config, view, tail, begin, first, ids, observe=observe, state=zeros, kernel=kernel)[2]
+    return mean_over_shares(scores, lm)

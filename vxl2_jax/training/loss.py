@@ -118,7 +118,7 @@ def hidden(
         remat=remat and train_vision,
         mesh=mesh,
     )
-    embedded = qwen2.embed(language, batch.ids)
+    embedded = qwen2.embed(language, lm, batch.ids)
     x = by_sample(jnp.concatenate([visual.astype(embedded.dtype), embedded], axis=1))
     cos, sin = (t[..., None, :] for t in rotation(batch.positions, lm.head_width, lm.rope_theta))
     attend_batch = _sharded(partial(_attend, kernel, visual.shape[1]), mesh)

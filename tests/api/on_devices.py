@@ -1,0 +1,93 @@
+"""One model on one device and split over several simulated ones, in a separate process: watch, extend, ask, save, load.
+
+    python tests/api/on_devices.py DIR WAYS WEIGHTS CACHE
+
+Prints one JSON line: the largest relative difference of the caches, and whether answers and scores agree.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vxl2_jax as vxl2
+from vxl2_jax.memory import VideoMemory
+
+QUESTIONS = [f"is there {number}?" for number in range(16)]
+
+
+def noise(frames: int) -> tuple[np.ndarray, np.ndarray]:
+    pixels = np.random.default_rng(0).integers(0, 256, (frames, 42, 42, 3), np.uint8)
+    return pixels, np.arange(frames, dtype=float)
+
+
+def difference(one: VideoMemory, other: VideoMemory) -> float:
+    """The largest difference of keys and values, relative to the largest of them."""
+    found = 0.0
+    for a, b in zip((*one.resident().dense, one.sparse), (*other.resident().dense, other.sparse), strict=True):
+        for x, y in zip(a.decode(jnp.float32), b.decode(jnp.float32), strict=True):
+            x, y = np.asarray(x), np.asarray(y)
+            found = max(found, float(np.abs(x - y).max() / np.abs(y).max()))
+    return found
+
+
+def main(directory: str, ways: str, weights: str, cache: str) -> None:
+    folder = Path(directory)
+    frames, seconds = noise(150)
+    one, split = (vxl2.load(folder, weights=weights, mesh=mesh) for mesh in (None, f"model={ways}"))
+    memories = [model.watch((frames[:90], seconds[:90]), cache=cache) for model in (one, split)]
+    memories = [
+        model.watch_more(memory, frames[90:], seconds[90:])
+        for model, memory in zip((one, split), memories, strict=True)
+    ]
+    answers, scores = {}, {}
+    for name, options in {
+        "attention": {},
+        "mass": {"relevance": "mass"},
+        "dense": {"top_k": None},
+    }.items():
+        for count in (1, 16):
+            found = [
+                model.ask(memory, QUESTIONS[:count], max_new_tokens=6, chunk_size=4, **options)
+                for model, memory in zip((one, split), memories, strict=True)
+            ]
+            answers[f"{name}, {count}"] = [[a.text for a in each] for each in found]
+            scores[f"{name}, {count}"] = max(
+                abs(x.score - y.score)
+                for a, b in zip(*found, strict=True)
+                for x, y in zip(a.chunks, b.chunks, strict=True)
+            )
+    choices = [
+        [c.score for c in model.ask(memory, QUESTIONS[0], choices=["yes", "no"]).choices]
+        for model, memory in zip((one, split), memories, strict=True)
+    ]
+    memories[1].save(folder / "memory")
+    stored = VideoMemory.load(folder / "memory")
+    moved = [model.ask(stored, QUESTIONS[:3], max_new_tokens=6, chunk_size=4) for model in (one, split)]
+    shards = {tuple(s.data.shape) for s in memories[1].dense.visual.k.addressable_shards}
+    print(
+        json.dumps(
+            {
+                "difference": difference(memories[1], memories[0]),
+                "answers": {name: a == b for name, (a, b) in answers.items()},
+                "scores": max(scores.values()),
+                "choices": max(abs(a - b) for a, b in zip(*choices, strict=True)),
+                "stored": [[a.text for a in each] for each in moved] == [answers["attention, 16"][0][:3]] * 2,
+                "heads_of_a_share": [shape[1] for shape in shards],
+                "weights": [
+                    split.weights_bytes,
+                    sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(split.params["language"])),
+                ],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,70 @@
+"""A model that is split over several devices, compared with one device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import toys
+
+import vxl2_jax as vxl2
+from vxl2_jax import tensor_parallel
+from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.config import LanguageConfig, ModelConfig, VisionConfig
+from vxl2_jax.errors import RequestError
+
+from .conftest import word_tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ModelConfig(
+    vision=VisionConfig(image_size=42, patch_size=14, width=32, layers=2, heads=2, mlp=48),
+    language=LanguageConfig(
+        width=32, layers=3, heads=8, kv_heads=4, head_width=8, mlp=48, vocabulary=120, rope_theta=1e4
+    ),
+    resized_grid=2,
+    pool=1,
+    norm_groups=8,
+    visual_placeholder=1,
+    stop_tokens=(3,),
+)
+
+
+def compared(folder, ways, weights="wide", cache="wide"):
+    huggingface.save(folder, CONFIG, toys.model(CONFIG).params, "float32")
+    (folder / "tokenizer.json").write_text(word_tokenizer())
+    command = [sys.executable, Path(__file__).with_name("on_devices.py"), folder, str(ways), weights, cache]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("ways", "weights", "cache"),
+    [
+        (4, "wide", "wide"),
+        pytest.param(2, "int8", "int8", marks=pytest.mark.slow),
+        pytest.param(2, "int4", "wide", marks=pytest.mark.slow),
+    ],
+)
+def test_several_devices_compute_what_one_does(tmp_path, ways, weights, cache):
+    found = compared(tmp_path, ways, weights, cache)
+    assert found["difference"] <= (1e-5 if cache == "wide" else 0.01), found
+    assert all(found["answers"].values()) and found["stored"], found
+    assert found["scores"] < 1e-4 and found["choices"] < 1e-4, found
+    assert found["heads_of_a_share"] == [4 // ways]
+
+
+@pytest.mark.parametrize("mesh", ["model", "model=0", "data=2", "model=2,data=2", ""])
+def test_a_mesh_that_is_none_is_refused(mesh):
+    with pytest.raises(RequestError, match="mesh"):
+        vxl2.load(mesh=mesh)
+
+
+def test_a_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(RequestError, match="key/value heads"):
+        tensor_parallel.make_mesh(CONFIG, 3, devices=[0, 1, 2])
+    with pytest.raises(RequestError, match="devices"):
+        tensor_parallel.make_mesh(CONFIG, 4, devices=[0, 1])
