@@ -272,6 +272,7 @@ def _load(
     if str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)) not in DTYPES:
         raise RequestError(f"dtype must be {', '.join(DTYPES)} or None, not {shown(dtype)}")
     check_weights(weights)
+    ways = tensor_parallel.parse(mesh)
     # Check the kernel's name before a large model is loaded.
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     with hardware.numerics(dtype):
@@ -279,8 +280,8 @@ def _load(
         tokenizer, known = Tokenizer.read(directory), scope.read(directory)
         why = ""
         if weights == AUTO:
-            weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention)
-        if (ways := tensor_parallel.parse(mesh)) > 1:
+            weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention, ways)
+        if ways > 1:
             split_over = tensor_parallel.make_mesh(fetch.describe(directory)[0], ways)
             # On the host first: the whole model may be too large for one device.
             with jax.default_device(hardware.host()):
@@ -324,7 +325,7 @@ def check_weights(weights: str | None) -> None:
         raise RequestError(f"weights must be {', '.join(WEIGHTS)} or None, not {shown(weights)}")
 
 
-def _fitting_weights(directory: Path, tokenizer: Any, dtype: np.dtype, attention: str) -> tuple[str, str]:
+def _fitting_weights(directory: Path, tokenizer: Any, dtype: np.dtype, attention: str, ways: int) -> tuple[str, str]:
     """(the setting that `auto` takes for a checkpoint, the reason)."""
     config, stored = fetch.describe(directory)
     if stored != quantised.WIDE:
@@ -339,6 +340,7 @@ def _fitting_weights(directory: Path, tokenizer: Any, dtype: np.dtype, attention
         tokenizer,
         limit,
         itemsize=dtype.itemsize,
+        devices=ways,
         sizes=hardware.sizes_for(device),
         kernel=kernel,
         compiler=hardware.compiler_for(device),

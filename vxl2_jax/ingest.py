@@ -30,7 +30,7 @@ from vxl2_jax.prefill import DenseCache, PrefillShape
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.storage.memory_file import CacheShape
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
-from vxl2_jax.tensor_parallel import cache_sharding, device_bytes, mesh_of, share_of
+from vxl2_jax.tensor_parallel import cache_sharding, device_bytes, mesh_of
 from vxl2_jax.timing import timed
 from vxl2_jax.video.ahead import prefetch
 
@@ -240,7 +240,7 @@ def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int, c
     """Raise TooLongError if a memory of this layout, or a question about it, would not fit the device."""
     device, mesh, weights_bytes = hardware.device(), mesh_of(model.params), device_bytes(model.params)
     planning.check_memory(
-        share_of(model.config, mesh.size) if mesh else model.config,
+        model.config,
         layout,
         frames=frames,
         weights_bytes=weights_bytes,
@@ -250,6 +250,7 @@ def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int, c
         itemsize=model.dtype.itemsize,
         cache=quantised.INT8 if cache_dtype == jnp.int8 else quantised.WIDE,
         weights=model.weights,
+        devices=mesh.size if mesh else 1,
         sizes=model.sizes,
         kernel=model.kernel_for(cache_dtype),
         compiler=hardware.compiler_for(device),

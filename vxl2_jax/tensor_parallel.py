@@ -12,6 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from pallas_kernels.kv_cache import KVCache
 from vxl2_jax.config import LanguageConfig, ModelConfig, SplitLanguageConfig
 from vxl2_jax.errors import RequestError, shown
-from vxl2_jax.models.quantised import QuantisedWeight, is_quantised
+from vxl2_jax.models.quantised import QuantisedWeight, bytes_of, is_quantised
 
 AXIS = SplitLanguageConfig.axis
 """The mesh axis over which a model is split."""
@@ -48,16 +49,23 @@ def make_mesh(config: ModelConfig, ways: int, devices: Sequence[Any] | None = No
         raise RequestError(
             f"mesh {AXIS}={ways} needs {ways} devices, but there are {len(devices)}; choose a smaller one"
         )
+    check_divides(config, ways)
+    return Mesh(np.asarray(devices[:ways]), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def check_divides(config: ModelConfig, ways: int) -> None:
+    """Raise RequestError if the model cannot be split so many ways."""
     lm = config.language
     sizes = {"key/value heads": lm.kv_heads, "MLP channels": lm.mlp, "width": lm.width, "vocabulary": lm.vocabulary}
     for name, size in sizes.items():
         if size % ways:
             raise RequestError(f"mesh {AXIS}={ways} does not divide the model's {name}, {size}; choose a divisor")
-    return Mesh(np.asarray(devices[:ways]), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def share_of(config: ModelConfig, ways: int) -> ModelConfig:
     """The configuration of one device's share."""
+    if ways == 1:
+        return config
     whole = {item.name: getattr(config.language, item.name) for item in fields(LanguageConfig)}
     counts = {name: whole[name] // ways for name in ("heads", "kv_heads", "mlp")}
     return replace(config, language=SplitLanguageConfig(**{**whole, **counts}))
@@ -80,7 +88,7 @@ def shard(mesh: Mesh, params: Any) -> Any:
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh over which the first array of a tree is placed; None for one device."""
     leaf = next(iter(jax.tree.leaves(tree)), None)
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+    if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)) or isinstance(leaf, jax.core.Tracer):
         return None
     found = leaf.sharding
     mesh = found.mesh if isinstance(found, NamedSharding) else None
@@ -96,6 +104,18 @@ def cache_sharding(params: Any) -> NamedSharding | None:
 def device_bytes(tree: Any) -> int:
     """Bytes of the arrays of a tree on one device."""
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+
+def share_bytes(params: Any, ways: int) -> int:
+    """Bytes of one device's share of parameters, which may be shapes."""
+    leaves, structure = jax.tree.flatten(params)
+    specs = structure.flatten_up_to(param_specs(params, ways))
+
+    def share(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
+        shape = [size // ways if axis else size for size, axis in zip_longest(leaf.shape, spec)]
+        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
+
+    return bytes_of([share(leaf, spec) for leaf, spec in zip(leaves, specs, strict=True)])
 
 
 def param_specs(params: Any, ways: int) -> Any:
@@ -176,6 +196,19 @@ class Program:
         mesh = mesh_of(args[0])
         if mesh is None:
             return self._jitted(*args, **kwargs)
+        function, arrays = self._on(mesh, *args, **kwargs)
+        return function(*arrays)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """As that of a jitted function. Shapes are on a mesh if they have its sharding."""
+        mesh = mesh_of(args[0])
+        if mesh is None:
+            return self._jitted.lower(*args, **kwargs)
+        function, arrays = self._on(mesh, *args, **kwargs)
+        return function.lower(*arrays)
+
+    def _on(self, mesh: Mesh, *args: Any, **kwargs: Any) -> tuple[Any, tuple[dict[str, Any], dict[str, Any]]]:
+        """(the jitted function for a mesh, its arguments: donated ones and others)."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         static = {name: value for name, value in bound.arguments.items() if name in self._static}
@@ -184,7 +217,7 @@ class Program:
         if key not in self._on_meshes:
             self._on_meshes[key] = self._build(mesh, static, arrays)
         donated = {name: arrays.pop(name) for name in list(arrays) if name in self._donated}
-        return self._on_meshes[key](donated, arrays)
+        return self._on_meshes[key], (donated, arrays)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_jitted"], name)

@@ -3,8 +3,10 @@
     python tests/targets/compile_model.py v5p
     python tests/targets/compile_model.py v5e int8
     python tests/targets/compile_model.py v5e int8 4096 int8
+    python tests/targets/compile_model.py t4 int8 4096 int8 2
 
-Arguments: the machine, and if wanted the weights, the frames and the cache (wide or int8).
+Arguments: the machine, and if wanted the weights, the frames, the cache (wide or int8) and over how many devices the model
+is split. Bytes are then those of one device, and lines have the number of collectives in each program.
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
 the memory of 2,048 frames, and the vision half. Weights are abstract. Every line has the memory that XLA plans, the
@@ -19,26 +21,27 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from machines import MEMORY_GB, machine, topology  # first: it sets what JAX reads when it is imported
 
 from pallas_kernels import attention
-from vxl2_jax import decode, prefill, relevance
+from vxl2_jax import decode, prefill, relevance, tensor_parallel
 from vxl2_jax import hardware as suits
 from vxl2_jax.cache import pooling, views
 from vxl2_jax.cache.pooling import sparse_level
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig, video_xl_2
+from vxl2_jax.encode import encode_groups
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
-from vxl2_jax.models.quantised import INT8, WIDE, bytes_of
-from vxl2_jax.models.video_xl_2 import encode_frames
+from vxl2_jax.models import quantised
+from vxl2_jax.models.quantised import INT8, WIDE
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.memory_model import Workload
 from vxl2_jax.relevance import selection
@@ -89,20 +92,31 @@ def dtype_for(device: Any) -> Any:
 
 
 def programs(
-    abstract: Callable, config: ModelConfig, layout: Layout, settings: Workload, dtype: Any
+    abstract: Callable, config: ModelConfig, layout: Layout, settings: Workload, dtype: Any, ways: int = 1
 ) -> Iterator[Program]:
-    """The programs of watching and asking. abstract: a function that makes a ShapeDtypeStruct on the device."""
+    """The programs of watching and asking.
 
-    def placed(tree):
-        return jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
+    abstract: a function that makes a ShapeDtypeStruct on the devices. ways: over how many of them the model is split.
+    """
 
-    params = placed(huggingface.abstract_params(config, dtype, settings.weights))
+    def placed(tree, specs=None):
+        if ways == 1:
+            return jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
+        specs = jax.tree.structure(tree).flatten_up_to(tensor_parallel.specs_of(tree) if specs is None else specs)
+        leaves, structure = jax.tree.flatten(tree)
+        return structure.unflatten([abstract(a.shape, a.dtype, spec) for a, spec in zip(leaves, specs, strict=True)])
+
+    params = huggingface.abstract_params(config, dtype, settings.weights)
     lm, sizes, kernel = config.language, settings.sizes, settings.kernel
-    layer = jax.tree.map(lambda a: abstract(a.shape[1:], a.dtype), params["language"]["layers"])
-    unread_of_last = 0
     if settings.compiler.separate_layers:
-        params["language"]["layers"] = (layer,) * lm.layers
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), params["language"]["layers"])
+        params["language"]["layers"] = (one,) * lm.layers
+    params = placed(params, tensor_parallel.param_specs(params, ways) if ways > 1 else None)
+    layer, unread_of_last = params["language"]["layers"], 0
+    if settings.compiler.separate_layers:
+        layer = layer[0]
         unread_of_last = bytes_of({name: part for name, part in layer.items() if name not in _READ_OF_LAST})
+    settings = settings._replace(devices=ways)
     made, cache = memory_model.programs(config, layout, settings), memory_model.caches(config, layout, settings)
     # A program keeps only the arguments that it reads.
     language = bytes_of({name: part for name, part in params["language"].items() if name != "head"})
@@ -169,18 +183,27 @@ def programs(
     )
 
     side, per_group = config.vision.image_size, config.frames_per_group
-    frames = abstract((sizes.vision_groups * per_group, side, side, 3), jnp.uint8)
-    encode = jax.jit(partial(encode_frames, config=config, groups_at_once=sizes.vision_groups, kernel=kernel))
+    shape = (sizes.vision_groups * per_group, side, side, 3)
+    frames = abstract(shape, jnp.uint8, P("model")) if ways > 1 else abstract(shape, jnp.uint8)
     yield Program(
         f"vision half, {frames.shape[0]} frames",
-        lambda: encode.lower(params, frames=frames),
+        lambda: encode_groups.lower(params, config, frames, groups_at_once=sizes.vision_groups // ways, kernel=kernel),
         bytes_of([params[part] for part in ("vision", "dts", "projector")]) + made["vision"],
     )
 
 
+def bytes_of(tree: Any) -> int:
+    """Bytes of the arrays of a tree on one device."""
+    return quantised.bytes_of(jax.tree.map(_on_one_device, tree))
+
+
+def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+
+
 def shapes(tree: Any) -> list[tuple[int, ...]]:
-    """The shapes of the arrays in a tree, and of one layer of those that have several."""
-    whole = [leaf.shape for leaf in jax.tree.leaves(tree)]
+    """The shapes of the arrays in a tree on one device, and of one layer of those that have several."""
+    whole = [_on_one_device(leaf).shape for leaf in jax.tree.leaves(tree)]
     return whole + [shape[1:] for shape in whole if len(shape) > 2]
 
 
@@ -201,7 +224,7 @@ def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, 
     return shape, lambda placed: jitted.lower(*placed(args), **options)
 
 
-def main(name: str, weights: str = WIDE, frames: str = str(FRAMES), cache: str = WIDE) -> None:
+def main(name: str, weights: str = WIDE, frames: str = str(FRAMES), cache: str = WIDE, ways: str = "1") -> None:
     """Compile every program and print the results."""
     device, limit = topology(name).devices[0], MEMORY_GB[name]
     whole, dtype = CONFIG.language.layers, dtype_for(device)
@@ -209,15 +232,16 @@ def main(name: str, weights: str = WIDE, frames: str = str(FRAMES), cache: str =
     def sized(layers: int) -> tuple[ModelConfig, Layout, Workload]:
         return real_size(device, layers, weights, int(frames), cache)
 
-    with machine(name) as abstract:
-        half = {program.name: program for program in programs(abstract, *sized(whole // 2), dtype)}
-        for program in programs(abstract, *sized(whole), dtype):
+    with machine(name, int(ways)) as abstract:
+        half = {program.name: program for program in programs(abstract, *sized(whole // 2), dtype, int(ways))}
+        for program in programs(abstract, *sized(whole), dtype, int(ways)):
             start = time.monotonic()
             found = {
                 "machine": name,
                 "weights": weights,
                 "cache": cache,
                 "frames": int(frames),
+                "devices": int(ways),
                 "program": program.name,
                 "layers": whole,
                 "memory_gb": limit,
@@ -251,6 +275,7 @@ def planned(program: Program, limit: float) -> dict:
         "predicted_over_peak": round(program.predicted / peak, 4),
         "fits": peak <= limit * 1e9,
         "copies": hlo.copies(compiled.as_text(), program.arrays),
+        "collectives": hlo.collectives(compiled.as_text()),
     }
 
 

@@ -79,6 +79,15 @@ def copies(text: str, arrays: Iterable[tuple[int, ...]], limit: int = 500_000) -
     return found
 
 
+def collectives(text: str) -> dict[str, int]:
+    """How many collective operations of each kind the program has; those of a loop's body count once."""
+    kinds = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+    counts = Counter(
+        i.opcode.removesuffix("-start") for instructions in computations(text).values() for i in instructions
+    )
+    return {kind: counts[kind] for kind in kinds if counts[kind]}
+
+
 def _holds(stack: tuple[int, ...], key: tuple[int, ...]) -> bool:
     """Whether an array is the one with these dimensions, or a stack of such arrays."""
     return not Counter(key) - Counter(stack) and len(stack) - len(key) in (0, 1)

@@ -26,19 +26,26 @@ MEMORY_GB = {"t4": 14.6, "l4": 22.4, "v4": 16.4, "v5e": 16.9, "v5p": 95, "v6e": 
 of a chip's two cores), otherwise from the data sheets, the larger A100."""
 
 
-def topology(name: str):
-    """The topology of a machine. Raises RuntimeError if its compiler is not installed."""
+def topology(name: str, devices: int = 1):
+    """The topology of a machine; of GPUs, with so many cards. Raises RuntimeError if its compiler is not installed."""
     if name in TPUS:
         return topologies.get_topology_desc(topology_name=TPUS[name], platform="tpu")
     text = (Path(__file__).parent / f"{name}.txtpb").read_text()
-    return topologies.get_topology_desc(platform="cuda", target_config=text, topology="1x1x1")
+    return topologies.get_topology_desc(platform="cuda", target_config=text, topology=f"1x1x{devices}")
 
 
 @contextmanager
-def machine(name: str) -> Iterator[Any]:
-    """Compile for `name` inside: yields abstract(shape, dtype) → ShapeDtypeStruct placed on its device."""
-    device = topology(name).devices[0]
-    mesh = jax.sharding.Mesh(np.asarray([device]), ("x",))
-    placed = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    with jax.set_mesh(mesh), jax.default_device(device):
-        yield lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+def machine(name: str, devices: int = 1) -> Iterator[Any]:
+    """Compile for `name` inside: yields abstract(shape, dtype, spec) → ShapeDtypeStruct placed on its devices.
+
+    Several devices are the mesh of `vxl2_jax.tensor_parallel`; spec: how an array is split over it.
+    """
+    found = topology(name, devices).devices[:devices]
+    kinds = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.Mesh(np.asarray(found), ("x" if devices == 1 else "model",), axis_types=kinds)
+
+    def abstract(shape, dtype, spec=jax.sharding.PartitionSpec()):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    with jax.set_mesh(mesh), jax.default_device(found[0]):
+        yield abstract

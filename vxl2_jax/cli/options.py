@@ -42,7 +42,7 @@ def add_weights(
 
 
 def add_model(parser: argparse.ArgumentParser, default: str | None = "nano") -> None:
-    """Add --model, --dtype, --weights and --attention."""
+    """Add --model, --dtype, --weights, --mesh and --attention."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model", default=default, help="nano, a checkpoint directory, or a name on the Hugging Face hub"
@@ -53,6 +53,9 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = "nano") -> 
         help="dtype of weights and memory (default: float32 on CPU, float16 on a T4, else bfloat16)",
     )
     add_weights(group)
+    group.add_argument(
+        "--mesh", metavar="model=N", help="split the language model and its caches over N devices (default: one device)"
+    )
     group.add_argument(
         "--attention",
         choices=KERNELS,
@@ -146,7 +149,8 @@ def load_model(args: argparse.Namespace) -> Model:
         # Interpreted warpgroups wait for each other on threads of XLA's pool, which is as small as the CPU.
         os.environ.setdefault("NPROC", "16")
     with progress("loading", "tensors", args.quiet) as advance:
-        model = load(args.model, args.dtype, weights=args.weights, attention=args.attention, progress=advance)
+        how = {"weights": args.weights, "mesh": args.mesh, "attention": args.attention}
+        model = load(args.model, args.dtype, **how, progress=advance)
     if args.verbose:
         print(f"attention: {model.kernel_reason}", file=sys.stderr)
         if args.weights:

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from vxl2_jax import hardware, planning
+from vxl2_jax import hardware, planning, tensor_parallel
 from vxl2_jax.api import AUTO
 from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, add_weights, given
 from vxl2_jax.errors import RequestError
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   vxl2 plan --frames 10000 --device h200 --model BAAI/Video-XL-2
   vxl2 plan --frames 1024 --device t4 --model BAAI/Video-XL-2 --weights int8
   vxl2 plan --frames 4096 --device v5e --model BAAI/Video-XL-2 --weights int8 --cache int8
+  vxl2 plan --frames 4096 --device t4 --mesh model=2 --model BAAI/Video-XL-2 --weights int8 --cache int8
   vxl2 plan --frames 600 --device here --model BAAI/Video-XL-2
   vxl2 plan --frames 2048 --model BAAI/Video-XL-2 --fps 0.5 --block-size 4 --prev-blocks none --device a100-40 --json
 
@@ -50,6 +51,9 @@ def add(commands: Any, help: str) -> None:
     add_weights(plan, "wide", (*SETTINGS, AUTO))
     plan.add_argument(
         "--device", default="h200", metavar="D", help=f"{', '.join(planning.DEVICES)}; or {HERE}: that of this machine"
+    )
+    plan.add_argument(
+        "--mesh", metavar="model=N", help="split the model over N such devices; memory is then that of one of them"
     )
     plan.add_argument(
         "--film",
@@ -87,17 +91,25 @@ def run(args: argparse.Namespace) -> None:
     itemsize = 4 if dtype == "float32" else 2
     config, tokenizer = planning.model_of(args.model)
     layout = planning.layout_for(config, tokenizer, args.frames, watch.fps)
+    devices = tensor_parallel.parse(args.mesh)
+    tensor_parallel.check_divides(config, devices)
     weights = args.weights or WIDE
     if weights == AUTO:
         usable = device.usable_bytes
         weights, _ = planning.fitting_weights(
-            config, tokenizer, usable, cache=watch.cache, **device.settings(config, itemsize, watch.cache)
+            config,
+            tokenizer,
+            usable,
+            cache=watch.cache,
+            devices=devices,
+            **device.settings(config, itemsize, watch.cache),
         )
     workload = {
         "weights": weights,
         "question_tokens": args.question_tokens,
         "compression": watch.compression,
         "cache": watch.cache,
+        "devices": devices,
         "chunk_size": ask.chunk_size,
         "top_k": ask.top_k,
     }
@@ -110,7 +122,7 @@ def run(args: argparse.Namespace) -> None:
     seconds = round(reading.cpu_seconds(film, args.frames, watch.fps) / cores, 2)
     is_wall = document["seconds"] is not None and seconds > document["seconds"]
     read = {"film": str(film), "cores": cores, "seconds": seconds, "longer_than_device": is_wall}
-    document = {"model": args.model, "dtype": dtype, **document, "reading": read}
+    document = {"model": args.model, "dtype": dtype, "devices": devices, **document, "reading": read}
     if args.json:
         print(json.dumps(document, indent=1))
     else:

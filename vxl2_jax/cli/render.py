@@ -204,6 +204,7 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     for phase, parts in document["bytes_by_phase"].items():
         table.add_row(f"  during {phase}", gb(sum(parts.values())))
     place = "this machine" if document["device"] == "here" else document["device"]
+    place = f"each of {document['devices']} × {place}" if document["devices"] > 1 else place
     available = f"{document['device_memory_gb']} GB on {place}"
     table.add_row("peak", f"{gb(document['peak_bytes'])} of {available} ({document['peak_phase']})")
     if document["seconds"] is not None:

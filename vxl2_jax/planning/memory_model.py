@@ -15,7 +15,7 @@ from pallas_kernels import kv_cache
 from pallas_kernels.attention import REFERENCE, Kernel
 from pallas_kernels.attention.tile_sizes import TileSizes
 from pallas_kernels.decode import QUESTION_ROWS, item_count
-from vxl2_jax import prefill
+from vxl2_jax import prefill, tensor_parallel
 from vxl2_jax.buckets import bucket, round_up
 from vxl2_jax.cache.pooling import sparse_capacity
 from vxl2_jax.checkpoints import huggingface
@@ -32,7 +32,8 @@ class Workload(NamedTuple):
     """How a video is watched and one question asked, as far as memory is concerned.
 
     question_tokens: of the question and the prompt around it; itemsize: bytes of a wide weight, an activation and a wide
-    cached number; weights: one of `models.quantised.SETTINGS`; cache: one of `options.CACHES`; sizes, kernel, compiler: the batch sizes, the attention kernel and
+    cached number; weights: one of `models.quantised.SETTINGS`; cache: one of `options.CACHES`; devices: over how many the model is split (see `tensor_parallel`): all
+    bytes are those of one; sizes, kernel, compiler: the batch sizes, the attention kernel and
     what is known of XLA on the device.
     """
 
@@ -44,6 +45,7 @@ class Workload(NamedTuple):
     itemsize: int = 2
     weights: str = quantised.WIDE
     cache: str = quantised.WIDE
+    devices: int = 1
     sizes: BatchSizes = LARGE
     kernel: Kernel = REFERENCE
     compiler: CompilerTraits = CompilerTraits()
@@ -64,9 +66,10 @@ class Workload(NamedTuple):
 
 
 @cache
-def weights_bytes(config: ModelConfig, weights: str, itemsize: int) -> int:
-    """Bytes of all parameters in a setting of `models.quantised`."""
-    return quantised.bytes_of(huggingface.abstract_params(config, f"float{8 * itemsize}", weights))
+def weights_bytes(config: ModelConfig, weights: str, itemsize: int, devices: int = 1) -> int:
+    """Bytes of all parameters in a setting of `models.quantised` on one of the devices over which they are split."""
+    params = huggingface.abstract_params(config, f"float{8 * itemsize}", weights)
+    return quantised.bytes_of(params) if devices == 1 else tensor_parallel.share_bytes(params, devices)
 
 
 def token_bytes(config: ModelConfig, workload: Workload) -> int:
@@ -84,6 +87,7 @@ def cached_tokens(layout: Layout, workload: Workload) -> tuple[int, int]:
 
 def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
     """Bytes of the dense and of the sparse level."""
+    config = tensor_parallel.share_of(config, workload.devices)
     capacity, slot = _capacity(layout, workload), token_bytes(config, workload)
     return {
         "dense": slot * (capacity.visual + capacity.global_),
@@ -93,6 +97,7 @@ def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str,
 
 def programs(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
     """Bytes of the temporaries of each program."""
+    config = tensor_parallel.share_of(config, workload.devices)
     return {
         "vision": _vision(config, workload),
         "pre-fill": _stride(config, layout, workload),
@@ -109,7 +114,8 @@ def phases(
 
     weights: bytes of the weights if they are known; otherwise those of `workload.weights`.
     """
-    weights = weights_bytes(config, workload.weights, workload.itemsize) if weights is None else weights
+    if weights is None:
+        weights = weights_bytes(config, workload.weights, workload.itemsize, workload.devices)
     cache, program = caches(config, layout, workload), programs(config, layout, workload)
     # The tokens of the last stride are kept until the next ones exist, and then for extending the memory.
     tokens = _stride_tokens(config, workload)
@@ -154,7 +160,8 @@ def _vision(config: ModelConfig, workload: Workload) -> int:
     and three streams. Without tiles there are whole logits in fp32, and again where they are cast.
     """
     vision, item = config.vision, workload.itemsize
-    frames, patches = workload.sizes.vision_groups * config.frames_per_group, vision.grid**2
+    groups = -(-workload.sizes.vision_groups // workload.devices)
+    frames, patches = groups * config.frames_per_group, vision.grid**2
     stream = frames * patches * vision.width * item
     mlp = frames * patches * vision.mlp * (item + _sums(workload)) + 3 * stream
     if workload.kernel.full is None:
@@ -168,7 +175,7 @@ def _vision(config: ModelConfig, workload: Workload) -> int:
         attention = 4 * frames * vision.heads * round_up(patches, 16) * width * item + 3 * stream
         kernels = 0
     pixels = frames * vision.image_size**2 * 3
-    tokens = workload.sizes.vision_groups * config.visual_tokens * config.language.width * item
+    tokens = groups * config.visual_tokens * config.language.width * item
     return pixels + tokens + max(mlp, attention) + kernels
 
 
@@ -238,5 +245,5 @@ def _question(config: ModelConfig, workload: Workload) -> int:
     segments = 1 if workload.top_k is None else bucket(2 * workload.top_k + 3)
     own = _partial_results(config, workload, segments) + _tail(config, workload, workload.max_new_tokens)
     quantised_table = workload.weights != quantised.WIDE and workload.compiler.copies_byte_tables
-    table = config.language.vocabulary * config.language.width if quantised_table else 0
+    table = config.language.vocabulary * config.language.width // workload.devices if quantised_table else 0
     return _layer_weights(config, workload) + own + table + 4 * config.language.vocabulary * _F32

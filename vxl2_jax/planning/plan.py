@@ -37,6 +37,7 @@ class Plan:
       flops: operations by part of the model.
       phases: live bytes by phase and part.
       cache_bytes: key/value bytes that the question loads, and those of the whole dense level.
+      devices: over how many the model is split. Phases are those of one of them.
     """
 
     layout: Layout
@@ -46,6 +47,7 @@ class Plan:
     flops: dict[str, int]
     phases: dict[str, dict[str, int]]
     cache_bytes: tuple[int, int]
+    devices: int = 1
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -70,7 +72,7 @@ class Plan:
 
     def seconds(self, device: DeviceSpec) -> float:
         """Lower bound of the time to watch the video and read the question."""
-        return self.total_flops / (device.tflops * 1e12)
+        return self.total_flops / (device.tflops * 1e12 * self.devices)
 
     def fits(self, device: DeviceSpec) -> bool:
         """Whether the peak fits the device's memory."""
@@ -129,6 +131,7 @@ def plan(config: ModelConfig, layout: Layout, rule: PrefillRule, **settings: Any
         _flops(config, layout, kept, workload.question_tokens),
         memory_model.phases(config, layout, workload),
         (bytes_per_token * loaded, bytes_per_token * whole),
+        workload.devices,
     )
 
 
