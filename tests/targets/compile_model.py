@@ -198,7 +198,8 @@ def bytes_of(tree: Any) -> int:
 
 
 def _on_one_device(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    return jax.ShapeDtypeStruct(shape, leaf.dtype)
 
 
 def shapes(tree: Any) -> list[tuple[int, ...]]:

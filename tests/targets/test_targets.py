@@ -164,6 +164,17 @@ def test_the_real_size_model_fits_small_cards_with_int8_weights(name, frames, ca
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("name", "ways"), [("v5e", "4"), ("t4", "2")])
+def test_a_split_model_sums_twice_a_layer_and_gathers_no_weights(name, ways):
+    lines = compiled("compile_model.py", name, "int8", "4096", "int8", ways)
+    by_name = {line["program"].split(",")[0]: line for line in lines}
+    assert by_name["pre-fill stride"]["collectives"] == {"all-reduce": 2, "all-gather": 1}
+    assert by_name["pooling"]["collectives"] == by_name["vision half"]["collectives"] == {}
+    assert all(set(line["collectives"]) <= {"all-reduce", "all-gather"} for line in lines)
+    assert all(0.96 <= line["predicted_over_peak"] <= 1.25 for line in lines), lines
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "model", "limit"), [("v5e:2x2", "4", 8), ("l4", "1", 22.4)])
 def test_low_rank_updates_over_int8_weights_fit_one_card(name, model, limit):
     (line,) = compiled("compile_training.py", name, model, "low-rank updates, int8")
