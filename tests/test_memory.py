@@ -6,12 +6,8 @@ import pytest
 import toys
 
 from experiments.parity.assembled import assemble, plan_mixed
-from pallas_kernels.attention import REFERENCE
-from vxl2_jax import decode
-from vxl2_jax.cache import views
 from vxl2_jax.errors import RequestError
 from vxl2_jax.relevance import selection
-from vxl2_jax.sampling import Sampling
 
 COMPRESSIONS = (1, 2, 3, 4)  # of 4 visual tokens; 3 drops a tail
 
@@ -85,24 +81,6 @@ def test_with_compression_gives_the_memory_that_watching_with_it_gives(toy):
 def test_a_compression_that_fits_no_group_is_refused(toy, compression):
     with pytest.raises(RequestError, match="compression must be from 1 to 4"):
         toys.remembered(toy, toys.video()).with_compression(compression)
-
-
-def test_asking_never_changes_a_memory(toy):
-    memory = toys.remembered(toy, toys.video(3))
-    before = jax.tree.map(np.array, memory)
-    mixed = views.mixed_view(memory, 2, selection.dense_chunks(4, [2])[None], REFERENCE)
-    for view in (views.sparse_view(memory, REFERENCE), mixed):
-        decode.generate(
-            toy.params,
-            toy.config,
-            view,
-            np.arange(6, dtype=np.int32)[None],
-            np.full(1, 6, np.int32),
-            Sampling(),
-            jax.random.key(0),
-            max_new=4,
-        )
-    jax.tree.map(np.testing.assert_array_equal, before, memory)
 
 
 def test_chunk_spans_tile_the_video(toy):

@@ -156,7 +156,7 @@ def read(
         held = held.write(rotate(k, cos, sin), v, layer, 0)
         return attention.attend(rotate(q, cos, sin), (held,), plan, layer=layer)[0], held
 
-    x, _ = qwen2.run_layers(language, lm, qwen2.embed(language, ids), attend, empty)
+    x, _ = qwen2.run_layers(language, lm, qwen2.embed(language, lm, ids), attend, empty)
     logits = qwen2.logits(language, lm, x[:-1])
     right = jnp.take_along_axis(logits, jnp.asarray(ids)[1:, None], axis=-1)[:, 0]
     return jax.nn.logsumexp(logits, axis=-1) - right, logits.argmax(axis=-1)

@@ -89,7 +89,13 @@ def test_dense(nano):
     check_rows(nano, batch_of(nano, mixed_caches.whole(GROUPS, 7)), {0: view, 4: view})
 
 
-@pytest.mark.parametrize("compression", mixed_caches.COMPRESSIONS)
+@pytest.mark.parametrize(
+    "compression",
+    [
+        mixed_caches.COMPRESSIONS[0],
+        *(pytest.param(one, marks=pytest.mark.slow) for one in mixed_caches.COMPRESSIONS[1:]),
+    ],
+)
 def test_mixed(nano, compression, monkeypatch):
     monkeypatch.setattr(mixed_caches, "COMPRESSIONS", (compression,))
     visible, _ = mixed_caches.draw(np.random.default_rng(1), nano[3], GROUPS)

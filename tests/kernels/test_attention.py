@@ -63,7 +63,7 @@ def plainly(q, streams, k_start, k_end, layer=0, scale=None):
     layer=st.integers(0, 1),
     parallel=st.sampled_from([1, 2, 8]),
 )
-@settings(max_examples=25)
+@settings(max_examples=10)  # each compiles
 def test_attention_is_softmax_over_the_ranges(seed, count, lengths, heads, tiles, layer, parallel):
     q, streams, k_start, k_end = problem(seed, count, lengths, *heads)
     got, lse = attend(q, streams, k_start, k_end, layer=layer, rows=tiles[0], keys=tiles[1], parallel=parallel)
@@ -94,7 +94,7 @@ def test_capacity_after_the_last_key_changes_no_bit():
     q, streams, k_start, k_end = problem(3, 21, [37, 30])
     wider = ((0, 0), (0, 0), (0, 11), (0, 0))
     roomy = jax.tree.map(lambda part: jnp.pad(part, wider, constant_values=9.0), streams)
-    for keys, parallel in ((4, 1), (16, 1), (16, 2)):
+    for keys, parallel in ((4, 1), (16, 2)):
         want, got = (attend(q, s, k_start, k_end, rows=16, keys=keys, parallel=parallel) for s in (streams, roomy))
         jax.tree.map(np.testing.assert_array_equal, got, want)
 

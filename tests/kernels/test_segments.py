@@ -163,7 +163,9 @@ def dense_of(chosen, count: int) -> np.ndarray:
 CHOSEN = {"one": [[2]], "many": [[2], [3], []], "dense": None}
 
 
-@pytest.mark.parametrize("chosen", CHOSEN.values(), ids=CHOSEN)
+@pytest.mark.parametrize(
+    "chosen", [pytest.param(CHOSEN["one"], marks=pytest.mark.slow), CHOSEN["many"], CHOSEN["dense"]], ids=CHOSEN
+)
 def test_the_reference_reads_in_place_what_assembled_caches_hold(chosen):
     """Every question of a batch, against its own cache assembled slot by slot."""
     toy, memory = toy_and_memory()

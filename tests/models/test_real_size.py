@@ -40,6 +40,7 @@ def test_a_pre_fill_stride_of_2048_frames_compiles_and_updates_its_cache_in_plac
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * GIB
 
 
+@pytest.mark.slow  # tests/test_decode.py traces it
 def test_a_question_over_20000_tokens_compiles(params):
     lm = CONFIG.language
     store = jax.ShapeDtypeStruct((lm.layers, lm.kv_heads, 20480, lm.head_width), jnp.float32)
