@@ -37,6 +37,12 @@ WORDS = [
 ]
 
 
+# Every other number of new tokens, dense chunks or tokens of a chunk compiles another program, which takes seconds.
+ASKED = {"top_k": 1, "chunk_size": 2, "max_new_tokens": 6}
+# The same on the command line, for a video of two groups.
+SHORT = ("--max-new-tokens", 2, "--max-frames", 8)
+
+
 class Result(NamedTuple):
     """What a command returned and printed."""
 
@@ -101,6 +107,12 @@ def noise(frames: int, seed: int = 0, side: int = 42):
     """(frames, seconds): a video of noise at one frame a second."""
     pixels = np.random.default_rng(seed).integers(0, 256, (frames, side, side, 3), np.uint8)
     return pixels, np.arange(frames, dtype=float)
+
+
+@pytest.fixture(scope="session")
+def memory(model):
+    """Of 40 noise frames, ten groups. Tests that need nothing else ask this one with `ASKED`: one program for all."""
+    return model.watch(noise(40))
 
 
 @pytest.fixture(scope="session")

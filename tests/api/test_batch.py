@@ -8,7 +8,8 @@ from vxl2_jax import Job, TooLongError, VideoError, cli, generate, ingest
 from vxl2_jax.errors import RequestError
 from vxl2_jax.storage.locking import open_locked
 
-from .conftest import noise
+from .conftest import ASKED, SHORT, noise
+from .test_questions import QUESTIONS
 
 
 @pytest.fixture
@@ -26,14 +27,14 @@ def jobs(clip, tmp_path):
 
 
 def test_a_queue_is_answered_as_one_by_one(model, clip):
-    options = {"watch": {"max_frames": 20}, "ask": {"max_new_tokens": 3, "chunk_size": 1, "top_k": 1}}
-    videos = [clip, noise(9), "no/such.mp4", clip]
+    options = {"watch": {}, "ask": ASKED}
+    videos = [clip, noise(40), "no/such.mp4", clip]
     taken = []
 
     def queue():
         for number, video in enumerate(videos):
             taken.append(number)
-            yield Job(video, ["what?", f"is there {number}?"])
+            yield Job(video, [*QUESTIONS[:3], f"is there {number}?"])
 
     for number, done in enumerate(model.answer_all(queue(), **options)):
         assert len(taken) <= number + 2, "no more than one video ahead"
@@ -68,13 +69,12 @@ def test_a_wrong_option_stops_the_queue_before_a_video_is_opened(model, options)
 
 def test_batch_resumes_with_the_missing_lines(command, model_dir, jobs, tmp_path):
     out = tmp_path / "answers.jsonl"
-    short = ("--max-new-tokens", 2, "--max-frames", 12, "--quiet")
-    arguments = ("batch", jobs, "--out", out, "--model", model_dir, *short)
+    arguments = ("batch", jobs, "--out", out, "--model", model_dir, *SHORT, "--quiet")
     code, _, error = command(*arguments)
     assert code == 2 and error.count("\n") == 1 and "1 of 3" in error
     first = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["job"] for row in first] == [json.loads(line) for line in jobs.read_text().splitlines()]
-    assert len(first[0]["answers"]) == 2 and first[0]["video"]["frames"] == 12
+    assert len(first[0]["answers"]) == 2 and first[0]["video"]["frames"] == 8
     assert "no such file" in first[1]["error"]
 
     lines = out.read_text().splitlines(keepends=True)
@@ -90,9 +90,6 @@ def test_batch_resumes_with_the_missing_lines(command, model_dir, jobs, tmp_path
     assert command(*arguments).code == 0 and out.read_text() == before
 
 
-SHORT = ("--max-new-tokens", 1, "--max-frames", 4, "--quiet")
-
-
 def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -101,7 +98,7 @@ def test_equal_jobs_and_jobs_with_our_field_names_stay_apart(command, model_dir,
     same = {"video": str(clip), "questions": ["what?"]}
     given = [same, same, {**same, "id": 1}, {"id": 2, **same, "model": "x", "answers": 3, "error": "none"}]
     (tmp_path / "jobs").write_text("".join(json.dumps(row) + "\n" for row in given))
-    arguments = ("batch", tmp_path / "jobs", "--out", tmp_path / "out", "--model", model_dir, *SHORT)
+    arguments = ("batch", tmp_path / "jobs", "--out", tmp_path / "out", "--model", model_dir, *SHORT, "--quiet")
     assert command(*arguments).code == 0
     whole = (tmp_path / "out").read_text().splitlines(keepends=True)
     assert [json.loads(line)["job"] for line in whole] == given
@@ -142,7 +139,7 @@ def test_bad_lines_are_failed_rows_and_the_others_are_answered(command, model_di
         ["\ufeff" + bad[0], json.dumps(good), *bad[1:], json.dumps({**good, "id": "a\u2028b"}, ensure_ascii=False)]
     )
     (tmp_path / "jobs").write_text(text, encoding="utf-8")
-    arguments = ("batch", tmp_path / "jobs", "--out", tmp_path / "out", "--model", model_dir, *SHORT)
+    arguments = ("batch", tmp_path / "jobs", "--out", tmp_path / "out", "--model", model_dir, *SHORT, "--quiet")
     for _ in range(2):  # the same is reported when nothing is left to do
         code, text, error = command(*arguments)
         assert code == 2 and "4 of 6 jobs failed" in error and error.count("\n") == 1 and "4 failed" in text
@@ -155,7 +152,7 @@ def test_bad_lines_are_failed_rows_and_the_others_are_answered(command, model_di
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("RESOURCE_EXHAUSTED: 8 GB")])
 def test_too_little_memory_is_one_failed_job(model, monkeypatch, error):
-    ask_many, jobs = generate.ask_many, [Job(noise(4), ["what?"]), Job(noise(4), ["is it?"]), Job(noise(4), ["what?"])]
+    ask_many, jobs = generate.ask_many, [Job(noise(8), ["what?"]), Job(noise(8), ["is it?"]), Job(noise(8), ["what?"])]
 
     def fail(model, memory, questions, options, history=()):
         if questions == ["is it?"]:
@@ -163,7 +160,7 @@ def test_too_little_memory_is_one_failed_job(model, monkeypatch, error):
         return ask_many(model, memory, questions, options, history)
 
     monkeypatch.setattr(generate, "ask_many", fail)
-    done = list(model.answer_all(jobs, ask={"max_new_tokens": 1}))
+    done = list(model.answer_all(jobs, ask={"max_new_tokens": 2}))
     assert [type(result.error) for result in done] == [type(None), TooLongError, type(None)]
     assert [len(result.answers) for result in done] == [1, 0, 1]
 
@@ -175,7 +172,7 @@ def test_a_video_too_long_for_the_memory_does_not_stop_the_queue(model, clip, mo
 
 
 def test_one_question_may_stand_alone(model):
-    (done,) = model.answer_all([Job(noise(5), "what?")], ask={"max_new_tokens": 2})
+    (done,) = model.answer_all([Job(noise(8), "what?")], ask={"max_new_tokens": 2})
     assert [answer.question for answer in done.answers] == ["what?"]
 
 
@@ -235,7 +232,6 @@ def test_an_incomplete_first_line_is_replaced(command, model_dir, tmp_path, clip
     (tmp_path / "jobs").write_text(json.dumps(row, ensure_ascii=False) + "\n")
     out = tmp_path / "answers"
     out.write_text((json.dumps({"job": row})[:-1] + ', "model": "x"')[:length])
-    short = ("--max-new-tokens", 1, "--max-frames", 4, "--quiet")
-    assert command("batch", tmp_path / "jobs", "--out", out, "--model", model_dir, *short).code == 0
+    assert command("batch", tmp_path / "jobs", "--out", out, "--model", model_dir, *SHORT, "--quiet").code == 0
     (line,) = out.read_text().splitlines()
     assert json.loads(line)["answers"][0]["question"] == row["questions"][0]

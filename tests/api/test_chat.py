@@ -11,6 +11,8 @@ from vxl2_jax.api import Model
 from vxl2_jax.cli import chat
 from vxl2_jax.errors import RequestError
 
+from .conftest import SHORT
+
 
 class Pieces:
     """A stream that gives its pieces, of which an exception is raised."""
@@ -140,7 +142,7 @@ def test_an_interrupt_at_the_prompt_ends_nothing(monkeypatch, capsys):
 
 def test_a_chat_from_the_command_line(command, model_dir, clip, monkeypatch):
     """nano's rule for follow-ups does not hold for other models, so the second question sees the first."""
-    given = ("chat", clip, "--model", model_dir, "--max-new-tokens", 2, "--max-frames", 8, "--json", "--quiet")
+    given = ("chat", clip, "--model", model_dir, *SHORT, "--json", "--quiet")
     monkeypatch.setattr("sys.stdin", io.StringIO("what?\n/nope\nis it?\n"))
     code, out, err = command(*given)
     assert code == 2 and [json.loads(line)["question"] for line in out.splitlines()] == ["what?", "is it?"]

@@ -9,9 +9,11 @@ import pytest
 
 from vxl2_jax.video.index import GENERATED
 
+from .conftest import SHORT
+
 
 def test_ask_prints_one_json_document(command, model_dir, clip):
-    asking = ("--top-k", 1, "--chunk-size", 2, "--max-new-tokens", 3, "--block-size", 1, "--prev-blocks", 2)
+    asking = ("--top-k", 1, "--chunk-size", 2, "--max-new-tokens", 6, "--block-size", 1, "--prev-blocks", 2)
     code, out, _ = command("ask", clip, "what?", "is there 7?", "--model", model_dir, "--json", *asking)
     document = json.loads(out)
     assert code == 0
@@ -28,8 +30,7 @@ def test_ask_prints_one_json_document(command, model_dir, clip):
 
 def test_a_conversation_a_plot_and_a_timeline(command, model_dir, clip, tmp_path):
     picture = tmp_path / "answer.png"
-    short = ("--max-new-tokens", 2, "--max-frames", 8)
-    code, out, _ = command("ask", clip, "what?", "a?", "--follow", "--model", model_dir, "--plot", picture, *short)
+    code, out, _ = command("ask", clip, "what?", "a?", "--follow", "--model", model_dir, "--plot", picture, *SHORT)
     assert code == 0
     assert picture.read_bytes().startswith(b"\x89PNG") and os.listdir(tmp_path) == ["answer.png"]
     assert out.count("Q  ") == 2 and "dense" in out and "saved" in out
@@ -41,7 +42,7 @@ def test_a_toy_says_once_what_it_does_not_know(command, model_dir, clip, tmp_pat
     toy = shutil.copytree(model_dir, tmp_path / "toy")
     known = {"forms": ["is there {second}?"], "names": ["dog"], "seconds": 60, "max_second": 99}
     (toy / "scope.json").write_text(json.dumps(known))
-    asking = ("ask", clip, "--model", toy, "--max-new-tokens", 2, "--max-frames", 8, "--json", "--quiet")
+    asking = ("ask", clip, "--model", toy, *SHORT, "--json", "--quiet")
     code, out, error = command(*asking, "what?", "is there 7?", "--follow")
     assert code == 0 and json.loads(out)["toy"] and error.count("\n") == 1 and "toy" in error and "what?" in error
     generated = tmp_path / "generated.mp4"
@@ -64,7 +65,7 @@ def test_a_toy_says_once_what_it_does_not_know(command, model_dir, clip, tmp_pat
 
 @pytest.mark.slow
 def test_the_attention_kernel_can_be_chosen_and_is_reported(command, model_dir, clip):
-    arguments = ("ask", clip, "what?", "--model", model_dir, "--max-new-tokens", 2, "--max-frames", 8)
+    arguments = ("ask", clip, "what?", "--model", model_dir, *SHORT)
     answers = {}
     for name in ("reference", "tpu"):
         code, out, error = command(*arguments, "--attention", name, "--json", "-v")
@@ -99,7 +100,7 @@ def test_a_memory_is_written_opened_and_asked(command, model_dir, clip, tmp_path
 def test_convert_writes_a_directory_that_answers_alike(command, model_dir, clip, tmp_path):
     target = tmp_path / "native"
     assert command("convert", model_dir, target, "--dtype", "float32").code == 0
-    ask = ("ask", clip, "what?", "--json", "--max-new-tokens", 4, "--max-frames", 8, "--model")
+    ask = ("ask", clip, "what?", "--json", *SHORT, "--model")
     native, original = (json.loads(command(*ask, model).out)["answers"] for model in (target, model_dir))
     assert [answer["answer"] for answer in native] == [answer["answer"] for answer in original]
     code, _, error = command("convert", model_dir, target)

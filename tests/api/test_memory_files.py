@@ -31,12 +31,13 @@ def memory(model, tmp_path_factory):
         pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"top_k": None}, marks=pytest.mark.slow),
         {"relevance": "recent"},
-        {"relevance": "mass", "chunk_size": 3},
+        {"relevance": "mass"},
+        pytest.param({"relevance": "mass", "chunk_size": 3}, marks=pytest.mark.slow),
     ],
 )
 def test_a_memory_on_disk_answers_like_one_on_the_device(model, memory, options):
     watched, stored = memory
-    options = {"chunk_size": 2, "top_k": 2, "max_new_tokens": 4, **options}
+    options = {"chunk_size": 2, "top_k": 2, "max_new_tokens": 6, **options}
     for question in (QUESTIONS[0], QUESTIONS):
         assert model.ask(stored, question, **options) == model.ask(watched, question, **options)
 

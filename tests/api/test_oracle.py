@@ -3,16 +3,17 @@
 from vxl2_jax import decode, generate
 from vxl2_jax.relevance.oracle import Oracle, OracleSelection
 
-from .conftest import noise
+from .conftest import ASKED
 
 QUESTION = "is there 7?"
 
 
 def replayed(units, maximum) -> generate.AskOptions:
     """Options that replay one choice, of a category that chooses `maximum` chunks elsewhere."""
-    choice = OracleSelection("a", units, 2, 2)
+    choice = OracleSelection("a", units, 1, 2)
     return generate.AskOptions(
-        relevance=Oracle("", {f"_{QUESTION}": choice}, max_chunks={"a": maximum}), max_new_tokens=2
+        relevance=Oracle("", {f"_{QUESTION}": choice}, max_chunks={"a": maximum}),
+        max_new_tokens=ASKED["max_new_tokens"],
     )
 
 
@@ -21,11 +22,11 @@ def asked(model, memory, units, maximum):
     return answer
 
 
-MANY, FEW = tuple(range(1, 13)), ((1,), (2, 3, 5), (99,))
+# Of ten chunks.
+MANY, FEW = tuple(range(1, 7)), ((1,), (2, 3, 5), (99,))
 
 
-def test_selections_of_a_category_share_executables(model):
-    memory = model.watch(noise(120))  # thirty groups: fifteen chunks, of which at most twelve are chosen
+def test_selections_of_a_category_share_executables(model, memory):
     compiled = (decode.generate,)
     asked(model, memory, MANY, len(MANY))
     sizes = [function._cache_size() for function in compiled]
@@ -38,8 +39,6 @@ def test_selections_of_a_category_share_executables(model):
     ] != sizes  # lengths that are rounded up to the same are no test
 
 
-def test_room_for_more_chunks_changes_no_answer(model):
-    memory = model.watch(noise(120))
-    for units in FEW[:2]:
-        wide, tight = asked(model, memory, units, len(MANY)), asked(model, memory, units, 0)
-        assert (wide.tokens, wide.cache_tokens) == (tight.tokens, tight.cache_tokens)
+def test_room_for_more_chunks_changes_no_answer(model, memory):
+    wide, tight = asked(model, memory, FEW[0], len(MANY)), asked(model, memory, FEW[0], 0)
+    assert (wide.tokens, wide.cache_tokens) == (tight.tokens, tight.cache_tokens)

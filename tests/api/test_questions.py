@@ -9,15 +9,10 @@ import pytest
 import vxl2_jax as vxl2
 from vxl2_jax import decode, generate, hardware, relevance
 
-from .conftest import noise
+from .conftest import ASKED, noise
 
 QUESTIONS = ["is there 7?", "what?", "what is there at 12 13 14 15?", "is it 3 or 4 at 5?", "is there a user?"]
-OPTIONS = generate.AskOptions(top_k=1, chunk_size=2, max_new_tokens=6)
-
-
-@pytest.fixture(scope="module")
-def memory(model):
-    return model.watch(noise(40))
+OPTIONS = generate.AskOptions(**ASKED)
 
 
 def one_by_one(model, memory, questions, options=OPTIONS, history=()):

@@ -8,22 +8,19 @@ import pytest
 import vxl2_jax as vxl2
 from vxl2_jax import decode
 
-from .conftest import noise
+from .conftest import ASKED, noise
 from .test_questions import assert_alike
 
 QUESTIONS = ("is there 7?", "what?", "what is there at 12?")
-SMALL = {"top_k": 1, "chunk_size": 2}
 
 
-@pytest.fixture(scope="module")
-def memory(model):
-    return model.watch(noise(40))
-
-
-@pytest.mark.parametrize("options", [SMALL, {"top_k": None}], ids=["bi-level", "dense"])
+@pytest.mark.parametrize(
+    "options",
+    [ASKED, pytest.param({"top_k": None, "max_new_tokens": 6}, marks=pytest.mark.slow)],
+    ids=["bi-level", "dense"],
+)
 def test_a_streamed_answer_is_the_answer(model, memory, options):
     """Its length is no multiple of the steps per piece."""
-    options = {**options, "max_new_tokens": 7}
     for question in QUESTIONS:
         stream = model.stream(memory, question, **options)
         pieces = list(stream)
@@ -33,7 +30,7 @@ def test_a_streamed_answer_is_the_answer(model, memory, options):
 
 
 def test_a_drawn_answer_stops_at_a_stop_token_and_compiles_nothing_new(model, memory):
-    options = {**SMALL, "max_new_tokens": 7, "temperature": 2.0}
+    options = {**ASKED, "temperature": 2.0}
     free = model.ask(memory, "what?", **options).tokens
     stopping = dataclasses.replace(model, config=dataclasses.replace(model.config, stop_tokens=(free[2],)))
     wanted = stopping.ask(memory, "what?", **options)
@@ -58,13 +55,13 @@ def test_wrong_streams_are_refused_before_anything_runs(model, memory):
 
 def test_the_most_likely_choice_is_the_answer(model, memory):
     choices = [["7", "there is", "what"], ["8", "you"]]
-    found = model.ask(memory, QUESTIONS[:2], choices=choices, **SMALL)
+    found = model.ask(memory, QUESTIONS[:2], choices=choices, **ASKED)
     for answer, offered in zip(found, choices, strict=True):
         scores = [choice.score for choice in answer.choices]
         assert [choice.text for choice in answer.choices] == offered and np.isfinite(scores).all()
         assert answer.text == offered[int(np.argmax(scores))] and answer.stopped
     alone = [
-        model.ask(memory, question, choices=offered, **SMALL)
+        model.ask(memory, question, choices=offered, **ASKED)
         for question, offered in zip(QUESTIONS, choices, strict=False)
     ]
     np.testing.assert_allclose(
@@ -72,7 +69,7 @@ def test_the_most_likely_choice_is_the_answer(model, memory):
         [choice.score for answer in found for choice in answer.choices],
         atol=1e-4,
     )
-    (job,) = model.answer_all([vxl2.Job(noise(40), list(QUESTIONS[:2]), choices)], ask=SMALL)
+    (job,) = model.answer_all([vxl2.Job(noise(40), list(QUESTIONS[:2]), choices)], ask=ASKED)
     assert [answer.text for answer in job.answers] == [answer.text for answer in found]
 
 

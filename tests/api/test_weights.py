@@ -12,9 +12,7 @@ from vxl2_jax import hardware
 from vxl2_jax.models.quantised import SETTINGS
 from vxl2_jax.runtime import weights_in
 
-from .conftest import noise
-
-ASKED = {"top_k": 1, "chunk_size": 2, "max_new_tokens": 4}
+from .conftest import ASKED, noise
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +24,13 @@ def test_a_converted_model_answers_as_one_quantised_while_loading(command, model
     assert command("convert", model_dir, tmp_path / "m", "--weights", "int8", "--dtype", "float32", "--quiet").code == 0
     stored = vxl2.load(tmp_path / "m")
     assert (stored.weights, stored.fingerprint, stored.weights_bytes) == ("int8", int8.fingerprint, int8.weights_bytes)
-    first, second = (model.watch(noise(20)) for model in (int8, stored))
+    first, second = (model.watch(noise(40)) for model in (int8, stored))
     assert all(map(np.array_equal, jax.tree.leaves(first), jax.tree.leaves(second)))
     assert int8.ask(first, "is there 7?", **ASKED) == stored.ask(second, "is there 7?", **ASKED)
 
 
 def test_a_memory_names_the_weights_that_made_it(model, int8, tmp_path):
-    memory = int8.watch(noise(20))
+    memory = int8.watch(noise(40))
     assert memory.dense_on_device().visual.k.dtype == int8.dtype == "float32"
     assert weights_in(memory.model) == "int8" and weights_in(model.fingerprint) == "wide"
     memory.save(tmp_path / "a.memory")
@@ -41,7 +39,7 @@ def test_a_memory_names_the_weights_that_made_it(model, int8, tmp_path):
     with pytest.raises(vxl2.RequestError, match="wide weights; load the model that made it, in float32, int8 weights"):
         model.ask(loaded, "what?")
     with pytest.raises(vxl2.RequestError, match="another model"):
-        model.watch_more(memory, noise(4)[0], np.arange(20.0, 24.0))
+        model.watch_more(memory, noise(4)[0], np.arange(40.0, 44.0))
 
 
 def test_settings_give_other_fingerprints_and_fewer_bytes(model_dir, model):
