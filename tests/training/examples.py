@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +14,17 @@ from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models import qwen2, video_xl_2
 from vxl2_jax.training import collate
 
+# Two layers: the definition is compiled layer by layer.
+CONFIG = replace(
+    toys.CONFIG,
+    vision=replace(toys.CONFIG.vision, layers=1),
+    language=replace(toys.CONFIG.language, layers=2),
+)
 RULE = PrefillRule(block_size=1, prev_blocks=1)
 LAYOUTS = (Layout(5, (3, 2, 4, 3, 2), 4), Layout(5, (2, 2, 3), 4))
 
 
-def draw(number: int, config=toys.CONFIG, layout: Layout | None = None):
+def draw(number: int, config=CONFIG, layout: Layout | None = None):
     """frames, layout, global ids, conversation, targets of sample `number`; its last group may lack frames."""
     rng = np.random.default_rng(number)
     layout = layout or LAYOUTS[number % len(LAYOUTS)]
@@ -27,7 +35,7 @@ def draw(number: int, config=toys.CONFIG, layout: Layout | None = None):
     return frames, layout, rng.integers(0, words, layout.global_length).astype(np.int32), conversation, targets
 
 
-def batch(count: int = 2, groups: int = 6, rows: int = 32, config=toys.CONFIG) -> collate.Batch:
+def batch(count: int = 2, groups: int = 6, rows: int = 32, config=CONFIG) -> collate.Batch:
     made = []
     for number in range(count):
         frames, layout, *ids = draw(number, config)
@@ -35,7 +43,7 @@ def batch(count: int = 2, groups: int = 6, rows: int = 32, config=toys.CONFIG) -
     return collate.collate(made)
 
 
-def plain_loss(params, count: int = 2, config=toys.CONFIG) -> jax.Array:
+def plain_loss(params, count: int = 2, config=CONFIG) -> jax.Array:
     """One video at a time, all tokens in natural order under a boolean mask."""
     total, tokens = 0.0, 0
     for number in range(count):

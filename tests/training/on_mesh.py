@@ -17,7 +17,7 @@ STAGE = Stage("all", MODULES, learning_rate=1e-2, steps=2)
 
 
 def losses(mesh):
-    toy, settings = toys.model(), TrainingSettings("", (STAGE,), data=DataSettings(("x",)))
+    toy, settings = toys.model(examples.CONFIG), TrainingSettings("", (STAGE,), data=DataSettings(("x",)))
     state, frozen, train_step = step.init_stage(
         toy.params, settings, STAGE, 2, stage_loss(toy.config, settings, STAGE, mesh=mesh), mesh
     )
@@ -29,4 +29,4 @@ def losses(mesh):
 
 
 if __name__ == "__main__":
-    print(json.dumps([losses(mesh) for mesh in (None, parallel.make_mesh(toys.CONFIG, 2, 2))]))
+    print(json.dumps([losses(mesh) for mesh in (None, parallel.make_mesh(examples.CONFIG, 2, 2))]))

@@ -17,7 +17,7 @@ compiled_loss = jax.jit(loss, static_argnums=1)
 
 @pytest.fixture(scope="module")
 def toy():
-    return toys.model()
+    return toys.model(examples.CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def assert_alike(found, wanted, tolerance=2e-4):
         np.testing.assert_allclose(a / scale, b / scale, atol=tolerance, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_loss_and_every_gradient_equal_the_definition(toy, plain, remat):
     batch = examples.batch()
     (value, metrics), grads = jax.jit(

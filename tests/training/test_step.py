@@ -22,7 +22,7 @@ def settings_of(stage=STAGE, **more):
 
 @pytest.fixture(scope="module")
 def toy():
-    return toys.model()
+    return toys.model(examples.CONFIG)
 
 
 def run(toy, settings, steps=3, batch=None):
