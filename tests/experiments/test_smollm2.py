@@ -173,7 +173,7 @@ def test_a_window_is_read_causally(tensors):
 
     @jax.jit
     def logits(language):
-        x, _ = qwen2.run_layers(language, LANGUAGE, qwen2.embed(language, ids), attend)
+        x, _ = qwen2.run_layers(language, LANGUAGE, qwen2.embed(language, LANGUAGE, ids), attend)
         return jax.nn.log_softmax(qwen2.logits(language, LANGUAGE, x))[:-1]
 
     nats, best = smollm2.read(params, CONFIG, ids)
