@@ -281,6 +281,11 @@ def _load(
         why = ""
         if weights == AUTO:
             weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention, ways)
+        sizes = hardware.sizes_for(device)
+        if sizes.vision_groups % ways:
+            raise RequestError(
+                f"mesh model={ways} does not divide batches of {sizes.vision_groups} groups; choose a divisor"
+            )
         if ways > 1:
             split_over = tensor_parallel.make_mesh(fetch.describe(directory)[0], ways)
             # On the host first: the whole model may be too large for one device.
@@ -305,7 +310,7 @@ def _load(
         kernel,
         reason,
         weights_reason,
-        hardware.sizes_for(device),
+        sizes,
         known,
         attention,
     )
