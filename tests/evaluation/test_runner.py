@@ -161,10 +161,23 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(benchmark, tmp_
         runner.evaluate(prepared(benchmark, "dense"), StandIn, out)
     with pytest.raises(RequestError, match=r"other settings: max_frames 256 \(now 8\), max_new_tokens 16 \(now 4\);"):
         runner.evaluate(prepared(benchmark, max_frames=8, max_new_tokens=4), StandIn, out)
+    with pytest.raises(RequestError, match=r"other settings: cache wide \(now int8\);"):
+        runner.evaluate(prepared(benchmark, cache="int8"), StandIn, out)
     rows = json.loads((benchmark / "a.json").read_text())
     (benchmark / "a.json").write_text(json.dumps([*rows[:-1], rows[-1] | {"answer": "A"}]))
     with pytest.raises(RequestError, match="other settings: annotations"):
         runner.evaluate(prepared(benchmark), StandIn, out)
+
+
+def test_a_run_of_a_version_without_an_option_was_made_with_its_default(benchmark, tmp_path):
+    out = tmp_path / "out"
+    whole(benchmark, out)
+    run = json.loads((out / "run.json").read_text())
+    del run["settings"]["watch"]["cache"]
+    (out / "run.json").write_text(json.dumps(run))
+    whole(benchmark, out)
+    with pytest.raises(RequestError, match=r"other settings: cache wide \(now int8\);"):
+        runner.evaluate(prepared(benchmark, cache="int8"), StandIn, out)
 
 
 def test_another_model_in_the_same_folder_is_refused(benchmark, tmp_path, monkeypatch):

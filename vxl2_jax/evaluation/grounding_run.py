@@ -19,6 +19,7 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import grounding, grounding_data, run_folder
 from vxl2_jax.evaluation.grounding_data import GroundingVideo
 from vxl2_jax.evaluation.records import GROUNDING
+from vxl2_jax.evaluation.settings import watch_settings
 from vxl2_jax.generate import Answer
 from vxl2_jax.options import AskOptions
 from vxl2_jax.storage.jsonl import append
@@ -56,7 +57,7 @@ class GroundingRun:
             "moments": sum(len(item.moments) for item in self.items),
             "annotations": grounding_data.digest(self.items),
             "template": self.template,
-            "watch": dict(self.watch),
+            "watch": watch_settings(self.watch),
             "ask": dict(self.ask),
         }
 

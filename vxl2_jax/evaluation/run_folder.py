@@ -18,6 +18,7 @@ from typing import IO, Any
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.records import BENCHMARK, RunKind, check_record, check_run
 from vxl2_jax.evaluation.scores import Verdict
+from vxl2_jax.evaluation.settings import watch_settings
 from vxl2_jax.files import RESULTS, check_output, open_lines, read_json_object
 from vxl2_jax.storage import jsonl
 from vxl2_jax.storage.locking import open_locked
@@ -84,7 +85,10 @@ def read_run(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, Any]:
         raise RequestError(
             f"{folder}: no run in it ({RUN_FILE} is missing or damaged); give a folder that `vxl2 eval --out` made"
         ) from error
-    return found | {"settings": kind.defaults | found["settings"]}
+    settings = kind.defaults | found["settings"]
+    if "watch" in settings:  # runs of earlier versions hold only the options that were given
+        settings["watch"] = watch_settings(settings["watch"])
+    return found | {"settings": settings}
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.evaluation.replay import Replay, ReplayPass
 from vxl2_jax.evaluation.rows import Row, letter
 from vxl2_jax.evaluation.scores import judge
+from vxl2_jax.evaluation.settings import watch_settings
 from vxl2_jax.layout import attention_pairs
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions
@@ -83,8 +84,7 @@ class BenchmarkRun:
             "answer": self.answer,
             "left_out": list(self.left_out),
             "annotations": data.digest(self.benchmark, self.items),
-            # The number of threads changes no result, and may differ where a run is resumed.
-            "watch": {name: value for name, value in self.watch.items() if name != "read_threads"},
+            "watch": watch_settings(self.watch),
             "ask": dict(self.ask),
             **oracle_digest,
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,6 +58,14 @@ COMPRESSION = 4
 """Visual tokens pooled into one in all released bi-level runs."""
 
 
+def watch_settings(watch: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of watching that may change results: those given, and the defaults of all others.
+
+    The number of threads changes nothing, and may differ where a run is resumed.
+    """
+    return {name: value for name, value in {**asdict(WatchOptions()), **watch}.items() if name != "read_threads"}
+
+
 def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The released options of `Model.watch` and `Model.ask` for a benchmark and a mode (of `MODES`).
 
@@ -65,13 +74,13 @@ def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:
     one that costs nothing.
     """
     setting = RELEASED[name][MODES[mode]]
-    watch = {
-        "fps": FPS,
-        "max_frames": setting.max_frames,
-        "max_fps": MAX_FPS,
-        "block_size": setting.block_size or WatchOptions.block_size,
-        "prev_blocks": setting.prev_blocks,
-        "compression": COMPRESSION,
-    }
+    watch = WatchOptions(
+        fps=FPS,
+        max_frames=setting.max_frames,
+        max_fps=MAX_FPS,
+        block_size=setting.block_size or WatchOptions.block_size,
+        prev_blocks=setting.prev_blocks,
+        compression=COMPRESSION,
+    )
     chosen: dict[str, Any] = {} if mode == "bilevel" else {"relevance": "recent", "top_k": None}
-    return watch, asdict(AskOptions(max_new_tokens=MAX_NEW_TOKENS[name], text=ORIGINAL, **chosen))
+    return asdict(watch), asdict(AskOptions(max_new_tokens=MAX_NEW_TOKENS[name], text=ORIGINAL, **chosen))
