@@ -305,4 +305,4 @@ def _explain(error: str) -> str:
     if path in _NONE:
         message = message.replace("null", f'"{_NONE[path]}"')
     message = message.replace("`object`", "a table").replace("`array`", "a list").replace(" enum", "").replace("`", "")
-    return f"{path}: {message[0].lower()}{message[1:]}"
+    return f"{path}: " * bool(path) + f"{message[0].lower()}{message[1:]}"
