@@ -120,6 +120,13 @@ def check_model(model: Runtime, memory: VideoMemory) -> None:
             made, here = f"{memory.dtype}, {made}", f"{model.dtype}, {here}"
         fix = "watch the video again with it" if made == here else f"load the model that made it, in {made}"
         raise RequestError(f"this memory was made by another model than {model.name} in {here}; {fix}")
+    lm, keys = model.config.language, memory.sparse.k
+    found, own = (*keys.shape[:2], keys.shape[3]), (lm.layers, lm.kv_heads, lm.head_width)
+    if found != own:
+        raise RequestError(
+            f"this memory is damaged: its caches have {found} layers, heads and width, {model.name} has {own}; watch the video "
+            "again"
+        )
 
 
 @dataclass(frozen=True)

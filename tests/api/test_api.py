@@ -172,6 +172,8 @@ def test_wrong_frames_questions_and_memories_are_refused(model, memory):
         model.ask(memory, "  ")
     with pytest.raises(vxl2.RequestError, match="another model"):
         model.ask(memory.replace(model="other"), "what?")
+    with pytest.raises(vxl2.RequestError, match="damaged"):  # as a file with other sizes would give
+        model.ask(memory.replace(sparse=jax.tree.map(lambda part: part[:, :1], memory.sparse)), "what?")
 
 
 def test_wrong_calls_raise_errors_of_the_package(model_dir, tmp_path):

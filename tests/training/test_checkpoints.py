@@ -10,7 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from vxl2_jax.errors import CheckpointError, RequestError
-from vxl2_jax.training import settings
+from vxl2_jax.training import checkpoints, settings
 from vxl2_jax.training.checkpoints import Checkpoints, identity
 from vxl2_jax.training.step import TrainState
 
@@ -138,3 +138,10 @@ def test_identity_holds_what_changes_the_result_and_nothing_else():
     ]
     others += [identity(run, "other", "model"), identity(run, "data", "other")]
     assert all(other != known for other in others)
+
+
+def test_runs_of_earlier_versions_resume_if_they_did_the_same(tmp_path):
+    checkpoints._check_same(tmp_path, {"seed": 0}, {"seed": 0, "weights": "wide"})
+    checkpoints._check_same(tmp_path, {"seed": 0}, {"seed": 0})
+    with pytest.raises(RequestError, match="weights was wide and is int8"):
+        checkpoints._check_same(tmp_path, {"seed": 0}, {"seed": 0, "weights": "int8"})

@@ -46,6 +46,8 @@ def _flatten(value: Any, path: str) -> dict[str, Any]:
     return {key: leaf for name, child in children for key, leaf in _flatten(child, name).items()}
 
 
+_BEFORE = {"weights": "wide"}
+"""Settings that earlier versions did not have, with what was done then."""
 _FAILED_WRITE = (OSError, ValueError)
 """The latter are TensorStore's."""
 
@@ -172,6 +174,7 @@ def cannot_be_written(place: Path, error: Exception) -> RequestError:
 
 def _check_same(out: Path, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raise RequestError with the differences between the saved run and the current one."""
+    saved = {key: value for key, value in _BEFORE.items() if key in current} | dict(saved)
     keys = [key for key in {**saved, **current} if saved.get(key) != current.get(key)]
     if keys:
         changes = "; ".join(f"{key} was {saved.get(key)} and is {current.get(key)}" for key in keys[:3])

@@ -162,7 +162,8 @@ class TrainingSettings(RunSettings, frozen=True, kw_only=True):
         super().__post_init__()
         if self.weights != "wide" and not self.all_frozen:
             raise ValueError(
-                f'weights = "{self.weights}" are not trained themselves; add [lora], and train = ["language"] alone in every stage'
+                f'weights = "{self.weights}" needs [lora], and train = ["language"] alone in every stage: only low-rank updates are '
+                "trained over such weights"
             )
 
     @property
