@@ -99,7 +99,7 @@ def check_run(report: Report, bilevel: Archive, name: str, case: Case, runner: R
         if kind in kinds:
             report.exact(f"bilevel {name}_{kind}", got, kinds[kind])
     stream = assemble(memory, plan)
-    keys, values = (np.asarray(part)[:, :, :length] for part in stream)
+    keys, values = (np.asarray(part)[:, :, :length] for part in stream[:2])
     cache = np.stack([turn_back(keys, runner.config), values], axis=1)
     check_cache(report, f"bilevel {name}", kinds, cache, case, "mixed_kv")
     base = views.mixed_view(memory, chunk_size, dense[None], runner.kernel)

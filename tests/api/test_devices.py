@@ -17,11 +17,12 @@ from vxl2_jax.errors import RequestError
 
 from .conftest import word_tokenizer
 
+SLOW = (pytest.mark.slow, pytest.mark.timeout(1200))
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ModelConfig(
     vision=VisionConfig(image_size=42, patch_size=14, width=32, layers=2, heads=2, mlp=48),
     language=LanguageConfig(
-        width=32, layers=3, heads=8, kv_heads=4, head_width=8, mlp=48, vocabulary=120, rope_theta=1e4
+        width=32, layers=2, heads=8, kv_heads=4, head_width=8, mlp=48, vocabulary=120, rope_theta=1e4
     ),
     resized_grid=2,
     pool=1,
@@ -31,10 +32,10 @@ CONFIG = ModelConfig(
 )
 
 
-def compared(folder, ways, weights="wide", cache="wide"):
+def compared(folder, ways, weights, cache, extent):
     huggingface.save(folder, CONFIG, toys.model(CONFIG).params, "float32")
     (folder / "tokenizer.json").write_text(word_tokenizer())
-    command = [sys.executable, Path(__file__).with_name("on_devices.py"), folder, str(ways), weights, cache]
+    command = [sys.executable, Path(__file__).with_name("on_devices.py"), folder, str(ways), weights, cache, extent]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -42,15 +43,16 @@ def compared(folder, ways, weights="wide", cache="wide"):
 
 
 @pytest.mark.parametrize(
-    ("ways", "weights", "cache"),
+    ("ways", "weights", "cache", "extent"),
     [
-        (4, "wide", "wide"),
-        pytest.param(2, "int8", "int8", marks=pytest.mark.slow),
-        pytest.param(2, "int4", "wide", marks=pytest.mark.slow),
+        (4, "wide", "wide", "quick"),
+        pytest.param(4, "wide", "wide", "all", marks=SLOW),
+        pytest.param(2, "int8", "int8", "all", marks=SLOW),
+        pytest.param(2, "int4", "wide", "all", marks=SLOW),
     ],
 )
-def test_several_devices_compute_what_one_does(tmp_path, ways, weights, cache):
-    found = compared(tmp_path, ways, weights, cache)
+def test_several_devices_compute_what_one_does(tmp_path, ways, weights, cache, extent):
+    found = compared(tmp_path, ways, weights, cache, extent)
     assert found["difference"] <= (1e-5 if cache == "wide" else 0.01), found
     assert all(found["answers"].values()) and found["stored"], found
     assert found["scores"] < 1e-4 and found["choices"] < 1e-4, found

@@ -66,7 +66,7 @@ def test_auto_is_wide_on_a_cpu_and_on_a_device_of_unknown_memory(model_dir, monk
     )
     from vxl2_jax import api
 
-    config_only = api._fitting_weights(model_dir, None, np.dtype("float32"), "reference")
+    config_only = api._fitting_weights(model_dir, None, np.dtype("float32"), "reference", 1)
     assert config_only == ("wide", "the device's memory is unknown")
 
 
