@@ -4,8 +4,8 @@
 
 Problems of real size: 28 layers (2 on TPUs, whose compiler counts the whole cache against the memory of the chip), 4
 key heads of width 128, bf16, a visual stream of 400,000 tokens, a global one of 25,000; in decoding also the sparse
-level and the tail, with items that share query tiles. Kernels that read caches in int8 compile these with such caches, too: decoding with the smallest and the largest tile. The
-vision tower: 64 frames of 16 heads and 729 patches.
+level and the tail, with items that share query tiles. Kernels that read caches in int8 compile these with such caches,
+too: decoding with the smallest and the largest tile. The vision tower: 64 frames of 16 heads and 729 patches.
 
 Lines for GPUs have the program's registers, spills and shared memory (on Hopper that of the tiles; barriers add about
 2 KB, and too much is a compiler error). Lines for TPUs have the smallest VMEM limit (MiB) under which it compiles.
