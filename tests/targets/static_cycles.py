@@ -80,7 +80,14 @@ def counted(machine_name: str, tiles: list[str]) -> Iterator[dict]:
                 )
                 if done.returncode:
                     sys.exit(f"{tile}, {cache}: {done.stderr[-2000:]}")
-                yield {"machine": machine_name, "tiles": tile, "cache": cache, **count(Path(folder))}
+                yield {
+                    "machine": machine_name,
+                    "kernel": "tpu",
+                    "problem": f"step, {cache}",
+                    "tiles": tile,
+                    "cache": cache,
+                    **count(Path(folder)),
+                }
 
 
 def tiles_of(machine_name: str) -> list[str]:
