@@ -47,28 +47,24 @@ class KVCache(NamedTuple):
             rows = jnp.swapaxes(rows, 0, 1)[None]
             return jax.lax.dynamic_update_slice(cache, rows, (layer, 0, offset, 0))
 
-        return jax.tree.map(put, self, self.encode(k, v))
+        return jax.tree.map(put, self, KVCache.of_rows(k, v, self.dtype))
 
     def padded(self, slots: int) -> KVCache:
         """The cache on the device with `slots` slots, at least its own number; those added hold zeros."""
         missing = ((0, 0), (0, 0), (0, slots - self.slots), (0, 0))
         return jax.tree.map(lambda part: jnp.asarray(np.pad(part, missing)), self)
 
-    def encode(self, k: Float[Array, "*rows D"], v: Float[Array, "*rows D"]) -> KVCache:
-        """Rows as this cache holds them."""
-        return encode(k, v, self.dtype)
+    @classmethod
+    def of_rows(cls, k: Float[Array, "*rows D"], v: Float[Array, "*rows D"], dtype: DTypeLike) -> KVCache:
+        """Rows as a cache of `dtype` stores them: a cast, or with int8 integers and scales."""
+        if jnp.dtype(dtype) != jnp.int8:
+            return cls(k.astype(dtype), v.astype(dtype))
+        (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
+        return cls(k, v, k_scale, v_scale)
 
-    def decode(self, dtype: DTypeLike) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
-        """(keys, values) in a floating-point dtype. Of a large cache in int8, decode a part at a time."""
+    def dequantised(self, dtype: DTypeLike) -> tuple[Float[Array, "*rows D"], Float[Array, "*rows D"]]:
+        """(keys, values) in a floating-point dtype. Of a large cache in int8, dequantise a part at a time."""
         return dequantise(self.k, self.k_scale, dtype), dequantise(self.v, self.v_scale, dtype)
-
-
-def encode(k: Float[Array, "*rows D"], v: Float[Array, "*rows D"], dtype: DTypeLike) -> KVCache:
-    """Rows as a cache of `dtype` holds them: a cast, or with int8 integers and scales."""
-    if jnp.dtype(dtype) != jnp.int8:
-        return KVCache(k.astype(dtype), v.astype(dtype))
-    (k, k_scale), (v, v_scale) = quantise(k), quantise(v)
-    return KVCache(k, v, k_scale, v_scale)
 
 
 def quantise(rows: Float[Array, "*rows D"]) -> tuple[Int8[Array, "*rows D"], Float32[Array, "*rows 1"]]:

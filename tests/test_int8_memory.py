@@ -36,7 +36,7 @@ def test_both_levels_hold_what_the_wide_ones_hold(memories):
     }
     lengths = (small.layout.visual_length, small.layout.global_length, small.sparse_length)
     for a, b, length in zip((*small.dense, small.sparse), (*wide.dense, wide.sparse), lengths, strict=True):
-        for got, want in zip(a.decode(jnp.float32), b[:2], strict=True):
+        for got, want in zip(a.dequantised(jnp.float32), b[:2], strict=True):
             assert relative_error(got[:, :, :length], want[:, :, :length]) < 0.02
 
 

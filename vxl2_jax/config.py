@@ -41,7 +41,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Qwen2.5 decoder. axis: the mesh axis over which the model is split; see `SplitLanguageConfig`."""
+    """Qwen2.5 decoder. axis: the mesh axis over which it is sharded; see `ShardedLanguageConfig`."""
 
     axis: ClassVar[str | None] = None
     width: Size = 3584
@@ -61,9 +61,8 @@ class LanguageConfig:
 
 
 @dataclass(frozen=True)
-class SplitLanguageConfig(LanguageConfig):
-    """One device's share of a decoder that is split over several (see `tensor_parallel`): heads, key/value heads and MLP
-    channels are those of the share."""
+class ShardedLanguageConfig(LanguageConfig):
+    """One device's shard of a decoder (see `tensor_parallel`): heads, key/value heads and MLP channels are its own."""
 
     axis: ClassVar[str] = "model"
 

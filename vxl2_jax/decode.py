@@ -164,7 +164,7 @@ def _write_tail(tail: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array, slo
         parts = jax.lax.dynamic_update_slice(parts, rows, (0, 0, 0, slot, 0))
         return jax.lax.dynamic_update_slice(cache, parts.reshape(one.shape), (layer, 0, 0, 0))
 
-    return jax.tree.map(put, tail, tail.encode(k, v))
+    return jax.tree.map(put, tail, KVCache.of_rows(k, v, tail.dtype))
 
 
 class Generated(NamedTuple):

@@ -14,7 +14,7 @@ from vxl2_jax.runtime import Runtime
 from vxl2_jax.tensor_parallel import Program, mesh_of
 from vxl2_jax.text import prompt
 
-encode_groups = Program(video_xl_2.encode_frames, ("config", "groups_at_once", "kernel"), split_argnames=("frames",))
+encode_groups = Program(video_xl_2.encode_frames, ("config", "groups_at_once", "kernel"), sharded_argnames=("frames",))
 """On several devices each encodes a part of the groups."""
 
 

@@ -245,8 +245,8 @@ def check_finite(model: Runtime, finite: Bool[Array | np.ndarray, " B"]) -> None
     """Raise RequestError if the logits of a question are not finite."""
     if not np.asarray(finite).all():
         raise RequestError(
-            f"{model.name} computes numbers that are not finite in {model.dtype}: `vxl2 doctor --model {model.name}` names the "
-            "layer; load it with dtype float32 or bfloat16, or get its weights again"
+            f"the logits of {model.name} are not finite in {model.dtype}: if those over other memories are, watch this video "
+            f"again; else `vxl2 doctor --model {model.name}` names the layer, and dtype float32 or bfloat16 has a wider range"
         )
 
 

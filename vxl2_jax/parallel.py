@@ -1,4 +1,4 @@
-"""Device meshes and partition rules: the same for one device, a slice or a pod.
+"""Device meshes and partition rules of training: the same for one device, a slice or a pod. See `tensor_parallel` for inference.
 
 Axes: "data" splits samples and, so that no device holds the whole model, parameters (fully sharded data parallelism);
 "model" splits heads and MLP channels (tensor parallelism; at most as many ways as there are key/value heads). The
@@ -15,12 +15,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from vxl2_jax.config import ModelConfig
+from vxl2_jax.config import ModelConfig, ShardedLanguageConfig
 from vxl2_jax.errors import RequestError
 
-DATA, MODEL = "data", "model"
-_COLUMN_PARALLEL = ("query", "key", "value", "gate", "up")
-_ROW_PARALLEL = ("out", "down")
+DATA, MODEL = "data", ShardedLanguageConfig.axis
+COLUMN_PARALLEL = ("query", "key", "value", "gate", "up")
+"""Linear layers of the language model whose outputs are divided among devices."""
+ROW_PARALLEL = ("out", "down")
+"""Those whose inputs are: the devices' products are summed."""
 
 
 def make_mesh(
@@ -63,8 +65,8 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def _spec(names: tuple[str, ...], shape: tuple[int, ...]) -> P:
     """The partition rule of a parameter, whether or not its axes divide evenly."""
     leaf, layer = names[-1] if names else "", names[-2] if len(names) > 1 else ""
-    if "language" in names and layer in _COLUMN_PARALLEL + _ROW_PARALLEL:
-        by_column = layer in _COLUMN_PARALLEL
+    if "language" in names and layer in COLUMN_PARALLEL + ROW_PARALLEL:
+        by_column = layer in COLUMN_PARALLEL
         return {
             "kernel": P(None, DATA, MODEL) if by_column else P(None, MODEL, DATA),
             "bias": P(None, MODEL if by_column else None),

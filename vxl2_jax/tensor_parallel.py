@@ -1,8 +1,8 @@
-"""Inference with one model on several devices: heads, MLP channels and vocabulary are split (arXiv 1909.08053).
+"""Tensor parallelism for inference: heads, MLP channels and vocabulary are sharded over devices (arXiv 1909.08053).
 
-Each device has its share of the language model's weights and of the key/value caches, and runs the same program on them.
-Activations are whole on every device. A layer communicates twice, where the shares' products are summed. The weights of
-the vision half are whole on every device, and its frames are split.
+Each device has a shard of the language model's weights and of the key/value caches, and runs the same program on it. The
+residual stream is replicated. A layer communicates twice, where the devices' products are summed. The weights of the vision
+half are replicated, and its frames are divided among the devices.
 """
 
 from __future__ import annotations
@@ -21,57 +21,55 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.kv_cache import KVCache
-from vxl2_jax.config import LanguageConfig, ModelConfig, SplitLanguageConfig
+from vxl2_jax.config import LanguageConfig, ModelConfig, ShardedLanguageConfig
 from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.models.quantised import QuantisedWeight, bytes_of, is_quantised
+from vxl2_jax.parallel import COLUMN_PARALLEL, MODEL, ROW_PARALLEL
 
-AXIS = SplitLanguageConfig.axis
-"""The mesh axis over which a model is split."""
-_BY_OUTPUT, _BY_INPUT = ("query", "key", "value", "gate", "up"), ("out", "down")
-CACHE = P(None, AXIS)
-"""How a cache [L, K, S, D] is split: by key head."""
+CACHE = P(None, MODEL)
+"""How a cache [L, K, S, D] is sharded: by key head."""
 
 
 def parse(text: str | None) -> int:
     """The number of devices in a text such as "model=4"; 1 for None. Raises RequestError."""
     if text is None:
         return 1
-    found = re.fullmatch(rf"{AXIS}=([1-9]\d{{0,3}})", text) if isinstance(text, str) else None
+    found = re.fullmatch(rf"{MODEL}=([1-9]\d{{0,3}})", text) if isinstance(text, str) else None
     if not found:
-        raise RequestError(f"mesh must be {AXIS}=N, for N devices, not {shown(text)}")
+        raise RequestError(f"mesh must be {MODEL}=N, for N devices, not {shown(text)}")
     return int(found[1])
 
 
 def make_mesh(config: ModelConfig, ways: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `ways` devices. Raises RequestError if there are fewer, or the model cannot be split so."""
+    """A mesh of `ways` devices. Raises RequestError if there are fewer, or the model cannot be sharded so."""
     devices = list(jax.local_devices() if devices is None else devices)
     if ways > len(devices):
         raise RequestError(
-            f"mesh {AXIS}={ways} needs {ways} devices, but there are {len(devices)}; choose a smaller one"
+            f"mesh {MODEL}={ways} needs {ways} devices, but there are {len(devices)}; choose a smaller one"
         )
     check_divides(config, ways)
-    return Mesh(np.asarray(devices[:ways]), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+    return Mesh(np.asarray(devices[:ways]), (MODEL,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def check_divides(config: ModelConfig, ways: int) -> None:
-    """Raise RequestError if the model cannot be split so many ways."""
+    """Raise RequestError if the model cannot be sharded over so many devices."""
     lm = config.language
     sizes = {"key/value heads": lm.kv_heads, "MLP channels": lm.mlp, "width": lm.width, "vocabulary": lm.vocabulary}
     for name, size in sizes.items():
         if size % ways:
-            raise RequestError(f"mesh {AXIS}={ways} does not divide the model's {name}, {size}; choose a divisor")
+            raise RequestError(f"mesh {MODEL}={ways} does not divide the model's {name}, {size}; choose a divisor")
 
 
-def share_of(config: ModelConfig, ways: int) -> ModelConfig:
-    """The configuration of one device's share."""
+def shard_config(config: ModelConfig, ways: int) -> ModelConfig:
+    """The configuration of one device's shard: its heads, key/value heads and MLP channels."""
     if ways == 1:
         return config
     whole = {item.name: getattr(config.language, item.name) for item in fields(LanguageConfig)}
     counts = {name: whole[name] // ways for name in ("heads", "kv_heads", "mlp")}
-    return replace(config, language=SplitLanguageConfig(**{**whole, **counts}))
+    return replace(config, language=ShardedLanguageConfig(**{**whole, **counts}))
 
 
-def shard(mesh: Mesh, params: Any) -> Any:
+def shard_params(mesh: Mesh, params: Any) -> Any:
     """Place parameters, which are donated, on the devices of a mesh, one array after another.
 
     Raises RequestError for 4-bit weights whose groups do not divide.
@@ -92,7 +90,7 @@ def mesh_of(tree: Any) -> Mesh | None:
         return None
     found = leaf.sharding
     mesh = found.mesh if isinstance(found, NamedSharding) else None
-    return mesh if isinstance(mesh, Mesh) and mesh.axis_names == (AXIS,) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.axis_names == (MODEL,) else None
 
 
 def cache_sharding(params: Any) -> NamedSharding | None:
@@ -106,60 +104,60 @@ def device_bytes(tree: Any) -> int:
     return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
 
-def share_bytes(params: Any, ways: int) -> int:
-    """Bytes of one device's share of parameters, which may be shapes."""
+def shard_bytes(params: Any, ways: int) -> int:
+    """Bytes of one device's shard of parameters, which may be shapes."""
     leaves, structure = jax.tree.flatten(params)
     specs = structure.flatten_up_to(param_specs(params, ways))
 
-    def share(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
+    def shard(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
         shape = [size // ways if axis else size for size, axis in zip_longest(leaf.shape, spec)]
         return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
 
-    return bytes_of([share(leaf, spec) for leaf, spec in zip(leaves, specs, strict=True)])
+    return bytes_of([shard(leaf, spec) for leaf, spec in zip(leaves, specs, strict=True)])
 
 
 def param_specs(params: Any, ways: int) -> Any:
-    """How each array of a parameter tree is split, in a tree of the same structure."""
+    """The PartitionSpec of each parameter, in a tree of the same structure. Raises RequestError as `shard_params`."""
 
     def spec(path: tuple[Any, ...], leaf: Any) -> Any:
         names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
-        axis = _split_axis(names)
+        axis = _sharded_axis(names)
         if not is_quantised(leaf):
-            return _split(leaf.ndim, axis)
+            return _spec(leaf.ndim, axis)
         return QuantisedWeight(
-            _split(leaf.values.ndim, axis), _split_scale(leaf, axis, ways), leaf.group, leaf.activations
+            _spec(leaf.values.ndim, axis), _spec_of_scale(leaf, axis, ways), leaf.group, leaf.activations
         )
 
     return jax.tree_util.tree_map_with_path(spec, params, is_leaf=is_quantised)
 
 
-def _split_axis(names: Sequence[str]) -> int | None:
-    """The axis of a parameter, counted from the last, that is split."""
+def _sharded_axis(names: Sequence[str]) -> int | None:
+    """The axis of a parameter, counted from the last, that is sharded; None if it is replicated."""
     if names[0] != "language":
         return None
     if names[1:] in (["embed"], ["head"]):
         return -1
-    if names[-2] in _BY_OUTPUT:
+    if names[-2] in COLUMN_PARALLEL:
         return -1
-    return -2 if names[-2] in _BY_INPUT and names[-1] == "kernel" else None
+    return -2 if names[-2] in ROW_PARALLEL and names[-1] == "kernel" else None
 
 
-def _split(ndim: int, axis: int | None) -> P:
-    return P(*(AXIS if axis is not None and number == ndim + axis else None for number in range(ndim)))
+def _spec(ndim: int, axis: int | None) -> P:
+    return P(*(MODEL if axis is not None and number == ndim + axis else None for number in range(ndim)))
 
 
-def _split_scale(weight: QuantisedWeight, axis: int | None, ways: int) -> P:
-    """A scale is split as its weight is, along axes that it has."""
+def _spec_of_scale(weight: QuantisedWeight, axis: int | None, ways: int) -> P:
+    """A scale is sharded as its weight is, along axes that it has."""
     scale = weight.scale
     if axis is None or scale.shape[axis] == 1:
         return P()
     if axis == -2 and (weight.values.shape[-2] // ways) % (weight.group or 1):
-        raise RequestError(f"mesh {AXIS}={ways} divides the groups of {weight.group} weights of int4; use int8")
-    return _split(scale.ndim, axis)
+        raise RequestError(f"mesh {MODEL}={ways} divides the groups of {weight.group} weights of int4; use int8")
+    return _spec(scale.ndim, axis)
 
 
 def specs_of(tree: Any) -> Any:
-    """How arguments or results are split: caches by key head, everything else is whole on every device."""
+    """The PartitionSpecs of arguments or results: caches are sharded by key head, everything else is replicated."""
 
     def spec(node: Any) -> Any:
         return jax.tree.map(lambda _: CACHE, node) if isinstance(node, KVCache) else P()
@@ -167,15 +165,15 @@ def specs_of(tree: Any) -> Any:
     return jax.tree.map(spec, tree, is_leaf=lambda node: isinstance(node, KVCache))
 
 
-def mean_over_shares(x: jax.Array, config: LanguageConfig) -> jax.Array:
-    """The mean over the devices' heads of what each has averaged over its own."""
+def mean_over_devices(x: jax.Array, config: LanguageConfig) -> jax.Array:
+    """The mean over all heads of what each device has averaged over its own."""
     return x if config.axis is None else jax.lax.pmean(x, config.axis)
 
 
 class Program:
-    """A jitted function. If its first argument is on a mesh, it runs on all devices of the mesh, each on its share.
+    """A jitted function that runs under `jax.shard_map` if its first argument is on a mesh.
 
-    The function is called with the share's configuration. It sums over `config.language.axis` what is needed whole.
+    Then it is called with the configuration of a shard, and reduces over `config.language.axis` what must be complete.
     """
 
     def __init__(
@@ -183,12 +181,12 @@ class Program:
         function: Callable[..., Any],
         static_argnames: Sequence[str],
         donate_argnames: Sequence[str] = (),
-        split_argnames: Sequence[str] = (),
+        sharded_argnames: Sequence[str] = (),
     ) -> None:
-        """split_argnames: arguments that are split along their first axis; then so are all results."""
+        """sharded_argnames: arguments that are sharded along their first axis; then so are all results."""
         functools.update_wrapper(self, function)
         self._function, self._signature = function, inspect.signature(function)
-        self._static, self._donated, self._split = set(static_argnames), set(donate_argnames), set(split_argnames)
+        self._static, self._donated, self._sharded = set(static_argnames), set(donate_argnames), set(sharded_argnames)
         self._jitted = jax.jit(function, static_argnames=tuple(static_argnames), donate_argnames=tuple(donate_argnames))
         self._on_meshes: dict[Any, Callable[..., Any]] = {}
 
@@ -223,23 +221,23 @@ class Program:
         return getattr(self.__dict__["_jitted"], name)
 
     def _build(self, mesh: Mesh, static: dict[str, Any], arrays: dict[str, Any]) -> Callable[..., Any]:
-        share = dict(static)
-        if "config" in share:
-            share["config"] = share_of(share["config"], mesh.size)
+        local = dict(static)
+        if "config" in local:
+            local["config"] = shard_config(local["config"], mesh.size)
 
         def run(donated: dict[str, Any], kept: dict[str, Any]) -> Any:
-            return self._function(**donated, **kept, **share)
+            return self._function(**donated, **kept, **local)
 
         specs = {
             name: param_specs(value, mesh.size)
             if name == "params"
-            else P(AXIS)
-            if name in self._split
+            else P(MODEL)
+            if name in self._sharded
             else specs_of(value)
             for name, value in arrays.items()
         }
         results = jax.eval_shape(lambda values: self._function(**values, **static), arrays)
-        out_specs = P(AXIS) if self._split else specs_of(results)
+        out_specs = P(MODEL) if self._sharded else specs_of(results)
         donated = {name: specs[name] for name in specs if name in self._donated}
         kept = {name: specs[name] for name in specs if name not in self._donated}
         sharded = jax.shard_map(run, mesh=mesh, in_specs=(donated, kept), out_specs=out_specs, check_vma=False)
@@ -247,11 +245,11 @@ class Program:
 
 
 def program(
-    *, static: Sequence[str], donated: Sequence[str] = (), split: Sequence[str] = ()
+    *, static: Sequence[str], donated: Sequence[str] = (), sharded: Sequence[str] = ()
 ) -> Callable[[Callable[..., Any]], Program]:
     """Decorate a function that is to be a `Program`."""
 
     def decorate(function: Callable[..., Any]) -> Program:
-        return Program(function, static, donated, split)
+        return Program(function, static, donated, sharded)
 
     return decorate

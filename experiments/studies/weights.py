@@ -31,7 +31,7 @@ from vxl2_jax.layout import attention_pairs
 from vxl2_jax.models.quantised import INT4, INT8, W8A8, WIDE
 
 TITLE = "Weights in 8 and 4 bits, cache in 8 bits (nano, clips of 96 s)"
-HELD = {
+SETTINGS = {
     WIDE: (WIDE, WIDE),
     "int8": (INT8, WIDE),
     "w8a8": (W8A8, WIDE),
@@ -39,7 +39,7 @@ HELD = {
     "int8-cache": (WIDE, INT8),
     "int8-both": (INT8, INT8),
 }
-"""Settings: how weights and cache are held."""
+"""By name: the settings of weights and of the cache."""
 SECONDS = 96
 SHORT, OPEN = ("exists", "first", "when", "what", "count", "between"), ("order",)
 ASKED = {SHORT: 32, OPEN: 8}
@@ -50,7 +50,7 @@ HOW = Setting(share=62)
 def run(args: argparse.Namespace) -> Result:
     """Answer, judge and report."""
     settings = [WIDE, *(name for name in args.settings if name != WIDE)]
-    weights = dict.fromkeys(HELD[name][0] for name in settings)
+    weights = dict.fromkeys(SETTINGS[name][0] for name in settings)
     models = {name: vxl2.load(args.model, "float32", weights=name) for name in weights}
     about = {
         "study": "weights",
@@ -87,7 +87,7 @@ def answered(
     before: dict[str, np.ndarray] = {}
     tokens = {name: memories.visual_tokens(model, frames) for name, model in models.items()}
     for name in settings:
-        weights, cache = HELD[name]
+        weights, cache = SETTINGS[name]
         model = models[weights]
         memory = memories.remember(model, tokens[weights], seconds, HOW.rule, HOW.compression, cache)
         judged = judging.ask(
@@ -101,7 +101,7 @@ def answered(
         )
         kept, causal = attention_pairs(memory.layout, HOW.rule)
         # The slots that every setting has: capacities differ.
-        rows = memory.dense_on_device().visual.decode(np.float32)
+        rows = memory.dense_on_device().visual.dequantised(np.float32)
         levels = {
             part: np.asarray(level[:, :, : memory.layout.visual_length], np.float64)
             for part, level in zip("kv", rows, strict=True)
@@ -168,13 +168,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the study's flags."""
     add_clip_flags(parser, seed=20, clips=120)
     parser.add_argument(
-        "--settings", type=listed(_setting), default=list(HELD), metavar="NAME,…", help=f"of {', '.join(HELD)}"
+        "--settings", type=listed(_setting), default=list(SETTINGS), metavar="NAME,…", help=f"of {', '.join(SETTINGS)}"
     )
 
 
 def _setting(name: str) -> str:
-    if name not in HELD:
-        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(HELD)}")
+    if name not in SETTINGS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SETTINGS)}")
     return name
 
 

@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 
 from pallas_kernels.attention import dispatch
 from pallas_kernels.attention.kernel import REFERENCE, Kernel
-from pallas_kernels.kv_cache import encode
+from pallas_kernels.kv_cache import KVCache
 
 QUERIES, KEYS = (200, 1), (4096, 304)  # numbers of queries; keys of each stream
 FRAMES = (2, 729, 2, 72)  # frames, patches, heads and width of the vision tower's shape
@@ -52,7 +52,7 @@ def _range_error(kernel: Kernel, count: int, dtype: DTypeLike, width: int, cache
 
     kv_heads, repeats = 2, 7
     rows = [[normal(2, kv_heads, length, width) for _ in "kv"] for length in KEYS]
-    streams = tuple(encode(k, v, cache_dtype) for k, v in rows)
+    streams = tuple(KVCache.of_rows(k, v, cache_dtype) for k, v in rows)
     q = normal(count, kv_heads * repeats, width)
     bounds = np.sort(np.stack([rng.integers(0, length + 1, (2, count)) for length in KEYS]), axis=1)
     k_start, k_end = jnp.asarray(bounds[:, 0], jnp.int32), jnp.asarray(bounds[:, 1], jnp.int32)

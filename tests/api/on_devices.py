@@ -31,7 +31,7 @@ def difference(one: VideoMemory, other: VideoMemory) -> float:
     """The largest difference of keys and values, relative to the largest of them."""
     found = 0.0
     for a, b in zip((*one.resident().dense, one.sparse), (*other.resident().dense, other.sparse), strict=True):
-        for x, y in zip(a.decode(jnp.float32), b.decode(jnp.float32), strict=True):
+        for x, y in zip(a.dequantised(jnp.float32), b.dequantised(jnp.float32), strict=True):
             x, y = np.asarray(x), np.asarray(y)
             found = max(found, float(np.abs(x - y).max() / np.abs(y).max()))
     return found

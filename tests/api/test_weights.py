@@ -62,11 +62,12 @@ def test_auto_is_wide_on_a_cpu_and_on_a_device_of_unknown_memory(model_dir, monk
     assert vxl2.load(model_dir, weights="auto").weights_reason == "wide (on a CPU)"
     monkeypatch.setattr(hardware, "memory_bytes", lambda device: None)
     monkeypatch.setattr(
-        "vxl2_jax.api.hardware.device", lambda: types.SimpleNamespace(platform="tpu", device_kind="TPU")
+        "vxl2_jax.loading.hardware.device", lambda: types.SimpleNamespace(platform="tpu", device_kind="TPU")
     )
-    from vxl2_jax import api
 
-    config_only = api._fitting_weights(model_dir, None, np.dtype("float32"), "reference", 1)
+    from vxl2_jax import loading
+
+    config_only = loading._fitting_weights(model_dir, None, np.dtype("float32"), "reference", 1)
     assert config_only == ("wide", "the device's memory is unknown")
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from pallas_kernels import kv_cache
 from pallas_kernels.attention import KVCache, hopper, reference, tile_schedule
 from pallas_kernels.attention.tile_sizes import TileSizes
 from vxl2_jax.layout import GLOBAL, VISUAL, Layout, PrefillRule, key_ranges
@@ -38,7 +37,7 @@ def arrays(rng, count, lengths, kv_heads, repeats, width, layers, dtype):
 
 def in_int8(streams):
     """The same streams with keys and values in int8."""
-    return tuple(kv_cache.encode(stream.k, stream.v, jnp.int8) for stream in streams)
+    return tuple(KVCache.of_rows(stream.k, stream.v, jnp.int8) for stream in streams)
 
 
 _ENDS = ("item_end", "unmasked_start", "unmasked_end")
@@ -91,7 +90,7 @@ def segment_items(ranges, streams, row_tiles, rows, q_tile):
 def expected(q, streams, layer, schedule, *, scale):
     """Output and log-sum-exp of a schedule in float64: all keys of all streams, masked."""
     q, tables = np.asarray(q.astype(jnp.float32), np.float64), jax.tree.map(np.asarray, schedule)
-    streams = [KVCache(*stream.decode(jnp.float32)) for stream in streams]
+    streams = [KVCache(*stream.dequantised(jnp.float32)) for stream in streams]
     k, v = (
         np.concatenate([np.asarray(part[layer].astype(jnp.float32), np.float64) for part in parts], axis=1)
         for parts in zip(*(stream[:2] for stream in streams), strict=True)

@@ -34,8 +34,8 @@ def plainly(q, streams, k_start, k_end, layer=0, scale=None):
     def rows(part):
         return np.repeat(np.swapaxes(np.asarray(part[layer], np.float64), 0, 1), heads // kv_heads, axis=1)
 
-    decoded = [stream.decode(jnp.float32) for stream in streams]
-    keys, values = (np.concatenate([rows(part) for part in parts]) for parts in zip(*decoded, strict=True))
+    wide = [stream.dequantised(jnp.float32) for stream in streams]
+    keys, values = (np.concatenate([rows(part) for part in parts]) for parts in zip(*wide, strict=True))
     seen = np.concatenate(
         [
             (np.arange(s.k.shape[2]) >= low[:, None]) & (np.arange(s.k.shape[2]) < high[:, None])

@@ -36,7 +36,7 @@ def test_rows_are_written_where_they_belong():
     for dtype in (jnp.float32, jnp.int8):
         cache, k, v = kv_cache.zeros(2, 3, 8, 4, dtype), rows(5, 3, 4), rows(5, 3, 4) + 1
         written = cache.write(k, v, 1, 2)
-        want = kv_cache.encode(k, v, dtype)
+        want = kv_cache.KVCache.of_rows(k, v, dtype)
         jax.tree.map(
             lambda part, own: np.testing.assert_array_equal(part[1, :, 2:7], jnp.swapaxes(own, 0, 1)), written, want
         )

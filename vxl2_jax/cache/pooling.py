@@ -83,9 +83,9 @@ def _pool(
         return reduce(groups, "g (n c) d -> (g n) d", "mean", c=compression)
 
     def one_head(head: DenseCache) -> KVCache:
-        (k, v), (global_k, global_v) = (stream.decode(jnp.float32) for stream in head)
-        pooled_rows = head.visual.encode(rotate(pool(rotate(k, *undo)), *redo), pool(v))
-        global_rows = head.global_.encode(rotate(global_k, *move), global_v)
+        (k, v), (global_k, global_v) = (stream.dequantised(jnp.float32) for stream in head)
+        pooled_rows = KVCache.of_rows(rotate(pool(rotate(k, *undo)), *redo), pool(v), dense.visual.dtype)
+        global_rows = KVCache.of_rows(rotate(global_k, *move), global_v, dense.global_.dtype)
         return jax.tree.map(lambda *parts: jnp.concatenate(parts)[source], global_rows, pooled_rows)
 
     # One head of one layer at a time: XLA for TPUs keeps all its rows in float32.

@@ -158,6 +158,8 @@ def run(args: argparse.Namespace) -> None:
         benchmark, items, args.mode, watch, ask, args.subtitles is not None, left_out, answer
     )
     if args.process is not None and args.processes is not None:
+        if args.mesh:
+            raise RequestError("--mesh and --processes would use the same devices; give one of them")
         hardware.use_device_of(args.process)
     with progress("evaluating", "videos", args.quiet) as advance:
         runner.evaluate(

@@ -14,9 +14,10 @@ from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
 from vxl2_jax import files, scope
-from vxl2_jax.api import AUTO, DTYPES, WEIGHTS, Model, load
+from vxl2_jax.api import Model, load
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.files import check_path
+from vxl2_jax.loading import AUTO, DTYPES, WEIGHTS
 from vxl2_jax.options import RANGES, options_of
 
 

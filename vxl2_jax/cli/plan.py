@@ -7,9 +7,9 @@ import json
 from typing import Any
 
 from vxl2_jax import hardware, planning, tensor_parallel
-from vxl2_jax.api import AUTO
 from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, add_weights, given
 from vxl2_jax.errors import RequestError
+from vxl2_jax.loading import AUTO
 from vxl2_jax.models.quantised import SETTINGS, WIDE
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.planning import reading

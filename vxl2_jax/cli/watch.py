@@ -72,6 +72,7 @@ def _run(args: argparse.Namespace, video: str, watch: dict[str, Any]) -> None:
         state = "exists already" if existed else "written"
         print(typed.printable(f"{args.out}: {state}, {size / 1e6:,.1f} MB"))
         # The memory can be read by these weights in this dtype only.
-        chosen = {"model": None if args.model == "nano" else args.model, "dtype": args.dtype, "weights": args.weights}
+        chosen = {name: getattr(args, name) for name in ("model", "dtype", "weights", "mesh")}
+        chosen["model"] = None if args.model == "nano" else args.model
         named = "".join(f" --{name} {shlex.quote(value)}" for name, value in chosen.items() if value)
         print(typed.printable(f'Next: vxl2 ask --memory {shlex.quote(str(args.out))} "…"{named}'))

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pallas_kernels.attention import NAMES as KERNELS
-from vxl2_jax.api import DTYPES, WEIGHTS
 from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.evaluation.settings import MODES, RELEASED, released
+from vxl2_jax.loading import DTYPES, WEIGHTS
 from vxl2_jax.options import AskOptions, WatchOptions, options_of
 
 OF_HARNESS = ("batch_size", "max_batch_size", "device")
@@ -30,7 +30,7 @@ _CHOICES = {
 }
 _WATCH = {option.name: option for option in options_of(WatchOptions)}
 _ASK = {option.name: option for option in options_of(AskOptions) if option.name not in OF_TASKS}
-KNOWN = ("pretrained", *_CHOICES, *_WATCH, *_ASK)
+KNOWN = ("pretrained", *_CHOICES, "mesh", *_WATCH, *_ASK)
 """Names of --model_args."""
 
 
@@ -68,7 +68,7 @@ def read(model_args: Mapping[str, Any]) -> PluginOptions:
     ask = {name: value for name, value in ask.items() if name not in OF_TASKS}
     WatchOptions(**watch).check()
     AskOptions(**ask).check()
-    loading = {name: values[name] for name in ("dtype", "weights", "attention") if name in values}
+    loading = {name: values[name] for name in ("dtype", "weights", "attention", "mesh") if name in values}
     return PluginOptions({"name": values.get("pretrained", "nano"), **loading}, watch, ask)
 
 

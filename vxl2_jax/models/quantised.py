@@ -24,6 +24,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
+from pallas_kernels.kv_cache import quantise as quantise_rows
+
 WIDE, INT8, W8A8, INT4 = "wide", "int8", "w8a8", "int4"
 SETTINGS = (WIDE, INT8, W8A8, INT4)
 """How a model's weights can be held; "wide" is the model's dtype."""
@@ -173,8 +175,7 @@ def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight, out_dtype: Any = N
     if weight.group:
         return jnp.matmul(x, dequantise(weight, x.dtype), preferred_element_type=out_dtype).astype(jnp.float32)
     if weight.activations:
-        scale = _scale(jnp.abs(x).max(axis=-1, keepdims=True).astype(jnp.float32), 127)
-        integers = _round(x.astype(jnp.float32), scale, 127).astype(jnp.int8)
+        integers, scale = quantise_rows(x)
         product = jnp.matmul(integers, weight.values, preferred_element_type=jnp.int32).astype(jnp.float32) * scale
         return product * weight.scale[0]
     # Integers up to 127 are exact in all dtypes, also as fractions, without which unscaled sums would overflow float16.

@@ -83,8 +83,10 @@ class DecoderLayer(nn.Module):
 
 
 def _sum(x: Float[Array, "*N E"], axis: str | None) -> Float[Array, "*N E"]:
-    """The sum of all devices' products, where the model is split."""
-    return x if axis is None else jax.lax.psum(x, axis)
+    """The sum over devices, where the model is sharded; of float16 in float32, as the residual stream then is."""
+    if axis is None:
+        return x
+    return jax.lax.psum(x.astype(jnp.float32) if x.dtype == jnp.float16 else x, axis)
 
 
 def _gated(gate: Float[Array, "*N mlp"], up: Float[Array, "*N mlp"]) -> Float[Array, "*N mlp"]:

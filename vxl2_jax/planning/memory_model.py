@@ -31,10 +31,12 @@ _F32 = 4
 class Workload(NamedTuple):
     """How a video is watched and one question asked, as far as memory is concerned.
 
-    question_tokens: of the question and the prompt around it; itemsize: bytes of a wide weight, an activation and a wide
-    cached number; weights: one of `models.quantised.SETTINGS`; cache: one of `options.CACHES`; devices: over how many the model is split (see `tensor_parallel`): all
-    bytes are those of one; sizes, kernel, compiler: the batch sizes, the attention kernel and
-    what is known of XLA on the device.
+    Attributes:
+      question_tokens: of the question and the prompt around it.
+      itemsize: bytes of a wide weight, an activation and a wide cached number.
+      weights: one of `models.quantised.SETTINGS`; cache: one of `options.CACHES`.
+      devices: over how many the model is sharded (see `tensor_parallel`). All bytes are those of one device.
+      sizes, kernel, compiler: the batch sizes, the attention kernel and what is known of XLA on the device.
     """
 
     compression: int = WatchOptions.compression
@@ -67,9 +69,9 @@ class Workload(NamedTuple):
 
 @cache
 def weights_bytes(config: ModelConfig, weights: str, itemsize: int, devices: int = 1) -> int:
-    """Bytes of all parameters in a setting of `models.quantised` on one of the devices over which they are split."""
+    """Bytes of all parameters in a setting of `models.quantised` on one of the devices over which they are sharded."""
     params = huggingface.abstract_params(config, f"float{8 * itemsize}", weights)
-    return quantised.bytes_of(params) if devices == 1 else tensor_parallel.share_bytes(params, devices)
+    return quantised.bytes_of(params) if devices == 1 else tensor_parallel.shard_bytes(params, devices)
 
 
 def token_bytes(config: ModelConfig, workload: Workload) -> int:
@@ -87,7 +89,7 @@ def cached_tokens(layout: Layout, workload: Workload) -> tuple[int, int]:
 
 def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
     """Bytes of the dense and of the sparse level."""
-    config = tensor_parallel.share_of(config, workload.devices)
+    config = tensor_parallel.shard_config(config, workload.devices)
     capacity, slot = _capacity(layout, workload), token_bytes(config, workload)
     return {
         "dense": slot * (capacity.visual + capacity.global_),
@@ -97,7 +99,7 @@ def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str,
 
 def programs(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
     """Bytes of the temporaries of each program."""
-    config = tensor_parallel.share_of(config, workload.devices)
+    config = tensor_parallel.shard_config(config, workload.devices)
     return {
         "vision": _vision(config, workload),
         "pre-fill": _stride(config, layout, workload),

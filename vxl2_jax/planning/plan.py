@@ -37,7 +37,7 @@ class Plan:
       flops: operations by part of the model.
       phases: live bytes by phase and part.
       cache_bytes: key/value bytes that the question loads, and those of the whole dense level.
-      devices: over how many the model is split. Phases are those of one of them.
+      devices: over how many the model is sharded. Phases are those of one of them.
     """
 
     layout: Layout
@@ -162,20 +162,20 @@ def _flops(config: ModelConfig, layout: Layout, pairs: int, question: int) -> di
     }
 
 
-HELD = (
+WEIGHTS_AND_CACHE = (
     (quantised.WIDE, quantised.WIDE),
     (quantised.WIDE, quantised.INT8),
     (quantised.INT8, quantised.WIDE),
     (quantised.INT8, quantised.INT8),
     (quantised.INT4, quantised.INT8),
 )
-"""Ways to hold weights and cache, those that change keys and values least first."""
+"""Settings of weights and of the cache, those that change keys and values least first."""
 
 
 def fitting_settings(
     config: ModelConfig, layout: Layout, device: DeviceSpec, *, itemsize: int = 2, **settings: Any
 ) -> list[dict[str, Any]]:
-    """The ways to hold weights and cache with which a video fits a device, those that change the model least first.
+    """The settings of weights and cache with which a video fits a device, those that change the model least first.
 
     Args:
       settings: fields of `memory_model.Workload` that the device does not determine; `weights` and `cache` do not count.
@@ -184,7 +184,7 @@ def fitting_settings(
       One entry each: weights, cache and peak_bytes.
     """
     found = []
-    for weights, cache in HELD:
+    for weights, cache in WEIGHTS_AND_CACHE:
         held = {"weights": weights, "cache": cache}
         fields: dict[str, Any] = {**device.settings(config, itemsize, cache), **settings, **held}
         peak = _peak(memory_model.phases(config, layout, Workload(**fields)))
@@ -196,7 +196,10 @@ def fitting_settings(
 def flags_of(weights: str, cache: str, **_: Any) -> str:
     """The options of the command line that ask for these settings."""
     named = {"weights": weights, "cache": cache}
-    return " ".join(f"--{name} {setting}" for name, setting in named.items() if setting != quantised.WIDE)
+    return (
+        " ".join(f"--{name} {setting}" for name, setting in named.items() if setting != quantised.WIDE)
+        or "--weights wide"
+    )
 
 
 def advice(
@@ -221,7 +224,7 @@ def advice(
     shorter = f"give --max-frames {limit} or a lower --fps" if limit else ""
     if found := fitting_settings(config, layout, device, itemsize=itemsize, **settings):
         return f"it fits with {flags_of(**found[0])}" + f"; or {shorter}" * bool(limit)
-    longest = {held: frames_on(device, *held) for held in HELD if held != asked}
+    longest = {held: frames_on(device, *held) for held in WEIGHTS_AND_CACHE if held != asked}
     held = max(longest, key=lambda held: longest[held])
     smaller = f"with {flags_of(*held)} {longest[held]} frames fit" if longest[held] > limit else ""
     if limit or smaller:

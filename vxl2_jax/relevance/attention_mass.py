@@ -19,7 +19,7 @@ from vxl2_jax.cache.views import KVCacheView
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.decode import empty_tail, extend, left_pad
 from vxl2_jax.relevance.inputs import ScorerInputs
-from vxl2_jax.tensor_parallel import mean_over_shares, program
+from vxl2_jax.tensor_parallel import mean_over_devices, program
 
 
 def attention_mass_scores(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
@@ -67,4 +67,4 @@ def mass_per_key(
     tail = empty_tail(config, view, questions, rows)
     first = jnp.int32(0)
     mass = extend(params, config, view, tail, begin, first, ids, observe=observe, state=zeros, kernel=kernel)[2]
-    return mean_over_shares(mass, lm)
+    return mean_over_devices(mass, lm)

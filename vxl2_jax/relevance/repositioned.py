@@ -25,7 +25,7 @@ from vxl2_jax.decode import empty_tail, extend, left_pad
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.relevance.inputs import ScorerInputs
-from vxl2_jax.tensor_parallel import mean_over_shares, program
+from vxl2_jax.tensor_parallel import mean_over_devices, program
 
 
 def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
@@ -127,4 +127,4 @@ def chunk_attention(
     tail = empty_tail(config, view, len(ids), rows)
     first = jnp.int32(0)
     scores = extend(params, config, view, tail, begin, first, ids, observe=observe, state=zeros, kernel=kernel)[2]
-    return mean_over_shares(scores, lm)
+    return mean_over_devices(scores, lm)

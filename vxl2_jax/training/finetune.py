@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from pallas_kernels import attention as kernels
 from vxl2_jax import hardware, parallel
-from vxl2_jax.api import load_stacked
 from vxl2_jax.checkpoints import fetch, huggingface
 from vxl2_jax.errors import RequestError
+from vxl2_jax.loading import load_runtime
 from vxl2_jax.models import quantised
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.training import conversations, loop, lora, pipeline
@@ -94,7 +94,7 @@ def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
     needs_mesh = settings.mesh.model > 1 or (settings.mesh.data or jax.device_count()) > 1
     # A model that is sharded may be too large for one device.
     with jax.default_device(jax.local_devices(backend="cpu")[0]) if needs_mesh else nullcontext():
-        model = load_stacked(settings.model, dtype, weights=settings.weights, attention="reference")
+        model = load_runtime(settings.model, dtype, weights=settings.weights, attention="reference", stacked=True)
     # Attention runs in compute_dtype, whatever the dtype of the parameters.
     kernel, reason, _ = kernels.choose_tested_kernel(
         dtype=settings.compute_dtype, width=model.config.language.head_width
