@@ -43,6 +43,20 @@ ASKED = {"top_k": 1, "chunk_size": 2, "max_new_tokens": 6}
 SHORT = ("--max-new-tokens", 2, "--max-frames", 8)
 
 
+CONFIG = ModelConfig(
+    vision=VisionConfig(image_size=42, patch_size=14, width=32, layers=2, heads=2, mlp=48),
+    language=LanguageConfig(
+        width=32, layers=3, heads=4, kv_heads=2, head_width=8, mlp=48, vocabulary=len(WORDS) + 100, rope_theta=1e4
+    ),
+    resized_grid=2,
+    pool=1,
+    norm_groups=8,
+    visual_placeholder=1,
+    stop_tokens=(3,),
+)
+"""The geometry of the tiny model."""
+
+
 class Result(NamedTuple):
     """What a command returned and printed."""
 
@@ -81,19 +95,8 @@ def word_tokenizer() -> str:
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory):
     """A checkpoint directory in the original's layout."""
-    config = ModelConfig(
-        vision=VisionConfig(image_size=42, patch_size=14, width=32, layers=2, heads=2, mlp=48),
-        language=LanguageConfig(
-            width=32, layers=3, heads=4, kv_heads=2, head_width=8, mlp=48, vocabulary=len(WORDS) + 100, rope_theta=1e4
-        ),
-        resized_grid=2,
-        pool=1,
-        norm_groups=8,
-        visual_placeholder=1,
-        stop_tokens=(3,),
-    )
     directory = tmp_path_factory.mktemp("model")
-    huggingface.save(directory, config, toys.model(config).params, "float32")
+    huggingface.save(directory, CONFIG, toys.model(CONFIG).params, "float32")
     (directory / "tokenizer.json").write_text(word_tokenizer())
     return directory
 

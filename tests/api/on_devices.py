@@ -12,7 +12,6 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -27,6 +26,11 @@ def noise(frames: int) -> tuple[np.ndarray, np.ndarray]:
     return pixels, np.arange(frames, dtype=float)
 
 
+def stop(done: int, total: int) -> None:
+    if done < total:
+        raise KeyboardInterrupt
+
+
 def difference(one: VideoMemory, other: VideoMemory) -> float:
     """The largest difference of keys and values, relative to the largest of them."""
     found = 0.0
@@ -39,7 +43,7 @@ def difference(one: VideoMemory, other: VideoMemory) -> float:
 
 def main(directory: str, ways: str, weights: str, cache: str, extent: str) -> None:
     folder, everything = Path(directory), extent == "all"
-    frames, seconds = noise(150)
+    frames, seconds = noise(170)  # two strides
     one, split = (vxl2.load(folder, weights=weights, mesh=mesh) for mesh in (None, f"model={ways}"))
     memories = [model.watch((frames[:90], seconds[:90]), cache=cache) for model in (one, split)]
     memories = [
@@ -65,6 +69,11 @@ def main(directory: str, ways: str, weights: str, cache: str, extent: str) -> No
         [c.score for c in model.ask(memory, QUESTIONS[0], choices=["yes", "no"]).choices] if everything else [0.0]
         for model, memory in zip((one, split), memories, strict=True)
     ]
+    streamed = "".join(split.stream(memories[1], QUESTIONS[0], max_new_tokens=6, chunk_size=4))
+    try:  # interrupted after the first stride, and watched on
+        split.watch((frames, seconds), cache=cache, out=folder / "whole", progress=stop)
+    except KeyboardInterrupt:
+        resumed = split.watch((frames, seconds), cache=cache, out=folder / "whole")
     memories[1].save(folder / "memory")
     stored = VideoMemory.load(folder / "memory")
     moved = [model.ask(stored, QUESTIONS[:3], max_new_tokens=6, chunk_size=4) for model in (one, split)]
@@ -76,12 +85,10 @@ def main(directory: str, ways: str, weights: str, cache: str, extent: str) -> No
                 "answers": {name: a == b for name, (a, b) in answers.items()},
                 "scores": max(scores.values()),
                 "choices": max(abs(a - b) for a, b in zip(*choices, strict=True)),
+                "streamed": streamed == first[0],
+                "resumed": difference(resumed, memories[0]),
                 "stored": [[a.text for a in each] for each in moved] == [first[:3]] * 2,
                 "heads_of_a_share": [shape[1] for shape in shards],
-                "weights": [
-                    split.weights_bytes,
-                    sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(split.params["language"])),
-                ],
             }
         )
     )

@@ -96,14 +96,9 @@ def run(args: argparse.Namespace) -> None:
     weights = args.weights or WIDE
     if weights == AUTO:
         usable = device.usable_bytes
-        weights, _ = planning.fitting_weights(
-            config,
-            tokenizer,
-            usable,
-            cache=watch.cache,
-            devices=devices,
-            **device.settings(config, itemsize, watch.cache),
-        )
+        # As `load` chooses, which does not know how a memory will be stored.
+        fields = {"devices": devices, **device.settings(config, itemsize)}
+        weights, _ = planning.fitting_weights(config, tokenizer, usable, **fields)
     workload = {
         "weights": weights,
         "question_tokens": args.question_tokens,

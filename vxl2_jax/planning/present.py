@@ -31,16 +31,17 @@ def present_device() -> DeviceSpec | None:
 def fits_here(config: ModelConfig) -> str:
     """In one phrase: how long a video the model can watch on the device that is present, or where it would fit.
 
-    With the device's default dtype and wide weights, or with the options that leave room for a video of `AUTO_FRAMES`.
+    With the device's default dtype, wide weights and cache, or with the options that leave room for a video of `AUTO_FRAMES`.
     """
     device = present_device()
     if device is None:
         return "the memory of this device is unknown"
     default = 4 if hardware.default_dtype(device) == "float32" else 2
     fitting: dict[str, int] = {}
-    for itemsize, weights in ((default, WIDE), (2, WIDE), (2, INT8)):
+    for itemsize, weights, cache in ((default, WIDE, WIDE), (2, WIDE, WIDE), (2, INT8, WIDE), (2, INT8, INT8)):
         named = " --dtype bfloat16" * (itemsize < default) + f" --weights {weights}" * (weights != WIDE)
-        fitting[named] = max_frames(config, None, 1.0, device, itemsize=itemsize, weights=weights)
+        named += f" --cache {cache}" * (cache != WIDE)
+        fitting[named] = max_frames(config, None, 1.0, device, itemsize=itemsize, weights=weights, cache=cache)
     enough = [named for named, frames in fitting.items() if frames >= AUTO_FRAMES]
     named = enough[0] if enough else max(fitting, key=lambda named: fitting[named])
     if frames := fitting[named]:
