@@ -11,6 +11,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32, Int8
 
 _LARGEST = 127
+Index = jax.Array | np.ndarray | np.integer | int
+"""A slot or a layer."""
 
 
 class KVCache(NamedTuple):
@@ -40,7 +42,7 @@ class KVCache(NamedTuple):
         """The dtype in which queries of `dtype` are multiplied with the keys: the cache's, or theirs if it is int8."""
         return dtype if self.k_scale is not None else self.dtype
 
-    def write(self, k: jax.Array, v: jax.Array, layer: jax.Array | int, offset: jax.Array | int) -> KVCache:
+    def write(self, k: jax.Array, v: jax.Array, layer: Index, offset: Index) -> KVCache:
         """Return the cache with rows k, v [N, K, D] written at slot `offset` of one layer."""
 
         def put(cache: jax.Array, rows: jax.Array) -> jax.Array:
@@ -48,6 +50,14 @@ class KVCache(NamedTuple):
             return jax.lax.dynamic_update_slice(cache, rows, (layer, 0, offset, 0))
 
         return jax.tree.map(put, self, KVCache.of_rows(k, v, self.dtype))
+
+    def rows(self, start: Index, count: int) -> KVCache:
+        """`count` slots from slot `start` on, of all layers."""
+        return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, start, count, axis=2), self)
+
+    def with_rows(self, rows: KVCache, start: Index) -> KVCache:
+        """The cache with the slots from `start` on replaced by those of `rows`, which has as many layers."""
+        return jax.tree.map(lambda part, new: jax.lax.dynamic_update_slice_in_dim(part, new, start, axis=2), self, rows)
 
     def padded(self, slots: int) -> KVCache:
         """The cache on the device with `slots` slots, at least its own number; those added hold zeros."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
@@ -175,6 +176,10 @@ def memory_bytes(device: Any, proc: Path = _PROC, groups: Path = _GROUPS) -> int
     """
     if device.platform != "cpu":
         return _stats(device).get("bytes_limit")
+    return _host_bytes(proc, groups)
+
+
+def _host_bytes(proc: Path, groups: Path) -> int | None:
     limits = list(_group_limits(proc, groups))
     free, used = _kilobytes(proc / "meminfo", "MemAvailable"), _kilobytes(proc / "self" / "status", "VmRSS")
     if free is not None and used is not None:
@@ -186,6 +191,16 @@ def used_bytes(device: Any, proc: Path = _PROC) -> int | None:
     """Bytes of that memory that this process uses now; None if unknown."""
     if device.platform != "cpu":
         return _stats(device).get("bytes_in_use")
+    return _host_used_bytes(proc)
+
+
+def free_host_bytes(proc: Path = _PROC, groups: Path = _GROUPS) -> float:
+    """Bytes of the host's memory that this process can still use, whatever its device; infinite if unknown."""
+    limit, used = _host_bytes(proc, groups), _host_used_bytes(proc)
+    return math.inf if limit is None or used is None else max(limit - used, 0)
+
+
+def _host_used_bytes(proc: Path) -> int | None:
     used = _kilobytes(proc / "self" / "status", "VmRSS")
     return None if used is None else 1024 * used
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import KVCache
-from vxl2_jax import hardware, planning, prefill
+from vxl2_jax import hardware, offload, planning, prefill
 from vxl2_jax import memory as memories
 from vxl2_jax.cache.pooling import check_compression, sparse_level
 from vxl2_jax.encode import layout_of, visual_tokens
@@ -25,9 +26,10 @@ from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, 
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import ResumeState, VideoMemory
 from vxl2_jax.models import quantised
-from vxl2_jax.options import WatchOptions
+from vxl2_jax.options import AUTO, HOST, WatchOptions
 from vxl2_jax.prefill import DenseCache, PrefillShape
 from vxl2_jax.runtime import Runtime
+from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
 from vxl2_jax.tensor_parallel import cache_sharding, device_bytes, mesh_of
@@ -91,20 +93,27 @@ def _watch(
     identity = memories.identity(shape, layout, rule, seconds, **scalars)
     if out is not None and Path(out).exists():
         return _load_same(out, identity, source.hash())
-    _check_fits(model, layout, len(source.seconds), compression, dtype)
+    place = _choose_place(model, layout, len(source.seconds), compression, dtype, options.dense_level)
     with ExitStack() as stack:
         writer = None
         if out is not None:
             writer = stack.enter_context(closing(MemoryFileWriter(out, identity, shape, stride=model.sizes.stride)))
         sizes = prefill.shape_for(layout, model.sizes.stride, dtype=dtype)
-        streams, first = prefill.empty(config, sizes, dtype, cache_sharding(model.params)), 0
-        if writer and writer.groups:
-            with timed(callbacks.timings, "read"):
-                streams, first = restore_streams(streams, writer.stored_level()), writer.groups
+        first = writer.groups if writer else 0
+        with timed(callbacks.timings, "read"):
+            stored = writer.stored_level() if writer and first else None
+            level: DenseCache | HostLevel
+            if place == HOST:
+                level = HostLevel.empty(layout, shape, sizes)
+                if stored:
+                    level.restore(stored)
+            else:
+                level = prefill.empty(config, sizes, dtype, cache_sharding(model.params))
+                level = restore_streams(level, stored) if stored else level
         first_frame = first * config.frames_per_group
-        streams, resume = _watch_strides(
+        level, resume = _watch_strides(
             model,
-            streams,
+            level,
             prefill.plan_strides(layout, rule, ids, sizes, first),
             source.batches(model.sizes.stride * config.frames_per_group, first_frame),
             layout,
@@ -114,10 +123,10 @@ def _watch(
             writer=writer,
         )
         with timed(callbacks.timings, "prefill"):
-            sparse = jax.block_until_ready(sparse_level(streams, layout, compression, config.language.rope_theta))
+            sparse = _sparse_level(model, level, layout, compression)
         with timed(callbacks.timings, "read"):
             read = {"video_hash": source.hash(), "distinct_frames": source.distinct, "notes": source.notes()}
-        memory = VideoMemory(streams, sparse, layout, rule, seconds=seconds, resume_state=resume, **scalars, **read)
+        memory = VideoMemory(level, sparse, layout, rule, seconds=seconds, resume_state=resume, **scalars, **read)
         if writer:
             with timed(callbacks.timings, "write"):
                 writer.finish(sparse, memory.sparse_length, memories.resume_arrays(resume), memory.facts())
@@ -153,11 +162,16 @@ def watch_more(
     per_stride = model.sizes.stride * per_group
     cuts = [0, *range(per_stride - len(resume.tokens) * per_group, len(unencoded), per_stride), len(unencoded)]
     total = memory.frames + len(frames)
-    _check_fits(model, layout, total, memory.compression, memory.dtype)
+    asked = HOST if isinstance(memory.dense, HostLevel) else AUTO
+    place = _choose_place(model, layout, total, memory.compression, memory.dtype, asked)
     sizes = prefill.shape_for(layout, model.sizes.stride, first, dtype=memory.dtype)
-    streams, resume = _watch_strides(
+    if place == HOST:
+        level = HostLevel.copy_of(memory.dense, layout, sizes)
+    else:
+        level = _copy_with_capacity(memory.dense_on_device(), sizes)
+    level, resume = _watch_strides(
         model,
-        _copy_with_capacity(memory.dense_on_device(), sizes),
+        level,
         prefill.plan_strides(layout, memory.rule, ids, sizes, first),
         (unencoded[begin:end] for begin, end in pairwise(cuts)),
         layout,
@@ -167,10 +181,10 @@ def watch_more(
         total=total,
     )
     with timed(callbacks.timings, "prefill"):
-        sparse = jax.block_until_ready(sparse_level(streams, layout, memory.compression, memory.rope_theta))
+        sparse = _sparse_level(model, level, layout, memory.compression)
     return replace(
         memory,
-        dense=streams,
+        dense=level,
         sparse=sparse,
         resume_state=resume,
         layout=layout,
@@ -187,7 +201,7 @@ def watch_more(
 
 def _watch_strides(
     model: Runtime,
-    streams: DenseCache,
+    level: DenseCache | HostLevel,
     strides: Sequence[prefill.Stride],
     batches: Iterator[np.ndarray],
     layout: Layout,
@@ -197,8 +211,8 @@ def _watch_strides(
     done: int = 0,
     known: jax.Array | None = None,
     writer: MemoryFileWriter | None = None,
-) -> tuple[DenseCache, ResumeState | None]:
-    """Pre-fill the strides into `streams`, which is donated.
+) -> tuple[DenseCache | HostLevel, ResumeState | None]:
+    """Pre-fill the strides into `level`, which is donated, or in host memory written in place.
 
     Args:
       batches: the frames of each stride.
@@ -206,11 +220,12 @@ def _watch_strides(
       known: tokens [g, V, E] of the first stride's first groups, whose frames are not in its batch.
 
     Returns:
-      (the streams, what extending the memory needs).
+      (the level, what extending the memory needs).
     """
     hardware.clear_jit_caches()  # each length of video compiles its own programs
     config, per_group = model.config, model.config.frames_per_group
-    timings, resume, kernel = callbacks.timings, None, model.kernel_for(streams.visual.dtype)
+    streams = level.streams if isinstance(level, HostLevel) else level
+    timings, resume, kernel = callbacks.timings, None, model.kernel_for(np.dtype(streams.visual.dtype))
     with closing(prefetch(batches)) as ahead:
         for stride in strides:
             with timed(timings, "read"):
@@ -218,12 +233,15 @@ def _watch_strides(
             with timed(timings, "vision"):
                 tokens = visual_tokens(model, frames, known).block_until_ready()
             with timed(timings, "prefill"):
-                streams, _ = prefill.run_stride(model.params, config, streams, stride, tokens, kernel=kernel)
-                jax.block_until_ready(streams)
+                if isinstance(level, HostLevel):
+                    offload.run_stride(model.params, config, level, stride, tokens, kernel)
+                else:
+                    level, _ = prefill.run_stride(model.params, config, level, stride, tokens, kernel=kernel)
+                    jax.block_until_ready(level)
             begin = int(stride.visual_offset) // layout.visual
             if writer:
                 with timed(timings, "write"):
-                    writer.append(streams, begin, min(begin + model.sizes.stride, layout.groups))
+                    writer.append(level, begin, min(begin + model.sizes.stride, layout.groups))
             done += len(frames)
             if callbacks.progress:
                 callbacks.progress(done, total)
@@ -233,19 +251,33 @@ def _watch_strides(
             if whole < model.sizes.stride:
                 resume = ResumeState(tokens[:whole], frames[len(frames) - incomplete :].copy())
             known = None
-    return streams, resume
+    return level, resume
 
 
-def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int, cache_dtype: np.dtype) -> None:
-    """Raise TooLongError if a memory of this layout, or a question about it, would not fit the device."""
+def _sparse_level(model: Runtime, level: DenseCache | HostLevel, layout: Layout, compression: int) -> KVCache:
+    theta = model.config.language.rope_theta
+    if isinstance(level, HostLevel):
+        return offload.sparse_level(level, compression, theta, cache_sharding(model.params))
+    return jax.block_until_ready(sparse_level(level, layout, compression, theta))
+
+
+def _choose_place(
+    model: Runtime, layout: Layout, frames: int, compression: int, cache_dtype: np.dtype, asked: str
+) -> str:
+    """Where the dense level of a memory will be: DEVICE or HOST.
+
+    Raises TooLongError if watching a video of this layout, or a question about it, would not fit.
+    """
     device, mesh, weights_bytes = hardware.device(), mesh_of(model.params), device_bytes(model.params)
-    planning.check_memory(
+    place, reason = planning.choose_place(
         model.config,
         layout,
+        asked,
         frames=frames,
         weights_bytes=weights_bytes,
         used_bytes=hardware.used_bytes(device) or weights_bytes,
         limit_bytes=hardware.memory_bytes(device),
+        free_host_bytes=None if device.platform == "cpu" else hardware.free_host_bytes(),
         compression=compression,
         itemsize=model.dtype.itemsize,
         cache=quantised.INT8 if cache_dtype == jnp.int8 else quantised.WIDE,
@@ -255,6 +287,9 @@ def _check_fits(model: Runtime, layout: Layout, frames: int, compression: int, c
         kernel=model.kernel_for(cache_dtype),
         compiler=hardware.compiler_for(device),
     )
+    if reason:
+        logging.getLogger("vxl2_jax").warning("%s", reason)
+    return place
 
 
 def _load_same(path: str | Path, identity: dict[str, Any], video_hash: str) -> VideoMemory:

@@ -17,15 +17,17 @@ import numpy as np
 from flax import struct
 
 from pallas_kernels.attention import KVCache
-from vxl2_jax import notebook, prefill
+from vxl2_jax import notebook, offload, prefill
 from vxl2_jax.cache.pooling import sparse_capacity, sparse_level
 from vxl2_jax.errors import RequestError
 from vxl2_jax.files import check_path
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import memory_file
+from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape, StoredLevel
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
+from vxl2_jax.tensor_parallel import cache_sharding
 from vxl2_jax.text.typed import printable
 
 
@@ -45,7 +47,7 @@ class VideoMemory:
     """A pytree, static except for `dense`, `sparse` and `resume_state`.
 
     Attributes:
-      dense: both streams on the device; of a memory on disk, a level that reads chunks from the file on demand.
+      dense: both streams on the device; or a level in host memory or on disk, of which chunks are loaded on demand.
       sparse: the pooled level [L, K, S, D].
       layout, rule: positions and visibility of the tokens.
       compression: visual tokens pooled into one.
@@ -61,7 +63,7 @@ class VideoMemory:
       resume_state: what `watch_more` needs, if anything.
     """
 
-    dense: DenseCache | StoredLevel
+    dense: DenseCache | HostLevel | StoredLevel
     sparse: KVCache
     layout: Layout = struct.field(pytree_node=False)
     rule: PrefillRule = struct.field(pytree_node=False)
@@ -105,8 +107,12 @@ class VideoMemory:
 
     def _facts(self) -> dict[str, str]:
         kept, causal = attention_pairs(self.layout, self.rule)
-        device = jax.tree.leaves((self.dense, self.sparse) if isinstance(self.dense, DenseCache) else self.sparse)
-        where = "on the device" if isinstance(self.dense, DenseCache) else "on the device, dense level on disk"
+        device = jax.tree.leaves((self.dense, self.sparse))  # levels elsewhere are no leaves
+        where = "on the device"
+        if isinstance(self.dense, HostLevel):
+            where += f", dense level of {self.dense.nbytes / 1e6:,.1f} MB in host memory"
+        elif isinstance(self.dense, StoredLevel):
+            where += ", dense level on disk"
         return {
             "": f"{self.frames:,} frames",
             "length": f"{self.end_s:,.1f} s",
@@ -118,9 +124,12 @@ class VideoMemory:
 
     def with_compression(self, compression: int) -> VideoMemory:
         """The same memory with another sparse level."""
-        dense = self.dense_on_device()
-        sparse = sparse_level(dense, self.layout, compression, self.rope_theta)
-        return dataclasses.replace(self, dense=dense, sparse=sparse, compression=compression)
+        if isinstance(self.dense, DenseCache):
+            sparse = sparse_level(self.dense, self.layout, compression, self.rope_theta)
+        else:
+            placed = cache_sharding(self.sparse)
+            sparse = offload.sparse_level(self.dense_on_host(), compression, self.rope_theta, placed)
+        return dataclasses.replace(self, sparse=sparse, compression=compression)
 
     def resident(self) -> VideoMemory:
         """The memory with its dense level on the device; see `dense_on_device`."""
@@ -128,23 +137,34 @@ class VideoMemory:
         return self if on_device else dataclasses.replace(self, dense=self.dense_on_device())
 
     def dense_on_device(self) -> DenseCache:
-        """The dense level. Of a memory on disk, the whole level is read now.
+        """The dense level. One in host memory or on disk is copied to the device as a whole.
 
         Raises RequestError for a damaged file.
         """
         if isinstance(self.dense, DenseCache):
             return self.dense
+        if isinstance(self.dense, HostLevel):
+            return jax.tree.map(jnp.array, self.dense.streams)
         shape = self.dense.shape
         sizes = prefill.shape_for(self.layout, memory_file.GROUPS_PER_RECORD, dtype=shape.dtype)
         streams = prefill.empty_streams(shape.layers, shape.kv_heads, shape.head_width, sizes, shape.dtype)
         return restore_streams(streams, self.dense)
+
+    def dense_on_host(self) -> HostLevel:
+        """The dense level in host memory. Raises RequestError for a damaged file."""
+        if isinstance(self.dense, HostLevel):
+            return self.dense
+        sizes = prefill.shape_for(self.layout, memory_file.GROUPS_PER_RECORD, dtype=self.dtype)
+        return HostLevel.copy_of(self.dense, self.layout, sizes)
 
     def save(self, path: str | Path) -> None:
         """Write a memory file. An existing file is replaced only when all is written.
 
         Raises RequestError if the file cannot be written.
         """
-        path, dense = check_path(path, "the memory file"), self.dense_on_device()
+        path, dense = check_path(path, "the memory file"), self.dense
+        if isinstance(dense, StoredLevel):
+            dense = self.dense_on_host()
         writer = MemoryFileWriter(path, self.identity(), CacheShape.of(self.sparse), resume=False)
         try:
             writer.append(dense, 0, self.layout.groups)

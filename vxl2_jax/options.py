@@ -198,6 +198,9 @@ def options_of(cls: type) -> tuple[Option, ...]:
 
 CACHES = (WIDE, INT8)
 """How keys and values can be held."""
+AUTO, DEVICE, HOST = "auto", "device", "host"
+PLACES = (AUTO, DEVICE, HOST)
+"""Where the dense level of a memory can be."""
 MAX_CHUNK_SIZE, CHUNKS = 4, 16
 """The default chunk size, and the number of chunks that shorter videos are divided into. So there is something to select:
 with the default top_k, 6 of at least 16 chunks are dense, unless the video has fewer than 16 groups."""
@@ -252,6 +255,13 @@ class WatchOptions:
         "KIND",
         f"how keys and values are held: {WIDE}, in the model's dtype, or {INT8}, in half the bytes of 16-bit ones",
         choices=CACHES,
+    )
+    dense_level: str = _option(
+        AUTO,
+        "PLACE",
+        f"where keys and values of single tokens are held: {DEVICE}; {HOST}, in the memory of the host, from which they are "
+        f"copied layer by layer (slower, the same results); or {AUTO}: in that of the host only if the device has no room",
+        choices=PLACES,
     )
 
     @property

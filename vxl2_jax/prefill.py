@@ -141,10 +141,72 @@ def run_stride(
     later tokens read.
     """
     lm, language = config.language, params["language"]
-    ids = jnp.asarray(stride.ids)
-    visual = visual_tokens.reshape(-1, lm.width).astype(qwen2.dtype_of(language))
-    x = jnp.concatenate([visual, qwen2.embed(language, lm, ids)])
-    count = x.shape[0] - ids.shape[0]
+    x = _inputs(language, config, stride, visual_tokens)
+    attend = _attend(config, stride, kernel, streams)
+    x, streams = qwen2.run_layers(language, lm, x, attend, streams, last_keys_only=not keep_hidden)
+    return streams, x if keep_hidden else None
+
+
+@program(static=("config",))
+def stride_inputs(
+    params: Any, config: ModelConfig, stride: Stride, visual_tokens: Float[Array | np.ndarray, "stride V E"]
+) -> Float[Array, "rows E"]:
+    """The residual stream before the first layer of a stride, for `run_stride_layer`."""
+    return qwen2.residual_stream(_inputs(params["language"], config, stride, visual_tokens))
+
+
+@program(static=("config", "stacked", "keys_only", "kernel"), donated=("x", "streams"))
+def run_stride_layer(
+    params: Any,
+    config: ModelConfig,
+    layer: Int[Array | np.ndarray, ""],
+    x: Float[Array, "rows E"],
+    streams: DenseCache,
+    stride: Stride,
+    *,
+    stacked: bool,
+    keys_only: bool,
+    kernel: Kernel = REFERENCE,
+) -> tuple[Float[Array, "rows E"], DenseCache, DenseCache]:
+    """Feed one stride through one layer. `run_stride` computes the same for all layers at once.
+
+    Args:
+      params: {"language": {"layers": …}} with the parameters of this layer, or (`stacked`) of all layers.
+      config: geometry.
+      layer: the number of the layer.
+      x: the residual stream, which is donated.
+      streams: the cache of this layer alone (L = 1), which is donated.
+      stride: what the stride feeds.
+      stacked: see `params`.
+      keys_only: for the last layer, see `qwen2.DecoderLayer`.
+      kernel: the attention kernel.
+
+    Returns:
+      (the residual stream after the layer, the cache with the stride's rows, these rows alone).
+    """
+    layers = params["language"]["layers"]
+    own = qwen2.layer_of(layers, layer) if stacked else layers
+    attend = _attend(config, stride, kernel, streams)
+
+    def attend_here(q: Array, k: Array, v: Array, cache: DenseCache) -> tuple[Array, DenseCache]:
+        return attend(q, k, v, cache, jnp.int32(0))
+
+    x, streams = qwen2.run_layer(own, config.language, x, attend_here, streams, keys_only)
+    counts = len(x) - len(stride.ids), len(stride.ids)
+    offsets = stride.visual_offset, stride.global_offset
+    rows = (stream.rows(*where) for stream, *where in zip(streams, offsets, counts, strict=True))
+    return x, streams, DenseCache(*rows)
+
+
+def _inputs(language: Any, config: ModelConfig, stride: Stride, visual_tokens: Array | np.ndarray) -> Array:
+    """The embeddings of a stride: its visual tokens, then its global ones."""
+    visual = visual_tokens.reshape(-1, config.language.width).astype(qwen2.dtype_of(language))
+    return jnp.concatenate([visual, qwen2.embed(language, config.language, jnp.asarray(stride.ids))])
+
+
+def _attend(config: ModelConfig, stride: Stride, kernel: Kernel, streams: DenseCache) -> qwen2.AttendLayer:
+    """How a layer attends: it writes the stride's rows into the cache, then reads the key ranges of the stride."""
+    lm, count = config.language, len(stride.positions) - len(stride.ids)
     cos, sin = (table[:, None] for table in rotation(stride.positions, lm.head_width, lm.rope_theta))
     # Visual rows read a window, global rows everything before them: separately, each kind fills the device.
     parts = (slice(None, count), slice(count, None))
@@ -155,7 +217,7 @@ def run_stride(
         for part in parts
     ]
 
-    def attend(q, k, v, cache, layer):
+    def attend(q: Array, k: Array, v: Array, cache: DenseCache, layer: Array) -> tuple[Array, DenseCache]:
         k, q = rotate(k, cos, sin), rotate(q, cos, sin)
         visual = cache.visual.write(k[:count], v[:count], layer, stride.visual_offset)
         global_ = cache.global_.write(k[count:], v[count:], layer, stride.global_offset)
@@ -165,5 +227,4 @@ def run_stride(
         ]
         return jnp.concatenate(out), DenseCache(visual, global_)
 
-    x, streams = qwen2.run_layers(language, lm, x, attend, streams, last_keys_only=not keep_hidden)
-    return streams, x if keep_hidden else None
+    return attend

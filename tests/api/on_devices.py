@@ -70,10 +70,10 @@ def main(directory: str, ways: str, weights: str, cache: str, extent: str) -> No
         for model, memory in zip((one, split), memories, strict=True)
     ]
     streamed = "".join(split.stream(memories[1], QUESTIONS[0], max_new_tokens=6, chunk_size=4))
-    try:  # interrupted after the first stride, and watched on
+    try:  # interrupted after the first stride, and watched on with the dense level in host memory
         split.watch((frames, seconds), cache=cache, out=folder / "whole", progress=stop)
     except KeyboardInterrupt:
-        resumed = split.watch((frames, seconds), cache=cache, out=folder / "whole")
+        resumed = split.watch((frames, seconds), cache=cache, out=folder / "whole", dense_level="host")
     memories[1].save(folder / "memory")
     stored = VideoMemory.load(folder / "memory")
     moved = [model.ask(stored, QUESTIONS[:3], max_new_tokens=6, chunk_size=4) for model in (one, split)]

@@ -4,12 +4,14 @@
     python tests/targets/compile_model.py v5e int8
     python tests/targets/compile_model.py v5e int8 4096 int8
     python tests/targets/compile_model.py t4 int8 4096 int8 2
+    python tests/targets/compile_model.py v5e int8 9000 int8 1 host
 
-Arguments: the machine, and if wanted the weights, the frames, the cache (wide or int8) and over how many devices the model
-is split. Bytes are then those of one device, and lines have the number of collectives in each program.
+Arguments: the machine, and if wanted the weights, the frames, the cache (wide or int8), over how many devices the model is
+split, and where the dense level is (device or host). Bytes are then those of one device, and lines have the number of collectives in each program.
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
-the memory of 2,048 frames, and the vision half. Weights are abstract. Every line has the memory that XLA plans, the
+the memory of 2,048 frames, and the vision half. With the dense level in host memory, one layer of a stride and the pooling of
+one layer take the place of all layers. Weights are abstract. Every line has the memory that XLA plans, the
 device's, the prediction of `vxl2_jax.planning.memory_model`, and the copies that the program makes of weights and caches.
 A program that does not fit is compiled with half the layers.
 """
@@ -21,6 +23,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import hlo
@@ -42,10 +45,13 @@ from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models import quantised
 from vxl2_jax.models.quantised import INT8, WIDE
+from vxl2_jax.options import DEVICE, HOST
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.memory_model import Workload
 from vxl2_jax.relevance import selection
 from vxl2_jax.sampling import Sampling
+from vxl2_jax.storage.host_level import HostLevel
+from vxl2_jax.storage.memory_file import CacheShape
 
 CONFIG, RULE = video_xl_2(), PrefillRule()
 FRAMES, COMPRESSION, CHUNK_SIZE, TOP_K = 2048, 4, 4, 4
@@ -64,7 +70,7 @@ class Program(NamedTuple):
 
 
 def real_size(
-    device: Any, layers: int, weights: str = WIDE, frames: int = FRAMES, cache: str = WIDE
+    device: Any, layers: int, weights: str = WIDE, frames: int = FRAMES, cache: str = WIDE, place: str = DEVICE
 ) -> tuple[ModelConfig, Layout, Workload]:
     """The model with this number of language model layers, and the workload as the device runs it."""
     config = dataclasses.replace(CONFIG, language=dataclasses.replace(CONFIG.language, layers=layers))
@@ -79,6 +85,7 @@ def real_size(
         max_new_tokens=ANSWER,
         weights=weights,
         cache=cache,
+        dense_level=place,
         sizes=suits.sizes_for(device),
         kernel=kernel,
         compiler=suits.compiler_for(device),
@@ -127,22 +134,42 @@ def programs(
 
     cached = jnp.dtype(jnp.int8) if settings.cache == INT8 else dtype
     room = prefill.shape_for(layout, sizes.stride, dtype=cached)
-    streams = placed(jax.eval_shape(lambda: prefill.empty(config, room, cached)))
+    host, held = settings.dense_level == HOST, 1 if settings.dense_level == HOST else lm.layers
+    streams = placed(jax.eval_shape(lambda: prefill.empty_streams(held, lm.kv_heads, lm.head_width, room, cached)))
+    here = {name: held * count // lm.layers for name, count in cache.items()}  # of the layers that a program has
     stride = placed(prefill.plan_strides(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
     tokens = abstract((sizes.stride, config.visual_tokens, lm.width), dtype)
-    yield Program(
-        "pre-fill stride",
-        lambda: prefill.run_stride.lower(params, config, streams, stride, tokens, kernel=kernel),
-        language - unread + cache["dense"] + made["pre-fill"],
-        weights + shapes(streams),
-    )
+    if host:
+        stacked = not settings.compiler.separate_layers
+        layers = params["language"]["layers"] if stacked else layer
+        x = placed(
+            jax.ShapeDtypeStruct((stride.positions.shape[0], lm.width), jnp.float32 if dtype == jnp.float16 else dtype)
+        )
+        run = partial(prefill.run_stride_layer.lower, stacked=stacked, keys_only=False, kernel=kernel)
+        yield Program(
+            "pre-fill layer",
+            lambda: run({"language": {"layers": layers}}, config, abstract((), jnp.int32), x, streams, stride),
+            bytes_of(layers) + here["dense"] + made["pre-fill"],
+            weights + shapes(streams),
+        )
+    else:
+        yield Program(
+            "pre-fill stride",
+            lambda: prefill.run_stride.lower(params, config, streams, stride, tokens, kernel=kernel),
+            language - unread + cache["dense"] + made["pre-fill"],
+            weights + shapes(streams),
+        )
 
     def make(s):
         return sparse_level(s, layout, settings.compression, lm.rope_theta)
 
     sparse, pool = traced(make, "_pool", pooling, streams)
-    sparse = placed(sparse)
-    yield Program("pooling", lambda: pool(placed), cache["dense"] + cache["sparse"] + made["pooling"])
+    yield Program("pooling", lambda: pool(placed), here["dense"] + here["sparse"] + made["pooling"])
+
+    sparse = placed(jax.tree.map(lambda a: jax.ShapeDtypeStruct((lm.layers, *a.shape[1:]), a.dtype), sparse))
+    if host:
+        shape = CacheShape(lm.layers, lm.kv_heads, lm.head_width, cached.name)
+        streams = HostLevel.empty(layout, shape, room)
 
     remembered = VideoMemory(
         dense=streams,
@@ -170,16 +197,17 @@ def programs(
     chunks = layout.chunks(settings.chunk_groups(layout))
     interior = np.arange(2, chunks, max(chunks // settings.top_k, 1))[: settings.top_k]
     dense = selection.dense_chunks(chunks, interior)
-    read = cache["dense"] + cache["sparse"]
+    loaded = memory_model.loaded_bytes(config, layout, settings) if host else cache["dense"]
     mixture = views.mixed_view(remembered, settings.chunk_groups(layout), dense[None], kernel)
+    mixture = mixture._replace(streams=placed(mixture.streams))
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
     yield Program(
         "question and answer",
         lambda: decode.generate.lower(
             params, config, mixture, ids, count, Sampling(), key, max_new=settings.max_new_tokens, kernel=kernel
         ),
-        language + head + read + made["question"],
-        weights + shapes((streams, sparse)),
+        language + head + loaded + cache["sparse"] + made["question"],
+        weights + shapes(mixture.streams),
     )
 
     side, per_group = config.vision.image_size, config.frames_per_group
@@ -225,13 +253,20 @@ def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, 
     return shape, lambda placed: jitted.lower(*placed(args), **options)
 
 
-def main(name: str, weights: str = WIDE, frames: str = str(FRAMES), cache: str = WIDE, ways: str = "1") -> None:
+def main(
+    name: str,
+    weights: str = WIDE,
+    frames: str = str(FRAMES),
+    cache: str = WIDE,
+    ways: str = "1",
+    place: str = DEVICE,
+) -> None:
     """Compile every program and print the results."""
     device, limit = topology(name).devices[0], MEMORY_GB[name]
     whole, dtype = CONFIG.language.layers, dtype_for(device)
 
     def sized(layers: int) -> tuple[ModelConfig, Layout, Workload]:
-        return real_size(device, layers, weights, int(frames), cache)
+        return real_size(device, layers, weights, int(frames), cache, place)
 
     with machine(name, int(ways)) as abstract:
         half = {program.name: program for program in programs(abstract, *sized(whole // 2), dtype, int(ways))}
@@ -243,6 +278,7 @@ def main(name: str, weights: str = WIDE, frames: str = str(FRAMES), cache: str =
                 "cache": cache,
                 "frames": int(frames),
                 "devices": int(ways),
+                "dense_level": place,
                 "program": program.name,
                 "layers": whole,
                 "memory_gb": limit,

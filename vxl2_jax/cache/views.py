@@ -16,6 +16,7 @@ from vxl2_jax.buckets import bucket
 from vxl2_jax.cache.plan import LEVELS, plan_segments, relocate
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.prefill import DenseCache
+from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import StoredLevel
 
 MAX_BATCH = 16
@@ -73,7 +74,7 @@ def mixed_view(
     """For each question, its chunks `dense` of the dense level and the others of the sparse level.
 
     Args:
-      memory: a memory on disk is read for the chunks that are dense.
+      memory: of a dense level in host memory or on disk, the chunks that are dense are loaded.
       dense: chunk 0 is the prefix. Prefix, first and last chunk are dense for every real question. A row whose prefix is
         not marked is a question that fills up the batch and reads nothing.
       interior_capacity: for how many dense chunks per question, besides first and last, the arrays have room. Shapes, and
@@ -82,7 +83,7 @@ def mixed_view(
     """
     layout, levels = memory.layout, memory.dense
     each = [plan_segments(layout, memory.compression, chunk_size, row) if row[0] else no_segments(3) for row in dense]
-    if isinstance(levels, StoredLevel):
+    if not isinstance(levels, DenseCache):
         groups = np.flatnonzero(groups_read(memory, chunk_size, dense))
         levels = load_groups(levels, groups)
         each = [relocate(segments, layout, groups) for segments in each]
@@ -96,9 +97,8 @@ def groups_read(memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B
     return memory.layout.dense_groups(chunk_size, dense).any(axis=0)
 
 
-def load_groups(level: StoredLevel, groups: Int[np.ndarray, " n"]) -> DenseCache:
-    """The prefix and some groups of a level on disk, on the device, in caches of rounded capacity."""
-
+def load_groups(level: HostLevel | StoredLevel, groups: Int[np.ndarray, " n"]) -> DenseCache:
+    """The prefix and some groups of a level in host memory or on disk, on the device, in caches of rounded capacity."""
     streams = level.gather(groups)
     return DenseCache(*(stream.padded(aligned(bucket(stream.slots, minimum=128), stream.dtype)) for stream in streams))
 

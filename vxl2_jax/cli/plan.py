@@ -9,9 +9,8 @@ from typing import Any
 from vxl2_jax import hardware, planning, tensor_parallel
 from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, add_weights, given
 from vxl2_jax.errors import RequestError
-from vxl2_jax.loading import AUTO
 from vxl2_jax.models.quantised import SETTINGS, WIDE
-from vxl2_jax.options import AskOptions, WatchOptions
+from vxl2_jax.options import AUTO, DEVICE, HOST, AskOptions, WatchOptions
 from vxl2_jax.planning import reading
 from vxl2_jax.video.reader import default_threads
 
@@ -21,6 +20,7 @@ _EXAMPLES = """examples:
   vxl2 plan --frames 10000 --device h200 --model BAAI/Video-XL-2
   vxl2 plan --frames 1024 --device t4 --model BAAI/Video-XL-2 --weights int8
   vxl2 plan --frames 4096 --device v5e --model BAAI/Video-XL-2 --weights int8 --cache int8
+  vxl2 plan --frames 9000 --device v5e --model BAAI/Video-XL-2 --weights int8 --cache int8 --dense-level host
   vxl2 plan --frames 4096 --device t4 --mesh model=2 --model BAAI/Video-XL-2 --weights int8 --cache int8
   vxl2 plan --frames 600 --device here --model BAAI/Video-XL-2
   vxl2 plan --frames 2048 --model BAAI/Video-XL-2 --fps 0.5 --block-size 4 --prev-blocks none --device a100-40 --json
@@ -63,7 +63,12 @@ def add(commands: Any, help: str) -> None:
     )
     add_number(plan, "cores", metavar="N", help="CPU cores that decode (default: those of this machine, at most 16)")
     plan.add_argument("--json", action="store_true", help="print a single JSON document on standard output")
-    add_options(plan, WatchOptions, "watching", names=("fps", "block_size", "prev_blocks", "compression", "cache"))
+    add_options(
+        plan,
+        WatchOptions,
+        "watching",
+        names=("fps", "block_size", "prev_blocks", "compression", "cache", "dense_level"),
+    )
     add_options(plan, AskOptions, "asking", names=("top_k", "chunk_size"))
 
 
@@ -108,11 +113,21 @@ def run(args: argparse.Namespace) -> None:
         "chunk_size": ask.chunk_size,
         "top_k": ask.top_k,
     }
-    plan = planning.plan(config, layout, watch.rule, **workload, **device.settings(config, itemsize, watch.cache))
+    fields = {**workload, **device.settings(config, itemsize, watch.cache)}
+    places = (DEVICE, HOST) if watch.dense_level == AUTO else (watch.dense_level,)
+    plans = {place: planning.plan(config, layout, watch.rule, dense_level=place, **fields) for place in places}
+    # As `watch` chooses: in the memory of the host only if the device has no room, and a CPU's memory is the host's.
+    fitting = [
+        place for place in places if plans[place].fits(device) and not (place == HOST and device.platform == "cpu")
+    ]
+    place = (*fitting, places[0])[0]
+    workload["dense_level"], plan = place, plans[place]
     fits = plan.fits(device)
     other = {"itemsize": itemsize, **workload}
     advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, args.frames, **other)
-    document = render.plan_data(plan, {"weights": weights, "cache": watch.cache}, args.device, device, fits, advice)
+    document = render.plan_data(
+        plan, {"weights": weights, "cache": watch.cache, "dense_level": place}, args.device, device, fits, advice
+    )
     document["fitting_settings"] = planning.fitting_settings(config, layout, device, **other)
     seconds = round(reading.cpu_seconds(film, args.frames, watch.fps) / cores, 2)
     is_wall = document["seconds"] is not None and seconds > document["seconds"]

@@ -152,7 +152,7 @@ def _timeline(answer: Answer, max_chunks: int = 24) -> RenderableType:
 def plan_data(
     plan: Plan, held: Mapping[str, str], name: str, device: DeviceSpec, fits: bool, advice: str
 ) -> dict[str, Any]:
-    """One JSON-ready document of a plan for a device. held: how weights and cache are held."""
+    """One JSON-ready document of a plan for a device. held: how weights and cache are held, and where the dense level is."""
     kept, causal = plan.attention_pairs_kept, plan.attention_pairs_causal
     mixed, dense = plan.cache_bytes
     return {
@@ -171,6 +171,8 @@ def plan_data(
         "bytes_by_phase": plan.phases,
         "peak_phase": plan.peak_phase,
         "peak_bytes": plan.peak_bytes,
+        "host_bytes": plan.host_bytes,
+        "host_traffic_bytes": plan.host_traffic,
         "device": name,
         "device_memory_gb": device.memory_gb,
         "seconds": None if math.isnan(device.tflops) else round(plan.seconds(device), 4),
@@ -207,6 +209,9 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     place = f"each of {document['devices']} × {place}" if document["devices"] > 1 else place
     available = f"{document['device_memory_gb']} GB on {place}"
     table.add_row("peak", f"{gb(document['peak_bytes'])} of {available} ({document['peak_phase']})")
+    if document["host_bytes"]:
+        moved = f"{gb(document['host_traffic_bytes'])} are copied to the device while watching"
+        table.add_row("dense level", f"{gb(document['host_bytes'])} in host memory; {moved}")
     if document["seconds"] is not None:
         table.add_row("floor", f"{document['seconds']:,.2f} s")
     read = document["reading"]

@@ -61,9 +61,10 @@ COMPRESSION = 4
 def watch_settings(watch: Mapping[str, Any]) -> dict[str, Any]:
     """Options of watching that may change results: those given, and the defaults of all others.
 
-    The number of threads changes nothing, and may differ where a run is resumed.
+    The number of threads and the place of the dense level change nothing, and may differ where a run is resumed.
     """
-    return {name: value for name, value in {**asdict(WatchOptions()), **watch}.items() if name != "read_threads"}
+    same = ("read_threads", "dense_level")
+    return {name: value for name, value in {**asdict(WatchOptions()), **watch}.items() if name not in same}
 
 
 def released(name: str, mode: str) -> tuple[dict[str, Any], dict[str, Any]]:

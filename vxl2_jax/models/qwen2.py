@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
+from pallas_kernels.kv_cache import Index
 from vxl2_jax.config import LanguageConfig
 from vxl2_jax.models import quantised
 from vxl2_jax.models.linear import Linear
@@ -144,8 +145,6 @@ def run_layers(
 ) -> tuple[Float[Array, "*N E"], Any]:
     """Run all layers: as a scan if their parameters are stacked, otherwise one after another.
 
-    A residual stream in float16 is widened to float32: sums of all layers may exceed float16's largest number, 65,504.
-
     Args:
       params: {"layers": parameters stacked along axis 0, or a tuple with those of each layer, …}.
       config: geometry.
@@ -159,8 +158,7 @@ def run_layers(
     Returns:
       The residual stream after the last layer (before it, with `last_keys_only`) and the final state.
     """
-    module = DecoderLayer(config)
-    x = x.astype(jnp.float32) if x.dtype == jnp.float16 else x
+    x = residual_stream(x)
 
     def step(carry: tuple, layer_inputs: tuple, keys_only: bool = False) -> tuple[tuple, None]:
         x, state = carry
@@ -169,7 +167,7 @@ def run_layers(
         def attend_here(q: Array, k: Array, v: Array, state: Any) -> tuple[Array, Any]:
             return attend(q, k, v, state, layer)
 
-        return module.apply({"params": layer_params}, x, attend_here, state, keys_only), None
+        return run_layer(layer_params, config, x, attend_here, state, keys_only), None
 
     stack, count = params["layers"], config.layers
     if isinstance(stack, tuple):
@@ -182,11 +180,31 @@ def run_layers(
         return jax.lax.scan(body, (x, state), (stack, jnp.arange(count)))[0]
 
     # Index the stack inside the loop: slicing it before the loop would copy every parameter.
-    def layer_params(layer: int | Array) -> Params:
-        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), stack)
+    carry, _ = jax.lax.scan(lambda c, i: step(c, (layer_of(stack, i), i)), (x, state), jnp.arange(count - 1))
+    return step(carry, (layer_of(stack, count - 1), jnp.int32(count - 1)), keys_only=True)[0]
 
-    carry, _ = jax.lax.scan(lambda c, i: step(c, (layer_params(i), i)), (x, state), jnp.arange(count - 1))
-    return step(carry, (layer_params(count - 1), jnp.int32(count - 1)), keys_only=True)[0]
+
+def run_layer(
+    layer_params: Params,
+    config: LanguageConfig,
+    x: Float[Array, "*N E"],
+    attend: Attend,
+    state: Any = None,
+    keys_only: bool = False,
+) -> tuple[Float[Array, "*N E"], Any]:
+    """Run one layer; see `DecoderLayer`."""
+    return DecoderLayer(config).apply({"params": layer_params}, x, attend, state, keys_only)
+
+
+def layer_of(stack: Params, layer: Index) -> Params:
+    """The parameters of one layer of a stack."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, layer, keepdims=False), stack)
+
+
+def residual_stream(x: Float[Array, "*N E"]) -> Float[Array, "*N E"]:
+    """Embeddings as the input of the first layer: float16 is widened to float32, because sums of all layers may exceed
+    float16's largest number, 65,504."""
+    return x.astype(jnp.float32) if x.dtype == jnp.float16 else x
 
 
 def separate_layers(params: Params) -> Params:

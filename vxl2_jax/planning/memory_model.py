@@ -15,7 +15,7 @@ from pallas_kernels import kv_cache
 from pallas_kernels.attention import REFERENCE, Kernel
 from pallas_kernels.attention.tile_sizes import TileSizes
 from pallas_kernels.decode import QUESTION_ROWS, item_count
-from vxl2_jax import prefill, tensor_parallel
+from vxl2_jax import offload, prefill, tensor_parallel
 from vxl2_jax.buckets import bucket, round_up
 from vxl2_jax.cache.pooling import sparse_capacity
 from vxl2_jax.checkpoints import huggingface
@@ -23,7 +23,7 @@ from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import LARGE, BatchSizes, CompilerTraits
 from vxl2_jax.layout import Layout, pooled
 from vxl2_jax.models import quantised
-from vxl2_jax.options import AskOptions, WatchOptions, chunk_size_for
+from vxl2_jax.options import DEVICE, HOST, AskOptions, WatchOptions, chunk_size_for
 
 _F32 = 4
 
@@ -35,6 +35,7 @@ class Workload(NamedTuple):
       question_tokens: of the question and the prompt around it.
       itemsize: bytes of a wide weight, an activation and a wide cached number.
       weights: one of `models.quantised.SETTINGS`; cache: one of `options.CACHES`.
+      dense_level: DEVICE or HOST of `options.PLACES`.
       devices: over how many the model is sharded (see `tensor_parallel`). All bytes are those of one device.
       sizes, kernel, compiler: the batch sizes, the attention kernel and what is known of XLA on the device.
     """
@@ -47,6 +48,7 @@ class Workload(NamedTuple):
     itemsize: int = 2
     weights: str = quantised.WIDE
     cache: str = quantised.WIDE
+    dense_level: str = DEVICE
     devices: int = 1
     sizes: BatchSizes = LARGE
     kernel: Kernel = REFERENCE
@@ -88,13 +90,28 @@ def cached_tokens(layout: Layout, workload: Workload) -> tuple[int, int]:
 
 
 def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
-    """Bytes of the dense and of the sparse level."""
+    """Bytes of the dense and of the sparse level, wherever they are."""
     config = tensor_parallel.shard_config(config, workload.devices)
     capacity, slot = _capacity(layout, workload), token_bytes(config, workload)
     return {
         "dense": slot * (capacity.visual + capacity.global_),
         "sparse": slot * sparse_capacity(layout, workload.compression, workload.cache_dtype),
     }
+
+
+def host_bytes(config: ModelConfig, layout: Layout, workload: Workload) -> int:
+    """Bytes of the dense level in the memory of the host: of all devices' shares."""
+    return caches(config, layout, workload._replace(devices=1))["dense"] if workload.dense_level == HOST else 0
+
+
+def loaded_bytes(config: ModelConfig, layout: Layout, workload: Workload) -> int:
+    """Bytes of the chunks that one question loads from a dense level in the memory of the host."""
+    if workload.top_k is None:
+        return caches(config, layout, workload)["dense"]
+    groups = min((workload.top_k + 2) * workload.chunk_groups(layout), layout.groups)
+    lengths = groups * layout.visual, layout.prefix + groups * max(layout.timestamp_lengths, default=0)
+    slots = sum(kv_cache.aligned(bucket(length, minimum=128), workload.cache_dtype) for length in lengths)
+    return slots * token_bytes(tensor_parallel.shard_config(config, workload.devices), workload)
 
 
 def programs(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
@@ -121,16 +138,22 @@ def phases(
     cache, program = caches(config, layout, workload), programs(config, layout, workload)
     # The tokens of the last stride are kept until the next ones exist, and then for extending the memory.
     tokens = _stride_tokens(config, workload)
+    dense, pooled_layer = dict.fromkeys(program, cache["dense"]), 0
+    if workload.dense_level == HOST:
+        layer, pooled_layer = (cache[name] // config.language.layers for name in ("dense", "sparse"))
+        loaded = loaded_bytes(config, layout, workload)
+        dense = {"vision": 0, "pre-fill": offload.BUFFERS * layer, "pooling": layer, "relevance": 0, "question": loaded}
 
-    def phase(activations: int, *live: str) -> dict[str, int]:
-        return {"weights": weights, **{name: cache[name] for name in live}, "activations": activations}
+    def phase(name: str, kept: int, *levels: str) -> dict[str, int]:
+        live = {"dense": dense[name], **{level: cache[level] for level in levels}}
+        return {"weights": weights, **live, "activations": program[name] + kept}
 
     return {
-        "vision": phase(program["vision"] + 2 * tokens, "dense"),
-        "pre-fill": phase(program["pre-fill"], "dense"),
-        "pooling": phase(program["pooling"] + tokens, "dense", "sparse"),
-        "relevance": phase(program["relevance"] + tokens, "dense", "sparse"),
-        "question": phase(program["question"] + tokens, "dense", "sparse"),
+        "vision": phase("vision", 2 * tokens),
+        "pre-fill": phase("pre-fill", 0),
+        "pooling": phase("pooling", tokens + pooled_layer, "sparse"),
+        "relevance": phase("relevance", tokens, "sparse"),
+        "question": phase("question", tokens, "sparse"),
     }
 
 

@@ -16,6 +16,7 @@ from vxl2_jax.config import ModelConfig, nano, video_xl_2
 from vxl2_jax.errors import RequestError, TooLongError
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 from vxl2_jax.models import quantised
+from vxl2_jax.options import AUTO, DEVICE, HOST
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.devices import DEVICES, DeviceSpec
 from vxl2_jax.planning.memory_model import Workload
@@ -38,6 +39,8 @@ class Plan:
       phases: live bytes by phase and part.
       cache_bytes: key/value bytes that the question loads, and those of the whole dense level.
       devices: over how many the model is sharded. Phases are those of one of them.
+      host_bytes: bytes of the dense level in the memory of the host; host_traffic: bytes that are copied from it to the
+        devices while the video is watched.
     """
 
     layout: Layout
@@ -48,6 +51,8 @@ class Plan:
     phases: dict[str, dict[str, int]]
     cache_bytes: tuple[int, int]
     devices: int = 1
+    host_bytes: int = 0
+    host_traffic: int = 0
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -132,7 +137,18 @@ def plan(config: ModelConfig, layout: Layout, rule: PrefillRule, **settings: Any
         memory_model.phases(config, layout, workload),
         (bytes_per_token * loaded, bytes_per_token * whole),
         workload.devices,
+        memory_model.host_bytes(config, layout, workload),
+        _host_traffic(layout, workload) * bytes_per_token,
     )
+
+
+def _host_traffic(layout: Layout, workload: Workload) -> int:
+    """Tokens whose keys and values are copied to the device while a video is watched: before each stride those of all
+    earlier ones, and at the end all of them."""
+    if workload.dense_level != HOST:
+        return 0
+    ends = [*range(workload.sizes.stride, layout.groups, workload.sizes.stride), layout.groups]
+    return sum(layout.visual * group + layout.global_range(0, group)[1] for group in ends)
 
 
 def _flops(config: ModelConfig, layout: Layout, pairs: int, question: int) -> dict[str, int]:
@@ -170,6 +186,8 @@ WEIGHTS_AND_CACHE = (
     (quantised.INT4, quantised.INT8),
 )
 """Settings of weights and of the cache, those that change keys and values least first."""
+SETTINGS = tuple((*held, place) for held in WEIGHTS_AND_CACHE for place in (DEVICE, HOST))
+"""The same with the place of the dense level, which changes only the time."""
 
 
 def fitting_settings(
@@ -178,28 +196,29 @@ def fitting_settings(
     """The settings of weights and cache with which a video fits a device, those that change the model least first.
 
     Args:
-      settings: fields of `memory_model.Workload` that the device does not determine; `weights` and `cache` do not count.
+      settings: fields of `memory_model.Workload` that the device does not determine; `weights`, `cache` and `dense_level`
+        do not count.
 
     Returns:
-      One entry each: weights, cache and peak_bytes.
+      One entry each: weights, cache, dense_level, peak_bytes and host_bytes.
     """
     found = []
-    for weights, cache in WEIGHTS_AND_CACHE:
-        held = {"weights": weights, "cache": cache}
+    for weights, cache, place in SETTINGS:
+        held = {"weights": weights, "cache": cache, "dense_level": place}
         fields: dict[str, Any] = {**device.settings(config, itemsize, cache), **settings, **held}
-        peak = _peak(memory_model.phases(config, layout, Workload(**fields)))
+        workload = Workload(**fields)
+        peak = _peak(memory_model.phases(config, layout, workload))
         if peak <= device.usable_bytes:
-            found.append(held | {"peak_bytes": peak})
+            host = memory_model.host_bytes(config, layout, workload)
+            found.append(held | {"peak_bytes": peak, "host_bytes": host})
     return found
 
 
-def flags_of(weights: str, cache: str, **_: Any) -> str:
+def flags_of(weights: str, cache: str, dense_level: str, **_: Any) -> str:
     """The options of the command line that ask for these settings."""
-    named = {"weights": weights, "cache": cache}
-    return (
-        " ".join(f"--{name} {setting}" for name, setting in named.items() if setting != quantised.WIDE)
-        or "--weights wide"
-    )
+    named = {"weights": weights, "cache": cache, "dense-level": dense_level}
+    asked = [f"--{name} {setting}" for name, setting in named.items() if setting not in (quantised.WIDE, DEVICE)]
+    return " ".join(asked) or "--weights wide"
 
 
 def advice(
@@ -214,17 +233,17 @@ def advice(
 ) -> str:
     """One line: what would fit a device that a plan of `frames` frames does not fit. settings: as for `max_frames`."""
 
-    def frames_on(other: DeviceSpec, weights: str, cache: str) -> int:
-        held = {"weights": weights, "cache": cache}
+    def frames_on(other: DeviceSpec, weights: str, cache: str, place: str) -> int:
+        held = {"weights": weights, "cache": cache, "dense_level": place}
         return max_frames(config, tokenizer, fps, other, itemsize=itemsize, **{**settings, **held})
 
     layout = layout_for(config, tokenizer, frames, fps)
-    asked = tuple(settings.get(name, quantised.WIDE) for name in ("weights", "cache"))
+    asked = *(settings.get(name, quantised.WIDE) for name in ("weights", "cache")), settings.get("dense_level", DEVICE)
     limit = frames_on(device, *asked)
     shorter = f"give --max-frames {limit} or a lower --fps" if limit else ""
     if found := fitting_settings(config, layout, device, itemsize=itemsize, **settings):
         return f"it fits with {flags_of(**found[0])}" + f"; or {shorter}" * bool(limit)
-    longest = {held: frames_on(device, *held) for held in WEIGHTS_AND_CACHE if held != asked}
+    longest = {held: frames_on(device, *held) for held in SETTINGS if held != asked}
     held = max(longest, key=lambda held: longest[held])
     smaller = f"with {flags_of(*held)} {longest[held]} frames fit" if longest[held] > limit else ""
     if limit or smaller:
@@ -299,6 +318,7 @@ def check_memory(
     weights_bytes: int,
     used_bytes: int,
     limit_bytes: int | None,
+    free_host_bytes: float | None = None,
     **settings: Any,
 ) -> None:
     """Raise TooLongError if watching a video, or asking one question about it, would run out of memory.
@@ -308,14 +328,22 @@ def check_memory(
       weights_bytes: bytes of the model's weights.
       used_bytes: bytes in use before watching, weights included.
       limit_bytes: bytes that this process can use; None if unknown, and nothing is refused.
+      free_host_bytes: free bytes of the host's memory; None if the device is the host.
       settings: fields of `memory_model.Workload`.
     """
     workload = Workload(**settings)
     other_bytes = used_bytes - weights_bytes
 
     def needed(part: Layout) -> int:
-        return other_bytes + _peak(memory_model.phases(config, part, workload, weights_bytes))
+        host = memory_model.host_bytes(config, part, workload) if free_host_bytes is None else 0
+        return other_bytes + host + _peak(memory_model.phases(config, part, workload, weights_bytes))
 
+    host = memory_model.host_bytes(config, layout, workload)
+    if free_host_bytes is not None and host > free_host_bytes:
+        raise TooLongError(
+            f"{frames} frames need {host / 1e9:.3g} GB of the host's memory for the dense level, of which "
+            f"{free_host_bytes / 1e9:.3g} GB are free: give --max-frames or a lower --fps, or --cache int8"
+        )
     if limit_bytes is None or needed(layout) <= limit_bytes:
         return
     stride = workload.sizes.stride
@@ -334,9 +362,46 @@ def check_memory(
     smaller = workload._replace(cache=quantised.INT8)
     if other_bytes + _peak(memory_model.phases(config, layout, smaller, weights_bytes)) <= limit_bytes:
         fix = f"it fits with --cache int8; or {fix}"
+    elsewhere = workload._replace(dense_level=HOST)
+    peak = other_bytes + _peak(memory_model.phases(config, layout, elsewhere, weights_bytes))
+    if free_host_bytes is not None and peak <= limit_bytes:
+        fix = f"it fits with --dense-level host; or {fix}"
     raise TooLongError(
         f"{frames} frames need {needed(layout) / 1e9:.3g} GB of memory, but only {limit_bytes / 1e9:.3g} GB are "
         f"available: {fix}"
+    )
+
+
+def choose_place(
+    config: ModelConfig, layout: Layout, asked: str, *, free_host_bytes: float | None, **known: Any
+) -> tuple[str, str]:
+    """Where the dense level of a memory goes: as asked, and with AUTO to the host's memory only if the device has no room.
+
+    Args:
+      config, layout: the model and the video.
+      asked: one of `options.PLACES`.
+      free_host_bytes, known: see `check_memory`.
+
+    Returns:
+      (DEVICE or HOST; the reason in one line if HOST was chosen automatically, else "").
+
+    Raises:
+      TooLongError: it fits neither, or not where it was asked for.
+    """
+    known = {**known, "free_host_bytes": free_host_bytes}
+    if asked != AUTO:
+        check_memory(config, layout, dense_level=asked, **known)
+        return asked, ""
+    try:
+        check_memory(config, layout, dense_level=DEVICE, **known)
+        return DEVICE, ""
+    except TooLongError:
+        if free_host_bytes is None:
+            raise
+        check_memory(config, layout, dense_level=HOST, **known)
+    return HOST, (
+        "the dense level is held in the memory of the host, because the device has no room for it: watching copies it "
+        "layer by layer, and each question loads its dense chunks"
     )
 
 

@@ -20,15 +20,15 @@ from typing import Any, BinaryIO
 import jax
 import msgspec
 import numpy as np
-from jax.typing import ArrayLike
-from jaxtyping import Int
 
 from pallas_kernels.attention import KVCache
+from pallas_kernels.kv_cache import Index
 from vxl2_jax import files
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import locking, memory_file, records
+from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape, Facts, StoredLevel, record_groups, rows_of_groups
 from vxl2_jax.storage.records import RecordReader
 
@@ -98,14 +98,18 @@ class MemoryFileWriter:
         reader = RecordReader(files.open_regular(self.partial, files.MEMORY))
         return StoredLevel(self.partial, self.layout, self.shape, tuple(self._kept[1:]), reader)
 
-    def append(self, streams: DenseCache, first: int, last: int) -> None:
-        """Add the groups `first` … `last` − 1 of the streams, which may be donated as soon as this returns.
+    def append(self, level: DenseCache | HostLevel, first: int, last: int) -> None:
+        """Add the groups `first` … `last` − 1 of a level. Streams on the device may be donated as soon as this returns.
 
         `first` must be the number of groups added so far. Raises RequestError if the file cannot be written.
         """
         for begin, end in record_groups(self.layout):
-            if first <= begin < last:
-                rows, skipped = _slice_groups(streams, self.layout, begin, end)
+            if not first <= begin < last:
+                continue
+            if isinstance(level, HostLevel):
+                self._enqueue(partial(_host_record, level, begin, end))
+            else:
+                rows, skipped = _slice_groups(level, self.layout, begin, end)
                 self._enqueue(partial(_groups_record, rows, skipped, self.layout, begin, end))
 
     def finish(self, sparse: KVCache, length: int, resume_arrays: dict[str, np.ndarray], facts: Facts) -> None:
@@ -249,14 +253,17 @@ def _groups_record(
     return "GROUPS", parts
 
 
+def _host_record(level: HostLevel, first: int, last: int) -> tuple[str, list[np.ndarray]]:
+    """A GROUPS record of a level in host memory."""
+    return "GROUPS", [np.ascontiguousarray(part) for part in jax.tree.leaves(level.read_groups(first, last))]
+
+
 @partial(jax.jit, static_argnames="size")
-def _slice_rows(stream: KVCache, start: Int[ArrayLike, ""], *, size: int) -> KVCache:
-    return jax.tree.map(lambda part: jax.lax.dynamic_slice_in_dim(part, start, size, axis=2), stream)
+def _slice_rows(stream: KVCache, start: Index, *, size: int) -> KVCache:
+    return stream.rows(start, size)
 
 
 @partial(jax.jit, donate_argnames="streams")
-def _write_rows(streams: DenseCache, rows: DenseCache, starts: list[ArrayLike]) -> DenseCache:
-    def write(stream: KVCache, new: KVCache, start: ArrayLike) -> KVCache:
-        return jax.tree.map(lambda a, part: jax.lax.dynamic_update_slice_in_dim(a, part, start, axis=2), stream, new)
-
-    return DenseCache(*map(write, streams, rows, starts))
+def _write_rows(streams: DenseCache, rows: DenseCache, starts: list[Index]) -> DenseCache:
+    each = zip(streams, rows, starts, strict=True)
+    return DenseCache(*(stream.with_rows(new, start) for stream, new, start in each))
