@@ -186,18 +186,20 @@ def test_the_max_frames_fit_and_a_stride_more_does_not(name):
 
 
 def test_a_plan_that_does_not_fit_advises_what_would(capsys):
-    code, out, _ = run(capsys, "--frames", 10000, "--device", "a100-40", "--json")
+    code, out, _ = run(capsys, "--frames", 10000, "--device", "a100-40", "--dense-level", "device", "--json")
     found = json.loads(out)
     assert code == 0 and not found["fits"] and re.search(r"--max-frames \d+", found["advice"])
     found = json.loads(run(capsys, "--frames", 4, "--device", "t4", "--json")[1])
     most = planning.max_frames(REAL, None, 1.0, planning.DEVICES["t4"], weights="int8", question_tokens=68)
     assert most >= 1024 and "it fits with --weights int8" in found["advice"]
-    held = [(one["weights"], one["cache"]) for one in found["fitting_settings"]]
-    assert held == [("int8", "wide"), ("int8", "int8"), ("int4", "int8")]
-    peaks = [one["peak_bytes"] for one in found["fitting_settings"]]
-    assert peaks == sorted(peaks, reverse=True)
-    found = json.loads(run(capsys, "--frames", 8192, "--device", "v5e", "--weights", "int8", "--json")[1])
-    assert found["fitting_settings"] == [] and "with --weights int4 --cache int8" in found["advice"]
+    held = [tuple(one.values())[:3] for one in found["fitting_settings"]]
+    quantised = [("int8", "wide"), ("int8", "int8"), ("int4", "int8")]
+    assert held == [(*setting, place) for setting in quantised for place in ("device", "host")]
+    for place in ("device", "host"):
+        peaks = [one["peak_bytes"] for one in found["fitting_settings"] if one["dense_level"] == place]
+        assert peaks == sorted(peaks, reverse=True)
+    found = json.loads(run(capsys, "--frames", 20000, "--device", "v5e", "--weights", "int8", "--json")[1])
+    assert found["fitting_settings"] == [] and "with --weights int4 --cache int8 --dense-level host" in found["advice"]
 
 
 def test_bytes_of_an_int8_cache_are_those_of_the_arrays(toy):

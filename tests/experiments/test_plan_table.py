@@ -26,9 +26,12 @@ def test_the_page_has_the_table(found):
 def test_a_row_is_the_plan_of_its_length(found):
     row = found[plan_table.FRAMES.index(4096)]
     assert (row["frames"], row["tokens"]) == (4096, 157432)
-    plan = plan_table.plan_for(4096, plan_table.DEVICES["l4"])
+    plan = plan_table.plan_for(4096, plan_table.DEVICES["a100-40"])
+    assert row["devices"]["A100 40 GB"]["peak_bytes"] == plan.peak_bytes and not plan.host_bytes
+    # More than a 24 GB card has: the dense level is in host memory.
+    plan = plan_table.plan_for(4096, plan_table.DEVICES["l4"], place="host")
     assert row["devices"]["L4 24 GB"]["peak_bytes"] == plan.peak_bytes
-    assert f"– ({plan.peak_bytes / 1e9:.1f} GB)" in plan_table.table(found)  # more than a 24 GB card has
+    assert f"{plan.peak_bytes / 1e9:.1f} + {plan.host_bytes / 1e9:.1f} GB" in plan_table.table(found)
 
 
 def test_machines_of_16_gb_have_a_plan_with_int8_weights(found):

@@ -198,7 +198,8 @@ def programs(
     interior = np.arange(2, chunks, max(chunks // settings.top_k, 1))[: settings.top_k]
     dense = selection.dense_chunks(chunks, interior)
     loaded = memory_model.loaded_bytes(config, layout, settings) if host else cache["dense"]
-    mixture = views.mixed_view(remembered, settings.chunk_groups(layout), dense[None], kernel)
+    with jax.default_device(jax.devices("cpu")[0]):  # chunks are loaded from the host
+        mixture = views.mixed_view(remembered, settings.chunk_groups(layout), dense[None], kernel)
     mixture = mixture._replace(streams=placed(mixture.streams))
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
     yield Program(

@@ -118,19 +118,23 @@ def test_a_step_of_the_tpu_kernel_takes_no_more_cycles_than_it_did(name):
 
 
 PROGRAMS = {"pre-fill stride", "pooling", "relevance pass", "question and answer", "vision half"}
+ON_HOST = PROGRAMS - {"pre-fill stride"} | {"pre-fill layer"}
+"""With the dense level in host memory."""
 
 
-def check(lines: list[dict]) -> dict[str, bool]:
+def check(lines: list[dict], programs: set[str] = PROGRAMS) -> dict[str, bool]:
     """Whether each program fits, of programs that are as `vxl2 plan` says and copy no weights and no caches."""
     for line in lines:
         # On a T4 the vision half is the reference; its plan is generous, and it is never the largest program.
         above = 0.2 if (line["machine"], line["program"][:6]) == ("t4", "vision") else OVERSTATED
-        assert 1 - UNDERSTATED <= line["predicted_over_peak"] <= 1 + above, line
+        # What a phase keeps besides covers what the pooling of a single layer takes more.
+        below = 0.05 if (line["program"], programs) == ("pooling", ON_HOST) else UNDERSTATED
+        assert 1 - below <= line["predicted_over_peak"] <= 1 + above, line
         known = COPIED.get((line["machine"], line["program"], line["weights"]), set())
         widened = {copy for copy in line["copies"] if copy.startswith("widen") and line["machine"] == "t4"}
         assert set(line["copies"]) - known == widened, line  # a T4 widens 8-bit weights before their products
     fits = {line["program"].split(",")[0]: line["fits"] for line in lines}
-    assert set(fits) == PROGRAMS
+    assert set(fits) == programs
     return fits
 
 
@@ -161,6 +165,13 @@ def test_the_real_size_model_fits_small_cards_with_int8_weights(name, frames, ca
     assert all(check(lines).values())
     if name == "a100":  # of 40 GB, too
         assert max(line["peak_gb"] for line in lines) <= 0.95 * 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "frames"), [("v5e", 9000), ("l4", 20_000)])
+def test_long_videos_fit_small_cards_with_the_dense_level_in_host_memory(name, frames):
+    lines = compiled("compile_model.py", name, "int8", str(frames), "int8", "1", "host")
+    assert all(check(lines, ON_HOST).values())
 
 
 @pytest.mark.slow
