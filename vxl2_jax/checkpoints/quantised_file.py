@@ -24,7 +24,7 @@ from vxl2_jax.errors import CheckpointError
 
 NAME = "params.safetensors"
 _DTYPES = {"int8": "I8", "uint8": "U8", "float16": "F16", "bfloat16": "BF16", "float32": "F32"}
-_PART_BYTES = 2**25
+_PART_BYTES = 2**23
 
 
 def write(directory: Path, params: Any) -> None:
@@ -42,8 +42,8 @@ def write(directory: Path, params: Any) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for leaf in leaves.values():
             for begin, stop in _parts(_stored(leaf)):
-                part = leaf[begin:stop] if leaf.ndim else leaf
-                file.write(np.asarray(_pack(part) if leaf.dtype == jnp.int4 else part).tobytes())
+                array = np.ascontiguousarray(_read_part(leaf, begin, stop - begin) if leaf.ndim else leaf)
+                file.write(array.reshape(-1).view(np.uint8))  # as it is: `tobytes` would copy it
 
 
 def read(directory: Path, abstract: Any) -> Any:
@@ -88,14 +88,20 @@ def _stored(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _parts(stored: jax.ShapeDtypeStruct) -> Iterator[tuple[int, int]]:
-    """Ranges of the first axis of a few MB each; one at least."""
+    """Ranges of the first axis of `_PART_BYTES` each; one at least."""
     rows = stored.shape[0]
     step = max(_PART_BYTES * rows // max(stored.size * stored.dtype.itemsize, 1), 1)
     for begin in range(0, rows, step):
         yield begin, min(begin + step, rows)
 
 
-@jax.jit
+@partial(jax.jit, static_argnums=2)
+def _read_part(leaf: jax.Array, begin: ArrayLike, rows: int) -> jax.Array:
+    """Some rows as they are stored. One program serves all whole parts of a leaf."""
+    part = jax.lax.dynamic_slice_in_dim(leaf, begin, rows, axis=0)
+    return _pack(part) if leaf.dtype == jnp.int4 else part
+
+
 def _pack(values: Int[Array, "*shape"]) -> UInt8[Array, "*packed"]:
     pairs = jnp.pad(values.astype(jnp.uint8), [(0, 0)] * (values.ndim - 1) + [(0, values.shape[-1] % 2)])
     pairs = pairs.reshape(*pairs.shape[:-1], -1, 2)
