@@ -142,3 +142,15 @@ def test_clearing_the_jit_caches_frees_maps():
         each(np.zeros(number + 2, np.float32))
     before = maps()
     assert hardware.clear_jit_caches(share=0.0) and maps() < before - 30
+
+
+def test_memory_that_jax_leaves_out_is_named_on_gpus_only(monkeypatch):
+    class Card:
+        platform = "gpu"
+
+    for name in ("XLA_PYTHON_CLIENT_MEM_FRACTION", "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE"):
+        monkeypatch.delenv(name, raising=False)
+    assert "XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in hardware.unused_memory(Card())
+    assert hardware.unused_memory(CPU) == ""
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert hardware.unused_memory(Card()) == ""

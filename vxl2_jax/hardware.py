@@ -205,6 +205,23 @@ def _host_used_bytes(proc: Path) -> int | None:
     return None if used is None else 1024 * used
 
 
+_SHARE = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_OTHER_SHARES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_PREALLOCATE", "XLA_PYTHON_CLIENT_ALLOCATOR")
+
+
+def unused_memory(device: Any) -> str:
+    """How to let JAX use the memory of a GPU that it leaves out by default, in one line; "" where there is nothing to say.
+
+    JAX reads this when it starts, so it can only be named after that. The command line sets it.
+    """
+    if device.platform not in ("gpu", "cuda") or any(name in os.environ for name in (_SHARE, *_OTHER_SHARES)):
+        return ""
+    return (
+        f"JAX uses at most 75 % of this GPU's memory: set {_SHARE}=0.95 in the environment, before JAX starts, for longer "
+        "videos"
+    )
+
+
 def clear_jit_caches(share: float = 0.5, proc: Path = _PROC) -> bool:
     """Clear JAX's jit caches if this process uses more than a share of the memory maps that Linux allows.
 

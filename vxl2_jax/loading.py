@@ -77,6 +77,9 @@ def load_runtime(
     # A fallback is slower than what was to be expected: worth a line wherever warnings are shown.
     log.log(logging.WARNING if fallback else logging.INFO, "attention: %s", reason)
     log.info("weights: %s", weights_reason)
+    limit = hardware.memory_bytes(device)
+    if limit and quantised.bytes_of(params) > _LARGE * limit and (more := hardware.unused_memory(device)):
+        log.warning("memory: %s", more)
     return Runtime(
         str(name),
         config,
@@ -98,6 +101,8 @@ AUTO = "auto"
 WEIGHTS = (*quantised.SETTINGS, AUTO)
 """What `load` takes, besides None."""
 _COMMON_HEAD_WIDTH = 128
+_LARGE = 0.1
+"""Share of a device's memory from which on a model leaves less room than long videos want."""
 
 
 def check_weights(weights: str | None) -> None:
