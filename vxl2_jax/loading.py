@@ -78,7 +78,7 @@ def load_runtime(
     log.log(logging.WARNING if fallback else logging.INFO, "attention: %s", reason)
     log.info("weights: %s", weights_reason)
     limit = hardware.memory_bytes(device)
-    if limit and quantised.bytes_of(params) > _LARGE * limit and (more := hardware.unused_memory(device)):
+    if limit and tensor_parallel.device_bytes(params) > _LARGE * limit and (more := hardware.unused_memory(device)):
         log.warning("memory: %s", more)
     return Runtime(
         str(name),
