@@ -40,16 +40,7 @@ def enable() -> Path | None:
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return None
     found = folder()
-    try:
-        if not found.is_absolute():  # HOME is relative, or not set and the user unknown
-            raise FileNotFoundError(f"there is no home folder: set HOME, or XDG_CACHE_HOME, not {found}")
-        found.parents[2].mkdir(parents=True, exist_ok=True)
-        for place in _ours(found):
-            place.mkdir(mode=0o700, exist_ok=True)
-        problem = _problem(found)
-    except OSError as error:
-        problem = str(error)
-    if problem:
+    if problem := _make(found):
         logging.getLogger("vxl2_jax").warning("compiled programs are not kept: %s", problem)
         return None
     jax.config.update("jax_compilation_cache_dir", str(found))
@@ -57,13 +48,36 @@ def enable() -> Path | None:
     return found
 
 
+def kept(name: str) -> Path | None:
+    """A folder next to that of the compiled programs, private like it, which is created; None if JAX keeps none."""
+    if not (jax.config.jax_compilation_cache_dir and jax.config.jax_enable_compilation_cache):
+        return None
+    found = folder().parents[1] / name
+    return None if _make(found) else found
+
+
+def _make(found: Path) -> str | None:
+    """Make a folder. Returns why it cannot be trusted or used; None if it can."""
+    try:
+        if not found.is_absolute():  # HOME is relative, or not set and the user unknown
+            return f"there is no home folder: set HOME, or XDG_CACHE_HOME, not {found}"
+        ours = _ours(found)
+        ours[0].parent.mkdir(parents=True, exist_ok=True)
+        for place in ours:
+            place.mkdir(mode=0o700, exist_ok=True)
+        return _problem(found)
+    except OSError as error:
+        return str(error)
+
+
 def _ours(found: Path) -> tuple[Path, ...]:
-    """A folder of compiled programs and those above it that this package made, outermost first."""
-    return (found.parents[1], found.parent, found)
+    """A folder and those above it that this package made, outermost first."""
+    root = folder().parents[1]
+    return (root, *(place for place in reversed(found.parents) if root in place.parents), found)
 
 
 def _problem(found: Path) -> str | None:
-    """Why a folder of compiled programs cannot be trusted or used; None if it can."""
+    """Why a folder cannot be trusted or used; None if it can."""
     for place in _ours(found) if hasattr(os, "getuid") else ():
         status = place.stat()
         if {status.st_uid, place.lstat().st_uid} != {os.getuid()}:

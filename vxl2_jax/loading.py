@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention as kernels
-from vxl2_jax import hardware, planning, scope, tensor_parallel
+from vxl2_jax import hardware, kernel_trial, planning, scope, tensor_parallel
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.compile_cache import enable as enable_compile_cache
 from vxl2_jax.errors import RequestError, shown
@@ -72,7 +73,9 @@ def load_runtime(
             config, params = fetch.read(directory, dtype, progress, weights)
         if hardware.compiler_for(device).separate_layers and not stacked:
             params = params | {"language": qwen2.separate_layers(params["language"])}
-        kernel, reason, fallback = _choose(kernels.choose_tested_kernel, attention, dtype, config.language.head_width)
+        kernel, reason, fallback = _choose(
+            partial(kernels.choose_tested_kernel, test=kernel_trial.trial), attention, dtype, config.language.head_width
+        )
     log, weights_reason = logging.getLogger("vxl2_jax"), quantised.setting_of(params) + (f" ({why})" if why else "")
     # A fallback is slower than what was to be expected: worth a line wherever warnings are shown.
     log.log(logging.WARNING if fallback else logging.INFO, "attention: %s", reason)

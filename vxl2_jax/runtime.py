@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels.attention import REFERENCE, Kernel, choose_tested_kernel, kernel_refusal
-from vxl2_jax import notebook
+from vxl2_jax import kernel_trial, notebook
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError
 from vxl2_jax.hardware import CPU, BatchSizes, device, numerics
@@ -109,7 +109,9 @@ class Runtime:
 def tested_kernel(dtype: np.dtype, width: int, cache_dtype: np.dtype) -> Kernel:
     """The best kernel of this machine for a model's dtype and head width and for caches of another dtype."""
     with numerics(dtype):
-        choice = choose_tested_kernel(dtype=dtype, width=width, cache_dtype=cache_dtype, device=device())
+        choice = choose_tested_kernel(
+            dtype=dtype, width=width, cache_dtype=cache_dtype, device=device(), test=kernel_trial.trial
+        )
     level = logging.WARNING if choice.fallback else logging.INFO
     logging.getLogger("vxl2_jax").log(level, "attention over memories in %s: %s", cache_dtype, choice.reason)
     return choice.kernel

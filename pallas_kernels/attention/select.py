@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -103,6 +103,7 @@ def choose_tested_kernel(
     width: int,
     cache_dtype: DTypeLike | None = None,
     device: Any = None,
+    test: Callable[..., str | None] | None = None,
 ) -> KernelChoice:
     """Choose a kernel as `choose_kernel` does, but with "auto" skip kernels that fail their self-test.
 
@@ -112,6 +113,7 @@ def choose_tested_kernel(
       width: head width D.
       cache_dtype: of caches.
       device: the present one (default: the first), on which the self-test runs.
+      test: called in place of `self_test`, with the kernel and `dtype`, `width` and `cache_dtype`.
 
     Raises:
       ValueError: as `choose_kernel`.
@@ -121,7 +123,7 @@ def choose_tested_kernel(
         choice = choose_kernel(name, dtype=dtype, width=width, cache_dtype=cache_dtype, device=device, failed=failed)
         if name != "auto" or choice.kernel.name == "reference":
             return choice
-        failure = self_test(choice.kernel, dtype=dtype, width=width, cache_dtype=cache_dtype)
+        failure = (test or self_test)(choice.kernel, dtype=dtype, width=width, cache_dtype=cache_dtype)
         if failure is None:
             return choice
         failed[choice.kernel.name] = f"its self-test failed on this machine: {failure}"

@@ -11,17 +11,21 @@ from pallas_kernels.attention import dispatch
 from pallas_kernels.attention.kernel import REFERENCE, Kernel
 from pallas_kernels.kv_cache import KVCache
 
-QUERIES, KEYS = (200, 1), (4096, 304)  # numbers of queries; keys of each stream
-FRAMES = (2, 729, 2, 72)  # frames, patches, heads and width of the vision tower's shape
+QUERIES = (200, 1)
+"""Numbers of queries, besides those that fill one of each of the kernel's tiles."""
+KEYS = ((4096, 304), (1024, 304, 512, 64))
+"""Keys of each stream: as in pre-filling, and as a question reads a bi-level cache and its own tokens."""
+FRAMES = (2, 729, 16, 72)
+"""Frames, patches, heads and width of the vision tower's shape."""
+_REPEATS = 7
 TOLERANCE = {2: 3e-2, 4: 1e-3}
 """Largest relative error of the output of any head of a query, by the bytes of the dtype."""
 
 
 def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTypeLike | None = None) -> str | None:
-    """Test a kernel with many queries, with one query, and with full attention within frames.
+    """Test a kernel with each of its tiles over two and four streams, and with full attention within frames.
 
-    The key ranges start and end anywhere and are split into items, as for long videos. A kernel that hangs is not
-    detected.
+    The key ranges start and end anywhere and are split into items, as for long videos. A kernel that hangs does not return.
 
     Args:
       kernel: from `select.choose_kernel`.
@@ -34,7 +38,9 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTyp
     """
     try:
         cache = dtype if cache_dtype is None else cache_dtype
-        ranges = (_range_error(kernel, count, dtype, width, cache) for count in QUERIES)
+        counts = {*QUERIES, *(max(1, tile.rows // _REPEATS) for tile in kernel.row_tiles)}
+        problems = [(count, KEYS[0]) for count in sorted(counts)] + [(count, KEYS[-1]) for count in QUERIES]
+        ranges = (_range_error(kernel, *problem, dtype, width, cache) for problem in problems)
         errors = [*ranges, _full_error(kernel, dtype)]
         error = float(np.max(errors))  # NaN if one of them is
     except Exception as raised:  # compilers and drivers raise anything
@@ -43,18 +49,20 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTyp
     return None if error <= tolerance else f"relative error {error:.2g} against the reference, allowed {tolerance:.2g}"
 
 
-def _range_error(kernel: Kernel, count: int, dtype: DTypeLike, width: int, cache_dtype: DTypeLike) -> float:
-    """The largest relative error of `count` queries over random ranges of two streams."""
+def _range_error(
+    kernel: Kernel, count: int, keys: tuple[int, ...], dtype: DTypeLike, width: int, cache_dtype: DTypeLike
+) -> float:
+    """The largest relative error of `count` queries over random ranges of streams with so many keys."""
     rng = np.random.default_rng(count)
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), dtype)
 
-    kv_heads, repeats = 2, 7
-    rows = [[normal(2, kv_heads, length, width) for _ in "kv"] for length in KEYS]
+    kv_heads = 2
+    rows = [[normal(2, kv_heads, length, width) for _ in "kv"] for length in keys]
     streams = tuple(KVCache.of_rows(k, v, cache_dtype) for k, v in rows)
-    q = normal(count, kv_heads * repeats, width)
-    bounds = np.sort(np.stack([rng.integers(0, length + 1, (2, count)) for length in KEYS]), axis=1)
+    q = normal(count, kv_heads * _REPEATS, width)
+    bounds = np.sort(np.stack([rng.integers(0, length + 1, (2, count)) for length in keys]), axis=1)
     k_start, k_end = jnp.asarray(bounds[:, 0], jnp.int32), jnp.asarray(bounds[:, 1], jnp.int32)
 
     def attend(kernel: Kernel) -> jax.Array:

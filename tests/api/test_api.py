@@ -20,7 +20,7 @@ def leaves_equal(a, b) -> bool:
     return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
-SELECT = "pallas_kernels.attention.select"
+SELECT, TRIAL = "pallas_kernels.attention.select", "vxl2_jax.kernel_trial.trial"
 
 
 def test_kernels_that_fail_their_self_test_are_skipped_with_the_reason(model_dir, monkeypatch):
@@ -33,16 +33,16 @@ def test_kernels_that_fail_their_self_test_are_skipped_with_the_reason(model_dir
     def load():
         return vxl2.load(model_dir, "bfloat16")
 
-    monkeypatch.setattr(f"{SELECT}.self_test", lambda *_, **__: None)
+    monkeypatch.setattr(TRIAL, lambda *_, **__: None)
     first = load()
-    monkeypatch.setattr(f"{SELECT}.self_test", lambda kernel, **_: f"{kernel.name} is off")
+    monkeypatch.setattr(TRIAL, lambda kernel, **_: f"{kernel.name} is off")
     second = load()
     assert first.kernel.name != "reference" and "NVIDIA H200" in first.kernel_reason
     assert second.kernel.name == "reference"
     assert "not ampere (" in second.kernel_reason and "ampere is off" in second.kernel_reason
     if first.kernel.name == "hopper":
         assert "not hopper (" in second.kernel_reason and "hopper is off" in second.kernel_reason
-        monkeypatch.setattr(f"{SELECT}.self_test", lambda kernel, **_: "off" if kernel.name == "hopper" else None)
+        monkeypatch.setattr(TRIAL, lambda kernel, **_: "off" if kernel.name == "hopper" else None)
         assert load().kernel.name == "ampere"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pallas_kernels import attention
-from vxl2_jax import __version__, activations, config, cpu, hardware, installed, planning
+from vxl2_jax import __version__, activations, config, cpu, hardware, installed, kernel_trial, planning
 from vxl2_jax.checkpoints.fetch import NANO
 from vxl2_jax.cli import options
 from vxl2_jax.models import quantised
@@ -117,7 +117,7 @@ def kernel_tests(device: Any, dtype: Any) -> dict[str, str]:
             kernel = attention.choose_kernel(name, dtype=dtype, width=_HEAD_WIDTHS[0], device=device).kernel
         except ValueError:  # not written for this device
             continue
-        found[name] = attention.self_test(kernel, dtype=dtype, width=_HEAD_WIDTHS[0]) or "agrees"
+        found[name] = kernel_trial.trial(kernel, dtype=dtype, width=_HEAD_WIDTHS[0], device=device) or "agrees"
     return found
 
 

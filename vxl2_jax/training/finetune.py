@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from pallas_kernels import attention as kernels
-from vxl2_jax import hardware, parallel
+from vxl2_jax import hardware, kernel_trial, parallel
 from vxl2_jax.checkpoints import fetch, huggingface
 from vxl2_jax.errors import RequestError
 from vxl2_jax.loading import load_runtime
@@ -97,7 +97,7 @@ def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
         model = load_runtime(settings.model, dtype, weights=settings.weights, attention="reference", stacked=True)
     # Attention runs in compute_dtype, whatever the dtype of the parameters.
     kernel, reason, _ = kernels.choose_tested_kernel(
-        dtype=settings.compute_dtype, width=model.config.language.head_width
+        dtype=settings.compute_dtype, width=model.config.language.head_width, test=kernel_trial.trial
     )
     model = replace(model, kernel=kernel, kernel_reason=reason)
     if not needs_mesh:
