@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from vxl2_jax.errors import TooLongError
 from vxl2_jax.layout import Layout
 from vxl2_jax.models import video_xl_2
+from vxl2_jax.models.rope import MAX_POSITIONS
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.tensor_parallel import Program, mesh_of
 from vxl2_jax.text import prompt
+from vxl2_jax.text.prompt import MAX_QUESTION_TOKENS
 
 encode_groups = Program(video_xl_2.encode_frames, ("config", "groups_at_once", "kernel"), sharded_argnames=("frames",))
 """On several devices each encodes a part of the groups."""
@@ -26,10 +29,20 @@ def layout_of(model: Runtime, starts: Sequence[float]) -> tuple[Layout, Int[np.n
 
     Returns:
       (layout, int32 ids of the global stream: prefix and all timestamps).
+
+    Raises:
+      TooLongError: positions, those of a question included, would pass MAX_POSITIONS.
     """
     prefix = model.tokenizer.encode(prompt.prefix_text())
     timestamps = [model.tokenizer.encode(prompt.timestamp_text(s)) for s in starts]
     layout = Layout(len(prefix), tuple(map(len, timestamps)), model.config.visual_tokens)
+    room = MAX_POSITIONS - MAX_QUESTION_TOKENS
+    if layout.length > room:
+        fitting = layout.groups * room // layout.length * model.config.frames_per_group
+        raise TooLongError(
+            f"{len(starts)} groups of {model.config.frames_per_group} frames are {layout.length:,} tokens, of at most {room:,}: "
+            f"give --max-frames {fitting} or a lower --fps"
+        )
     return layout, np.asarray(prefix + [token for tokens in timestamps for token in tokens], np.int32)
 
 

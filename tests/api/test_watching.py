@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 from vxl2_jax import ingest
 from vxl2_jax.cli import render
-from vxl2_jax.errors import RequestError, VideoError
+from vxl2_jax.errors import RequestError, TooLongError, VideoError
 from vxl2_jax.frames import open_source
 from vxl2_jax.hardware import CPU
 from vxl2_jax.memory import VideoMemory
@@ -214,3 +215,11 @@ def test_a_missing_video_leaves_no_file(model, tmp_path):
     with pytest.raises(VideoError):
         model.watch(tmp_path / "no.mp4", out=tmp_path / "m")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_video_whose_positions_would_not_be_exact_is_refused(model, monkeypatch):
+    monkeypatch.setattr("vxl2_jax.encode.MAX_POSITIONS", 2**15 + 300)
+    with pytest.raises(TooLongError, match=r"give --max-frames \d+") as refused:
+        model.watch(noise(400))
+    fitting = int(re.search(r"--max-frames (\d+)", str(refused.value))[1])
+    assert 0 < fitting < 400 and model.watch(noise(fitting)).frames == fitting

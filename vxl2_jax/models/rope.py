@@ -9,7 +9,11 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 _FINE = 1024  # positions per coarse step
-_COARSE = 1024  # coarse steps on either side of zero: positions up to ±1,048,576
+_COARSE = 1024  # coarse steps on either side of zero
+_SPAN = _FINE * _COARSE
+_SPANS = 8
+MAX_POSITIONS = _SPANS * _SPAN
+"""Positions from −8,388,608 to 8,388,608 are exact: 60 hours of video at a frame a second. Others must be refused before."""
 
 
 def rotation(
@@ -17,11 +21,12 @@ def rotation(
 ) -> tuple[Float32[Array, "*N half"], Float32[Array, "*N half"]]:
     """Cosine and sine of the rotary angles, for `rotate`.
 
-    In fp32, position × frequency loses up to 2⁻⁶ rad at position 385,000. So the position is split into a coarse and a
-    fine part, whose tables are computed in float64, and the two angles are added by the angle-sum identities.
+    In fp32, position × frequency loses up to 2⁻⁶ rad at position 385,000. So the position is split into whole spans, a coarse
+    and a fine part, whose tables are computed in float64, and the angles are added by the angle-sum identities. Where there
+    is no whole span, adding its angle, 0, changes no bit.
 
     Args:
-      positions: may be negative.
+      positions: from -MAX_POSITIONS to MAX_POSITIONS.
       head_width: D; half = D / 2.
       theta: base of the frequencies.
     """
@@ -29,13 +34,23 @@ def rotation(
     fine = np.arange(_FINE)[:, None] * frequency
     coarse = np.arange(-_COARSE, _COARSE)[:, None] * _FINE * frequency
 
+    spans = np.arange(-_SPANS, _SPANS + 1)[:, None] * _SPAN * frequency
+
     def table(function: Callable, angles: np.ndarray) -> Array:
         return jnp.asarray(function(angles), jnp.float32)
 
-    high, low = positions // _FINE + _COARSE, positions % _FINE
-    cos_h, sin_h = table(np.cos, coarse)[high], table(np.sin, coarse)[high]
-    cos_l, sin_l = table(np.cos, fine)[low], table(np.sin, fine)[low]
-    return cos_h * cos_l - sin_h * sin_l, sin_h * cos_l + cos_h * sin_l
+    def angles(at: Array, steps: np.ndarray) -> tuple[Array, Array]:
+        return table(np.cos, steps)[at], table(np.sin, steps)[at]
+
+    def add(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        (cos_a, sin_a), (cos_b, sin_b) = one, other
+        return cos_a * cos_b - sin_a * sin_b, sin_a * cos_b + cos_a * sin_b
+
+    positions = jnp.asarray(positions)
+    span = jnp.sign(positions) * (jnp.abs(positions) // _SPAN)  # towards zero
+    rest = positions - span * _SPAN
+    high, low = rest // _FINE + _COARSE, rest % _FINE
+    return add(add(angles(span + _SPANS, spans), angles(high, coarse)), angles(low, fine))
 
 
 def rotate(
