@@ -38,7 +38,8 @@ def layout_of(model: Runtime, starts: Sequence[float]) -> tuple[Layout, Int[np.n
     layout = Layout(len(prefix), tuple(map(len, timestamps)), model.config.visual_tokens)
     room = MAX_POSITIONS - MAX_QUESTION_TOKENS
     if layout.length > room:
-        fitting = layout.groups * room // layout.length * model.config.frames_per_group
+        per_group = layout.visual + max(layout.timestamp_lengths)
+        fitting = (room - layout.prefix) // per_group * model.config.frames_per_group
         raise TooLongError(
             f"{len(starts)} groups of {model.config.frames_per_group} frames are {layout.length:,} tokens, of at most {room:,}: "
             f"give --max-frames {fitting} or a lower --fps"
