@@ -6,7 +6,7 @@
     python tests/targets/compile_model.py t4 int8 4096 int8 2
     python tests/targets/compile_model.py v5e int8 9000 int8 1 host
 
-Arguments: the machine, and if wanted the weights, the frames, the cache (wide or int8), over how many devices the model is
+Arguments: the machine ("here" for the one that is present), and if wanted the weights, the frames, the cache (wide or int8), over how many devices the model is
 split, and where the dense level is (device or host). Bytes are then those of one device, and lines have the number of collectives in each program.
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
@@ -263,7 +263,8 @@ def main(
     place: str = DEVICE,
 ) -> None:
     """Compile every program and print the results."""
-    device, limit = topology(name).devices[0], MEMORY_GB[name]
+    device = topology(name).devices[0]
+    limit = (suits.memory_bytes(device) or 0) / 1e9 if name == "here" else MEMORY_GB[name]
     whole, dtype = CONFIG.language.layers, dtype_for(device)
 
     def sized(layers: int) -> tuple[ModelConfig, Layout, Workload]:

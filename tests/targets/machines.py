@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 for _name, _value in {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}.items():
@@ -27,7 +28,12 @@ of a chip's two cores), otherwise from the data sheets, the larger A100."""
 
 
 def topology(name: str, devices: int = 1):
-    """The topology of a machine; of GPUs, with so many cards. Raises RuntimeError if its compiler is not installed."""
+    """The topology of a machine; of GPUs, with so many cards; of "here", the devices that are present.
+
+    Raises RuntimeError if its compiler is not installed.
+    """
+    if name == "here":
+        return SimpleNamespace(devices=jax.devices())
     if name in TPUS:
         return topologies.get_topology_desc(topology_name=TPUS[name], platform="tpu")
     text = (Path(__file__).parent / f"{name}.txtpb").read_text()
@@ -40,6 +46,9 @@ def machine(name: str, devices: int = 1) -> Iterator[Any]:
 
     Several devices are the mesh of `vxl2_jax.tensor_parallel`; spec: how an array is split over it.
     """
+    if name == "here":
+        yield jax.ShapeDtypeStruct
+        return
     found = topology(name, devices).devices[:devices]
     kinds = (jax.sharding.AxisType.Auto,)
     mesh = jax.sharding.Mesh(np.asarray(found), ("x" if devices == 1 else "model",), axis_types=kinds)
