@@ -36,12 +36,12 @@ def layout_of(model: Runtime, starts: Sequence[float]) -> tuple[Layout, Int[np.n
     prefix = model.tokenizer.encode(prompt.prefix_text())
     timestamps = [model.tokenizer.encode(prompt.timestamp_text(s)) for s in starts]
     layout = Layout(len(prefix), tuple(map(len, timestamps)), model.config.visual_tokens)
-    room = MAX_POSITIONS - MAX_QUESTION_TOKENS
-    if layout.length > room:
+    most_tokens = MAX_POSITIONS - MAX_QUESTION_TOKENS
+    if layout.length > most_tokens:
         per_group = layout.visual + max(layout.timestamp_lengths)
-        fitting = (room - layout.prefix) // per_group * model.config.frames_per_group
+        fitting = (most_tokens - layout.prefix) // per_group * model.config.frames_per_group
         raise TooLongError(
-            f"{len(starts)} groups of {model.config.frames_per_group} frames are {layout.length:,} tokens, of at most {room:,}: "
+            f"{len(starts)} groups of {model.config.frames_per_group} frames are {layout.length:,} tokens, of at most {most_tokens:,}: "
             f"give --max-frames {fitting} or a lower --fps"
         )
     return layout, np.asarray(prefix + [token for tokens in timestamps for token in tokens], np.int32)
