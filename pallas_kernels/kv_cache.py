@@ -60,9 +60,9 @@ class KVCache(NamedTuple):
         return jax.tree.map(lambda part, new: jax.lax.dynamic_update_slice_in_dim(part, new, start, axis=2), self, rows)
 
     def padded(self, slots: int) -> KVCache:
-        """The cache on the device with `slots` slots, at least its own number; those added hold zeros."""
+        """The cache on the host, as NumPy arrays, with `slots` slots, at least its own number; those added hold zeros."""
         missing = ((0, 0), (0, 0), (0, slots - self.slots), (0, 0))
-        return jax.tree.map(lambda part: jax.device_put(np.pad(part, missing)), self)
+        return jax.tree.map(lambda part: np.pad(part, missing), self)
 
     @classmethod
     def of_rows(cls, k: Float[Array, "*rows D"], v: Float[Array, "*rows D"], dtype: DTypeLike) -> KVCache:

@@ -226,7 +226,8 @@ def load(
       progress: called with (tensors done, total tensors).
       compile_cache: let JAX keep compiled programs on disk for the next process; see `compile_cache.enable`. It applies
         to the whole process. A folder that JAX is configured to use is kept.
-      mesh: "model=N" shards the language model and its caches over N devices (see `tensor_parallel`).
+      mesh: "model=N" shards the language model and its caches over N devices (see `tensor_parallel`). Weights are sent
+        straight to their shards.
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged or does not fit.

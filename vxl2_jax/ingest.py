@@ -147,6 +147,7 @@ def watch_more(
         raise RequestError(
             f"this memory was made by another model than {model.name}: extend it with the model that made it"
         )
+    memory.place(model.params)
     frames, seconds = check_frames(frames, seconds, config.vision.image_size)
     if seconds[0] <= memory.last_s:
         raise RequestError(
@@ -309,11 +310,7 @@ def _copy_with_capacity(streams: DenseCache, sizes: PrefillShape) -> DenseCache:
     """Copy the streams into caches of capacity `sizes`: the old ones belong to a memory, which never changes."""
 
     def copied(stream: KVCache, capacity: int) -> KVCache:
-        kept = min(stream.slots, capacity)
-
-        def copy(a: jax.Array) -> jax.Array:
-            return jnp.zeros((*a.shape[:2], capacity, a.shape[3]), a.dtype).at[:, :, :kept].set(a[:, :, :kept])
-
-        return jax.tree.map(copy, stream)
+        change = ((0, 0, 0), (0, 0, 0), (0, capacity - stream.slots, 0), (0, 0, 0))  # a negative number cuts
+        return jax.tree.map(lambda a: jax.lax.pad(a, jnp.zeros((), a.dtype), change), stream)
 
     return DenseCache(copied(streams.visual, sizes.visual), copied(streams.global_, sizes.global_))

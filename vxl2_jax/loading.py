@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -63,14 +62,11 @@ def load_runtime(
             raise RequestError(
                 f"mesh model={ways} does not divide batches of {sizes.vision_groups} groups; choose a divisor"
             )
+        placed = None
         if ways > 1:
-            device_mesh = tensor_parallel.make_mesh(fetch.describe(directory)[0], ways)
-            # On the host first: the whole model may be too large for one device.
-            with jax.default_device(hardware.host()):
-                config, params = fetch.read(directory, dtype, progress, weights)
-            params = tensor_parallel.shard_params(device_mesh, params)
-        else:
-            config, params = fetch.read(directory, dtype, progress, weights)
+            # Straight to the shards: the whole model may be too large for one device, and for the host.
+            placed = partial(tensor_parallel.placed, tensor_parallel.make_mesh(fetch.describe(directory)[0], ways))
+        config, params = fetch.read(directory, dtype, progress, weights, placed)
         if hardware.compiler_for(device).separate_layers and not stacked:
             params = params | {"language": qwen2.separate_layers(params["language"])}
         kernel, reason, fallback = _choose(

@@ -27,7 +27,7 @@ from vxl2_jax.storage import memory_file
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape, StoredLevel
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
-from vxl2_jax.tensor_parallel import cache_sharding
+from vxl2_jax.tensor_parallel import cache_sharding, place_caches
 from vxl2_jax.text.typed import printable
 
 
@@ -48,7 +48,7 @@ class VideoMemory:
 
     Attributes:
       dense: both streams on the device; or a level in host memory or on disk, of which chunks are loaded on demand.
-      sparse: the pooled level [L, K, S, D].
+      sparse: the pooled level [L, K, S, D]; of a memory on disk on the host, until a model reads it (see `place`).
       layout, rule: positions and visibility of the tokens.
       compression: visual tokens pooled into one.
       seconds: the second of each group's first frame.
@@ -108,7 +108,7 @@ class VideoMemory:
     def _facts(self) -> dict[str, str]:
         kept, causal = attention_pairs(self.layout, self.rule)
         device = jax.tree.leaves((self.dense, self.sparse))  # levels elsewhere are no leaves
-        where = "on the device"
+        where = "on the device" if isinstance(self.sparse.k, jax.Array) else "on the host"
         if isinstance(self.dense, HostLevel):
             where += f", dense level of {self.dense.nbytes / 1e6:,.1f} MB in host memory"
         elif isinstance(self.dense, StoredLevel):
@@ -121,6 +121,14 @@ class VideoMemory:
             "attention computed": f"{100 * kept / causal:.0f} %",
             "size": f"{sum(leaf.nbytes for leaf in device) / 1e6:,.1f} MB {where}",
         }
+
+    def place(self, params: Any) -> None:
+        """Put the caches where a model with these parameters has its own, in place: what they hold does not change.
+
+        Asking and extending do so first. What is there already is not moved.
+        """
+        for name, caches in (("dense", self.dense), ("sparse", self.sparse)):
+            object.__setattr__(self, name, place_caches(caches, params))
 
     def with_compression(self, compression: int) -> VideoMemory:
         """The same memory with another sparse level."""
@@ -144,10 +152,11 @@ class VideoMemory:
         if isinstance(self.dense, DenseCache):
             return self.dense
         if isinstance(self.dense, HostLevel):
-            return jax.tree.map(jnp.array, self.dense.streams)
+            return jax.device_put(self.dense.streams, cache_sharding(self.sparse), may_alias=False)
         shape = self.dense.shape
         sizes = prefill.shape_for(self.layout, memory_file.GROUPS_PER_RECORD, dtype=shape.dtype)
-        streams = prefill.empty_streams(shape.layers, shape.kv_heads, shape.head_width, sizes, shape.dtype)
+        caches = shape.layers, shape.kv_heads, shape.head_width
+        streams = prefill.empty_streams(*caches, sizes, shape.dtype, cache_sharding(self.sparse))
         return restore_streams(streams, self.dense)
 
     def dense_on_host(self) -> HostLevel:

@@ -69,18 +69,18 @@ def shard_config(config: ModelConfig, ways: int) -> ModelConfig:
     return replace(config, language=ShardedLanguageConfig(**{**whole, **counts}))
 
 
-def shard_params(mesh: Mesh, params: Any) -> Any:
-    """Place parameters, which are donated, on the devices of a mesh, one array after another.
+def placed(mesh: Mesh, params: Any) -> Any:
+    """The shapes of parameters (ShapeDtypeStructs), with their shardings on a mesh.
 
     Raises RequestError for 4-bit weights whose groups do not divide.
     """
 
-    def place(leaf: jax.Array, spec: P) -> jax.Array:
-        return jax.block_until_ready(jax.device_put(leaf, NamedSharding(mesh, spec), donate=True))
+    def sharded(leaf: Any, spec: P) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     leaves, structure = jax.tree.flatten(params)
     specs = structure.flatten_up_to(param_specs(params, mesh.size))
-    return structure.unflatten([place(leaf, spec) for leaf, spec in zip(leaves, specs, strict=True)])
+    return structure.unflatten(list(map(sharded, leaves, specs)))
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -93,10 +93,17 @@ def mesh_of(tree: Any) -> Mesh | None:
     return mesh if isinstance(mesh, Mesh) and mesh.axis_names == (MODEL,) else None
 
 
-def cache_sharding(params: Any) -> NamedSharding | None:
-    """Where the caches of a model with these parameters are; None for the default device."""
-    mesh = mesh_of(params)
+def cache_sharding(tree: Any) -> NamedSharding | None:
+    """Where the caches of a model are, of whose parameters or caches this is a tree; None for the default device."""
+    mesh = mesh_of(tree)
     return None if mesh is None else NamedSharding(mesh, CACHE)
+
+
+def place_caches(caches: Any, params: Any) -> Any:
+    """Caches, also those on the host, where a model with these parameters has its own. No device receives more than that."""
+    if (mesh := mesh_of(params)) is None and mesh_of(caches) is not None:
+        return jax.device_put(caches, jax.tree.leaves(params)[0].sharding)
+    return jax.device_put(caches, None if mesh is None else NamedSharding(mesh, CACHE))
 
 
 def device_bytes(tree: Any) -> int:
@@ -117,7 +124,7 @@ def shard_bytes(params: Any, ways: int) -> int:
 
 
 def param_specs(params: Any, ways: int) -> Any:
-    """The PartitionSpec of each parameter, in a tree of the same structure. Raises RequestError as `shard_params`."""
+    """The PartitionSpec of each parameter, in a tree of the same structure. Raises RequestError as `placed`."""
 
     def spec(path: tuple[Any, ...], leaf: Any) -> Any:
         names = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]

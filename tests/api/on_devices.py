@@ -8,10 +8,14 @@ Prints one JSON line: the largest relative difference of the caches, and whether
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,6 +33,33 @@ def noise(frames: int) -> tuple[np.ndarray, np.ndarray]:
 def stop(done: int, total: int) -> None:
     if done < total:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def single_caches(heads: int) -> Iterator[set[tuple[int, ...]]]:
+    """The shapes of caches of all heads that are given to `device_put`, or are made meanwhile, for one device only."""
+    found: set[tuple[int, ...]] = set()
+    kept = jax.live_arrays()
+    known, original = {id(array) for array in kept}, jax.device_put
+
+    def looking(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        for array in jax.live_arrays():
+            new, whole = id(array) not in known, array.ndim == 4 and array.shape[1] == heads
+            if new and whole and len(array.sharding.device_set) == 1:
+                found.add(array.shape)
+        return result
+
+    jax.device_put = looking
+    try:
+        yield found
+    finally:
+        jax.device_put = original
+
+
+def addresses(memory: VideoMemory) -> list[int]:
+    """Where the shards of the sparse level's keys are."""
+    return [shard.data.unsafe_buffer_pointer() for shard in memory.sparse.k.addressable_shards]
 
 
 def difference(one: VideoMemory, other: VideoMemory) -> float:
@@ -76,8 +107,15 @@ def main(directory: str, ways: str, weights: str, cache: str, extent: str) -> No
         resumed = split.watch((frames, seconds), cache=cache, out=folder / "whole", dense_level="host")
     memories[1].save(folder / "memory")
     stored = VideoMemory.load(folder / "memory")
-    moved = [model.ask(stored, QUESTIONS[:3], max_new_tokens=6, chunk_size=4) for model in (one, split)]
-    shards = {tuple(s.data.shape) for s in memories[1].dense.visual.k.addressable_shards}
+    with single_caches(one.config.language.kv_heads) as alone:
+        moved = [split.ask(stored, QUESTIONS[:3], max_new_tokens=6, chunk_size=4)]
+        placed = addresses(stored)
+        dense = stored.resident().dense
+        split.ask(stored, QUESTIONS[:3], max_new_tokens=6, chunk_size=4)
+    once = addresses(stored) == placed and len(placed) == int(ways)
+    moved.append(one.ask(stored, QUESTIONS[:3], max_new_tokens=6, chunk_size=4))
+    caches = (memories[1].dense.visual.k, dense.visual.k)
+    shards = {tuple(s.data.shape) for cache in caches for s in cache.addressable_shards}
     print(
         json.dumps(
             {
@@ -88,7 +126,9 @@ def main(directory: str, ways: str, weights: str, cache: str, extent: str) -> No
                 "streamed": streamed == first[0],
                 "resumed": difference(resumed, memories[0]),
                 "stored": [[a.text for a in each] for each in moved] == [first[:3]] * 2,
-                "heads_of_a_share": [shape[1] for shape in shards],
+                "heads_of_a_share": sorted({shape[1] for shape in shards}),
+                "placed_once": once,
+                "caches_on_one_device": len(alone),
             }
         )
     )

@@ -49,6 +49,7 @@ def test_several_devices_compute_what_one_does(tmp_path, ways, weights, cache, e
     assert all(found["answers"].values()) and found["stored"] and found["streamed"], found
     assert found["scores"] < 1e-4 and found["choices"] < 1e-4, found
     assert found["heads_of_a_share"] == [4 // ways]
+    assert found["placed_once"] and found["caches_on_one_device"] == 0, found
 
 
 @pytest.mark.parametrize("mesh", ["model", "model=0", "data=2", "model=2,data=2", ""])

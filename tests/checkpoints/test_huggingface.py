@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vxl2_jax import files
-from vxl2_jax.checkpoints import huggingface, key_mapping
+from vxl2_jax.checkpoints import assemble, huggingface, key_mapping
 from vxl2_jax.errors import CheckpointError
 
 
@@ -67,13 +67,13 @@ def test_large_leaves_are_built_on_the_device_as_small_ones_on_the_host(copy, mo
         return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(params)]
 
     on_host = bits(huggingface.load(copy, dtype)[1])
-    monkeypatch.setattr(huggingface, "_SMALL", 0)
+    monkeypatch.setattr(assemble, "SMALL", 0)
     assert bits(huggingface.load(copy, dtype)[1]) == on_host
 
 
 @pytest.mark.parametrize("small", [2**26, 0])
 def test_a_weight_that_is_not_finite_in_the_dtype_is_named(copy, monkeypatch, small):
-    monkeypatch.setattr(huggingface, "_SMALL", small)
+    monkeypatch.setattr(assemble, "SMALL", small)
     key = "model.layers.1.mlp.up_proj.weight"
     rewrite(copy, lambda tensors: tensors[key].__setitem__((0, 0), 1e6))
     assert huggingface.load(copy, "bfloat16")

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vxl2_jax.checkpoints import huggingface
+from vxl2_jax.checkpoints import assemble, huggingface
 from vxl2_jax.models import quantised, qwen2, video_xl_2
 from vxl2_jax.models.linear import Linear
 from vxl2_jax.models.quantised import GROUP, INT4, INT8, SETTINGS, W8A8, WIDE, Scheme
@@ -178,7 +178,7 @@ BOUNDS = {INT8: 0.01, INT4: 0.13}
 def test_a_checkpoint_in_parts_is_quantised_as_a_whole_one(golden, setting, monkeypatch):
     directory = golden / "tiny_checkpoint"
     _, wide = huggingface.load(directory, "float32")
-    monkeypatch.setattr(huggingface, "_PART", 1000)
+    monkeypatch.setattr(assemble, "PART", 1000)
     config, found = huggingface.load(directory, "bfloat16", weights=setting)
     expected = huggingface.abstract_params(config, "bfloat16", setting)
     assert jax.tree.structure(expected) == jax.tree.structure(found)

@@ -18,6 +18,7 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import StoredLevel
+from vxl2_jax.tensor_parallel import cache_sharding
 
 MAX_BATCH = 16
 """The most questions of a batch: with 7 query heads per key head, one token of each fills a tile of 128 rows."""
@@ -85,7 +86,7 @@ def mixed_view(
     each = [plan_segments(layout, memory.compression, chunk_size, row) if row[0] else no_segments(3) for row in dense]
     if not isinstance(levels, DenseCache):
         groups = np.flatnonzero(groups_read(memory, chunk_size, dense))
-        levels = load_groups(levels, groups)
+        levels = load_groups(levels, groups, cache_sharding(memory.sparse))
         each = [relocate(segments, layout, groups) for segments in each]
     interior = max(interior_capacity, int(dense[:, 2:-1].sum(axis=1).max(initial=0)))
     position = np.asarray([segments.length for segments in each], np.int32)
@@ -97,10 +98,16 @@ def groups_read(memory: VideoMemory, chunk_size: int, dense: Bool[np.ndarray, "B
     return memory.layout.dense_groups(chunk_size, dense).any(axis=0)
 
 
-def load_groups(level: HostLevel | StoredLevel, groups: Int[np.ndarray, " n"]) -> DenseCache:
-    """The prefix and some groups of a level in host memory or on disk, on the device, in caches of rounded capacity."""
-    streams = level.gather(groups)
-    return DenseCache(*(stream.padded(aligned(bucket(stream.slots, minimum=128), stream.dtype)) for stream in streams))
+def load_groups(
+    level: HostLevel | StoredLevel, groups: Int[np.ndarray, " n"], sharding: jax.sharding.Sharding | None = None
+) -> DenseCache:
+    """The prefix and some groups of a level in host memory or on disk, on the device or sharded, in caches of rounded
+    capacity."""
+
+    def padded(stream: KVCache) -> KVCache:
+        return stream.padded(aligned(bucket(stream.slots, minimum=128), stream.dtype))
+
+    return jax.device_put(DenseCache(*map(padded, level.gather(groups))), sharding)
 
 
 def _view(

@@ -69,16 +69,17 @@ def read(
     dtype: Any,
     progress: Callable[[int, int], None] | None = None,
     weights: str | None = None,
+    placed: Callable[[Any], Any] | None = None,
 ) -> tuple[ModelConfig, Any]:
     """The configuration and the parameters in a directory of either layout.
 
-    weights: one of `models.quantised.SETTINGS`; None: as they are stored. Raises as `huggingface.load` and `native.load`, and
+    weights: one of `models.quantised.SETTINGS`; None: as they are stored. placed: as in `huggingface.load`. Raises as `huggingface.load` and `native.load`, and
     RequestError without the backend that JAX is to use.
     """
     hardware.device()
     if native.is_native(directory):
-        return native.load(directory, dtype, progress, weights)
-    return huggingface.load(directory, dtype, progress, weights or quantised.WIDE)
+        return native.load(directory, dtype, progress, weights, placed)
+    return huggingface.load(directory, dtype, progress, weights or quantised.WIDE, placed)
 
 
 def describe(directory: Path) -> tuple[ModelConfig, str]:

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import cache, partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from safetensors import SafetensorError
 from safetensors.flax import save_file
 
 from vxl2_jax import files
+from vxl2_jax.checkpoints import assemble
 from vxl2_jax.checkpoints.config_files import read_config
-from vxl2_jax.checkpoints.key_mapping import IGNORED, KeyMapping, key_mappings, original_shapes
+from vxl2_jax.checkpoints.key_mapping import IGNORED, KeyMapping, WeightTransform, key_mappings, original_shapes
 from vxl2_jax.checkpoints.shards import Shards
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import CheckpointError, first_line
@@ -84,17 +83,19 @@ def load(
     dtype: Any = "bfloat16",
     progress: Callable[[int, int], None] | None = None,
     weights: str = quantised.WIDE,
+    placed: Callable[[Any], Any] | None = None,
 ) -> tuple[ModelConfig, Any]:
-    """Load a checkpoint onto the default device.
+    """Load a checkpoint.
 
-    Tensors are read one by one, so there is never a second copy of the model in memory. What is quantised is read in
-    parts of about 16 MB in float32, and is never wide as a whole.
+    What is large or quantised is read in parts of 2²² numbers, each of which is cast or quantised on the devices that need
+    it: there is never a second copy of a large parameter in memory, and what is quantised is never wide as a whole.
 
     Args:
       directory: with config.json and safetensors files.
       dtype: all parameters are cast to it that are not quantised.
       weights: one of `models.quantised.SETTINGS`.
       progress: called with (leaves done, all leaves) after each leaf.
+      placed: gives the parameter tree of ShapeDtypeStructs the shardings to be. None: parameters are on the default device.
 
     Returns:
       (config, params).
@@ -107,19 +108,22 @@ def load(
     config = read_config(directory, shards)
     check_tensors(config, shards)
     mappings, abstract = key_mappings(config), abstract_params(config, dtype, weights)
+    abstract = placed(abstract) if placed else abstract
+    return config, _build_tree(
+        mappings, lambda one: _build_leaf(one, shards.get, one.leaf(abstract), weights), progress
+    )
+
+
+def build_params(mappings: list[KeyMapping], get: Callable[[str], np.ndarray], dtype: Any) -> dict:
+    """A parameter tree from the original's tensors, which `get` returns by key."""
 
     def build(mapping: KeyMapping) -> Any:
-        scheme = quantised.scheme_of(mapping.path, weights)
-        if scheme is None:
-            return _build_leaf(mapping, shards.get, jnp.dtype(dtype))
-        return _build_quantised(mapping, shards, mapping.leaf(abstract), scheme)
+        keys = mapping.original_keys()
+        shape = np.shape(mapping.transform.to_ours(get(keys[0])))
+        stacked = () if mapping.layers is None else (mapping.layers,)
+        return _build_leaf(mapping, get, jax.ShapeDtypeStruct((*stacked, *shape), jnp.dtype(dtype)))
 
-    return config, _build_tree(mappings, build, progress)
-
-
-def build_params(mappings: list[KeyMapping], get: Callable[[str], ArrayLike], dtype: Any) -> dict:
-    """A parameter tree from the original's tensors, which `get` returns by key."""
-    return _build_tree(mappings, lambda mapping: _build_leaf(mapping, get, jnp.dtype(dtype)))
+    return _build_tree(mappings, build)
 
 
 def _build_tree(
@@ -138,102 +142,48 @@ def _build_tree(
     return params
 
 
-_SMALL = 2**26
-"""Bytes of a leaf that is assembled on the host. On the device each shape is a program of its own, which a small leaf is
-not worth; a large one is never on the host as a whole."""
-
-
-def _build_leaf(mapping: KeyMapping, get: Callable[[str], ArrayLike], dtype: Any) -> jax.Array:
-    keys = mapping.original_keys()
-    tensors = map(get, keys)
-    first = next(tensors)
-    build = _on_host if np.size(first) * len(keys) * dtype.itemsize <= _SMALL else _on_device
-    leaf, finite = build(chain([first], tensors), mapping, dtype)
-    _check_finite(zip(keys, finite, strict=True), dtype.name)
+def _build_leaf(
+    mapping: KeyMapping, get: Callable[[str], Any], abstract: Any, weights: str = quantised.WIDE
+) -> jax.Array | QuantisedWeight:
+    keys, scheme = mapping.original_keys(), quantised.scheme_of(mapping.path, weights)
+    if assemble.is_small(abstract):
+        leaf, finite = _on_host(map(get, keys), mapping, abstract)
+    else:
+        leaf, finite = assemble.assemble(
+            abstract,
+            map(get, keys),
+            _Make(mapping.transform, None if scheme else abstract.dtype, scheme),
+            stacked=mapping.layers is not None,
+            axis=mapping.transform.rows_axis,
+        )
+    for key, is_finite in zip(keys, finite, strict=True):
+        if not is_finite:
+            name = "float32" if scheme else abstract.dtype.name
+            files.WEIGHTS.fail(f"tensor {key}", f"has NaN or infinite values as {name}")
     return leaf
 
 
-def _on_host(tensors: Iterable[ArrayLike], mapping: KeyMapping, dtype: Any) -> tuple[jax.Array, list[ArrayLike]]:
-    """(the leaf, whether all of each tensor is finite)."""
+def _on_host(
+    tensors: Iterable[Any], mapping: KeyMapping, abstract: jax.ShapeDtypeStruct
+) -> tuple[jax.Array, list[np.bool]]:
+    """(a leaf that is small, whether all of each tensor is finite)."""
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused
-        layers = [np.asarray(mapping.transform.to_ours(np.asarray(tensor))).astype(dtype) for tensor in tensors]
+        layers = [np.asarray(mapping.transform.to_ours(tensor[()])).astype(abstract.dtype) for tensor in tensors]
     leaf = layers[0] if mapping.layers is None else np.stack(layers)
-    return jnp.array(leaf), [np.isfinite(layer).all() for layer in layers]
+    return assemble.place(leaf, abstract), [np.isfinite(layer).all() for layer in layers]
 
 
-def _on_device(tensors: Iterable[ArrayLike], mapping: KeyMapping, dtype: Any) -> tuple[jax.Array, list[ArrayLike]]:
-    """The same. Layers are written into a stack that is allocated once: stacking at the end would hold all of them twice."""
-    leaf, finite = None, []
-    for layer, tensor in enumerate(tensors):
-        ours = mapping.transform.to_ours(jnp.asarray(tensor))
-        if mapping.layers is None:
-            leaf, is_finite = _cast(ours, dtype)
-        else:
-            leaf = jnp.zeros((mapping.layers, *ours.shape), dtype) if leaf is None else leaf
-            leaf, is_finite = _write_layer(leaf, ours, layer)
-        finite.append(is_finite)
-        del ours
-    assert leaf is not None
-    return leaf, finite
+@dataclass(frozen=True)
+class _Make:
+    """What is made of some rows of the original's tensor: our axes, in `dtype` or quantised."""
 
+    transform: WeightTransform
+    dtype: Any
+    scheme: quantised.Scheme | None
 
-def _check_finite(found: Iterable[tuple[str, ArrayLike]], dtype: str) -> None:
-    for key, finite in found:
-        if not finite:
-            files.WEIGHTS.fail(f"tensor {key}", f"has NaN or infinite values as {dtype}")
-
-
-_PART = 2**20
-"""Numbers of a tensor that are wide at the same time while it is quantised. With four times as many, the C library kept a quarter
-of the weights' bytes in freed pieces after loading."""
-
-
-def _build_quantised(
-    mapping: KeyMapping, shards: Shards, abstract: QuantisedWeight, scheme: quantised.Scheme
-) -> QuantisedWeight:
-    """Quantise the layers of a leaf, a few output channels (the original's rows) at a time."""
-    leaf = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract)
-    found = []
-    for layer, key in enumerate(mapping.original_keys()):
-        rows, *others = shards.shape(key)
-        step = max(_PART // math.prod(others), 1)
-        for begin in range(0, rows, step):
-            part = mapping.transform.to_ours(shards.rows(key, begin, min(begin + step, rows)))
-            at = None if mapping.layers is None else layer
-            leaf, finite = _write_part(leaf, part, at, begin, scheme)
-            found.append((key, finite.block_until_ready()))  # or parts would queue up in memory
-    _check_finite(found, "float32")
-    return leaf
-
-
-@partial(jax.jit, static_argnames="scheme", donate_argnames="leaf")
-def _write_part(
-    leaf: QuantisedWeight, part: jax.Array, layer: ArrayLike | None, begin: ArrayLike, scheme: quantised.Scheme
-) -> tuple[QuantisedWeight, jax.Array]:
-    """(the leaf with some channels of a layer written, whether all of them are finite)."""
-    new = quantised.quantise(part, scheme)
-
-    def write(whole: jax.Array, new: jax.Array) -> jax.Array:
-        start: list[ArrayLike] = [begin if axis == scheme.channel_axis % new.ndim else 0 for axis in range(new.ndim)]
-        if layer is None:
-            return jax.lax.dynamic_update_slice(whole, new, start)
-        return jax.lax.dynamic_update_slice(whole, new[None], [layer, *start])
-
-    return jax.tree.map(write, leaf, new), jnp.isfinite(part).all()
-
-
-@partial(jax.jit, static_argnums=1)
-def _cast(leaf: jax.Array, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """(the leaf in `dtype`, whether all of it is finite)."""
-    leaf = leaf.astype(dtype)
-    return leaf, jnp.isfinite(leaf).all()
-
-
-@partial(jax.jit, donate_argnums=0)
-def _write_layer(stack: jax.Array, layer: jax.Array, index: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """(the stack with the layer written, whether all of the layer is finite)."""
-    layer, finite = _cast(layer, stack.dtype)
-    return stack.at[index].set(layer), finite
+    def __call__(self, rows: jax.Array) -> Any:
+        ours = self.transform.to_ours(rows)
+        return quantised.quantise(ours, self.scheme) if self.scheme else ours.astype(self.dtype)
 
 
 def save(directory: str | Path, config: ModelConfig, params: Any, dtype: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from operator import getitem
 from typing import Any
 
@@ -19,16 +19,23 @@ from vxl2_jax.config import ModelConfig
 
 @dataclass(frozen=True)
 class WeightTransform:
-    """How a tensor's axes change from the original's layout to ours, and back."""
+    """How a tensor's axes change from the original's layout to ours, and back.
+
+    rows_axis: where the original's first axis is in ours: `to_ours` can be applied to some of its rows.
+    """
 
     to_ours: Callable
     to_original: Callable
+    rows_axis: int = 0
 
 
+@cache  # the same axes are the same transform, also as an argument of compiled programs
 def _einops(original: str, ours: str, **sizes: int) -> WeightTransform:
+    """Of tensors whose first axis is our last one: the outputs."""
     return WeightTransform(
         lambda a: rearrange(a, f"{original} -> {ours}", **sizes),
         lambda a: rearrange(a, f"{ours} -> {original}", **sizes),
+        rows_axis=-1,
     )
 
 

@@ -10,11 +10,11 @@ import dataclasses
 import glob
 import json
 import logging
+import math
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from functools import partial, reduce
-from operator import getitem
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn
@@ -22,9 +22,10 @@ from typing import Annotated, Any, Literal, NoReturn
 import jax
 import jax.numpy as jnp
 import msgspec
+import numpy as np
 
-from vxl2_jax import files, hardware
-from vxl2_jax.checkpoints import huggingface, quantised_file
+from vxl2_jax import files
+from vxl2_jax.checkpoints import assemble, huggingface, quantised_file
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import CheckpointError, first_line
 from vxl2_jax.models import quantised
@@ -107,11 +108,23 @@ def write_params(path: Path, params: Any) -> None:
     import orbax.checkpoint as ocp  # slow to import, and most models are not stored in this format
 
     files.check_disk_space(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+
+    def chunks(leaf: Any) -> Any:
+        """A chunk is read as a whole: of what is large, a layer of a stack, or a part of a table."""
+        if leaf.nbytes <= assemble.SMALL:
+            return ocp.SaveArgs()
+        return ocp.SaveArgs(chunk_byte_size=_CHUNK_BYTES, shard_axes=(0,) if leaf.ndim > 2 else ())
+
     try:
         with ocp.StandardCheckpointer() as writer:
-            writer.save(path, params)
+            writer.save(path, params, save_args=jax.tree.map(chunks, params))
     except ValueError as error:  # TensorStore's
         raise OSError(first_line(error)) from error
+
+
+_CHUNK_BYTES = 2**26
+_CACHE_BYTES = 2**28
+"""Of chunks that are kept while parts of them are used."""
 
 
 def load(
@@ -119,15 +132,18 @@ def load(
     dtype: Any = "bfloat16",
     progress: Callable[[int, int], None] | None = None,
     weights: str | None = None,
+    placed: Callable[[Any], Any] | None = None,
 ) -> tuple[ModelConfig, Any]:
     """Read what `save` wrote; what is not quantised is cast to `dtype`.
+
+    Large arrays are read a part at a time.
 
     Args:
       directory: a native checkpoint.
       dtype: of everything that is not quantised.
-      progress: called with (1, 1) at the end.
-      weights: one of `models.quantised.SETTINGS`; None: as they are stored. Wide weights are quantised, one stack of
-        layers at a time.
+      progress: called with (arrays done, all arrays) after each array.
+      weights: one of `models.quantised.SETTINGS`; None: as they are stored. Wide weights are quantised while they are read.
+      placed: as in `huggingface.load`.
 
     Raises:
       CheckpointError: it is damaged, or is quantised in a way that `weights` cannot be made of.
@@ -142,47 +158,76 @@ def load(
             f"{directory}: its weights are stored as {stored}, of which {weights} cannot be made; leave out weights, or "
             "take the checkpoint that it was converted from"
         )
-    abstract = huggingface.abstract_params(config, dtype, weights if same else stored)
+    abstract = huggingface.abstract_params(config, dtype, weights)
+    abstract = placed(abstract) if placed else abstract
+    wide = stored == quantised.WIDE
+    structure = jax.tree.structure(abstract, is_leaf=quantised.is_quantised if wide else None)
+    leaves = []
     try:
-        if stored == quantised.WIDE:
-            params = _restore(directory / _PARAMS, abstract, None if same else weights)
-        else:
-            params = quantised_file.read(directory, abstract)
+        if wide:
+            _check_shapes(directory / _PARAMS, huggingface.abstract_params(config, dtype))
+        for leaf in (
+            _read_wide(directory / _PARAMS, abstract, weights) if wide else quantised_file.read(directory, abstract)
+        ):
+            leaves.append(leaf)
+            if progress:
+                progress(len(leaves), structure.num_leaves)
     except Exception as error:  # Orbax and TensorStore raise many classes for damaged files
         _fail(directory, first_line(error), error)
+    params = jax.tree.unflatten(structure, leaves)
     for path, finite in jax.tree_util.tree_leaves_with_path(_all_finite(params)):
         if not finite:
             _fail(directory, f"{jax.tree_util.keystr(path)} has NaN or infinite values")
-    if progress:
-        progress(1, 1)
     return config, params
 
 
-def _restore(path: Path, target: Any, quantise_to: str | None) -> Any:
-    """Read the wide parameters `target` (ShapeDtypeStructs), all at once or to be quantised one by one."""
-    import orbax.checkpoint as ocp
+def _read_wide(path: Path, abstract: Any, weights: str) -> Iterator[Any]:
+    """Read wide parameters one after another, and quantise those that `abstract` has so."""
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract, is_leaf=quantised.is_quantised):
+        names = [key.key for key in keys]
+        store, scheme = _open(path, names), quantised.scheme_of(names, weights)
+        if assemble.is_small(leaf):
+            yield assemble.place(np.asarray(store).astype(leaf.dtype), leaf)
+            continue
+        stacked = "layers" in names
+        tensors = (store[layer] for layer in range(store.shape[0])) if stacked else [store]
+        axis = scheme.channel_axis if scheme else 0
+        make = _Make(None if scheme else leaf.dtype, scheme)
+        yield assemble.assemble(
+            leaf, tensors, make, stacked=stacked, source_axis=axis, axis=axis, same_axes=scheme is None
+        )[0]
 
-    sharding = jax.sharding.SingleDeviceSharding(hardware.device())
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), target)
-    with ocp.StandardCheckpointer() as reader:
-        if (found := reader.metadata(path).item_metadata) is None:
-            raise ValueError(f"{path.name} holds no wide parameters")
-        _check_shapes(found.tree, target)
-        if quantise_to is None:
-            return reader.restore(path, target)
-    quantise = jax.jit(partial(quantised.quantise_params, setting=quantise_to))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
 
-        def read(keys: tuple, leaf: jax.ShapeDtypeStruct) -> Any:
-            names = [key.key for key in keys]
-            item = reduce(lambda inner, name: {name: inner}, reversed(names), leaf)
-            arguments = ocp.checkpoint_utils.construct_restore_args(item)
-            found = reader.restore(
-                path, args=ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-            )
-            return reduce(getitem, names, quantise(found))
+@dataclass(frozen=True)
+class _Make:
+    """What is made of a part of a stored array: it is cast, or quantised."""
 
-        return jax.tree_util.tree_map_with_path(read, target)
+    dtype: Any
+    scheme: quantised.Scheme | None
+
+    def __call__(self, part: jax.Array) -> Any:
+        return quantised.quantise(part, self.scheme) if self.scheme else part.astype(self.dtype)
+
+
+def _open(path: Path, names: Sequence[str]) -> Any:
+    """A stored array, cut by indexing. Orbax itself reads whole arrays only."""
+    import tensorstore
+
+    spec = {
+        "driver": "auto",
+        "kvstore": {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{path}/"},
+            "path": f"{'.'.join(names)}/",
+        },
+        "context": {"cache_pool": {"total_bytes_limit": _CACHE_BYTES}},
+    }
+    store = tensorstore.open(spec, read=True).result()
+    chunk = (
+        math.prod(size or 1 for size in store.chunk_layout.read_chunk.shape or ()) * store.dtype.numpy_dtype.itemsize
+    )
+    # A chunk that the cache cannot keep, of a checkpoint of earlier versions, would be read again for each part.
+    return store if chunk <= _CACHE_BYTES else np.asarray(store)
 
 
 def describe(directory: Path) -> tuple[ModelConfig, str]:
@@ -198,11 +243,17 @@ def describe(directory: Path) -> tuple[ModelConfig, str]:
         _fail(path, str(error), error)
 
 
-def _check_shapes(found: Any, target: Any) -> None:
-    """Raise ValueError for the first leaf that has another shape: before Orbax allocates what vxl2.json says."""
-    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(found)}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(target):
-        name = jax.tree_util.keystr(path)
+def _check_shapes(path: Path, wide: Any) -> None:
+    """Raise ValueError for the first array that has another shape than in `wide`: before memory is allocated for what
+    vxl2.json says."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        if (found := reader.metadata(path).item_metadata) is None:
+            raise ValueError(f"{path.name} holds no wide parameters")
+    shapes = {jax.tree_util.keystr(keys): leaf.shape for keys, leaf in jax.tree_util.tree_leaves_with_path(found.tree)}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(wide):
+        name = jax.tree_util.keystr(keys)
         if shapes.get(name) != leaf.shape:
             raise ValueError(f"{name} is {shapes.get(name, 'missing')}, but {_CONFIG} says {leaf.shape}")
 

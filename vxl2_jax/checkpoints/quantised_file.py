@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Int, UInt8
 
 from vxl2_jax import files
+from vxl2_jax.checkpoints import assemble
 from vxl2_jax.checkpoints.shards import Shards
 from vxl2_jax.errors import CheckpointError
 
@@ -46,8 +48,9 @@ def write(directory: Path, params: Any) -> None:
                 file.write(array.reshape(-1).view(np.uint8))  # as it is: `tobytes` would copy it
 
 
-def read(directory: Path, abstract: Any) -> Any:
-    """Read the arrays of `abstract`, a tree of ShapeDtypeStructs, onto the default device; floats are cast.
+def read(directory: Path, abstract: Any) -> Iterator[jax.Array]:
+    """Read the arrays of `abstract`, a tree of ShapeDtypeStructs, one after another, onto the default device or with the
+    shardings that they have; floats are cast.
 
     Raises CheckpointError if the file lacks one of them, or has one of another shape or kind.
     """
@@ -59,14 +62,12 @@ def read(directory: Path, abstract: Any) -> Any:
         kind = shards.dtype(name)
         if kind != _DTYPES[stored.dtype.name] and not (kind.startswith(("F", "B")) and leaf.dtype not in _INTEGERS):
             raise CheckpointError(f"{name} holds {kind}")
-
-    def leaf(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        name, whole = _name(path), jnp.zeros(leaf.shape, leaf.dtype)
-        for begin, stop in _parts(_stored(leaf)):
-            whole = _write_part(whole, shards.rows(name, begin, stop), begin).block_until_ready()
-        return whole
-
-    return jax.tree_util.tree_map_with_path(leaf, abstract)
+    for name, leaf in names.items():
+        # A byte may hold the last number of one shard and the first of the next: then all devices receive both.
+        own = 1 if leaf.sharding is None else leaf.shape[-1] // leaf.sharding.shard_shape(leaf.shape)[-1]
+        divided = leaf.dtype != jnp.int4 or own == 1 or leaf.shape[-1] // own % 2 == 0
+        make = _Unpack(leaf.shape[-1] // own if divided else leaf.shape[-1], leaf.dtype)
+        yield assemble.assemble(leaf, [shards.get(name)], make, same_axes=divided)[0]
 
 
 _INTEGERS = (jnp.int8, jnp.int4)
@@ -113,7 +114,12 @@ def _unpack(packed: UInt8[Array, "*packed"], columns: int) -> Int[Array, "*shape
     return jnp.stack([low, high], axis=-1).reshape(*packed.shape[:-1], -1)[..., :columns].astype(jnp.int4)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _write_part(whole: jax.Array, part: jax.Array, begin: ArrayLike) -> jax.Array:
-    new = _unpack(part, whole.shape[-1]) if whole.dtype == jnp.int4 else part.astype(whole.dtype)
-    return jax.lax.dynamic_update_slice_in_dim(whole, new, begin, axis=0)
+@dataclass(frozen=True)
+class _Unpack:
+    """What is made of a part of a stored array: `columns` numbers in its last axis if they are of 4 bits."""
+
+    columns: int
+    dtype: Any
+
+    def __call__(self, part: jax.Array) -> jax.Array:
+        return _unpack(part, self.columns) if self.dtype == jnp.int4 else part.astype(self.dtype)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-import jax
 import msgspec
+import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from vxl2_jax import files
@@ -23,6 +24,19 @@ class _Index(msgspec.Struct, frozen=True):
     weight_map: dict[str, str]
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a file: cut by indexing with slices, which reads them. Float64, which JAX may not have, becomes float32."""
+
+    shape: tuple[int, ...]
+    cut: Any
+
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> np.ndarray:
+        found = self.cut[index]
+        with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+            return found.astype(np.float32) if found.dtype == np.float64 else found
+
+
 class Shards:
     """The tensors of a directory by key. Raises CheckpointError if there are none, or a file is missing or damaged."""
 
@@ -31,7 +45,7 @@ class Shards:
         for file in _safetensors_files(directory):
             files.open_regular(file, files.WEIGHTS).close()
             try:
-                handle = safe_open(file, "flax")
+                handle = safe_open(file, "numpy")
             except (SafetensorError, OSError) as error:
                 files.WEIGHTS.fail(file, f"not a readable safetensors file ({error})", error)
             keys = handle.keys()
@@ -61,13 +75,9 @@ class Shards:
         dtype = self.dtype(key)
         return "" if dtype in _DTYPES else dtype
 
-    def get(self, key: str) -> jax.Array:
-        """Read a tensor."""
-        return self._file_of[key].get_tensor(key)
-
-    def rows(self, key: str, begin: int, end: int) -> jax.Array:
-        """Read a part of a tensor along its first axis."""
-        return self._file_of[key].get_slice(key)[begin:end]
+    def get(self, key: str) -> StoredTensor:
+        """A tensor. It is read when it is cut. Raises CheckpointError if there is none."""
+        return StoredTensor(self.shape(key), self._file_of[key].get_slice(key))
 
 
 def _safetensors_files(directory: Path) -> list[Path]:

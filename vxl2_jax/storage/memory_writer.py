@@ -31,6 +31,7 @@ from vxl2_jax.storage import locking, memory_file, records
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape, Facts, StoredLevel, record_groups, rows_of_groups
 from vxl2_jax.storage.records import RecordReader
+from vxl2_jax.tensor_parallel import cache_sharding
 
 
 class MemoryFileWriter:
@@ -213,12 +214,13 @@ def partial_path(path: str | Path) -> Path:
 
 
 def restore_streams(streams: DenseCache, level: StoredLevel) -> DenseCache:
-    """Write a stored level into the streams (donated), one record at a time."""
-    sizes = _record_rows(level.layout)
+    """Write a stored level into the streams (donated), one record at a time, each device's heads straight to it."""
+    sizes, sharding = _record_rows(level.layout), cache_sharding(streams)
     for index in range(len(level.group_records)):
         padded = [stream.padded(size) for stream, size in zip(level.read_record(index), sizes, strict=True)]
         ranges = rows_of_groups(level.layout, *record_groups(level.layout)[index])
-        streams = _write_rows(streams, DenseCache(*padded), [np.int32(start) for start, _ in ranges])
+        rows = jax.device_put(DenseCache(*padded), sharding)
+        streams = _write_rows(streams, rows, [np.int32(start) for start, _ in ranges])
     return streams
 
 

@@ -1,0 +1,155 @@
+"""Building a parameter where it is to be, on one device or sharded over several, of tensors that are read a part at a time.
+
+A device receives a few MB at a time, and of them no more than it needs; what it holds in the end is its shard. Nothing is on
+a device or on the host as a whole but what is small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+PART = 2**20
+"""Numbers of a tensor that are read at a time. With four times as many, the C library kept a quarter of the weights' bytes in
+freed pieces after loading."""
+SMALL = 2**26
+"""Bytes of a parameter that is made on the host as a whole. On a device each shape is a program of its own, which a small
+one is not worth."""
+
+Make = Callable[[jax.Array], Any]
+"""What is made of a part of a tensor: arrays like those of the parameter. Compared and hashed by what it does."""
+
+
+def assemble(
+    abstract: Any,
+    tensors: Iterable[Any],
+    make: Make,
+    *,
+    stacked: bool = False,
+    source_axis: int = 0,
+    axis: int = 0,
+    same_axes: bool = False,
+) -> tuple[Any, list[bool]]:
+    """A parameter of tensors of which a part is read, sent and written after another.
+
+    Args:
+      abstract: a ShapeDtypeStruct, or a quantised weight of them, with the shardings to be; without one, on the default
+        device.
+      tensors: what is in a file, or arrays: with a shape, and cut by indexing.
+      make: see `Make`.
+      stacked: each tensor is one layer of the parameter, which has an axis more; else there is one tensor.
+      source_axis: the axis along which tensors are cut, so that `make` can be applied to parts.
+      axis: where it is in the parameter; of a stack, in a layer.
+      same_axes: `make` keeps axes and works number by number: devices receive their own numbers only.
+
+    Returns:
+      (the parameter, whether all numbers of each tensor are finite).
+    """
+    mesh, specs = _placement(abstract)
+    leaf = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), abstract)
+    whole = jax.tree.leaves(abstract)[0]
+    of_layer = tuple(specs[0])[int(stacked) :]
+    axis %= len(of_layer)
+    ways = 1 if mesh is None or of_layer[axis] is None else mesh.shape[of_layer[axis]]
+    finite = []
+    for number, tensor in enumerate(tensors):
+        cut = source_axis % len(tensor.shape)
+        part_spec = P(*of_layer) if same_axes else P(*[None] * cut, of_layer[axis])
+        flags: list[jax.Array] = []
+        for begin, ranges in _ranges(tensor.shape, cut, ways):
+            part = _place(_read(tensor, cut, ranges), mesh, part_spec)
+            start = np.zeros(whole.ndim, np.int32)
+            start[0] = number if stacked else 0
+            start[axis + stacked] = begin
+            leaf, flag = _write(leaf, part, start, make=make, mesh=mesh, specs=(specs, part_spec))
+            if flags:
+                flags[-1].block_until_ready()  # or parts would queue up in memory
+            flags.append(flag)
+        finite.append(all(np.asarray(flag).all() for flag in flags))
+    return leaf, finite
+
+
+def place(array: np.ndarray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    """An array of the host where `abstract` is."""
+    return jnp.array(array) if abstract.sharding is None else jax.device_put(array, abstract.sharding)
+
+
+def is_small(abstract: Any) -> bool:
+    """Whether a parameter is made on the host as a whole."""
+    return isinstance(abstract, jax.ShapeDtypeStruct) and abstract.size * abstract.dtype.itemsize <= SMALL
+
+
+def _placement(abstract: Any) -> tuple[Mesh | None, tuple[P, ...]]:
+    """(the mesh, or None for one device; the spec of each array, with an entry for each axis)."""
+    leaves = jax.tree.leaves(abstract)
+    if not (isinstance(leaves[0].sharding, NamedSharding) and isinstance(mesh := leaves[0].sharding.mesh, Mesh)):
+        return None, tuple(P(*[None] * leaf.ndim) for leaf in leaves)
+    specs = (P(*leaf.sharding.spec, *[None] * (leaf.ndim - len(leaf.sharding.spec))) for leaf in leaves)
+    return mesh, tuple(specs)
+
+
+def _ranges(shape: Sequence[int], axis: int, ways: int) -> Iterable[tuple[int, list[tuple[int, int]]]]:
+    """The parts of a tensor of this shape that is cut along an axis, whose `ways` shards are read side by side: where a part
+    begins in a shard, and the ranges that it consists of."""
+    share = shape[axis] // ways
+    step = max(PART * share // max(math.prod(shape), 1), 1)
+    for begin in range(0, share, step):
+        end = min(begin + step, share)
+        yield begin, [(number * share + begin, number * share + end) for number in range(ways)]
+
+
+def _read(tensor: Any, axis: int, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+    parts = [np.asarray(tensor[(*[slice(None)] * axis, slice(*one))]) for one in ranges]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
+
+
+def _place(part: np.ndarray, mesh: Mesh | None, spec: P) -> jax.Array:
+    return jnp.asarray(part) if mesh is None else jax.device_put(part, NamedSharding(mesh, spec))
+
+
+@partial(jax.jit, static_argnames=("make", "mesh", "specs"), donate_argnames="leaf")
+def _write(
+    leaf: Any,
+    part: jax.Array,
+    start: jax.Array | np.ndarray,
+    *,
+    make: Make,
+    mesh: Mesh | None,
+    specs: tuple[tuple[P, ...], P],
+) -> tuple[Any, jax.Array]:
+    """(the parameter with what is made of a part written at `start` of each shard, whether that is finite, on each device)."""
+    of_leaf, of_part = specs
+    leaves, structure = jax.tree.flatten(leaf)
+    write = partial(_write_shard, make=make, specs=of_leaf)
+    if mesh is not None:
+        names = P(mesh.axis_names)
+        kinds = {"in_specs": (list(of_leaf), of_part, P()), "out_specs": (list(of_leaf), names)}
+        write = jax.shard_map(write, mesh=mesh, check_vma=False, **kinds)
+    leaves, finite = write(leaves, part, start)
+    return structure.unflatten(leaves), finite
+
+
+def _write_shard(
+    leaves: list[jax.Array], part: jax.Array, start: jax.Array | np.ndarray, *, make: Make, specs: tuple[P, ...]
+) -> tuple[list[jax.Array], jax.Array]:
+    """The same on one device. Of arrays that are made of more than its shard, it writes what belongs to it."""
+    made = jax.tree.leaves(make(part))
+
+    def write(whole: jax.Array, new: jax.Array, spec: P) -> jax.Array:
+        new = new[None] if new.ndim < whole.ndim else new
+        for axis, name in enumerate(spec):
+            if name is not None and new.shape[axis] > (own := whole.shape[axis]):
+                new = jax.lax.dynamic_slice_in_dim(new, jax.lax.axis_index(name) * own, own, axis)
+        return jax.lax.dynamic_update_slice(whole, new, list(start))
+
+    floating = [new for new in made if jnp.issubdtype(new.dtype, jnp.floating)]
+    finite = jnp.stack([jnp.isfinite(new).all() for new in floating]).all() if floating else jnp.bool_(True)
+    return list(map(write, leaves, made, specs)), finite[None]
