@@ -58,15 +58,18 @@ class Kernel:
         """The smallest tile that holds `rows` packed rows of a key head, else the largest."""
         return self._equal(next((t for t in self.row_tiles if t.rows >= rows), self.row_tiles[-1]), rows)
 
-    def segment_tiles_for(self, rows: int, level: int | None = None) -> TileSizes:
+    def segment_tiles_for(self, rows: int, level: int | None = None, alike: int = 1) -> TileSizes:
         """The tile for `rows` packed rows that are sorted by their keys (`decode.by_rows`).
 
-        level: 0 for the dense, 1 for the sparse level; None where each question reads one whole cache. Raises ValueError
-        if the kernel reads items instead.
+        level: 0 for the dense, 1 for the sparse level; None where each question reads one whole cache. alike: the rows of
+        one question that read the same segment. Raises ValueError if the kernel reads items instead.
         """
         if not self.reads_by_rows:
             raise ValueError(f"the {self.name} kernel has no segment tiles on this device: it reads items")
-        tile = self.segment_tiles[0 if level is None else min(level + 1, len(self.segment_tiles) - 1)]
+        whole = self.segment_tiles[0]
+        tile = whole if level is None else self.segment_tiles[min(level + 1, len(self.segment_tiles) - 1)]
+        if 2 * alike < tile.rows:  # its rows read several segments, and so, together, what lies between them
+            tile = replace(tile, keys=whole.keys, other_keys=whole.other_keys)
         # Few rows are better read in parallel than in one tile, whose keys would span all segments.
         return self._equal(replace(tile, rows=max(1, min(tile.rows, -(-rows // tile.parallel)))), rows)
 

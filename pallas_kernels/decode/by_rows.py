@@ -153,20 +153,24 @@ def plan_rows(
             k_end[:, order],
             heads=heads,
             streams=[streams[number] for number in level.streams],
-            tiles=kernel.segment_tiles_for(len(order) * repeats, number if segments > 1 else None),
+            tiles=kernel.segment_tiles_for(
+                len(order) * repeats, number if segments > 1 else None, alike=count * repeats
+            ),
         )
         place = jnp.argsort(order).reshape(-1, questions * count)
         shift = spread(level.shift).reshape(-1)[order]
         plans.append(SortedRows(shift, order % (questions * count), place, attention, level.streams))
-    # In the tail every question reads a part of its own: a tile each.
+    # In the tail every question reads a part of its own: a tile each, of no more keys than that part has.
     query = jnp.arange(questions * count)
+    whole = kernel.segment_tiles[0]
+    keys = min(whole.keys, max(streams[-1].slots // questions, 1))
     tail = dispatch.plan_attention(
         kernel,
         jnp.ravel(jnp.asarray(tail_start))[None],
         jnp.ravel(jnp.asarray(tail_end))[None],
         heads=heads,
         streams=streams[-1:],
-        tiles=replace(kernel.segment_tiles[0], rows=count * repeats),
+        tiles=replace(whole, rows=count * repeats, keys=keys),
     )
     plans.append(SortedRows(jnp.zeros_like(query), query, query[None], tail, (len(streams) - 1,)))
     return RowPlan(tuple(plans))
