@@ -6,6 +6,7 @@ the same time (see `memory_model`). Seconds are a lower bound: operations divide
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -103,8 +104,11 @@ def count_tokens(text: str) -> int:
     return 14 if text == prompt.prefix_text() else len(text) - len("Time") + 1
 
 
+@functools.lru_cache(maxsize=8)
 def layout_for(config: ModelConfig, tokenizer: Tokenizer | None, frames: int, fps: float) -> Layout:
     """The layout of a video of `frames` frames at `fps` frames per second.
+
+    The last ones are kept: a plan asks for the same lengths many times, and a layout of hours takes a while.
 
     tokenizer: None for Qwen2.5's, which `count_tokens` replaces.
     """

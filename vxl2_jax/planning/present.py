@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 from vxl2_jax import hardware
@@ -50,6 +51,10 @@ def fits_here(config: ModelConfig) -> str:
     return f"{advice(config, None, 1.0, device, AUTO_FRAMES)}, but not on this {device.platform}, which has {free} free"
 
 
+@functools.cache
 def how_to_use_the_real_model() -> str:
-    """The options that load the released model, and what of it fits this machine, in one phrase."""
+    """The options that load the released model, and what of it fits this machine, in one phrase.
+
+    Found out once per process: it takes longer than nano takes to answer a question.
+    """
     return f"--model {RELEASED}, a download of about 16 GB: {fits_here(video_xl_2())}"
