@@ -25,6 +25,8 @@ _RUN_KINDS = (
     "greedy_logits",
     "greedy_margin",
 )
+_ROOM = 3
+"""Dense chunks that there is room for, besides the first and the last one: runs that have no more share a program."""
 KINDS = {
     "configurations": r".+_config",
     "mixed caches": r".+_mixed_kv(_last_layer)?",
@@ -102,7 +104,7 @@ def check_run(report: Report, bilevel: Archive, name: str, case: Case, runner: R
     keys, values = (np.asarray(part)[:, :, :length] for part in stream[:2])
     cache = np.stack([turn_back(keys, runner.config), values], axis=1)
     check_cache(report, f"bilevel {name}", kinds, cache, case, "mixed_kv")
-    base = views.mixed_view(memory, chunk_size, dense[None], runner.kernel)
+    base = views.mixed_view(memory, chunk_size, dense[None], runner.kernel, _ROOM)
     steps = max((len(kinds[kind]) for kind in kinds if kind.startswith("greedy")), default=1)
     answer = jax.block_until_ready(runner.ask(case, base, steps))
     if "suffix_logits" in kinds:

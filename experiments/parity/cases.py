@@ -13,6 +13,7 @@ from experiments.parity.golden import Archive, GoldenError, layout_of
 from experiments.parity.vision import encode_frames, pad_video, rebuild
 from pallas_kernels.attention import REFERENCE, Kernel
 from vxl2_jax import decode, memory, prefill
+from vxl2_jax.buckets import round_up
 from vxl2_jax.cache import views
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.layout import Layout, PrefillRule
@@ -133,22 +134,24 @@ class Runner:
         return views.dense_view(self.remember(case, rule, compression=1), self.kernel)
 
     def ask(self, case: Case, base: decode.KVCacheView, steps: int) -> decode.Generated:
-        """Run the case's question over a base and decode greedily, keeping all logits; without the batch's axis."""
-        return jax.tree.map(
-            lambda of_batch: of_batch[0],
-            decode.generate(
-                self.params,
-                self.config,
-                base,
-                case.question[None],
-                np.full(1, len(case.question), np.int32),
-                Sampling(),
-                jax.random.key(0),
-                max_new=max(steps, 1),
-                keep_logits=True,
-                kernel=self.kernel,
-            ),
+        """Run the case's question over a base and decode greedily, keeping all logits; without the batch's axis.
+
+        The steps are rounded up, so that runs of a case share a program; the last ones are left out.
+        """
+        found = decode.generate(
+            self.params,
+            self.config,
+            base,
+            case.question[None],
+            np.full(1, len(case.question), np.int32),
+            Sampling(),
+            jax.random.key(0),
+            max_new=round_up(max(steps, 1), 8),
+            keep_logits=True,
+            kernel=self.kernel,
         )
+        found = jax.tree.map(lambda of_batch: of_batch[0], found)
+        return found._replace(tokens=found.tokens[:steps], logits=found.logits[:steps])
 
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         """Residual stream [N, E] → logits [N, vocabulary]."""
