@@ -15,6 +15,8 @@ FLAGS    ?=
 # Test processes, and more options of pytest.
 WORKERS  ?= 2
 TESTS    ?=
+# Neighbouring tests stay in one process, as far as both are busy: they share programs, models and memories.
+DIST      = --dist worksteal
 # Which programs `make test-targets` compiles: "targets" are all of them.
 TARGETS  ?= targets and not slow
 # Of tests/environments.py: pinned floors newest colab lmms. Unset: all.
@@ -71,14 +73,14 @@ check: setup ## lint, formatting and types (seconds)
 	@"$$VENV/bin/pyrefly" check --python-interpreter-path "$$VENV/bin/python" --output-format min-text
 
 test: setup ## run the tests (TESTS= for some of them, WORKERS= processes)
-	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(TESTS)
+	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(DIST) $(TESTS)
 
 test-all: setup ## all tests, for all targets (an hour)
-	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) -m "not targets" $(TESTS)
+	@JAX_PLATFORMS="$${JAX_PLATFORMS:-cpu}" "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(DIST) -m "not targets" $(TESTS)
 	@$(MAKE) --no-print-directory test-targets TARGETS=targets
 
 test-kernels: setup ## random problems for the interpreted kernels (minutes)
-	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m pytest -q -n $(WORKERS) -m kernels tests/kernels
+	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m pytest -q -n $(WORKERS) $(DIST) -m kernels tests/kernels
 
 fuzz: setup ## random input for all readers, for SECONDS= (600)
 	@JAX_PLATFORMS=cpu "$$VENV/bin/python" -m tests.fuzz.run --seconds $${SECONDS:-600} $(TESTS)
@@ -90,7 +92,7 @@ test-environments: setup ## build environments from nothing, and test the packag
 test-targets: ## compile for absent TPUs and GPUs (in .venv-targets; minutes; TARGETS=targets for all)
 	@$(MAKE) --no-print-directory setup VENV="$$VENV-targets" EXTRAS=test,targets
 	@rm -f build/targets.jsonl
-	@JAX_PLATFORMS=cpu "$$VENV-targets/bin/python" -m pytest -q -n $(WORKERS) -m "$(TARGETS)" tests/targets
+	@JAX_PLATFORMS=cpu "$$VENV-targets/bin/python" -m pytest -q -n $(WORKERS) $(DIST) -m "$(TARGETS)" tests/targets
 
 # An environment of its own, with the package: pages of the API and the command line are made from it.
 docs: ## build the documentation into build/docs, failing on broken links (in .venv-docs)

@@ -66,7 +66,7 @@ def test_answers_are_nearly_those_of_the_wide_memory(toy, memories):
     assert 0 < relative_error(got, want) < 0.05
 
 
-@pytest.mark.parametrize("name", ["tpu", "ampere"])
+@pytest.mark.parametrize("name", ["tpu", pytest.param("ampere", marks=pytest.mark.slow)])
 def test_kernels_read_what_the_reference_reads(toy, memories, name):
     kernel = attention.choose_kernel(name, dtype=jnp.float32, width=16, cache_dtype=jnp.int8).kernel
     small = memories[1]

@@ -12,7 +12,13 @@ from vxl2_jax.models import qwen2, video_xl_2
 
 
 @pytest.mark.parametrize(
-    "rule", [PrefillRule(2, 1), PrefillRule(3, 0), PrefillRule(1, 2), PrefillRule(4, 11), PrefillRule(prev_blocks=None)]
+    "rule",
+    [
+        PrefillRule(2, 1),
+        PrefillRule(3, 0),
+        *(pytest.param(PrefillRule(*rule), marks=pytest.mark.slow) for rule in [(1, 2), (4, 11)]),
+        PrefillRule(prev_blocks=None),
+    ],
 )
 def test_strides_equal_one_pass_under_the_mask(toy, rule):
     clip = toys.video()
@@ -27,7 +33,7 @@ def test_strides_equal_one_pass_under_the_mask(toy, rule):
         np.testing.assert_allclose(values, v, atol=2e-5)
 
 
-@pytest.mark.parametrize("stride", [1, 3, 4, 16])
+@pytest.mark.parametrize("stride", [3, 16, *(pytest.param(stride, marks=pytest.mark.slow) for stride in (1, 4))])
 def test_the_stride_does_not_matter(toy, stride):
     clip = toys.video(1)
     one, _ = toys.prefilled(toy, clip, stride=2)
@@ -46,7 +52,9 @@ def test_keeping_the_residual_stream_leaves_the_cache_as_it_is(toy):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), plain, kept)
 
 
-@pytest.mark.parametrize("dtype, error", [(jnp.bfloat16, 0.08), (jnp.float16, 0.01)])
+@pytest.mark.parametrize(
+    "dtype, error", [(jnp.bfloat16, 0.08), pytest.param(jnp.float16, 0.01, marks=pytest.mark.slow)]
+)
 def test_half_precision_stays_close(toy, dtype, error):
     clip = toys.video(3)
     exact, _ = toys.prefilled(toy, clip)

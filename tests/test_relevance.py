@@ -22,7 +22,9 @@ def scored(scorer, request) -> np.ndarray:
 
 
 @pytest.mark.parametrize("scorer", [relevance.repositioned_attention, relevance.attention_mass_scores])
-@pytest.mark.parametrize("chunk_size", [1, 2, 3, 9])
+@pytest.mark.parametrize(
+    "chunk_size", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow), 9]
+)
 def test_attention_scores_are_shares_of_one(toy, scorer, chunk_size):
     memory = toys.remembered(toy, toys.video())
     scores = scored(scorer, request_of(toy, memory, chunk_size))
@@ -37,7 +39,10 @@ def test_chunks_share_out_the_mass_their_groups_receive(toy):
     np.testing.assert_allclose(pairs, np.add.reduceat(groups, [0, 2, 4, 6]), atol=1e-5)
 
 
-@pytest.mark.parametrize(("chunk_size", "count"), [(1, 5), (2, 8), (3, 1), (9, 5)])
+@pytest.mark.parametrize(
+    ("chunk_size", "count"),
+    [pytest.param(1, 5, marks=pytest.mark.slow), (2, 8), (3, 1), pytest.param(9, 5, marks=pytest.mark.slow)],
+)
 def test_a_question_looks_at_each_chunk_from_right_behind_it(toy, chunk_size, count):
     """Against a plain statement: prefix, one chunk moved to behind it, the question; shares of all chunks."""
     memory = toys.remembered(toy, toys.video(3))

@@ -35,11 +35,13 @@ def memory(model, tmp_path_factory):
         pytest.param({"relevance": "mass", "chunk_size": 3}, marks=pytest.mark.slow),
     ],
 )
-def test_a_memory_on_disk_answers_like_one_on_the_device(model, memory, options):
+@pytest.mark.parametrize(
+    "question", [pytest.param(QUESTIONS[0], marks=pytest.mark.slow), QUESTIONS], ids=["one question", "several"]
+)
+def test_a_memory_on_disk_answers_like_one_on_the_device(model, memory, options, question):
     watched, stored = memory
     options = {"chunk_size": 2, "top_k": 2, "max_new_tokens": 6, **options}
-    for question in (QUESTIONS[0], QUESTIONS):
-        assert model.ask(stored, question, **options) == model.ask(watched, question, **options)
+    assert model.ask(stored, question, **options) == model.ask(watched, question, **options)
 
 
 def test_only_the_chunks_loaded_dense_are_read(model, memory):

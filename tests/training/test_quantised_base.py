@@ -18,7 +18,7 @@ LORA = "[lora]\nrank = 4\ntargets = ['query', 'down']"
 STAGE = '[[stages]]\nname = "language"\ntrain = ["language"]\nlearning_rate = 3e-2\nsteps = 8'
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", ["int8", pytest.param("int4", marks=pytest.mark.slow)])
 def test_updates_are_trained_over_a_quantised_model_and_exported_with_it(config, tiny_dir, monkeypatch, weights):
     # As on a GPU, where `load` keeps the layers apart.
     monkeypatch.setattr(hardware, "compiler_for", lambda device: CompilerTraits(separate_layers=True))

@@ -65,13 +65,7 @@ def test_all_modules_are_trained_and_the_loss_falls(toy, trained):
     assert history[0]["grad_norm"] > 0 and history[0]["learning_rate"] == pytest.approx(1e-3)
 
 
-def test_a_stage_does_not_change_other_modules(toy):
-    stage = Stage("projector", ("projector",), learning_rate=1e-2, steps=1)
-    names = changed(toy.params, run(toy, settings_of(stage))[0])
-    assert names and all("projector" in name for name in names)
-
-
-def test_a_learning_rate_per_module_scales_its_first_step(toy):
+def test_a_stage_changes_its_modules_alone_each_at_its_learning_rate(toy):
     """Adam's first step has the size of the learning rate, whatever the gradient."""
     stage = Stage("two", ("projector", "language"), learning_rate=1e-3, steps=1, learning_rates={"projector": 1e-5})
     after, _ = run(toy, settings_of(stage), steps=1)
@@ -82,6 +76,7 @@ def test_a_learning_rate_per_module_scales_its_first_step(toy):
             for a, b in zip(*(jax.tree.leaves(tree[module]) for tree in (after, toy.params)), strict=True)
         )
 
+    assert {name.split("'")[1] for name in changed(toy.params, after)} == {"projector", "language"}
     assert moved("language") == pytest.approx(1e-3, rel=0.02) and moved("projector") == pytest.approx(1e-5, rel=0.05)
 
 
