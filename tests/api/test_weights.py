@@ -2,6 +2,7 @@
 
 import json
 import types
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 
 import vxl2_jax as vxl2
 from vxl2_jax import hardware
-from vxl2_jax.models.quantised import SETTINGS
-from vxl2_jax.runtime import weights_in
+from vxl2_jax.models.quantised import SETTINGS, is_quantised
+from vxl2_jax.runtime import fingerprint_of, weights_in
 
 from .conftest import ASKED, noise
 
@@ -48,6 +49,17 @@ def test_settings_give_other_fingerprints_and_fewer_bytes(model_dir, model):
     assert len({one.fingerprint for one in models}) == len(SETTINGS)
     wide, int8, w8a8, int4 = (one.weights_bytes for one in models)
     assert int8 == w8a8 < wide and int4 < wide
+
+
+def test_a_memory_of_w8a8_belongs_to_its_choice_of_wide_activations(model_dir):
+    model = vxl2.load(model_dir, weights="w8a8")
+
+    def narrow(node):  # as W8A8 was before some activations stayed wide
+        return replace(node, activations=True) if is_quantised(node) else node
+
+    params = jax.tree.map(narrow, model.params, is_leaf=is_quantised)
+    other = fingerprint_of(model.config, params)
+    assert other != model.fingerprint and weights_in(other) == weights_in(model.fingerprint) == "w8a8"
 
 
 def test_an_unknown_setting_is_refused_in_one_line(command, model_dir):

@@ -203,7 +203,7 @@ def test_a_report_is_of_all_windows_and_relative_to_the_base():
         for window in range(3)
         for number, name in enumerate(SETTINGS)
     }
-    report = smollm2.report_of(records)
+    report = smollm2.report_of(records, list(SETTINGS))
     assert report["windows"] == 3 and report["tokens"] == 3 * WINDOW
     for number, mark in enumerate(report["marks"].values()):
         assert mark["perplexity"] == pytest.approx(np.exp(3 + 0.01 * number), abs=1e-4)

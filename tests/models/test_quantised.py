@@ -82,11 +82,10 @@ def test_products_that_float16_cannot_hold_before_scaling_are_finite():
     np.testing.assert_allclose(found, 40.0, rtol=1e-3)
 
 
-@pytest.mark.parametrize("scheme", [COLUMNS, TOKENS])
 @pytest.mark.parametrize("columns", [4, 5, 12])
-def test_a_head_in_slices_is_the_whole_head(scheme, columns, monkeypatch):
+def test_a_head_in_slices_is_the_whole_head(columns, monkeypatch):
     x = jnp.asarray(np.random.default_rng(5).normal(size=(2, 3, 40)), jnp.float32)
-    weight = quantised.quantise(weight_of(scheme), scheme)
+    weight = quantised.quantise(weight_of(COLUMNS), COLUMNS)
     want = quantised.matmul(x, weight)
     monkeypatch.setattr(quantised, "_COLUMNS", columns)
     np.testing.assert_allclose(quantised.head(x, weight), want, rtol=1e-5, atol=1e-5)
@@ -112,6 +111,28 @@ def test_what_is_quantised_and_what_stays_wide(toy, setting):
     eight = {name for name in kinds if "embed" in name or "head" in name or "halve" in name}
     assert four == (kinds.keys() - eight if setting == INT4 else set()) and len(eight) == 4
     assert quantised.setting_of(params) == setting and quantised.setting_of(toy.params) == WIDE
+
+
+def test_w8a8_leaves_the_activations_of_down_the_head_and_convolutions_wide(toy):
+    wide = ["dts.halve_0.kernel", "dts.halve_1.kernel", "language.embed"]
+    wide += ["language.head"] * (not toy.config.language.tied) + ["language.layers.down.kernel"]
+    params = abstract(toy.params, W8A8)
+    assert quantised.wide_inputs(params) == wide
+    narrow = [leaf for leaf in jax.tree.leaves(params, is_leaf=quantised.is_quantised) if getattr(leaf, "activations", 0)]
+    assert len(narrow) == len(quantised.wide_inputs(abstract(toy.params, INT8))) - len(wide) > 10
+
+
+def test_an_outlier_leaves_the_other_channels_of_down_as_they_are(toy):
+    """Beside 1,000, one scale per token rounds values below 4 to zero."""
+    layers = quantise_all(toy.params, setting=W8A8)["language"]["layers"]
+    error = {}
+    for name in ("down", "gate"):
+        kernel = jax.tree.map(lambda a: a[0], layers[name]["kernel"])
+        x = jnp.asarray(np.random.default_rng(7).normal(size=(1, kernel.shape[0])), jnp.float32).at[0, 5].set(1000.0)
+        own = quantised.matmul(x, kernel) - 1000.0 * quantised.dequantise(kernel, jnp.float32)[5]
+        want = x.at[0, 5].set(0.0) @ quantised.dequantise(kernel, jnp.float32)
+        error[name] = float(jnp.linalg.norm(own - want) / jnp.linalg.norm(want))
+    assert error["down"] < 1e-2 and error["gate"] > 0.5
 
 
 def test_bytes_count_two_4_bit_numbers_as_one(toy):

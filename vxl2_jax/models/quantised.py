@@ -6,7 +6,7 @@ Norms, biases and small tables keep the model's dtype. Products accumulate in fl
 | setting | kernels of linear layers | activations |
 | --- | --- | --- |
 | int8 | 8 bits, one scale per output channel | in the model's dtype |
-| w8a8 | the same | 8 bits, one scale per token, computed on the fly: products of integers |
+| w8a8 | the same | 8 bits, one scale per token, computed on the fly: products of integers (`NARROW_INPUTS`) |
 | int4 | 4 bits, one scale per output channel and `GROUP` inputs | in the model's dtype |
 
 The embedding table, the head and the convolutions have 8 bits in every setting: the table's scales are per token, and a
@@ -29,6 +29,13 @@ from pallas_kernels.kv_cache import quantise as quantise_rows
 WIDE, INT8, W8A8, INT4 = "wide", "int8", "w8a8", "int4"
 SETTINGS = (WIDE, INT8, W8A8, INT4)
 """How a model's weights can be held; "wide" is the model's dtype."""
+NARROW_INPUTS = ("gate", "up")
+"""Linear layers of the language model whose activations W8A8 quantises. The others read them in the model's dtype.
+
+With one scale per token, a few large channels leave the others few integers. In SmolLM2 that costs nearly nothing in `gate`
+and `up`, which do most of the multiplications, and over 1 % of perplexity each in query, key and value, in `down`, whose
+input is a product of two (arXiv 2405.14428), and in the head: see docs/results/studies.md. The vision half quantises all.
+"""
 GROUP = 64
 """Inputs that share a scale in 4 bits. The last group of a kernel may have fewer."""
 _FLOAT16_UNIT = 2.0**-11
@@ -86,14 +93,16 @@ def scheme_of(path: Sequence[str], setting: str) -> Scheme | None:
     if setting == WIDE:
         return None
     if path == ("language", "embed"):
-        return Scheme(per_row=True, activations=setting == W8A8)
+        return Scheme(per_row=True)
     if path == ("language", "head"):
-        return Scheme(activations=setting == W8A8)
+        return Scheme()
     if path[-1] != "kernel":
         return None
     if path[-2].startswith("halve_"):  # a convolution
         return Scheme()
-    return Scheme(4, group=GROUP) if setting == INT4 else Scheme(activations=setting == W8A8)
+    if setting == INT4:
+        return Scheme(4, group=GROUP)
+    return Scheme(activations=setting == W8A8 and (path[0] != "language" or path[-2] in NARROW_INPUTS))
 
 
 def quantise(weight: Float[Array, "*shape"], scheme: Scheme) -> QuantisedWeight:
@@ -134,6 +143,15 @@ def setting_of(params: Any) -> str:
     if not isinstance(kernel, QuantisedWeight):
         return WIDE
     return W8A8 if kernel.activations else INT4 if kernel.group else INT8
+
+
+def wide_inputs(params: Any) -> list[str]:
+    """The quantised weights of a parameter tree whose activations are wide, such as "language.layers.down.kernel"."""
+    found = set()
+    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_quantised):
+        if is_quantised(node) and not node.activations:
+            found.add(".".join(key.key for key in path if isinstance(key, jax.tree_util.DictKey)))
+    return sorted(found)
 
 
 def is_quantised(node: Any) -> bool:
@@ -192,7 +210,7 @@ def head(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*
     a time there. XLA for TPUs widens the weight tile by tile, and would copy it to slice it.
     """
     whole = partial(matmul, out_dtype=jnp.float32)
-    if weight.activations or weight.values.shape[1] <= _COLUMNS:
+    if weight.values.shape[1] <= _COLUMNS:
         return whole(x, weight)
     return jax.lax.platform_dependent(x, weight, tpu=whole, default=_matmul_by_slices)
 
