@@ -218,7 +218,7 @@ def load(
         one (`vxl2 convert`); or a name on the Hugging Face hub such as "BAAI/Video-XL-2", which is downloaded once.
       dtype: float32, bfloat16 or float16. None: float32 on CPU, float16 on NVIDIA cards without bfloat16 (T4 and older),
         bfloat16 elsewhere.
-      weights: wide (in `dtype`); int8; int4; w8a8 (int8, with activations in 8 bits too); or auto: the widest that leaves
+      weights: wide (in `dtype`); int8; int4; w8a8 (int8, with most activations in 8 bits); or auto: the widest that leaves
         room for a video of 1,024 frames on an accelerator, wide on a CPU. None: as the checkpoint is stored; those of the
         original are wide. See `models.quantised`.
       attention: the attention kernel: tpu, hopper, ampere, reference, or auto (the best one that runs here and agrees

@@ -4,7 +4,7 @@ SmolLM2-135M-Instruct, a Llama: our Qwen2 decoder with q, k and v biases of zero
 1,024 tokens, each once and from its own beginning, and predicts every token after the first. The text is the documentation
 that comes with Python (pydoc_data.topics). The decoder, the cache and the attention are those of the package, in float32.
 
-"w8a8-all" is W8A8 without its exceptions: it quantises the activations of all linear layers and of the head.
+W8A8 leaves the activations of most layers wide. The settings "w8a8+…" quantise those of these layers, too.
 
 The only weights in a package are in 4 bits already (Q4_1, the embedding in Q8_0). Dequantised, they are the baseline, so
 that "int4" here says nothing about weights that were trained in 16 bits.
@@ -50,17 +50,26 @@ DRAWS = 10_000
 
 
 class Setting(NamedTuple):
-    """What is quantised: `weights` is one of `quantised.SETTINGS`, `cache` the dtype of keys and values; all_activations: those
-    that W8A8 leaves wide, too."""
+    """What is quantised.
+
+    weights: one of `quantised.SETTINGS`.
+    cache: the dtype of keys and values.
+    narrow: layers whose activations are quantised beside those of W8A8; "embed" is the tied head.
+    """
 
     weights: str = quantised.WIDE
     cache: str = "float32"
-    all_activations: bool = False
+    narrow: tuple[str, ...] = ()
 
 
+_MORE = {"qkv": ("query", "key", "value"), "out": ("out",), "down": ("down",), "head": ("embed",)}
 SETTINGS = {
-    **{name: Setting(weights=name) for name in quantised.SETTINGS},
-    "w8a8-all": Setting(weights=quantised.W8A8, all_activations=True),
+    quantised.WIDE: Setting(),
+    quantised.INT8: Setting(quantised.INT8),
+    quantised.W8A8: Setting(quantised.W8A8),
+    **{f"w8a8+{name}": Setting(quantised.W8A8, narrow=layers) for name, layers in _MORE.items()},
+    "w8a8+all": Setting(quantised.W8A8, narrow=sum(_MORE.values(), ())),
+    quantised.INT4: Setting(quantised.INT4),
     "int8-cache": Setting(cache="int8"),
 }
 """By name."""
@@ -142,11 +151,12 @@ def run(args: argparse.Namespace) -> Result:
 def quantise(params: Any, setting: Setting) -> Any:
     """The parameters in a setting."""
 
-    def narrow(leaf: Any) -> Any:
-        return replace(leaf, activations=True) if quantised.is_quantised(leaf) else leaf
+    def narrow(path: tuple, leaf: Any) -> Any:
+        named = setting.narrow and not {key.key for key in path}.isdisjoint(setting.narrow)
+        return replace(leaf, activations=True) if named and quantised.is_quantised(leaf) else leaf
 
     found = quantised.quantise_params(params, setting.weights)
-    return jax.tree.map(narrow, found, is_leaf=quantised.is_quantised) if setting.all_activations else found
+    return jax.tree_util.tree_map_with_path(narrow, found, is_leaf=quantised.is_quantised)
 
 
 def prose() -> str:
@@ -280,7 +290,7 @@ def draw(path: Path, report: Mapping[str, Any]) -> None:
     marks = {name: mark for name, mark in report["marks"].items() if mark["change"]}
     figure, axes = plots.subplots(2, (9, 1.4 + 0.4 * len(marks)), sharey=True)
     for row, mark in enumerate(marks.values()):
-        style = {"color": plots.COLOURS[row + 1]}
+        style = {"color": plots.COLOURS[1 + row % (len(plots.COLOURS) - 1)]}
         value, ends = plots.point(mark["change"])
         axes[0].plot(ends, [row, row], **style)
         axes[0].plot(value, row, "o", **style)

@@ -18,7 +18,7 @@ from experiments.studies.__main__ import main
 from experiments.studies.smollm2 import SETTINGS, WINDOW
 from vxl2_jax.checkpoints import key_mapping
 from vxl2_jax.config import LanguageConfig, ModelConfig
-from vxl2_jax.models import qwen2
+from vxl2_jax.models import quantised, qwen2
 from vxl2_jax.models.rope import rotate, rotation
 
 RESULTS = Path(smollm2.__file__).parents[1] / "results"
@@ -192,7 +192,7 @@ def test_a_record_counts_tokens_that_are_the_bases_and_the_texts():
     assert smollm2.counts_of(ids, before, before)["same"] == WINDOW - 1
 
 
-def test_a_report_is_of_all_windows_and_relative_to_the_base():
+def test_a_report_is_of_all_windows_and_relative_to_the_base(tmp_path):
     records = {
         f"{window}/{name}": {
             "nats": (WINDOW - 1) * (2 + window + 0.01 * number),
@@ -210,6 +210,8 @@ def test_a_report_is_of_all_windows_and_relative_to_the_base():
         assert mark["same_percent"] == pytest.approx(100 / (number + 1), abs=0.1) and mark["cpu_s"] == 4.5
         expected = round(100 * np.expm1(0.01 * number), 3)
         assert mark["change"] == ({"percent": expected, "interval": [expected] * 2} if number else None)
+    smollm2.draw(tmp_path / "plot.png", report | {"title": smollm2.TITLE})
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_changes_of_the_perplexity_are_paired():
@@ -223,9 +225,23 @@ def test_changes_of_the_perplexity_are_paired():
     assert low < noisy["percent"] < high and 2 * error < high - low < 6 * error
 
 
-def test_the_committed_report_can_be_drawn_and_is_of_these_settings(tmp_path):
-    report = json.loads((RESULTS / "weights" / "smollm2.json").read_text())
-    assert list(report["marks"]) == list(SETTINGS)
+def test_settings_of_w8a8_quantise_more_activations(tensors):
+    params, named = llama.to_params(tensors, CONFIG), {}
+    for name, setting in SETTINGS.items():
+        if setting.weights == quantised.W8A8:
+            found = jax.eval_shape(lambda setting=setting: smollm2.quantise(params, setting))
+            named[name] = {leaf.split(".")[-2 if "layers" in leaf else -1] for leaf in quantised.wide_inputs(found)}
+    everything = {"query", "key", "value", "out", "down", "embed"}
+    assert named.pop("w8a8") == everything and named.pop("w8a8+all") == set()
+    assert named.pop("w8a8+qkv") == everything - {"query", "key", "value"}
+    assert named.pop("w8a8+head") == everything - {"embed"}
+    assert named == {f"w8a8+{name}": everything - {name} for name in ("out", "down")}
+
+
+@pytest.mark.parametrize("name", ["smollm2"])
+def test_a_committed_report_can_be_drawn_and_is_of_these_settings(tmp_path, name):
+    report = json.loads((RESULTS / "weights" / f"{name}.json").read_text())
+    assert smollm2.BASE in report["marks"] and report["marks"].keys() <= SETTINGS.keys()
     smollm2.draw(tmp_path / "plot.png", report)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
-    assert smollm2.as_markdown(report) + "\n" == (RESULTS / "weights" / "smollm2.md").read_text()
+    assert smollm2.as_markdown(report) + "\n" == (RESULTS / "weights" / f"{name}.md").read_text()

@@ -37,8 +37,8 @@ def add_weights(
     parser.add_argument(
         "--weights",
         choices=choices,
-        help="wide: in --dtype; int8 and int4 take a half and a third of the memory of 16 bits; w8a8: int8, activations "
-        f"too{auto} (default: {none})",
+        help="wide: in --dtype; int8 and int4 take a half and a third of the memory of 16 bits; w8a8: int8, most "
+        f"activations too{auto} (default: {none})",
     )
 
 

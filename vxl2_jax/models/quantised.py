@@ -32,9 +32,10 @@ SETTINGS = (WIDE, INT8, W8A8, INT4)
 NARROW_INPUTS = ("gate", "up")
 """Linear layers of the language model whose activations W8A8 quantises. The others read them in the model's dtype.
 
-With one scale per token, a few large channels leave the others few integers. In SmolLM2 that costs nearly nothing in `gate`
-and `up`, which do most of the multiplications, and over 1 % of perplexity each in query, key and value, in `down`, whose
-input is a product of two (arXiv 2405.14428), and in the head: see docs/results/studies.md. The vision half quantises all.
+With one scale per token, a few large channels leave few integers to the others. In SmolLM2 that costs nearly nothing in `gate`
+and `up`, which do most of the multiplications, and about 1 % of perplexity each in query, key and value, in `down`, whose
+input is a product of two (arXiv 2405.14428), and in the head (docs/results/studies.md). `out` costs little, but does few of
+them. The vision half quantises all.
 """
 GROUP = 64
 """Inputs that share a scale in 4 bits. The last group of a kernel may have fewer."""
