@@ -14,7 +14,7 @@ from vxl2_jax import files
 from vxl2_jax.checkpoints import assemble, fetch, native, quantised_file
 from vxl2_jax.errors import CheckpointError
 from vxl2_jax.models import quantised, video_xl_2
-from vxl2_jax.models.quantised import INT8, SETTINGS, W8A8
+from vxl2_jax.models.quantised import INT8, SETTINGS, W8A8, WIDE
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +67,19 @@ def test_a_damaged_directory_is_refused_in_one_line(saved, tmp_path, damage):
         part.write_text("{")
     with pytest.raises(CheckpointError, match="vxl2.json|native checkpoint") as refusal:
         native.load(directory)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("setting", [WIDE, INT8])
+@pytest.mark.parametrize("small", [2**26, 0])
+def test_numbers_that_are_not_finite_are_named(saved, tmp_path, monkeypatch, setting, small):
+    _, config, params = saved
+    head = params["language"]["head"].at[3, 5].set(jnp.nan)
+    params = params | {"language": params["language"] | {"head": head}}
+    native.save(tmp_path / "damaged", config, params, "{}")
+    monkeypatch.setattr(assemble, "SMALL", small)
+    with pytest.raises(CheckpointError, match=r"language.head has NaN or infinite values") as refusal:
+        native.load(tmp_path / "damaged", "float32", weights=setting)
     assert "\n" not in str(refusal.value)
 
 

@@ -82,6 +82,12 @@ def place(array: np.ndarray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
     return jnp.array(array) if abstract.sharding is None else jax.device_put(array, abstract.sharding)
 
 
+def check_finite(name: str, finite: bool | np.bool) -> None:
+    """Raise ValueError, with the name of an array, unless all its numbers are finite."""
+    if not finite:
+        raise ValueError(f"{name} has NaN or infinite values")
+
+
 def is_small(abstract: Any) -> bool:
     """Whether a parameter is made on the host as a whole."""
     return isinstance(abstract, jax.ShapeDtypeStruct) and abstract.size * abstract.dtype.itemsize <= SMALL

@@ -20,7 +20,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, NoReturn
 
 import jax
-import jax.numpy as jnp
 import msgspec
 import numpy as np
 
@@ -122,9 +121,9 @@ def write_params(path: Path, params: Any) -> None:
         raise OSError(first_line(error)) from error
 
 
-_CHUNK_BYTES = 2**26
+_CHUNK_BYTES = 2**24
 _CACHE_BYTES = 2**28
-"""Of chunks that are kept while parts of them are used."""
+"""Of chunks that are kept while parts of them are used: one for each shard at least, or all of a layer."""
 
 
 def load(
@@ -174,28 +173,29 @@ def load(
                 progress(len(leaves), structure.num_leaves)
     except Exception as error:  # Orbax and TensorStore raise many classes for damaged files
         _fail(directory, first_line(error), error)
-    params = jax.tree.unflatten(structure, leaves)
-    for path, finite in jax.tree_util.tree_leaves_with_path(_all_finite(params)):
-        if not finite:
-            _fail(directory, f"{jax.tree_util.keystr(path)} has NaN or infinite values")
-    return config, params
+    return config, jax.tree.unflatten(structure, leaves)
 
 
 def _read_wide(path: Path, abstract: Any, weights: str) -> Iterator[Any]:
-    """Read wide parameters one after another, and quantise those that `abstract` has so."""
+    """Read wide parameters one after another, and quantise those that `abstract` has so. Raises ValueError for NaN."""
     for keys, leaf in jax.tree_util.tree_leaves_with_path(abstract, is_leaf=quantised.is_quantised):
         names = [key.key for key in keys]
         store, scheme = _open(path, names), quantised.scheme_of(names, weights)
         if assemble.is_small(leaf):
-            yield assemble.place(np.asarray(store).astype(leaf.dtype), leaf)
+            with np.errstate(over="ignore"):  # what overflows is infinite, and refused
+                array = np.asarray(store).astype(leaf.dtype)
+            assemble.check_finite(".".join(names), np.isfinite(array).all())
+            yield assemble.place(array, leaf)
             continue
         stacked = "layers" in names
         tensors = (store[layer] for layer in range(store.shape[0])) if stacked else [store]
-        axis = scheme.channel_axis if scheme else 0
+        axis = scheme.channel_axis if scheme else _most_chunks(store, stacked)
         make = _Make(None if scheme else leaf.dtype, scheme)
-        yield assemble.assemble(
+        found, finite = assemble.assemble(
             leaf, tensors, make, stacked=stacked, source_axis=axis, axis=axis, same_axes=scheme is None
-        )[0]
+        )
+        assemble.check_finite(".".join(names), all(finite))
+        yield found
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,16 @@ def describe(directory: Path) -> tuple[ModelConfig, str]:
         _fail(path, str(error), error)
 
 
+def _most_chunks(store: Any, stacked: bool) -> int:
+    """The axis of an array, or of a layer of it, along which it has the most chunks: a part of it then is of few of them."""
+    if isinstance(store, np.ndarray):
+        return 0
+    counts = [
+        size / (chunk or size) for size, chunk in zip(store.shape, store.chunk_layout.read_chunk.shape, strict=True)
+    ]
+    return int(np.argmax(counts[int(stacked) :]))
+
+
 def _check_shapes(path: Path, wide: Any) -> None:
     """Raise ValueError for the first array that has another shape than in `wide`: before memory is allocated for what
     vxl2.json says."""
@@ -256,11 +266,6 @@ def _check_shapes(path: Path, wide: Any) -> None:
         name = jax.tree_util.keystr(keys)
         if shapes.get(name) != leaf.shape:
             raise ValueError(f"{name} is {shapes.get(name, 'missing')}, but {_CONFIG} says {leaf.shape}")
-
-
-@jax.jit
-def _all_finite(params: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), params)
 
 
 def _fail(where: Path, problem: str, cause: BaseException | None = None) -> NoReturn:

@@ -52,7 +52,7 @@ def read(directory: Path, abstract: Any) -> Iterator[jax.Array]:
     """Read the arrays of `abstract`, a tree of ShapeDtypeStructs, one after another, onto the default device or with the
     shardings that they have; floats are cast.
 
-    Raises CheckpointError if the file lacks one of them, or has one of another shape or kind.
+    Raises CheckpointError if the file lacks one of them, or has one of another shape or kind, and ValueError for NaN.
     """
     shards, names = Shards(directory), _by_name(abstract)
     for name, leaf in names.items():
@@ -67,7 +67,9 @@ def read(directory: Path, abstract: Any) -> Iterator[jax.Array]:
         own = 1 if leaf.sharding is None else leaf.shape[-1] // leaf.sharding.shard_shape(leaf.shape)[-1]
         divided = leaf.dtype != jnp.int4 or own == 1 or leaf.shape[-1] // own % 2 == 0
         make = _Unpack(leaf.shape[-1] // own if divided else leaf.shape[-1], leaf.dtype)
-        yield assemble.assemble(leaf, [shards.get(name)], make, same_axes=divided)[0]
+        found, finite = assemble.assemble(leaf, [shards.get(name)], make, same_axes=divided)
+        assemble.check_finite(name, all(finite))
+        yield found
 
 
 _INTEGERS = (jnp.int8, jnp.int4)
