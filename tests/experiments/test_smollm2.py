@@ -238,7 +238,7 @@ def test_settings_of_w8a8_quantise_more_activations(tensors):
     assert named == {f"w8a8+{name}": everything - {name} for name in ("out", "down")}
 
 
-@pytest.mark.parametrize("name", ["smollm2"])
+@pytest.mark.parametrize("name", ["smollm2", "smollm2_w8a8"])
 def test_a_committed_report_can_be_drawn_and_is_of_these_settings(tmp_path, name):
     report = json.loads((RESULTS / "weights" / f"{name}.json").read_text())
     assert smollm2.BASE in report["marks"] and report["marks"].keys() <= SETTINGS.keys()
