@@ -54,7 +54,7 @@ setup: ## create .venv with everything (quick when nothing has changed)
 	if [ -d "$$VENV" ] && [ ! -f "$$VENV/pyvenv.cfg" ] && [ -n "$$(ls -A "$$VENV")" ]; then \
 	  echo "make: $$VENV is there and is no virtual environment; name another: VENV=…" >&2; exit 1; \
 	fi; \
-	echo "building $$VENV with Python $${found%% *} (a minute or two)" >&2; \
+	echo "building $$VENV with Python $${found%% *} (some minutes)" >&2; \
 	rm -f "$$stamp"; "$${found#* }" -m venv --clear "$$VENV"; \
 	"$$VENV/bin/python" -m pip install -qq --disable-pip-version-check -r requirements.txt -e ".[$$EXTRAS]" >&2; \
 	echo "$${found%% *} $$rest" > "$$stamp"

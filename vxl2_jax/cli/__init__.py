@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -32,12 +33,15 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    flags: dict[str, list[str]] = {}
+    """The options of each command."""
+
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse ignores errors here: help that cannot be written would be a success."""
         (file or sys.stderr).write(message)
 
 
-def build_parser(used: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentParser:
+def build_parser(used: Collection[str] = tuple(COMMANDS)) -> _Parser:
     """The parser of the command line, with the arguments of the commands that are `used`."""
     parser = _Parser(
         prog="vxl2",
@@ -52,6 +56,7 @@ def build_parser(used: Collection[str] = tuple(COMMANDS)) -> argparse.ArgumentPa
             import_module(f"vxl2_jax.cli.{name}").add(commands, help)
         else:
             commands.add_parser(name, help=help)
+    parser.flags = {name: [*sub._option_string_actions] for name, sub in commands.choices.items()}
     return parser
 
 
@@ -61,10 +66,19 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     args, rest = parser.parse_known_args(argv)
     name = getattr(args, "rest", "")
     if rest and not (name and all(not word.startswith("-") or " " in word for word in rest)):
-        parser.error(f"unrecognized arguments: {printable(' '.join(rest))}")
+        parser.error(
+            f"unrecognized arguments: {printable(' '.join(rest))}{_suggestion(args.command, parser.flags[args.command], rest)}"
+        )
     if rest:
         setattr(args, name, [*getattr(args, name), *rest])
     return args
+
+
+def _suggestion(command: str, flags: Sequence[str], words: Sequence[str]) -> str:
+    """What may have been meant by options that a command does not have."""
+    options = [flag for flag in flags if flag.startswith("--")]
+    near = {match for word in words for match in get_close_matches(word.split("=")[0], options, 1, 0.75)}
+    return f"; did you mean {' and '.join(sorted(near))}?" if near else f"; `vxl2 {command} --help` lists them"
 
 
 def _configure_jax() -> None:

@@ -115,12 +115,11 @@ def run(args: argparse.Namespace) -> None:
     }
     fields = {**workload, **device.settings(config, itemsize, watch.cache)}
     places = (DEVICE, HOST) if watch.dense_level == AUTO else (watch.dense_level,)
+    if watch.dense_level == AUTO and device.platform == "cpu":  # whose memory is the host's
+        places = (DEVICE,)
     plans = {place: planning.plan(config, layout, watch.rule, dense_level=place, **fields) for place in places}
-    # As `watch` chooses: in the memory of the host only if the device has no room, and a CPU's memory is the host's.
-    fitting = [
-        place for place in places if plans[place].fits(device) and not (place == HOST and device.platform == "cpu")
-    ]
-    place = (*fitting, places[0])[0]
+    # As `watch` chooses: in the memory of the host only if the device has no room.
+    place = next((place for place in places if plans[place].fits(device)), places[-1])
     workload["dense_level"], plan = place, plans[place]
     fits = plan.fits(device)
     other = {"itemsize": itemsize, **workload}

@@ -202,6 +202,7 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
         table.add_row(part.replace("_", " "), f"{flops / 1e12:,.1f} TFLOP")
     for part, count in document["bytes"].items():
         held = {"weights": document["weights"], "dense": document["cache"], "sparse": document["cache"]}.get(part)
+        held = f"{held}, on the device" if part == "dense" and document["host_bytes"] else held
         table.add_row(f"{part} ({held})" if held else part, gb(count))
     for phase, parts in document["bytes_by_phase"].items():
         table.add_row(f"  during {phase}", gb(sum(parts.values())))
@@ -213,12 +214,15 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
         moved = f"{gb(document['host_traffic_bytes'])} are copied to the device while watching"
         table.add_row("dense level", f"{gb(document['host_bytes'])} in host memory; {moved}")
     if document["seconds"] is not None:
-        table.add_row("floor", f"{document['seconds']:,.2f} s")
+        copies = ", without the copies from host memory" if document["host_bytes"] else ""
+        table.add_row("floor", f"{document['seconds']:,.2f} s{copies}")
     read = document["reading"]
     slower = ", longer than the device needs: more cores, or --frames-from keyframes" * read["longer_than_device"]
     cores = f"{read['cores']} core{'s' * (read['cores'] > 1)}"
     table.add_row("reading", f"about {read['seconds']:,.1f} s on {cores}, {read['film']}{slower}")
     verdict = (
-        Text("fits", "bold green") if document["fits"] else Text(f"does not fit: {document['advice']}", "bold red")
+        Text("fits" + ", with the dense level in host memory" * bool(document["host_bytes"]), "bold green")
+        if document["fits"]
+        else Text(f"does not fit: {document['advice']}", "bold red")
     )
     return Group(table, verdict)
