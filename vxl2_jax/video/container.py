@@ -39,8 +39,9 @@ def open_container(path: Path, device: str | None = None) -> Generator[av.contai
     # FFmpeg raises in spite of its own fallback if there is no driver.
     hwaccel = None if device is None else HWAccel(device, allow_software_fallback=False)
     try:
-        # "file:" and the whitelist: a name with a colon, or a playlist, must not open network connections.
-        container = av.open(f"file:{path}", options={"protocol_whitelist": "file"}, hwaccel=hwaccel)
+        # "file:" and the whitelist: a name with a colon, or a playlist, must not open network connections. Options of the
+        # container only: PyAV before 17.1 crashes where those of streams meet an MPEG program stream.
+        container = av.open(f"file:{path}", container_options={"protocol_whitelist": "file"}, hwaccel=hwaccel)
     except FileNotFoundError as error:
         raise VideoError(f"{path}: no such file any more; put it back, or give another path") from error
     except (av.FFmpegError, RuntimeError, ValueError) as error:

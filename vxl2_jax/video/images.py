@@ -65,7 +65,7 @@ def is_motion_jpeg(path: Path) -> bool:
     with contextlib.suppress(Exception), _open(path) as image:
         if image.format != "JPEG":
             return False
-        with av.open(f"file:{path}", options={"protocol_whitelist": "file"}) as container:
+        with av.open(f"file:{path}", container_options={"protocol_whitelist": "file"}) as container:
             return container.format.name == "mjpeg"
     return False
 
