@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,7 @@ def load_model(args: argparse.Namespace) -> Model:
 def progress(label: str, unit: str, quiet: bool) -> Generator[Callable[[int, int], None], None, None]:
     """A progress bar on standard error, with rate and time left. Yields a function (done, total) that updates it.
 
-    Shown on a terminal only: elsewhere Rich would leave an empty line.
+    Shown on a terminal only: elsewhere Rich would leave an empty line, before 14 also where the bar is disabled.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -179,7 +179,7 @@ def progress(label: str, unit: str, quiet: bool) -> Generator[Callable[[int, int
         disable=quiet or not console.is_terminal,
         transient=True,
     )
-    with bar:
+    with nullcontext() if bar.disable else bar:
         task, start = bar.add_task(label, total=None, rate="…"), None
 
         def advance(done: int, total: int) -> None:

@@ -7,7 +7,7 @@ import json
 import shlex
 import tomllib
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ def _progress(quiet: bool) -> Generator[Any, None, None]:
         disable=quiet or not console.is_terminal,
         transient=True,
     )
-    with bar:
+    with nullcontext() if bar.disable else bar:
         task = bar.add_task("scanning videos", total=None, metrics="")
 
         def show(line: dict[str, Any]) -> None:
