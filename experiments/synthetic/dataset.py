@@ -5,10 +5,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import track
-
 from experiments.synthetic import clips, encode, files
+from vxl2_jax.cli.options import progress
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import records, run_folder
 
@@ -48,12 +46,12 @@ def write(dataset: Dataset, flags: argparse.Namespace) -> None:
         raise RequestError(f"{out}: exists already and holds other files; choose another --out")
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.claim(folder, settings, {}, records.OTHER)
-    console = Console(stderr=True)
-    progress = {"console": console, "transient": True, "disable": not console.is_terminal}
-    for name, clip in track(dataset.videos.items(), "videos", **progress):
-        path = folder / f"{name}.mp4"
-        if not path.exists():
-            encode.render_mp4(clip, path, flags.size, flags.rate)
+    with progress("rendering", "videos", quiet=False) as advance:
+        for done, (name, clip) in enumerate(dataset.videos.items(), 1):
+            path = folder / f"{name}.mp4"
+            if not path.exists():
+                encode.render_mp4(clip, path, flags.size, flags.rate)
+            advance(done, len(dataset.videos))
     for name, content in dataset.annotations.items():
         path = out / name
         path.parent.mkdir(parents=True, exist_ok=True)
