@@ -21,15 +21,19 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments import start
+from experiments.bench import machine
 from experiments.synthetic import files
+from vxl2_jax.errors import RequestError
 
 ROOT = Path(__file__).resolve().parents[1]
 TOTAL_S = 480
@@ -71,15 +75,6 @@ STEPS = (
 )
 
 
-def commit() -> str:
-    """The commit of the code, with a plus sign if it was changed; "" outside a repository."""
-    found = []
-    for command in (("rev-parse", "--short", "HEAD"), ("status", "--porcelain")):
-        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
-        found.append(done.stdout.strip())
-    return found[0] + "+" * bool(found[1])
-
-
 def is_accelerator() -> bool:
     """Whether JAX finds one, asked in another process, so that this one holds none."""
     code = "import jax; print(jax.devices()[0].platform)"
@@ -93,12 +88,18 @@ def run_step(step: Step, arguments: Sequence[str], out: Path, limit_s: float) ->
     environment = {"JAX_PLATFORMS": "", **os.environ, "PYTHONPATH": str(ROOT)}
     begin, log = time.monotonic(), out / f"{step.name}.log"
     with log.open("w") as file:
+        # A session of its own, so that workers of a step end with it and free the device.
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, timeout=limit_s
-            ).returncode
+            code = process.wait(limit_s)
         except subprocess.TimeoutExpired:
             code = None
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return {
         "name": step.name,
         "command": " ".join(["python", *command[1:]]),
@@ -131,7 +132,7 @@ def _tail(log: Path, characters: int = 4000) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the steps. Returns the exit code."""
     args = build_parser().parse_args(argv)
-    out, here = Path(args.out).absolute(), commit()
+    out, here = Path(args.out).absolute(), machine.commit()
     names = args.only.split(",") if args.only else [step.name for step in STEPS]
     if unknown := sorted(set(names) - {step.name for step in STEPS}):
         print(f"--only: unknown {', '.join(unknown)}; choose from {', '.join(s.name for s in STEPS)}", file=sys.stderr)
@@ -140,11 +141,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         for step in STEPS:
             print(f"{step.name} ({step.limit_s} s): python {' '.join(step.arguments)}")
         return 0
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        return run_steps(args, names, out, here)
+    except (OSError, RequestError) as error:
+        print(f"experiments.first_light: {error}", file=sys.stderr)
+        return 2
+
+
+def known_steps(record: Path, here: str | None) -> dict[str, dict[str, Any]]:
+    """The steps that ended well at this commit; none if the record is not there or damaged."""
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        before = json.loads(record.read_text())
+        if here and before["commit"] == here:
+            return {step["name"]: step for step in before["steps"] if step["exit_code"] == 0}
+    return {}
+
+
+def run_steps(args: argparse.Namespace, names: Sequence[str], out: Path, here: str | None) -> int:
+    """Run the steps of these names that have not ended well before. Returns the exit code."""
     record = out / "first_light.json"
-    before = json.loads(record.read_text()) if record.exists() else {}
-    known = before.get("steps", []) if before.get("commit") == here and not args.again else []
-    done = {step["name"]: step for step in known if step["exit_code"] == 0}
+    done = {} if args.again else known_steps(record, here)
     accelerator, begin = is_accelerator(), time.monotonic()
     if not accelerator:
         print("no accelerator: a rehearsal, whose timings mean nothing", file=sys.stderr)

@@ -104,9 +104,24 @@ def test_a_test_that_never_ended_is_known_to_the_next_process(kernel, calls, fol
     record.write_text(json.dumps({"process": gone.pid}))
     found = kernel_trial.trial(kernel, **ASKED, device=device("tpu"))
     assert "did not end" in found and str(record) in found and len(calls) == 1
+    # This process has begun none, so an earlier one had its number, as in a container that was started again.
+    record.write_text(json.dumps({"process": os.getpid()}))
+    assert "did not end" in kernel_trial.trial(kernel, **ASKED, device=device("tpu"))
     # One that is going on elsewhere says nothing.
     record.write_text(json.dumps({"process": os.getppid()}))
     assert kernel_trial.trial(kernel, **ASKED, device=device("tpu")) is None and len(calls) == 2
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_too_little_memory_says_nothing_of_a_kernel(kernel, folder, monkeypatch, platform):
+    full = "XlaRuntimeError: RESOURCE_EXHAUSTED: Out of memory"
+    printed = json.dumps({"verdict": full})
+    child(monkeypatch, f"print('ready'); print({printed!r})")
+    monkeypatch.setattr(attention, "self_test", lambda *_, **__: full)
+    assert kernel_trial.trial(kernel, **ASKED, device=device(platform)) == full and not list(folder.iterdir())
+    # There may be enough for this process where there is not for another one.
+    monkeypatch.setattr(attention, "self_test", lambda *_, **__: None)
+    assert kernel_trial.trial(kernel, **ASKED, device=device(platform)) is None and len(list(folder.iterdir())) == 1
 
 
 def test_an_interrupted_test_leaves_no_verdict(kernel, folder, monkeypatch):

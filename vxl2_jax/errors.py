@@ -52,6 +52,10 @@ def shown(value: object) -> str:
 OUT_OF_MEMORY = "out of memory; sample fewer frames (--max-frames) or lower --fps"
 
 
+RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+"""What messages of XLA say of too little memory."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host or a device had too little memory."""
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error))
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and RESOURCE_EXHAUSTED in str(error))

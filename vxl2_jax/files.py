@@ -86,6 +86,13 @@ def is_address(text: str | os.PathLike) -> bool:
     return re.match(r"https?:/", os.fspath(text), re.IGNORECASE) is not None
 
 
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number besides this one; True where that cannot be known."""
+    if process == os.getpid():  # it had the number before
+        return False
+    return os.path.exists(f"/proc/{process}") or not os.path.exists("/proc/self")
+
+
 def is_there(path: Path) -> bool:
     """Whether there is anything at a path. A link to a missing file counts: opening it is an error, not a default."""
     try:

@@ -28,7 +28,8 @@ from jax.typing import DTypeLike
 import pallas_kernels
 from pallas_kernels import attention
 from pallas_kernels.attention import Kernel
-from vxl2_jax import compile_cache, hardware
+from vxl2_jax import compile_cache, files, hardware
+from vxl2_jax.errors import RESOURCE_EXHAUSTED
 
 SECONDS = 300
 """Time limit of a self-test. Its programs compile in a fraction of it."""
@@ -57,11 +58,17 @@ def trial(
     if device.platform in ("gpu", "cuda"):
         logging.getLogger("vxl2_jax").info("testing the %s kernel, once on this machine", kernel.name)
         tried, verdict = _in_another_process(arguments, device)
-    if not tried:
+    if not tried or _lacks_memory(verdict):  # for another process there may be less of it than for this one
         verdict = _here(kernel, arguments, record)
-    if record:
+    if record and _lacks_memory(verdict):  # nothing is known of the kernel
+        record.unlink(missing_ok=True)
+    elif record:
         _write(record, {"verdict": verdict, "kernel": kernel.name, "device": device.device_kind})
     return verdict
+
+
+def _lacks_memory(verdict: str | None) -> bool:
+    return verdict is not None and RESOURCE_EXHAUSTED in verdict
 
 
 def _record(kernel: Kernel, device: Any, arguments: tuple[Any, ...]) -> Path | None:
@@ -85,7 +92,7 @@ def _read(record: Path) -> str | None:
         found = json.loads(record.read_text())
         if (process := found.get("process")) is None:
             return str(found["verdict"] or "")
-        if not _is_running(int(process)):
+        if not files.is_running(int(process)):
             return f"an earlier self-test did not end, or ended its process; remove {record} to try it again"
     return None
 
@@ -96,16 +103,6 @@ def _write(record: Path, about: dict[str, Any]) -> None:
     with suppress(OSError):
         part.write_text(json.dumps(about))
         os.replace(part, record)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # another user's
-        return True
-    return True
 
 
 def _here(kernel: Kernel, arguments: tuple[Any, ...], record: Path | None) -> str | None:
@@ -129,7 +126,7 @@ def _here(kernel: Kernel, arguments: tuple[Any, ...], record: Path | None) -> st
 
 
 def _command(arguments: tuple[Any, ...]) -> list[str]:
-    return [sys.executable, "-m", __spec__.name if __name__ == "__main__" else __name__, *map(str, arguments)]
+    return [sys.executable, "-m", __name__, *map(str, arguments)]
 
 
 def _in_another_process(arguments: tuple[Any, ...], device: Any) -> tuple[bool, str | None]:

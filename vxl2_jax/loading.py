@@ -18,6 +18,7 @@ from vxl2_jax.compile_cache import enable as enable_compile_cache
 from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.files import check_path
 from vxl2_jax.models import quantised, qwen2
+from vxl2_jax.options import AUTO
 from vxl2_jax.runtime import Runtime, fingerprint_of
 from vxl2_jax.text.tokenizer import Tokenizer
 
@@ -96,7 +97,6 @@ def load_runtime(
 
 DTYPES = ("float32", "bfloat16", "float16")
 """What `load` takes."""
-AUTO = "auto"
 WEIGHTS = (*quantised.SETTINGS, AUTO)
 """What `load` takes, besides None."""
 _COMMON_HEAD_WIDTH = 128

@@ -53,7 +53,7 @@ def describe(device: Any) -> dict[str, Any]:
         "jax": jax.__version__,
         "jaxlib": jaxlib.__version__,
         "python": platform.python_version(),
-        "commit": _commit(),
+        "commit": commit(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -65,7 +65,7 @@ def memory_bytes(device: Any) -> int:
     return (device.memory_stats() or {}).get("bytes_limit") or 16 * 2**30
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit, with a + where the working tree differs; None outside a repository."""
 
     def git(*words: str) -> str:

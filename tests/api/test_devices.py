@@ -41,13 +41,17 @@ def compared(folder, ways, weights, cache, extent):
         pytest.param(4, "wide", "wide", "all", marks=SLOW),
         pytest.param(2, "int8", "int8", "all", marks=SLOW),
         pytest.param(2, "int4", "wide", "all", marks=SLOW),
+        pytest.param(2, "w8a8", "wide", "quick", marks=SLOW),
     ],
 )
 def test_several_devices_compute_what_one_does(tmp_path, ways, weights, cache, extent):
     found = compared(tmp_path, ways, weights, cache, extent)
-    assert max(found["difference"], found["resumed"]) <= (1e-5 if cache == "wide" else 0.01), found
+    # Integers of activations round otherwise where a sum changes in its last bit: on one device, 1e-6 of the vision tower's
+    # position embedding moves keys and values of this model by 0.016 to 0.025.
+    allowed = 0.05 if weights == "w8a8" else 1e-5 if cache == "wide" else 0.01
+    assert max(found["difference"], found["resumed"]) <= allowed, found
     assert all(found["answers"].values()) and found["stored"] and found["streamed"], found
-    assert found["scores"] < 1e-4 and found["choices"] < 1e-4, found
+    assert max(found["scores"], found["choices"]) < (1e-3 if weights == "w8a8" else 1e-4), found
     assert found["heads_of_a_share"] == [4 // ways]
     assert found["placed_once"] and found["caches_on_one_device"] == 0, found
 

@@ -2,6 +2,8 @@
 
 import json
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -23,7 +25,7 @@ def steps(monkeypatch):
     )
     monkeypatch.setattr(first_light, "STEPS", found)
     monkeypatch.setattr(first_light, "is_accelerator", lambda: False)
-    monkeypatch.setattr(first_light, "commit", lambda: "abc")
+    monkeypatch.setattr(first_light.machine, "commit", lambda: "abc")
     return found
 
 
@@ -50,9 +52,34 @@ def test_steps_that_ended_well_are_not_run_again(steps, tmp_path, monkeypatch):
     assert run(tmp_path, "--only", "good,bad")[0] == 1 and ran == ["bad"]
     run(tmp_path, "--only", "good", "--again")
     assert ran == ["bad", "good"]
-    monkeypatch.setattr(first_light, "commit", lambda: "def")
+    monkeypatch.setattr(first_light.machine, "commit", lambda: "def")
     run(tmp_path, "--only", "good")
     assert ran == ["bad", "good", "good"]
+
+
+def test_a_stopped_step_takes_its_workers_with_it(steps, tmp_path, monkeypatch):
+    pid = tmp_path / "pid"
+    worker = "import time; time.sleep(120)"
+    code = f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {worker!r}]); open({str(pid)!r}, 'w').write(str(p.pid)); p.wait()"
+    monkeypatch.setattr(first_light, "STEPS", (step("parent", code, 3),))
+    assert run(tmp_path)[0] == 1
+    stat = Path("/proc", pid.read_text(), "stat")
+    deadline = time.monotonic() + 10
+    while stat.exists() and ") Z " not in stat.read_text() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not stat.exists() or ") Z " in stat.read_text()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"commit": "abc"}'])
+def test_a_damaged_record_is_made_again(steps, tmp_path, content):
+    (tmp_path / "first_light.json").write_text(content)
+    assert run(tmp_path, "--only", "good")[0] == 0
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(steps, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert first_light.main(["--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_no_step_begins_when_the_time_is_used(steps, tmp_path, capsys):

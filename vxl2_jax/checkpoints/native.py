@@ -98,7 +98,7 @@ def _remove_abandoned(directory: Path) -> None:
     """Remove what processes that were killed have left of this directory."""
     for part in directory.parent.glob(f".{glob.escape(directory.name)}.*.part"):
         process = part.name.split(".")[-2]
-        if process.isdecimal() and not os.path.exists(f"/proc/{process}") and os.path.exists("/proc/self"):
+        if process.isdecimal() and not files.is_running(int(process)):
             shutil.rmtree(part, ignore_errors=True)
 
 

@@ -17,8 +17,8 @@ from vxl2_jax import files, scope
 from vxl2_jax.api import Model, load
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.files import check_path
-from vxl2_jax.loading import AUTO, DTYPES, WEIGHTS
-from vxl2_jax.options import RANGES, options_of
+from vxl2_jax.loading import DTYPES, WEIGHTS
+from vxl2_jax.options import AUTO, RANGES, options_of
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

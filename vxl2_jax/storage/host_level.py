@@ -52,7 +52,8 @@ class HostLevel:
         copy = cls.empty(layout, CacheShape.of(streams.visual), sizes)
         for own, other in zip(jax.tree.leaves(copy.streams), jax.tree.leaves(streams), strict=True):
             count = min(own.shape[2], other.shape[2])
-            own[:, :, :count] = np.asarray(other)[:, :, :count]
+            for layer in range(len(own)):  # of what is on a device, no second copy of all layers
+                own[layer, :, :count] = np.asarray(other[layer])[:, :count]
         return copy
 
     @property
