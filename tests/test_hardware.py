@@ -1,5 +1,6 @@
 """Default dtype, batch sizes and memory of machines; clearing the jit caches."""
 
+import math
 import os
 from types import SimpleNamespace
 
@@ -78,6 +79,8 @@ def linux(tmp_path):
 def test_memory_of_a_cpu_is_what_is_free_and_what_is_held(linux, tmp_path):
     assert linux.limit() == 8 * GIB
     assert hardware.used_bytes(CPU, tmp_path / "proc") == 2 * GIB
+    assert hardware.free_host_bytes(tmp_path / "proc", tmp_path / "groups") == 6 * GIB
+    assert hardware.free_host_bytes(tmp_path / "nowhere", tmp_path / "nowhere") == math.inf
 
 
 @pytest.mark.parametrize(

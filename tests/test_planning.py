@@ -319,6 +319,30 @@ def test_bad_options_are_one_line(capsys, arguments, key):
     assert code == 2 and not out and key in error and error.count("\n") == 1
 
 
+def test_the_memory_of_a_cpu_is_the_hosts(capsys, monkeypatch):
+    monkeypatch.setattr("vxl2_jax.hardware.memory_bytes", lambda device: 40_000_000_000)
+    arguments = ("--frames", 4096, "--device", "here", "--dtype", "bfloat16", "--json")
+    found = {
+        place: json.loads(run(capsys, *arguments, "--dense-level", place)[1]) for place in ("device", "host", "auto")
+    }
+    assert found["auto"] == found["device"] and found["device"]["fits"] and not found["device"]["host_bytes"]
+    assert {one["dense_level"] for one in found["auto"]["fitting_settings"]} == {"device"}
+    needed = found["host"]["peak_bytes"] + found["host"]["host_bytes"]
+    assert found["host"]["fits"] == (needed <= 40e9)
+    assert needed > found["device"]["peak_bytes"] > found["host"]["peak_bytes"]
+
+
+def test_a_plan_for_this_machine_asks_for_free_host_memory(capsys, monkeypatch):
+    card = planning.DEVICES["v5e"]
+    monkeypatch.setattr("vxl2_jax.planning.present_device", lambda: card)
+    arguments = ("--frames", 9000, "--device", "here", "--weights", "int8", "--cache", "int8", "--json")
+    for free, place in ((100e9, "host"), (5e9, "device")):
+        monkeypatch.setattr("vxl2_jax.hardware.free_host_bytes", lambda free=free: free)
+        found = json.loads(run(capsys, *arguments)[1])
+        assert (found["dense_level"], found["fits"]) == (place, place == "host")
+    assert not json.loads(run(capsys, *arguments, "--dense-level", "host")[1])["fits"]
+
+
 def test_the_device_that_is_present_can_be_planned_for(capsys):
     code, out, _ = run(capsys, "--frames", 600, "--device", "here", "--json")
     found = json.loads(out)

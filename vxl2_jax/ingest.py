@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -289,8 +290,14 @@ def _choose_place(
         compiler=hardware.compiler_for(device),
     )
     if reason:
-        logging.getLogger("vxl2_jax").warning("%s", reason)
+        _announce(reason)
     return place
+
+
+@cache
+def _announce(reason: str) -> None:
+    """Warn once per process, not for every video of a queue."""
+    logging.getLogger("vxl2_jax").warning("%s", reason)
 
 
 def _load_same(path: str | Path, identity: dict[str, Any], video_hash: str) -> VideoMemory:

@@ -171,12 +171,10 @@ class VideoMemory:
 
         Raises RequestError if the file cannot be written.
         """
-        path, dense = check_path(path, "the memory file"), self.dense
-        if isinstance(dense, StoredLevel):
-            dense = self.dense_on_host()
+        path = check_path(path, "the memory file")
         writer = MemoryFileWriter(path, self.identity(), CacheShape.of(self.sparse), resume=False)
         try:
-            writer.append(dense, 0, self.layout.groups)
+            writer.append(self.dense, 0, self.layout.groups)
             writer.finish(self.sparse, self.sparse_length, resume_arrays(self.resume_state), self.facts())
         except BaseException:
             writer.close()

@@ -10,7 +10,7 @@ from vxl2_jax import hardware, planning, tensor_parallel
 from vxl2_jax.cli.options import DTYPES, Help, add_number, add_options, add_weights, given
 from vxl2_jax.errors import RequestError
 from vxl2_jax.models.quantised import SETTINGS, WIDE
-from vxl2_jax.options import AUTO, DEVICE, HOST, AskOptions, WatchOptions
+from vxl2_jax.options import AUTO, AskOptions, WatchOptions
 from vxl2_jax.planning import reading
 from vxl2_jax.video.reader import default_threads
 
@@ -114,14 +114,15 @@ def run(args: argparse.Namespace) -> None:
         "top_k": ask.top_k,
     }
     fields = {**workload, **device.settings(config, itemsize, watch.cache)}
-    places = (DEVICE, HOST) if watch.dense_level == AUTO else (watch.dense_level,)
-    if watch.dense_level == AUTO and device.platform == "cpu":  # whose memory is the host's
-        places = (DEVICE,)
+    places = planning.places_on(device) if watch.dense_level == AUTO else (watch.dense_level,)
     plans = {place: planning.plan(config, layout, watch.rule, dense_level=place, **fields) for place in places}
+    if args.device == HERE:  # of another machine, the memory of the host is unknown
+        free = hardware.free_host_bytes()
+        places = [place for place in places if plans[place].host_bytes <= free] or places[:1]
     # As `watch` chooses: in the memory of the host only if the device has no room.
     place = next((place for place in places if plans[place].fits(device)), places[-1])
     workload["dense_level"], plan = place, plans[place]
-    fits = plan.fits(device)
+    fits = plan.fits(device) and not (args.device == HERE and plan.host_bytes > hardware.free_host_bytes())
     other = {"itemsize": itemsize, **workload}
     advice = "" if fits else planning.advice(config, tokenizer, watch.fps, device, args.frames, **other)
     document = render.plan_data(

@@ -9,7 +9,7 @@ from vxl2_jax import hardware
 from vxl2_jax.config import ModelConfig, video_xl_2
 from vxl2_jax.models.quantised import INT8, WIDE
 from vxl2_jax.planning.devices import DEVICES, USABLE, DeviceSpec
-from vxl2_jax.planning.plan import AUTO_FRAMES, advice, max_frames
+from vxl2_jax.planning.fitting import AUTO_FRAMES, advice, max_frames
 
 RELEASED = "BAAI/Video-XL-2"
 """The released model on the Hugging Face hub."""

@@ -99,16 +99,18 @@ class MemoryFileWriter:
         reader = RecordReader(files.open_regular(self.partial, files.MEMORY))
         return StoredLevel(self.partial, self.layout, self.shape, tuple(self._kept[1:]), reader)
 
-    def append(self, level: DenseCache | HostLevel, first: int, last: int) -> None:
+    def append(self, level: DenseCache | HostLevel | StoredLevel, first: int, last: int) -> None:
         """Add the groups `first` … `last` − 1 of a level. Streams on the device may be donated as soon as this returns.
 
         `first` must be the number of groups added so far. Raises RequestError if the file cannot be written.
         """
-        for begin, end in record_groups(self.layout):
+        for index, (begin, end) in enumerate(record_groups(self.layout)):
             if not first <= begin < last:
                 continue
             if isinstance(level, HostLevel):
-                self._enqueue(partial(_host_record, level, begin, end))
+                self._enqueue(partial(_host_record, level.read_groups, begin, end))
+            elif isinstance(level, StoredLevel):
+                self._enqueue(partial(_host_record, level.read_record, index))
             else:
                 rows, skipped = _slice_groups(level, self.layout, begin, end)
                 self._enqueue(partial(_groups_record, rows, skipped, self.layout, begin, end))
@@ -255,9 +257,9 @@ def _groups_record(
     return "GROUPS", parts
 
 
-def _host_record(level: HostLevel, first: int, last: int) -> tuple[str, list[np.ndarray]]:
-    """A GROUPS record of a level in host memory."""
-    return "GROUPS", [np.ascontiguousarray(part) for part in jax.tree.leaves(level.read_groups(first, last))]
+def _host_record(read: Callable[..., DenseCache], *where: int) -> tuple[str, list[np.ndarray]]:
+    """A GROUPS record of what a level in host memory or on disk has there."""
+    return "GROUPS", [np.ascontiguousarray(part) for part in jax.tree.leaves(read(*where))]
 
 
 @partial(jax.jit, static_argnames="size")
