@@ -41,9 +41,11 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Qwen2.5 decoder. axis: the mesh axis over which it is sharded; see `ShardedLanguageConfig`."""
+    """Qwen2.5 decoder. axis: the mesh axis over which it is sharded, see `ShardedLanguageConfig`; sequence: that over which
+    the video is, see `SequenceLanguageConfig`."""
 
     axis: ClassVar[str | None] = None
+    sequence: ClassVar[str | None] = None
     width: Size = 3584
     layers: Layers = 28
     heads: Heads = 28
@@ -65,6 +67,13 @@ class ShardedLanguageConfig(LanguageConfig):
     """One device's shard of a decoder (see `tensor_parallel`): heads, key/value heads and MLP channels are its own."""
 
     axis: ClassVar[str] = "model"
+
+
+@dataclass(frozen=True)
+class SequenceLanguageConfig(ShardedLanguageConfig):
+    """The same where the video is sharded as well (see `sequence_parallel`): each device attends to its own keys."""
+
+    sequence: ClassVar[str] = "sequence"
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ memory. Weights are read once for all tokens of all questions.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -26,7 +27,8 @@ from vxl2_jax.config import LanguageConfig, ModelConfig
 from vxl2_jax.models import qwen2
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.sampling import Sampling, sample
-from vxl2_jax.tensor_parallel import program
+from vxl2_jax.sequence_parallel import merge_devices
+from vxl2_jax.tensor_parallel import CACHE, SEQUENCE, PerDevice, program
 
 
 def empty_tail(config: ModelConfig, view: KVCacheView, questions: int, length: int) -> KVCache:
@@ -74,6 +76,9 @@ def reader(
     end = jnp.maximum(slots + 1, start)
     part = jnp.arange(questions)[:, None] * (tail.k.shape[2] // questions)
     table = view.step_table if count == 1 else view.question_table
+    shares = isinstance(table, PerDevice)  # of a sharded video
+    if isinstance(table, PerDevice):
+        table = table.own()
     calls = jax.tree.leaves(table)[0].shape[0]
 
     def by_call(a: jax.Array) -> jax.Array:
@@ -86,6 +91,7 @@ def reader(
         by_call(end + part),
         heads=lm.heads,
         streams=(*view.streams, tail),
+        reads_tail=jax.lax.axis_index(SEQUENCE) == 0 if shares else None,  # all devices have it
     )
     positions = by_call(_positions(view, begin, slots))
     rotations = _head_rotation(lm, jax.vmap(lambda plan, at: plan.positions(at))(plans, positions))
@@ -96,6 +102,9 @@ def reader(
             return plan.attend(rotate(plan.rows(q), cos, sin), (*view.streams, tail), layer=layer)
 
         out, lse = jax.lax.map(one_call, (by_call(q), plans, *rotations))
+        if shares:
+            out, lse = merge_devices(out, lse)
+            out = out.astype(q.dtype)
         return out.reshape(q.shape), lse.reshape(q.shape[:-1])
 
     return read
@@ -202,7 +211,7 @@ STEPS_PER_PIECE = 4
 """Steps per call of `continue_decoding` when an answer is streamed: enough that calls cost little next to the steps."""
 
 
-@program(static=("config", "max_new", "keep_logits", "kernel"))
+@program(static=("config", "max_new", "keep_logits", "kernel"), results=P())
 def generate(
     params: Any,
     config: ModelConfig,
@@ -239,7 +248,10 @@ def generate(
     return Generated(tokens, produced, state.finite, logits, qwen2.logits(params["language"], config.language, x))
 
 
-@program(static=("config", "max_new", "kernel"))
+_ON_MESH: Any = Decoding(*[cast(Any, CACHE), *[cast(Any, P())] * 5])
+
+
+@program(static=("config", "max_new", "kernel"), results=(_ON_MESH, P()))
 def begin_decoding(
     params: Any,
     config: ModelConfig,
@@ -262,7 +274,7 @@ def begin_decoding(
     return state, keys[jnp.minimum(1 + jnp.arange(steps), max_new - 1)]
 
 
-@program(static=("config", "kernel"), donated=("state",))
+@program(static=("config", "kernel"), donated=("state",), results=(_ON_MESH, P()))
 def continue_decoding(
     params: Any,
     config: ModelConfig,

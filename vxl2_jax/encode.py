@@ -13,7 +13,7 @@ from vxl2_jax.layout import Layout
 from vxl2_jax.models import video_xl_2
 from vxl2_jax.models.rope import MAX_POSITIONS
 from vxl2_jax.runtime import Runtime
-from vxl2_jax.tensor_parallel import Program, mesh_of
+from vxl2_jax.tensor_parallel import Program, mesh_of, shape_of
 from vxl2_jax.text import prompt
 from vxl2_jax.text.prompt import MAX_QUESTION_TOKENS
 
@@ -50,7 +50,7 @@ def layout_of(model: Runtime, starts: Sequence[float]) -> tuple[Layout, Int[np.n
 def visual_tokens(
     model: Runtime, frames: UInt8[np.ndarray, "F px px 3"], known: Float[Array, "g V E"] | None = None
 ) -> Float[Array, "stride V E"]:
-    """Encode the frames of up to one stride.
+    """Encode the frames of up to one stride; of a sharded video, of up to one stride of every device.
 
     A last group that lacks frames is filled with copies of its last frame (the original copies features instead).
 
@@ -59,11 +59,13 @@ def visual_tokens(
       known: tokens of the stride's first g groups, whose frames are not among `frames`.
 
     Returns:
-      Visual tokens of one stride; groups past the end are zeros and cost nothing.
+      Visual tokens of a whole stride; groups past the end are zeros and cost nothing.
     """
-    stride, at_once = model.sizes.stride, model.sizes.vision_groups
-    batch, mesh = at_once * model.config.frames_per_group, mesh_of(model.params)
-    ways = mesh.size if mesh else 1
+    mesh = shape_of(mesh_of(model.params))
+    stride, at_once = model.groups_per_call, model.sizes.vision_groups * mesh.sequence
+    batch = at_once * model.config.frames_per_group
+    if known is not None:
+        known = jnp.asarray(np.asarray(known))  # another mesh may have encoded them
     # Every group keeps its place in the vision batch whatever is known, so that it is rounded the same to the last bit.
     skipped = 0 if known is None else len(known) % at_once
     frames = _pad_with_copies(frames, skipped * model.config.frames_per_group, 0)
@@ -71,7 +73,9 @@ def visual_tokens(
     for first in range(0, len(frames), batch):
         part = frames[first : first + batch]
         padded = _pad_with_copies(part, 0, batch - len(part))
-        part = encode_groups(model.params, model.config, padded, groups_at_once=at_once // ways, kernel=model.kernel)
+        part = encode_groups(
+            model.params, model.config, padded, groups_at_once=at_once // mesh.devices, kernel=model.kernel
+        )
         parts.append(part if model.sizes.overlaps_calls else part.block_until_ready())
     tokens = jnp.concatenate(parts)[skipped:]
     if known is not None:

@@ -65,7 +65,7 @@ def select_parts(
     """Select the chunks of all questions, in batches: (the questions that can be decoded together, seconds per stage of
     their share of the work so far)."""
     hardware.clear_jit_caches()
-    memory.place(model.params)
+    memory.place(model.params, model.sizes.stride)
     oracle, chunk_size = oracle_of(options.relevance), options.chunk_groups(memory.layout.groups)
     for batch in batches(questions, model.sizes.fills_batches):
         timings: dict[str, float] = {}

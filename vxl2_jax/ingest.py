@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from functools import cache
@@ -16,24 +16,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import KVCache
-from vxl2_jax import hardware, offload, planning, prefill
+from vxl2_jax import hardware, planning
 from vxl2_jax import memory as memories
-from vxl2_jax.cache.pooling import check_compression, sparse_level
+from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.encode import layout_of, visual_tokens
 from vxl2_jax.errors import RequestError
 from vxl2_jax.files import check_output, check_path
+from vxl2_jax.filling import way
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import ResumeState, VideoMemory
 from vxl2_jax.models import quantised
 from vxl2_jax.options import AUTO, HOST, WatchOptions
-from vxl2_jax.prefill import DenseCache, PrefillShape
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape
-from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
-from vxl2_jax.tensor_parallel import cache_sharding, device_bytes, mesh_of
+from vxl2_jax.storage.memory_writer import MemoryFileWriter
+from vxl2_jax.tensor_parallel import device_bytes, mesh_of, shape_of
 from vxl2_jax.timing import timed
 from vxl2_jax.video.ahead import prefetch
 
@@ -98,39 +97,31 @@ def _watch(
     with ExitStack() as stack:
         writer = None
         if out is not None:
-            writer = stack.enter_context(closing(MemoryFileWriter(out, identity, shape, stride=model.sizes.stride)))
-        sizes = prefill.shape_for(layout, model.sizes.stride, dtype=dtype)
+            writer = stack.enter_context(closing(MemoryFileWriter(out, identity, shape, stride=model.groups_per_call)))
         first = writer.groups if writer else 0
+        filling = way(model, place)(model, layout, rule, ids, dtype, first)
         with timed(callbacks.timings, "read"):
-            stored = writer.stored_level() if writer and first else None
-            level: DenseCache | HostLevel
-            if place == HOST:
-                level = HostLevel.empty(layout, shape, sizes)
-                if stored:
-                    level.restore(stored)
-            else:
-                level = prefill.empty(config, sizes, dtype, cache_sharding(model.params))
-                level = restore_streams(level, stored) if stored else level
+            level = filling.begin(shape, writer.stored_level() if writer and first else None)
         first_frame = first * config.frames_per_group
         level, resume = _watch_strides(
-            model,
+            filling,
             level,
-            prefill.plan_strides(layout, rule, ids, sizes, first),
-            source.batches(model.sizes.stride * config.frames_per_group, first_frame),
-            layout,
+            source.batches(model.groups_per_call * config.frames_per_group, first_frame),
             callbacks,
             total=len(source.seconds),
             done=first_frame,
             writer=writer,
         )
         with timed(callbacks.timings, "prefill"):
-            sparse = _sparse_level(model, level, layout, compression)
+            sparse = filling.pool(level, compression)
         with timed(callbacks.timings, "read"):
             read = {"video_hash": source.hash(), "distinct_frames": source.distinct, "notes": source.notes()}
-        memory = VideoMemory(level, sparse, layout, rule, seconds=seconds, resume_state=resume, **scalars, **read)
+        about = {"resume_state": resume, "placement": filling.placement, **scalars, **read}
+        memory = VideoMemory(level, sparse, layout, rule, seconds=seconds, **about)
         if writer:
             with timed(callbacks.timings, "write"):
-                writer.finish(sparse, memory.sparse_length, memories.resume_arrays(resume), memory.facts())
+                resumable = memories.resume_arrays(resume)
+                writer.finish(memory.sparse_on_host(), memory.sparse_length, resumable, memory.facts())
     return memory
 
 
@@ -148,7 +139,7 @@ def watch_more(
         raise RequestError(
             f"this memory was made by another model than {model.name}: extend it with the model that made it"
         )
-    memory.place(model.params)
+    memory.place(model.params, model.sizes.stride)
     frames, seconds = check_frames(frames, seconds, config.vision.image_size)
     if seconds[0] <= memory.last_s:
         raise RequestError(
@@ -161,34 +152,29 @@ def watch_more(
     layout, ids = layout_of(model, starts)
     unencoded = np.concatenate([resume.frames, frames])
     # The first stride has the tokens of some of its groups already, so it needs fewer frames.
-    per_stride = model.sizes.stride * per_group
-    cuts = [0, *range(per_stride - len(resume.tokens) * per_group, len(unencoded), per_stride), len(unencoded)]
+    per_call = model.groups_per_call * per_group
+    cuts = [0, *range(per_call - len(resume.tokens) * per_group, len(unencoded), per_call), len(unencoded)]
     total = memory.frames + len(frames)
-    asked = HOST if isinstance(memory.dense, HostLevel) else AUTO
+    asked = HOST if isinstance(memory.dense, HostLevel) and memory.placement is None else AUTO
     place = _choose_place(model, layout, total, memory.compression, memory.dtype, asked)
-    sizes = prefill.shape_for(layout, model.sizes.stride, first, dtype=memory.dtype)
-    if place == HOST:
-        level = HostLevel.copy_of(memory.dense, layout, sizes)
-    else:
-        level = _copy_with_capacity(memory.dense_on_device(), sizes)
+    filling = way(model, place)(model, layout, memory.rule, ids, memory.dtype, first)
     level, resume = _watch_strides(
-        model,
-        level,
-        prefill.plan_strides(layout, memory.rule, ids, sizes, first),
+        filling,
+        filling.extend(memory),
         (unencoded[begin:end] for begin, end in pairwise(cuts)),
-        layout,
         callbacks,
         known=resume.tokens,
         done=memory.frames - started,
         total=total,
     )
     with timed(callbacks.timings, "prefill"):
-        sparse = _sparse_level(model, level, layout, memory.compression)
+        sparse = filling.pool(level, memory.compression)
     return replace(
         memory,
         dense=level,
         sparse=sparse,
         resume_state=resume,
+        placement=filling.placement,
         layout=layout,
         seconds=starts,
         last_s=float(seconds[-1]),
@@ -202,65 +188,51 @@ def watch_more(
 
 
 def _watch_strides(
-    model: Runtime,
-    level: DenseCache | HostLevel,
-    strides: Sequence[prefill.Stride],
+    filling: Any,
+    level: Any,
     batches: Iterator[np.ndarray],
-    layout: Layout,
     callbacks: Callbacks,
     *,
     total: int,
     done: int = 0,
     known: jax.Array | None = None,
     writer: MemoryFileWriter | None = None,
-) -> tuple[DenseCache | HostLevel, ResumeState | None]:
-    """Pre-fill the strides into `level`, which is donated, or in host memory written in place.
+) -> tuple[Any, ResumeState | None]:
+    """Pre-fill a video into `level`, which is donated, or in host memory written in place.
 
     Args:
-      batches: the frames of each stride.
+      batches: the frames of each call.
       total: frames of the whole video, of which `done` were watched before.
-      known: tokens [g, V, E] of the first stride's first groups, whose frames are not in its batch.
+      known: tokens [g, V, E] of the first call's first groups, whose frames are not in its batch.
 
     Returns:
       (the level, what extending the memory needs).
     """
     hardware.clear_jit_caches()  # each length of video compiles its own programs
-    config, per_group = model.config, model.config.frames_per_group
-    streams = level.streams if isinstance(level, HostLevel) else level
-    timings, resume, kernel = callbacks.timings, None, model.kernel_for(np.dtype(streams.visual.dtype))
+    model, layout = filling.model, filling.layout
+    per_group, per_call = model.config.frames_per_group, model.groups_per_call
+    timings, resume = callbacks.timings, None
     with closing(prefetch(batches)) as ahead:
-        for stride in strides:
+        for number, begin in enumerate(filling.begins):
             with timed(timings, "read"):
                 frames = next(ahead)
             with timed(timings, "vision"):
                 tokens = visual_tokens(model, frames, known).block_until_ready()
             with timed(timings, "prefill"):
-                if isinstance(level, HostLevel):
-                    offload.run_stride(model.params, config, level, stride, tokens, kernel)
-                else:
-                    level, _ = prefill.run_stride(model.params, config, level, stride, tokens, kernel=kernel)
-                    jax.block_until_ready(level)
-            begin = int(stride.visual_offset) // layout.visual
+                level = filling.feed(level, number, tokens)
             if writer:
                 with timed(timings, "write"):
-                    writer.append(level, begin, min(begin + model.sizes.stride, layout.groups))
+                    writer.append(level, begin, min(begin + per_call, layout.groups))
             done += len(frames)
             if callbacks.progress:
                 callbacks.progress(done, total)
-            # Of an incomplete last stride, keep the tokens of whole groups and the frames of an incomplete group.
+            # Of an incomplete last call, keep the tokens of whole groups and the frames of an incomplete group.
             whole, incomplete = total // per_group - begin, total % per_group
             resume = None
-            if whole < model.sizes.stride:
+            if whole < per_call:
                 resume = ResumeState(tokens[:whole], frames[len(frames) - incomplete :].copy())
             known = None
     return level, resume
-
-
-def _sparse_level(model: Runtime, level: DenseCache | HostLevel, layout: Layout, compression: int) -> KVCache:
-    theta = model.config.language.rope_theta
-    if isinstance(level, HostLevel):
-        return offload.sparse_level(level, compression, theta, cache_sharding(model.params))
-    return jax.block_until_ready(sparse_level(level, layout, compression, theta))
 
 
 def _choose_place(
@@ -284,7 +256,8 @@ def _choose_place(
         itemsize=model.dtype.itemsize,
         cache=quantised.INT8 if cache_dtype == jnp.int8 else quantised.WIDE,
         weights=model.weights,
-        devices=mesh.size if mesh else 1,
+        devices=shape_of(mesh).model,
+        sequence=shape_of(mesh).sequence,
         sizes=model.sizes,
         kernel=model.kernel_for(cache_dtype),
         compiler=hardware.compiler_for(device),
@@ -311,13 +284,3 @@ def _load_same(path: str | Path, identity: dict[str, Any], video_hash: str) -> V
             f"{memory.frames} frames); choose another name, or remove it"
         )
     return memory
-
-
-def _copy_with_capacity(streams: DenseCache, sizes: PrefillShape) -> DenseCache:
-    """Copy the streams into caches of capacity `sizes`: the old ones belong to a memory, which never changes."""
-
-    def copied(stream: KVCache, capacity: int) -> KVCache:
-        change = ((0, 0, 0), (0, 0, 0), (0, capacity - stream.slots, 0), (0, 0, 0))  # a negative number cuts
-        return jax.tree.map(lambda a: jax.lax.pad(a, jnp.zeros((), a.dtype), change), stream)
-
-    return DenseCache(copied(streams.visual, sizes.visual), copied(streams.global_, sizes.global_))

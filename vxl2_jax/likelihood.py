@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import REFERENCE, Kernel
@@ -136,7 +137,7 @@ def _score(
     return [(float(sums[row] / lengths[row]), generate.read_tokens(view, row)) for row in range(len(rows))]
 
 
-@program(static=("config", "last", "kernel"))
+@program(static=("config", "last", "kernel"), results=P())
 def log_likelihoods(
     params: Any,
     config: ModelConfig,

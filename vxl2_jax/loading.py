@@ -49,7 +49,7 @@ def load_runtime(
     if str(getattr(dtype, "name", None) or getattr(dtype, "__name__", dtype)) not in DTYPES:
         raise RequestError(f"dtype must be {', '.join(DTYPES)} or None, not {shown(dtype)}")
     check_weights(weights)
-    ways = tensor_parallel.parse(mesh)
+    shape = tensor_parallel.parse(mesh)
     # Check the kernel's name before a large model is loaded.
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     with hardware.numerics(dtype):
@@ -57,16 +57,16 @@ def load_runtime(
         tokenizer, known = Tokenizer.read(directory), scope.read(directory)
         why = ""
         if weights == AUTO:
-            weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention, ways)
+            weights, why = _fitting_weights(directory, tokenizer, jnp.dtype(dtype), attention, shape)
         sizes = hardware.sizes_for(device)
-        if sizes.vision_groups % ways:
+        if sizes.vision_groups % shape.model:
             raise RequestError(
-                f"mesh model={ways} does not divide batches of {sizes.vision_groups} groups; choose a divisor"
+                f"mesh {shape}: model does not divide batches of {sizes.vision_groups} groups; choose a divisor"
             )
         placed = None
-        if ways > 1:
+        if shape.devices > 1:
             # Straight to the shards: the whole model may be too large for one device, and for the host.
-            placed = partial(tensor_parallel.placed, tensor_parallel.make_mesh(fetch.describe(directory)[0], ways))
+            placed = partial(tensor_parallel.placed, tensor_parallel.make_mesh(fetch.describe(directory)[0], shape))
         config, params = fetch.read(directory, dtype, progress, weights, placed)
         if hardware.compiler_for(device).separate_layers and not stacked:
             params = params | {"language": qwen2.separate_layers(params["language"])}
@@ -110,7 +110,9 @@ def check_weights(weights: str | None) -> None:
         raise RequestError(f"weights must be {', '.join(WEIGHTS)} or None, not {shown(weights)}")
 
 
-def _fitting_weights(directory: Path, tokenizer: Any, dtype: np.dtype, attention: str, ways: int) -> tuple[str, str]:
+def _fitting_weights(
+    directory: Path, tokenizer: Any, dtype: np.dtype, attention: str, mesh: tensor_parallel.MeshShape
+) -> tuple[str, str]:
     """(the setting that `auto` takes for a checkpoint, the reason)."""
     config, stored = fetch.describe(directory)
     if stored != quantised.WIDE:
@@ -125,7 +127,8 @@ def _fitting_weights(directory: Path, tokenizer: Any, dtype: np.dtype, attention
         tokenizer,
         limit,
         itemsize=dtype.itemsize,
-        devices=ways,
+        devices=mesh.model,
+        sequence=mesh.sequence,
         sizes=hardware.sizes_for(device),
         kernel=kernel,
         compiler=hardware.compiler_for(device),

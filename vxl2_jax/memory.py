@@ -15,19 +15,22 @@ import jax.numpy as jnp
 import msgspec
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from pallas_kernels.attention import KVCache
-from vxl2_jax import notebook, offload, prefill
-from vxl2_jax.cache.pooling import sparse_capacity, sparse_level
+from vxl2_jax import notebook, offload, prefill, sequence_parallel
+from vxl2_jax.cache.pooling import sharded_capacity, sparse_capacity, sparse_level, sparse_level_of_shards
 from vxl2_jax.errors import RequestError
 from vxl2_jax.files import check_path
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
+from vxl2_jax.placement import Placement, resumed
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import memory_file
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape, StoredLevel
 from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
-from vxl2_jax.tensor_parallel import cache_sharding, place_caches
+from vxl2_jax.storage.placed_level import PlacedLevel, shard_slots, slots_of
+from vxl2_jax.tensor_parallel import cache_sharding, mesh_of, place_caches, shape_of
 from vxl2_jax.text.typed import printable
 
 
@@ -47,8 +50,10 @@ class VideoMemory:
     """A pytree, static except for `dense`, `sparse` and `resume_state`.
 
     Attributes:
-      dense: both streams on the device; or a level in host memory or on disk, of which chunks are loaded on demand.
+      dense: both streams on the device, or sharded over devices; or a level in host memory or on disk, of which chunks are loaded
+        on demand.
       sparse: the pooled level [L, K, S, D]; of a memory on disk on the host, until a model reads it (see `place`).
+      placement: of a sharded video, which device holds which groups: then the slots of the sparse level are sharded too.
       layout, rule: positions and visibility of the tokens.
       compression: visual tokens pooled into one.
       seconds: the second of each group's first frame.
@@ -63,7 +68,7 @@ class VideoMemory:
       resume_state: what `watch_more` needs, if anything.
     """
 
-    dense: DenseCache | HostLevel | StoredLevel
+    dense: DenseCache | PlacedLevel | HostLevel | StoredLevel
     sparse: KVCache
     layout: Layout = struct.field(pytree_node=False)
     rule: PrefillRule = struct.field(pytree_node=False)
@@ -82,6 +87,7 @@ class VideoMemory:
     notes: tuple[str, ...] = struct.field(pytree_node=False, default=())
     generated: bool = struct.field(pytree_node=False, default=False)
     resume_state: ResumeState | None = None
+    placement: Placement | None = struct.field(pytree_node=False, default=None)
 
     @property
     def dtype(self) -> np.dtype:
@@ -122,35 +128,66 @@ class VideoMemory:
             "size": f"{sum(leaf.nbytes for leaf in device) / 1e6:,.1f} MB {where}",
         }
 
-    def place(self, params: Any) -> None:
+    @property
+    def resume_group(self) -> int:
+        """The group from which an extension pre-fills."""
+        resume = self.resume_state
+        return (
+            self.layout.groups if resume is None else self.layout.groups - len(resume.tokens) - bool(len(resume.frames))
+        )
+
+    def place(self, params: Any, stride: int) -> None:
         """Put the caches where a model with these parameters has its own, in place: what they hold does not change.
 
-        Asking and extending do so first. What is there already is not moved.
+        Asking and extending do so first. What is there already is not moved. stride: groups per call of the language model,
+        in which a video is sharded.
         """
-        for name, caches in (("dense", self.dense), ("sparse", self.sparse)):
-            object.__setattr__(self, name, place_caches(caches, params))
+        mesh = mesh_of(params)
+        devices, placement = shape_of(mesh).sequence, None
+        if devices > 1:
+            placement = resumed(self.layout, devices, stride, self.resume_group)
+        if placement == self.placement and (placement is None or mesh_of(self.sparse) == mesh):
+            dense, sparse = (
+                place_caches((self.dense, self.sparse), params) if placement is None else (self.dense, self.sparse)
+            )
+        else:
+            dense, sparse = self.dense, self.sparse_on_host()
+            if isinstance(dense, (DenseCache, PlacedLevel)):
+                moved = self.dense_on_host()
+                dense = _shard_level(moved, placement, mesh) if placement else place_caches(moved.streams, params)
+            sparse = (
+                _shard_sparse(sparse, placement, self.compression, mesh) if placement else place_caches(sparse, params)
+            )
+        for name, value in (("dense", dense), ("sparse", sparse), ("placement", placement)):
+            object.__setattr__(self, name, value)
 
     def with_compression(self, compression: int) -> VideoMemory:
         """The same memory with another sparse level."""
         if isinstance(self.dense, DenseCache):
             sparse = sparse_level(self.dense, self.layout, compression, self.rope_theta)
+        elif isinstance(self.dense, PlacedLevel):
+            sparse = sparse_level_of_shards(self.dense, compression, self.rope_theta)
         else:
             placed = cache_sharding(self.sparse)
             sparse = offload.sparse_level(self.dense_on_host(), compression, self.rope_theta, placed)
+            if self.placement and (mesh := mesh_of(self.sparse)):
+                sparse = _shard_sparse(jax.device_get(sparse), self.placement, compression, mesh)
         return dataclasses.replace(self, sparse=sparse, compression=compression)
 
     def resident(self) -> VideoMemory:
         """The memory with its dense level on the device; see `dense_on_device`."""
-        on_device = isinstance(self.dense, DenseCache)
+        on_device = isinstance(self.dense, (DenseCache, PlacedLevel))
         return self if on_device else dataclasses.replace(self, dense=self.dense_on_device())
 
-    def dense_on_device(self) -> DenseCache:
-        """The dense level. One in host memory or on disk is copied to the device as a whole.
+    def dense_on_device(self) -> DenseCache | PlacedLevel:
+        """The dense level. One in host memory or on disk is copied to the device, or the devices, as a whole.
 
         Raises RequestError for a damaged file.
         """
-        if isinstance(self.dense, DenseCache):
+        if isinstance(self.dense, (DenseCache, PlacedLevel)):
             return self.dense
+        if self.placement and (mesh := mesh_of(self.sparse)):
+            return _shard_level(self.dense, self.placement, mesh)
         if isinstance(self.dense, HostLevel):
             return jax.device_put(self.dense.streams, cache_sharding(self.sparse), may_alias=False)
         shape = self.dense.shape
@@ -164,7 +201,23 @@ class VideoMemory:
         if isinstance(self.dense, HostLevel):
             return self.dense
         sizes = prefill.shape_for(self.layout, memory_file.GROUPS_PER_RECORD, dtype=self.dtype)
+        if isinstance(self.dense, PlacedLevel):
+            return HostLevel.collect(self.dense.shape, self.dense.read_groups, self.layout, sizes)
         return HostLevel.copy_of(self.dense, self.layout, sizes)
+
+    def sparse_on_host(self) -> KVCache:
+        """The sparse level in natural order, in host memory."""
+        if self.placement is None:
+            return jax.device_get(self.sparse)
+        slots = sparse_capacity(self.layout, self.compression, self.dtype)
+        shape = jax.eval_shape(lambda: jax.tree.map(lambda a: a[:, :, :1], self.sparse))
+        whole = jax.tree.map(lambda a: np.zeros((*a.shape[:2], slots, a.shape[3]), a.dtype), shape)
+        for device in range(self.placement.devices):
+            rows = self.placement.sparse_rows(self.compression, device)
+            part = slots_of(self.sparse, device)
+            for own, new in zip(jax.tree.leaves(whole), jax.tree.leaves(part), strict=True):
+                own[:, :, rows] = new[:, :, : len(rows)]
+        return whole
 
     def save(self, path: str | Path) -> None:
         """Write a memory file. An existing file is replaced only when all is written.
@@ -175,7 +228,7 @@ class VideoMemory:
         writer = MemoryFileWriter(path, self.identity(), CacheShape.of(self.sparse), resume=False)
         try:
             writer.append(self.dense, 0, self.layout.groups)
-            writer.finish(self.sparse, self.sparse_length, resume_arrays(self.resume_state), self.facts())
+            writer.finish(self.sparse_on_host(), self.sparse_length, resume_arrays(self.resume_state), self.facts())
         except BaseException:
             writer.close()
             writer.discard()
@@ -219,6 +272,23 @@ class VideoMemory:
     def facts(self) -> memory_file.Facts:
         """What the memory file holds besides, known once the video has been read."""
         return memory_file.Facts(self.video_hash, self.distinct_frames, self.notes)
+
+
+def _shard_level(level: HostLevel | StoredLevel, placement: Placement, mesh: Mesh | None) -> PlacedLevel:
+    assert mesh is not None
+    sizes = sequence_parallel.shape_for(placement, placement.layout.groups, dtype=level.shape.dtype)
+    return PlacedLevel.copy_of(level, placement, sizes, mesh)
+
+
+def _shard_sparse(sparse: KVCache, placement: Placement, compression: int, mesh: Mesh | None) -> KVCache:
+    """Shard a sparse level in natural order, on the host."""
+    assert mesh is not None
+
+    def part_of(device: int) -> KVCache:
+        rows = placement.sparse_rows(compression, device)
+        return jax.tree.map(lambda a: np.asarray(a)[:, :, rows], sparse)
+
+    return shard_slots(part_of, sharded_capacity(placement, compression, sparse.dtype), mesh)
 
 
 def check_is_memory(memory: Any) -> None:

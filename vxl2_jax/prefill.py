@@ -58,7 +58,7 @@ class PrefillShape(NamedTuple):
     global_: int
 
 
-_MIN_CAPACITY = tuple(keys + 16 for keys in REFERENCE.max_keys)
+MIN_CAPACITY = tuple(keys + 16 for keys in REFERENCE.max_keys)
 """Slots of the shortest streams. A stream that is shorter than a key tile of the reference would be read in a smaller tile,
 which sums in another order: an extended memory would then differ in the last bits from one that was made at once."""
 
@@ -70,15 +70,18 @@ def shape_for(layout: Layout, stride: int, since: int = 0, *, dtype: DTypeLike =
     """
     # A first stride that begins inside another one shifts all strides after it.
     strides = bucket(-(-max(layout.groups, 1) // stride) + (since % stride > 0))
-    per_timestamp = max(layout.timestamp_lengths, default=1)
-    prefix = round_up(layout.prefix, 4)
-    rows = prefix + stride * per_timestamp
+    rows = global_rows(layout, stride)
     # Whole strides are written, so the last one needs capacity after the last real token.
-    lengths = strides * stride * layout.visual, 2 * prefix + strides * stride * per_timestamp
+    lengths = strides * stride * layout.visual, global_rows(layout, strides * stride) + global_rows(layout, 0)
     visual, global_ = (
-        kv_cache.aligned(max(length, minimum), dtype) for length, minimum in zip(lengths, _MIN_CAPACITY, strict=True)
+        kv_cache.aligned(max(length, minimum), dtype) for length, minimum in zip(lengths, MIN_CAPACITY, strict=True)
     )
     return PrefillShape(stride, rows, visual, global_)
+
+
+def global_rows(layout: Layout, groups: int) -> int:
+    """The most global tokens of so many groups, the prefix included."""
+    return round_up(layout.prefix, 4) + groups * max(layout.timestamp_lengths, default=1)
 
 
 def plan_strides(
@@ -141,7 +144,7 @@ def run_stride(
     later tokens read.
     """
     lm, language = config.language, params["language"]
-    x = _inputs(language, config, stride, visual_tokens)
+    x = embed_stride(language, config, stride.ids, visual_tokens)
     attend = _attend(config, stride, kernel, streams)
     x, streams = qwen2.run_layers(language, lm, x, attend, streams, last_keys_only=not keep_hidden)
     return streams, x if keep_hidden else None
@@ -152,7 +155,7 @@ def stride_inputs(
     params: Any, config: ModelConfig, stride: Stride, visual_tokens: Float[Array | np.ndarray, "stride V E"]
 ) -> Float[Array, "rows E"]:
     """The residual stream before the first layer of a stride, for `run_stride_layer`."""
-    return qwen2.residual_stream(_inputs(params["language"], config, stride, visual_tokens))
+    return qwen2.residual_stream(embed_stride(params["language"], config, stride.ids, visual_tokens))
 
 
 @program(static=("config", "stacked", "keys_only", "kernel"), donated=("x", "streams"))
@@ -198,10 +201,15 @@ def run_stride_layer(
     return x, streams, DenseCache(*rows)
 
 
-def _inputs(language: Any, config: ModelConfig, stride: Stride, visual_tokens: Array | np.ndarray) -> Array:
-    """The embeddings of a stride: its visual tokens, then its global ones."""
+def embed_stride(
+    language: Any,
+    config: ModelConfig,
+    ids: Int[Array | np.ndarray, " global"],
+    visual_tokens: Float[Array | np.ndarray, "stride V E"],
+) -> Float[Array, "rows E"]:
+    """The embeddings of a stride: its visual tokens, then its global ones, `ids`."""
     visual = visual_tokens.reshape(-1, config.language.width).astype(qwen2.dtype_of(language))
-    return jnp.concatenate([visual, qwen2.embed(language, config.language, jnp.asarray(stride.ids))])
+    return jnp.concatenate([visual, qwen2.embed(language, config.language, jnp.asarray(ids))])
 
 
 def _attend(config: ModelConfig, stride: Stride, kernel: Kernel, streams: DenseCache) -> qwen2.AttendLayer:

@@ -20,6 +20,7 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.hardware import CPU, BatchSizes, device, numerics
 from vxl2_jax.models import quantised, qwen2
 from vxl2_jax.scope import Scope
+from vxl2_jax.tensor_parallel import mesh_of, shape_of
 from vxl2_jax.text.tokenizer import Tokenizer
 
 
@@ -73,6 +74,11 @@ class Runtime:
         if why := kernel_refusal(kernel, self.dtype, width, cache_dtype=cache_dtype):
             raise RequestError(why)
         return kernel
+
+    @property
+    def groups_per_call(self) -> int:
+        """Groups that are pre-filled at a time: a stride, or a stride of every device among which a video is shared."""
+        return self.sizes.stride * shape_of(mesh_of(self.params)).sequence
 
     @property
     def weights_bytes(self) -> int:

@@ -1,8 +1,9 @@
-"""Tensor parallelism for inference: heads, MLP channels and vocabulary are sharded over devices (arXiv 1909.08053).
+"""Meshes for inference, and tensor parallelism: heads, MLP channels and vocabulary are sharded over devices (arXiv 1909.08053).
 
-Each device has a shard of the language model's weights and of the key/value caches, and runs the same program on it. The
-residual stream is replicated. A layer communicates twice, where the devices' products are summed. The weights of the vision
-half are replicated, and its frames are divided among the devices.
+A mesh has the axis `model` and, if one video is sharded too (see `sequence_parallel`), `sequence`. Along `model`, each device has
+a shard of the language model's weights and of the key/value caches, and runs the same program on it. The residual stream is
+replicated. A layer communicates twice, where the devices' products are summed. The weights of the vision half are
+replicated, and its frames are divided among all devices.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,34 +22,65 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from pallas_kernels.kv_cache import KVCache
-from vxl2_jax.config import LanguageConfig, ModelConfig, ShardedLanguageConfig
+from vxl2_jax.config import LanguageConfig, ModelConfig, SequenceLanguageConfig, ShardedLanguageConfig
 from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.models.quantised import QuantisedWeight, bytes_of, is_quantised
 from vxl2_jax.parallel import COLUMN_PARALLEL, MODEL, ROW_PARALLEL
 
+SEQUENCE = SequenceLanguageConfig.sequence
+AXES = (SEQUENCE, MODEL)
 CACHE = P(None, MODEL)
 """How a cache [L, K, S, D] is sharded: by key head."""
+SHARDED_CACHE = P(None, MODEL, SEQUENCE)
+"""How the cache of a sharded video is: by key head and by slot."""
 
 
-def parse(text: str | None) -> int:
-    """The number of devices in a text such as "model=4"; 1 for None. Raises RequestError."""
+class MeshShape(NamedTuple):
+    """Over how many devices the model and the video are sharded."""
+
+    model: int = 1
+    sequence: int = 1
+
+    @property
+    def devices(self) -> int:
+        """The devices of the mesh."""
+        return self.model * self.sequence
+
+    def __str__(self) -> str:
+        return ",".join(f"{name}={size}" for name, size in self._asdict().items() if size > 1 or name == MODEL)
+
+
+def parse(text: str | None) -> MeshShape:
+    """The sizes in a text such as "model=4" or "model=2,sequence=4"; None is one device. Raises RequestError."""
     if text is None:
-        return 1
-    found = re.fullmatch(rf"{MODEL}=([1-9]\d{{0,3}})", text) if isinstance(text, str) else None
-    if not found:
-        raise RequestError(f"mesh must be {MODEL}=N, for N devices, not {shown(text)}")
-    return int(found[1])
-
-
-def make_mesh(config: ModelConfig, ways: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh of `ways` devices. Raises RequestError if there are fewer, or the model cannot be sharded so."""
-    devices = list(jax.local_devices() if devices is None else devices)
-    if ways > len(devices):
+        return MeshShape()
+    parts = re.split(r"\s*,\s*", text.strip()) if isinstance(text, str) else []
+    found = [re.fullmatch(rf"({MODEL}|{SEQUENCE})\s*=\s*([1-9]\d{{0,3}})", part) for part in parts]
+    sizes = {match[1]: int(match[2]) for match in found if match}
+    if not parts or len(sizes) < len(parts):
         raise RequestError(
-            f"mesh {MODEL}={ways} needs {ways} devices, but there are {len(devices)}; choose a smaller one"
+            f"mesh must be {MODEL}=N, {SEQUENCE}=N or both with a comma, for N devices, not {shown(text)}"
         )
-    check_divides(config, ways)
-    return Mesh(np.asarray(devices[:ways]), (MODEL,), axis_types=(jax.sharding.AxisType.Auto,))
+    return MeshShape(**sizes)
+
+
+def make_mesh(config: ModelConfig, shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of this shape. Raises RequestError if there are too few devices, or the model cannot be sharded so."""
+    devices = list(jax.local_devices() if devices is None else devices)
+    if shape.devices > len(devices):
+        raise RequestError(
+            f"mesh {shape} needs {shape.devices} devices, but there are {len(devices)}; choose a smaller one"
+        )
+    check_divides(config, shape.model)
+    # Neighbours along `model` communicate twice per layer, those along `sequence` less.
+    grid = np.asarray(devices[: shape.devices]).reshape(shape.sequence, shape.model)
+    names = AXES if shape.sequence > 1 else (MODEL,)
+    return Mesh(grid if shape.sequence > 1 else grid[0], names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))
+
+
+def shape_of(mesh: Mesh | None) -> MeshShape:
+    """The shape of a mesh; None is one device."""
+    return MeshShape() if mesh is None else MeshShape(**dict(mesh.shape))
 
 
 def check_divides(config: ModelConfig, ways: int) -> None:
@@ -60,13 +92,14 @@ def check_divides(config: ModelConfig, ways: int) -> None:
             raise RequestError(f"mesh {MODEL}={ways} does not divide the model's {name}, {size}; choose a divisor")
 
 
-def shard_config(config: ModelConfig, ways: int) -> ModelConfig:
+def shard_config(config: ModelConfig, shape: MeshShape) -> ModelConfig:
     """The configuration of one device's shard: its heads, key/value heads and MLP channels."""
-    if ways == 1:
+    if shape.devices == 1:
         return config
     whole = {item.name: getattr(config.language, item.name) for item in fields(LanguageConfig)}
-    counts = {name: whole[name] // ways for name in ("heads", "kv_heads", "mlp")}
-    return replace(config, language=ShardedLanguageConfig(**{**whole, **counts}))
+    counts = {name: whole[name] // shape.model for name in ("heads", "kv_heads", "mlp")}
+    kind = ShardedLanguageConfig if shape.sequence == 1 else SequenceLanguageConfig
+    return replace(config, language=kind(**{**whole, **counts}))
 
 
 def placed(mesh: Mesh, params: Any) -> Any:
@@ -79,7 +112,7 @@ def placed(mesh: Mesh, params: Any) -> Any:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
     leaves, structure = jax.tree.flatten(params)
-    specs = structure.flatten_up_to(param_specs(params, mesh.size))
+    specs = structure.flatten_up_to(param_specs(params, mesh.shape[MODEL]))
     return structure.unflatten(list(map(sharded, leaves, specs)))
 
 
@@ -90,7 +123,7 @@ def mesh_of(tree: Any) -> Mesh | None:
         return None
     found = leaf.sharding
     mesh = found.mesh if isinstance(found, NamedSharding) else None
-    return mesh if isinstance(mesh, Mesh) and mesh.axis_names == (MODEL,) else None
+    return mesh if isinstance(mesh, Mesh) and mesh.axis_names in (AXES, (MODEL,)) else None
 
 
 def cache_sharding(tree: Any) -> NamedSharding | None:
@@ -164,12 +197,40 @@ def _spec_of_scale(weight: QuantisedWeight, axis: int | None, ways: int) -> P:
 
 
 def specs_of(tree: Any) -> Any:
-    """The PartitionSpecs of arguments or results: caches are sharded by key head, everything else is replicated."""
+    """The PartitionSpecs of results: caches are sharded by key head, everything else is replicated."""
 
     def spec(node: Any) -> Any:
         return jax.tree.map(lambda _: CACHE, node) if isinstance(node, KVCache) else P()
 
     return jax.tree.map(spec, tree, is_leaf=lambda node: isinstance(node, KVCache))
+
+
+class PerDevice(NamedTuple):
+    """Arrays that have the devices of the sequence axis as their first axis: an argument of which each device gets its own."""
+
+    arrays: Any
+
+    def own(self) -> Any:
+        """The arrays of this device, in a program."""
+        return jax.tree.map(lambda a: a[0], self.arrays)
+
+
+def _specs_of_arguments(tree: Any) -> Any:
+    """The PartitionSpecs of arguments: caches stay where they are, each device gets its own of a `PerDevice`, and everything
+    else is replicated."""
+
+    def spec(node: Any) -> Any:
+        if isinstance(node, PerDevice):
+            return jax.tree.map(lambda _: P(SEQUENCE), node)
+        return jax.tree.map(_spec_of_cache, node) if isinstance(node, KVCache) else P()
+
+    return jax.tree.map(spec, tree, is_leaf=lambda node: isinstance(node, (PerDevice, KVCache)))
+
+
+def _spec_of_cache(leaf: Any) -> P:
+    sharding = getattr(leaf, "sharding", None)
+    is_sharded = isinstance(sharding, NamedSharding) and SEQUENCE in sharding.spec
+    return SHARDED_CACHE if is_sharded else CACHE
 
 
 def mean_over_devices(x: jax.Array, config: LanguageConfig) -> jax.Array:
@@ -189,10 +250,13 @@ class Program:
         static_argnames: Sequence[str],
         donate_argnames: Sequence[str] = (),
         sharded_argnames: Sequence[str] = (),
+        results: Any = None,
     ) -> None:
-        """sharded_argnames: arguments that are sharded along their first axis; then so are all results."""
+        """sharded_argnames: arguments that are sharded over all devices along their first axis; then so are all results.
+        results: the PartitionSpecs of results on a mesh whose sequence axis has more than one device, if `specs_of` does not
+        tell them."""
         functools.update_wrapper(self, function)
-        self._function, self._signature = function, inspect.signature(function)
+        self._function, self._signature, self._results = function, inspect.signature(function), results
         self._static, self._donated, self._sharded = set(static_argnames), set(donate_argnames), set(sharded_argnames)
         self._jitted = jax.jit(function, static_argnames=tuple(static_argnames), donate_argnames=tuple(donate_argnames))
         self._on_meshes: dict[Any, Callable[..., Any]] = {}
@@ -218,33 +282,38 @@ class Program:
         bound.apply_defaults()
         static = {name: value for name, value in bound.arguments.items() if name in self._static}
         arrays = {name: value for name, value in bound.arguments.items() if name not in self._static}
-        key = (mesh, tuple(static.items()), jax.tree.structure(arrays))
+        # Not those of parameters, which are many and always the same.
+        others = {name: value for name, value in arrays.items() if name != "params"}
+        specs = _specs_of_arguments(others)
+        key = (mesh, tuple(static.items()), jax.tree.structure(arrays), tuple(jax.tree.leaves(specs)))
         if key not in self._on_meshes:
-            self._on_meshes[key] = self._build(mesh, static, arrays)
+            self._on_meshes[key] = self._build(mesh, static, arrays, specs)
         donated = {name: arrays.pop(name) for name in list(arrays) if name in self._donated}
         return self._on_meshes[key], (donated, arrays)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_jitted"], name)
 
-    def _build(self, mesh: Mesh, static: dict[str, Any], arrays: dict[str, Any]) -> Callable[..., Any]:
-        local = dict(static)
+    def _build(
+        self, mesh: Mesh, static: dict[str, Any], arrays: dict[str, Any], specs: dict[str, Any]
+    ) -> Callable[..., Any]:
+        """specs: of all arguments but the parameters."""
+        local, shape = dict(static), shape_of(mesh)
         if "config" in local:
-            local["config"] = shard_config(local["config"], mesh.size)
+            local["config"] = shard_config(local["config"], shape)
 
         def run(donated: dict[str, Any], kept: dict[str, Any]) -> Any:
             return self._function(**donated, **kept, **local)
 
-        specs = {
-            name: param_specs(value, mesh.size)
-            if name == "params"
-            else P(MODEL)
-            if name in self._sharded
-            else specs_of(value)
-            for name, value in arrays.items()
-        }
-        results = jax.eval_shape(lambda values: self._function(**values, **static), arrays)
-        out_specs = P(MODEL) if self._sharded else specs_of(results)
+        everywhere = P(mesh.axis_names)
+        specs |= {name: param_specs(value, shape.model) for name, value in arrays.items() if name == "params"}
+        specs |= {name: everywhere for name in arrays if name in self._sharded}
+        if self._sharded:
+            out_specs = everywhere
+        elif self._results is not None and shape.sequence > 1:
+            out_specs = self._results
+        else:
+            out_specs = specs_of(jax.eval_shape(lambda values: self._function(**values, **static), arrays))
         donated = {name: specs[name] for name in specs if name in self._donated}
         kept = {name: specs[name] for name in specs if name not in self._donated}
         sharded = jax.shard_map(run, mesh=mesh, in_specs=(donated, kept), out_specs=out_specs, check_vma=False)
@@ -252,11 +321,11 @@ class Program:
 
 
 def program(
-    *, static: Sequence[str], donated: Sequence[str] = (), sharded: Sequence[str] = ()
+    *, static: Sequence[str], donated: Sequence[str] = (), results: Any = None
 ) -> Callable[[Callable[..., Any]], Program]:
     """Decorate a function that is to be a `Program`."""
 
     def decorate(function: Callable[..., Any]) -> Program:
-        return Program(function, static, donated, sharded)
+        return Program(function, static, donated, results=results)
 
     return decorate

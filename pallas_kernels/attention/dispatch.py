@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import reference, tile_schedule
@@ -95,6 +95,7 @@ def attend(
     *,
     layer: Int[Array, ""] | int = 0,
     scale: float | None = None,
+    out_dtype: DTypeLike | None = None,
 ) -> tuple[Float[Array, "N H D"], Float[Array, "N H"]]:
     """Softmax attention of each query over its key ranges in one layer of the streams.
 
@@ -104,9 +105,10 @@ def attend(
       plan: from `plan_attention`.
       layer: index into the caches' first axis.
       scale: of the logits; None: D^-1/2.
+      out_dtype: of the output; None: that of q. float32 for partial results that are merged later.
 
     Returns:
-      out in q's dtype and the natural log-sum-exp in fp32, by which partial results merge. A query that sees no key
+      out and the natural log-sum-exp in fp32, by which partial results merge. A query that sees no key
       gets zeros and −inf. Sums are fp32.
 
     Raises:
@@ -114,6 +116,7 @@ def attend(
     """
     _check(q, streams, plan)
     count, heads, width = q.shape
+    out_dtype = q.dtype if out_dtype is None else out_dtype
     packed = tile_schedule.pack_rows(q.astype(streams[0].query_dtype(q.dtype)), heads // plan.repeats, plan.tiles.rows)
     out, lse = run_items(
         plan.kernel,
@@ -123,7 +126,7 @@ def attend(
         plan.schedule,
         scale=width**-0.5 if scale is None else scale,
         tiles=plan.tiles,
-        out_dtype=q.dtype if plan.pieces == 1 else jnp.float32,
+        out_dtype=out_dtype if plan.pieces == 1 else jnp.float32,
     )
     if plan.pieces > 1:
         out, lse = (a.reshape(a.shape[0], -1, plan.pieces, *a.shape[2:]) for a in (out, lse))
@@ -131,7 +134,7 @@ def attend(
     out, lse = (tile_schedule.unpack_rows(a, count, plan.repeats) for a in (out, lse))
     # Kernels do not mask for rows of padding, which see nothing at all.
     seen = (plan.k_end > plan.k_start).any(axis=0)[:, None]
-    return jnp.where(seen[..., None], out, 0).astype(q.dtype), jnp.where(seen, lse, -jnp.inf)
+    return jnp.where(seen[..., None], out, 0).astype(out_dtype), jnp.where(seen, lse, -jnp.inf)
 
 
 def _check(q: jax.Array, streams: Sequence[KVCache], plan: AttentionPlan) -> None:

@@ -102,12 +102,14 @@ def plan_items(
     tail_end: Int[ArrayLike, "B N"],
     *,
     repeats: int,
+    reads_tail: jax.Array | None = None,
 ) -> ItemPlan:
     """Plan queries that see the items and the keys tail_start ≤ index < tail_end of the tail.
 
     Where items say who uses them (`items.used`), they have one column per query, so batched questions come with N = 1. The
     tail is what follows the cache: the question itself and the answer so far. A query that sees nothing of the tail
-    is padding; tiles of padding alone cost nothing. repeats: query heads per key head.
+    is padding; tiles of padding alone cost nothing. repeats: query heads per key head. reads_tail: see
+    `planning.plan_reads`.
     """
     tail_start, tail_end = (jnp.ravel(jnp.asarray(bound)) for bound in (tail_start, tail_end))
     tiles = kernel.tiles_for(len(tail_end) * repeats)
@@ -119,15 +121,21 @@ def plan_items(
     if items.used is not None:
         used = tile_schedule.tile_rows(jnp.asarray(items.used), repeats, tiles.rows)[jnp.asarray(items.segment)]
         used = jnp.concatenate([used, jnp.ones_like(used[:1])])
-    schedule = _with_tail(items, tail, tiles_of_rows)
+    schedule = _with_tail(items, tail, tiles_of_rows, reads_tail)
     return ItemPlan(schedule, shift, used, kernel, repeats, tiles, tiles_of_rows)
 
 
-def _with_tail(items: SegmentItems, tail: TileSchedule, tiles_of_rows: int) -> TileSchedule:
+def _with_tail(
+    items: SegmentItems, tail: TileSchedule, tiles_of_rows: int, reads_tail: jax.Array | None
+) -> TileSchedule:
     """Every tile of rows takes every item, then its part of the tail. Tiles of q: segment by segment, the tail's last."""
     segments, streams = len(items.shift), len(items.item_start)
     rows, tile = tail.row_start.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
     active = jnp.tile((tail.row_end > tail.row_start).any(axis=(0, 2)), items.item_start.shape[1])
+    if reads_tail is not None:
+        ends = ("item_end", "item_start"), ("unmasked_end", "unmasked_start"), ("row_end", "row_start")
+        empty = {end: jnp.where(reads_tail, getattr(tail, end), getattr(tail, start)) for end, start in ends}
+        tail = tail._replace(**empty)
 
     def bounds(of_items: jax.Array | np.ndarray, of_tail: jax.Array) -> jax.Array:
         """Of items [S, I] and of the tail [1, tiles] → [S + 1, (I + 1) · tiles]."""

@@ -125,11 +125,12 @@ def plan_rows(
     *,
     heads: int,
     streams: Sequence[KVCache],
+    reads_tail: jax.Array | None = None,
 ) -> RowPlan:
     """Plan B questions of N tokens that see their segments, and the keys tail_start ≤ index < tail_end of the tail.
 
     A token that sees nothing of the tail is padding and reads nothing. streams: the caches, the tail last, of which
-    only the shapes are used.
+    only the shapes are used. reads_tail: see `planning.plan_reads`.
     """
     questions, count = jnp.shape(tail_start)
     repeats = heads // streams[0].k.shape[1]
@@ -162,6 +163,8 @@ def plan_rows(
         plans.append(SortedRows(shift, order % (questions * count), place, attention, level.streams))
     # In the tail every question reads a part of its own: a tile each, of no more keys than that part has.
     query = jnp.arange(questions * count)
+    if reads_tail is not None:
+        tail_end = jnp.where(reads_tail, tail_end, tail_start)
     whole = kernel.segment_tiles[0]
     keys = min(whole.keys, max(streams[-1].slots // questions, 1))
     tail = dispatch.plan_attention(

@@ -71,12 +71,16 @@ def plan_reads(
     *,
     heads: int,
     streams: Sequence[KVCache],
+    reads_tail: jax.Array | None = None,
 ) -> ItemPlan | RowPlan:
-    """Plan each call of a table; see `by_items.plan_items` and `by_rows.plan_rows`. All arrays have a leading axis."""
+    """Plan each call of a table; see `by_items.plan_items` and `by_rows.plan_rows`. All arrays have a leading axis.
+
+    reads_tail: a bool, whether this device reads the tail, of which each of several devices has a copy; None: it does.
+    """
 
     def plan(table: SegmentTable, start: jax.Array, end: jax.Array) -> ItemPlan | RowPlan:
         if isinstance(table, SegmentItems):
-            return plan_items(kernel, table, start, end, repeats=heads // streams[0].k.shape[1])
-        return plan_rows(kernel, table, start, end, heads=heads, streams=streams)
+            return plan_items(kernel, table, start, end, repeats=heads // streams[0].k.shape[1], reads_tail=reads_tail)
+        return plan_rows(kernel, table, start, end, heads=heads, streams=streams, reads_tail=reads_tail)
 
     return jax.vmap(plan)(jax.tree.map(jnp.asarray, table), jnp.asarray(tail_start), jnp.asarray(tail_end))

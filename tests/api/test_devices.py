@@ -64,6 +64,6 @@ def test_a_mesh_that_is_none_is_refused(mesh):
 
 def test_a_mesh_that_does_not_divide_is_refused():
     with pytest.raises(RequestError, match="key/value heads"):
-        tensor_parallel.make_mesh(CONFIG, 3, devices=[0, 1, 2])
+        tensor_parallel.make_mesh(CONFIG, tensor_parallel.MeshShape(3), devices=[0, 1, 2])
     with pytest.raises(RequestError, match="devices"):
-        tensor_parallel.make_mesh(CONFIG, 4, devices=[0, 1])
+        tensor_parallel.make_mesh(CONFIG, tensor_parallel.MeshShape(4), devices=[0, 1])

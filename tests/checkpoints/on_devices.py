@@ -106,7 +106,7 @@ def odd_columns(mesh: Any, folder: Path) -> bool:
 
 def main(directory: str, extent: str) -> None:
     folder = Path(directory)
-    mesh = tensor_parallel.make_mesh(CONFIG, WAYS)
+    mesh = tensor_parallel.make_mesh(CONFIG, tensor_parallel.MeshShape(WAYS))
     params = toys.model(CONFIG).params
     original = folder / "original"
     original.mkdir()

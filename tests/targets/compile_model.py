@@ -5,9 +5,11 @@
     python tests/targets/compile_model.py v5e int8 4096 int8
     python tests/targets/compile_model.py t4 int8 4096 int8 2
     python tests/targets/compile_model.py v5e int8 9000 int8 1 host
+    python tests/targets/compile_model.py v5e int8 10000 wide model=4,sequence=2
 
-Arguments: the machine ("here" for the one that is present), and if wanted the weights, the frames, the cache (wide or int8), over how many devices the model is
-split, and where the dense level is (device or host). Bytes are then those of one device, and lines have the number of collectives in each program.
+Arguments: the machine ("here" for the one that is present), and if wanted the weights, the frames, the cache (wide or int8), the mesh (a number of devices over which
+the model is split, or as `--mesh` takes it), and where the dense level is (device or host). Bytes are those of one device, and lines have the number of collectives in
+each program.
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
 the memory of 2,048 frames, and the vision half. With the dense level in host memory, one layer of a stride and the pooling of
@@ -33,11 +35,13 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 from machines import MEMORY_GB, machine, topology  # first: it sets what JAX reads when it is imported
 
-from pallas_kernels import attention
-from vxl2_jax import decode, prefill, relevance, tensor_parallel
+from pallas_kernels import attention, kv_cache
+from pallas_kernels.attention import KVCache
+from vxl2_jax import decode, prefill, relevance, sequence_parallel, tensor_parallel
 from vxl2_jax import hardware as suits
+from vxl2_jax.buckets import bucket
 from vxl2_jax.cache import pooling, views
-from vxl2_jax.cache.pooling import sparse_level
+from vxl2_jax.cache.pooling import sparse_level, sparse_level_of_shards
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig, video_xl_2
 from vxl2_jax.encode import encode_groups
@@ -46,12 +50,15 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models import quantised
 from vxl2_jax.models.quantised import INT8, WIDE
 from vxl2_jax.options import DEVICE, HOST
+from vxl2_jax.placement import Placement
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.memory_model import Workload
 from vxl2_jax.relevance import selection
 from vxl2_jax.sampling import Sampling
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape
+from vxl2_jax.storage.placed_level import PlacedLevel
+from vxl2_jax.tensor_parallel import MeshShape, PerDevice
 
 CONFIG, RULE = video_xl_2(), PrefillRule()
 FRAMES, COMPRESSION, CHUNK_SIZE, TOP_K = 2048, 4, 4, 4
@@ -99,17 +106,36 @@ def dtype_for(device: Any) -> Any:
 
 
 def programs(
-    abstract: Callable, config: ModelConfig, layout: Layout, settings: Workload, dtype: Any, ways: int = 1
+    abstract: Callable,
+    config: ModelConfig,
+    layout: Layout,
+    settings: Workload,
+    dtype: Any,
+    mesh: MeshShape = MeshShape(),
 ) -> Iterator[Program]:
     """The programs of watching and asking.
 
-    abstract: a function that makes a ShapeDtypeStruct on the devices. ways: over how many of them the model is split.
+    abstract: a function that makes a ShapeDtypeStruct on the devices. mesh: over which model and video are split.
     """
+    ways, placement = mesh.model, None
+    if mesh.sequence > 1:
+        placement = Placement(layout, mesh.sequence, settings.sizes.stride)
+
+    def specs_of(tree):
+        return jax.tree.map(
+            lambda node: (
+                jax.tree.map(lambda _: P("sequence"), node)
+                if isinstance(node, PerDevice)
+                else tensor_parallel.specs_of(node)
+            ),
+            tree,
+            is_leaf=lambda node: isinstance(node, (PerDevice, KVCache)),
+        )
 
     def placed(tree, specs=None):
-        if ways == 1:
+        if mesh.devices == 1:
             return jax.tree.map(lambda a: abstract(a.shape, a.dtype), tree)
-        specs = jax.tree.structure(tree).flatten_up_to(tensor_parallel.specs_of(tree) if specs is None else specs)
+        specs = jax.tree.structure(tree).flatten_up_to(specs_of(tree) if specs is None else specs)
         leaves, structure = jax.tree.flatten(tree)
         return structure.unflatten([abstract(a.shape, a.dtype, spec) for a, spec in zip(leaves, specs, strict=True)])
 
@@ -118,12 +144,12 @@ def programs(
     if settings.compiler.separate_layers:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), params["language"]["layers"])
         params["language"]["layers"] = (one,) * lm.layers
-    params = placed(params, tensor_parallel.param_specs(params, ways) if ways > 1 else None)
+    params = placed(params, tensor_parallel.param_specs(params, ways) if mesh.devices > 1 else None)
     layer, unread_of_last = params["language"]["layers"], 0
     if settings.compiler.separate_layers:
         layer = layer[0]
         unread_of_last = bytes_of({name: part for name, part in layer.items() if name not in _READ_OF_LAST})
-    settings = settings._replace(devices=ways)
+    settings = settings._replace(devices=ways, sequence=mesh.sequence)
     made, cache = memory_model.programs(config, layout, settings), memory_model.caches(config, layout, settings)
     # A program keeps only the arguments that it reads.
     language = bytes_of({name: part for name, part in params["language"].items() if name != "head"})
@@ -133,12 +159,29 @@ def programs(
     weights = shapes((layer, params["language"]["embed"]))
 
     cached = jnp.dtype(jnp.int8) if settings.cache == INT8 else dtype
-    room = prefill.shape_for(layout, sizes.stride, dtype=cached)
+    if placement:
+        room = sequence_parallel.shape_for(placement, dtype=cached)
+    else:
+        room = prefill.shape_for(layout, sizes.stride, dtype=cached)
     host, held = settings.dense_level == HOST, 1 if settings.dense_level == HOST else lm.layers
-    streams = placed(jax.eval_shape(lambda: prefill.empty_streams(held, lm.kv_heads, lm.head_width, room, cached)))
+    slots = room._replace(visual=room.visual * mesh.sequence)
+    streams = jax.eval_shape(lambda: prefill.empty_streams(held, lm.kv_heads, lm.head_width, slots, cached))
+    sharded = jax.tree.map(
+        lambda spec, s: jax.tree.map(lambda _: spec, s),
+        sequence_parallel.STREAMS,
+        streams,
+        is_leaf=lambda n: isinstance(n, P),
+    )
+    streams = placed(streams, sharded if placement else None)
     here = {name: held * count // lm.layers for name, count in cache.items()}  # of the layers that a program has
-    stride = placed(prefill.plan_strides(layout, RULE, np.zeros(layout.global_length, np.int32), room)[0])
-    tokens = abstract((sizes.stride, config.visual_tokens, lm.width), dtype)
+    no_ids = np.zeros(layout.global_length, np.int32)
+    if placement:
+        stride = placed(sequence_parallel.plan_strides(placement, RULE, no_ids, room)[0])
+        shape = (mesh.sequence, sizes.stride, config.visual_tokens, lm.width)
+        tokens = PerDevice(abstract(shape, dtype, P("sequence")))
+    else:
+        stride = placed(prefill.plan_strides(layout, RULE, no_ids, room)[0])
+        tokens = abstract((sizes.stride, config.visual_tokens, lm.width), dtype)
     if host:
         stacked = not settings.compiler.separate_layers
         layers = params["language"]["layers"] if stacked else layer
@@ -155,7 +198,9 @@ def programs(
     else:
         yield Program(
             "pre-fill stride",
-            lambda: prefill.run_stride.lower(params, config, streams, stride, tokens, kernel=kernel),
+            lambda: (sequence_parallel if placement else prefill).run_stride.lower(
+                params, config, streams, stride, tokens, kernel=kernel
+            ),
             language - unread + cache["dense"] + made["pre-fill"],
             weights + shapes(streams),
         )
@@ -163,16 +208,29 @@ def programs(
     def make(s):
         return sparse_level(s, layout, settings.compression, lm.rope_theta)
 
-    sparse, pool = traced(make, "_pool", pooling, streams)
-    yield Program("pooling", lambda: pool(placed), here["dense"] + here["sparse"] + made["pooling"])
+    if placement:
+        room_of_sparse = mesh.sequence * pooling.sharded_capacity(placement, settings.compression, cached)
+        sparse = jax.eval_shape(lambda: kv_cache.zeros(lm.layers, lm.kv_heads, room_of_sparse, lm.head_width, cached))
+        level = PlacedLevel(streams, placement)
+        pool = recorded(
+            "_pool_shards", pooling, lambda: sparse_level_of_shards(level, settings.compression, lm.rope_theta)
+        )
+    else:
+        sparse, pool = traced(make, "_pool", pooling, streams)
+        sparse = jax.tree.map(lambda a: jax.ShapeDtypeStruct((lm.layers, *a.shape[1:]), a.dtype), sparse)
+    yield Program(
+        "pooling",
+        lambda: pool(lambda args: (streams, *placed(args[1:]))),
+        here["dense"] + here["sparse"] + made["pooling"],
+    )
 
-    sparse = placed(jax.tree.map(lambda a: jax.ShapeDtypeStruct((lm.layers, *a.shape[1:]), a.dtype), sparse))
+    sparse = placed(sparse, jax.tree.map(lambda _: tensor_parallel.SHARDED_CACHE, sparse) if placement else None)
     if host:
         shape = CacheShape(lm.layers, lm.kv_heads, lm.head_width, cached.name)
         streams = HostLevel.empty(layout, shape, room)
 
     remembered = VideoMemory(
-        dense=streams,
+        dense=PlacedLevel(streams, placement) if placement else streams,
         sparse=sparse,
         layout=layout,
         rule=RULE,
@@ -181,14 +239,17 @@ def programs(
         end_s=0.0,
         frames=config.frames_per_group * layout.groups,
         rope_theta=lm.rope_theta,
+        placement=placement,
     )
     ids, count = abstract((1, settings.question_rows), jnp.int32), abstract((1,), jnp.int32)
     view = views.prefix_view(remembered, kernel)
-    k_start, k_end, width = relevance.padded_chunk_slots(remembered, settings.chunk_groups(layout))
+    view = view._replace(step_table=placed(view.step_table), question_table=placed(view.question_table))
+    slots, width = relevance.chunk_slots(remembered, settings.chunk_groups(layout))
+    slots, all_chunks = placed(slots), bucket(layout.chunks(settings.chunk_groups(layout)))
     yield Program(
         "relevance pass",
         lambda: relevance.chunk_attention.lower(
-            params, config, view, k_start, k_end, ids, count, width=width, kernel=kernel
+            params, config, view, slots, ids, count, width=width, chunks=all_chunks, kernel=kernel
         ),
         language - (unread - bytes_of(layer["query"]) * (unread_of_last > 0)) + cache["sparse"] + made["relevance"],
         weights + shapes(sparse),
@@ -200,7 +261,11 @@ def programs(
     loaded = memory_model.loaded_bytes(config, layout, settings) if host else cache["dense"]
     with jax.default_device(jax.devices("cpu")[0]):  # chunks are loaded from the host
         mixture = views.mixed_view(remembered, settings.chunk_groups(layout), dense[None], kernel)
-    mixture = mixture._replace(streams=placed(mixture.streams))
+    mixture = mixture._replace(
+        streams=mixture.streams if placement else placed(mixture.streams),
+        step_table=placed(mixture.step_table),
+        question_table=placed(mixture.question_table),
+    )
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
     yield Program(
         "question and answer",
@@ -212,8 +277,9 @@ def programs(
     )
 
     side, per_group = config.vision.image_size, config.frames_per_group
-    shape = (sizes.vision_groups * per_group, side, side, 3)
-    frames = abstract(shape, jnp.uint8, P("model")) if ways > 1 else abstract(shape, jnp.uint8)
+    shape = (sizes.vision_groups * mesh.sequence * per_group, side, side, 3)
+    everywhere = P(("sequence", "model")) if placement else P("model")
+    frames = abstract(shape, jnp.uint8, everywhere) if mesh.devices > 1 else abstract(shape, jnp.uint8)
     yield Program(
         f"vision half, {frames.shape[0]} frames",
         lambda: encode_groups.lower(params, config, frames, groups_at_once=sizes.vision_groups // ways, kernel=kernel),
@@ -254,6 +320,22 @@ def traced(call: Callable, name: str, module: Any, argument: Any) -> tuple[Any, 
     return shape, lambda placed: jitted.lower(*placed(args), **options)
 
 
+def recorded(name: str, module: Any, call: Callable) -> Callable[[Callable], Any]:
+    """As `traced`, of a program that runs on a mesh only: its arguments are recorded, and it is not run."""
+    program, seen = getattr(module, name), {}
+
+    def record(*args: Any, **options: Any) -> None:
+        seen["call"] = args, options
+
+    setattr(module, name, record)
+    try:
+        call()
+    finally:
+        setattr(module, name, program)
+    args, options = seen["call"]
+    return lambda placed: program.lower(*placed(args), **options)
+
+
 def main(
     name: str,
     weights: str = WIDE,
@@ -270,16 +352,18 @@ def main(
     def sized(layers: int) -> tuple[ModelConfig, Layout, Workload]:
         return real_size(device, layers, weights, int(frames), cache, place)
 
-    with machine(name, int(ways)) as abstract:
-        half = {program.name: program for program in programs(abstract, *sized(whole // 2), dtype, int(ways))}
-        for program in programs(abstract, *sized(whole), dtype, int(ways)):
+    mesh = MeshShape(int(ways)) if ways.isdecimal() else tensor_parallel.parse(ways)
+    with machine(name, mesh) as abstract:
+        half = {program.name: program for program in programs(abstract, *sized(whole // 2), dtype, mesh)}
+        for program in programs(abstract, *sized(whole), dtype, mesh):
             start = time.monotonic()
             found = {
                 "machine": name,
                 "weights": weights,
                 "cache": cache,
                 "frames": int(frames),
-                "devices": int(ways),
+                "mesh": str(mesh),
+                "devices": mesh.devices,
                 "dense_level": place,
                 "program": program.name,
                 "layers": whole,

@@ -14,8 +14,10 @@ from vxl2_jax.buckets import bucket
 from vxl2_jax.errors import RequestError, shown
 from vxl2_jax.layout import Layout, pooled
 from vxl2_jax.models.rope import rotate, rotation
+from vxl2_jax.placement import Placement
 from vxl2_jax.prefill import DenseCache
-from vxl2_jax.tensor_parallel import program
+from vxl2_jax.storage.placed_level import PlacedLevel
+from vxl2_jax.tensor_parallel import SHARDED_CACHE, PerDevice, program
 
 
 def check_compression(compression: int, visual: int) -> None:
@@ -45,14 +47,11 @@ def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta
     source[new_global] = np.arange(len(new_global))
     source[new_visual] = global_capacity + np.arange(len(new_visual))
 
-    def pad(positions: np.ndarray, length: int) -> np.ndarray:
-        return np.pad(positions, (0, length - len(positions)))
-
     return _pool(
         dense,
-        pad(layout.visual_positions(), visual_capacity),
-        pad(new_visual, visual_capacity // layout.visual * layout.pooled(compression)),
-        pad(new_global - layout.global_positions(), global_capacity),
+        _pad(layout.visual_positions(), visual_capacity),
+        _pad(new_visual, visual_capacity // layout.visual * layout.pooled(compression)),
+        _pad(new_global - layout.global_positions(), global_capacity),
         source,
         visual=layout.visual,
         compression=compression,
@@ -60,8 +59,64 @@ def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta
     )
 
 
-@program(static=("visual", "compression", "rope_theta"))
-def _pool(
+def sparse_level_of_shards(level: PlacedLevel, compression: int, rope_theta: float) -> KVCache:
+    """The sparse level of a sharded video: each device pools its own groups, whose slots stay in their order.
+
+    Raises RequestError for a compression out of range.
+    """
+    placement, layout = level.placement, level.placement.layout
+    check_compression(compression, layout.visual)
+    capacity = level.streams.visual.slots // placement.devices
+    slots, kept = sharded_capacity(placement, compression, level.shape.dtype), layout.pooled(compression)
+    old, new, source = [], [], []
+    for device in range(placement.devices):
+        groups = placement.groups(device)
+        pooled_rows = (groups[:, None] * kept + np.arange(kept)).reshape(-1)
+        new_visual = layout.visual_positions(compression)[pooled_rows]
+        old.append(_pad(layout.visual_positions()[layout.visual_rows(groups)], capacity))
+        new.append(_pad(new_visual, capacity // layout.visual * kept))
+        # The source of every slot of the whole level, of which the device has some.
+        where = np.zeros(layout.sparse_length(compression), np.int32)
+        where[layout.global_positions(compression)] = np.arange(layout.global_length)
+        where[new_visual] = level.streams.global_.slots + np.arange(len(new_visual))
+        source.append(_pad(where[placement.sparse_rows(compression, device)], slots))
+    shift = layout.global_positions(compression) - layout.global_positions()
+    return _pool_shards(
+        level.streams,
+        PerDevice(tuple(np.stack(each) for each in (old, new, source))),
+        _pad(shift, level.streams.global_.slots),
+        visual=layout.visual,
+        compression=compression,
+        rope_theta=rope_theta,
+    )
+
+
+def sharded_capacity(placement: Placement, compression: int, dtype: DTypeLike = jnp.float32) -> int:
+    """Slots that each device has of the sparse level of a sharded video, rounded up as in `sparse_capacity`."""
+    return kv_cache.aligned(bucket(placement.most_sparse(compression), minimum=128), dtype)
+
+
+def _pad(rows: np.ndarray, length: int) -> np.ndarray:
+    return np.pad(rows, (0, length - len(rows))).astype(np.int32)
+
+
+@program(static=("visual", "compression", "rope_theta"), results=SHARDED_CACHE)
+def _pool_shards(
+    dense: DenseCache,
+    tables: PerDevice,
+    global_shift: jax.Array,
+    *,
+    visual: int,
+    compression: int,
+    rope_theta: float,
+) -> KVCache:
+    """`_pooled` on every device. tables: its arguments `old_visual`, `new_visual` and `source`."""
+    old_visual, new_visual, source = tables.own()
+    own = old_visual, new_visual, global_shift, source
+    return _pooled(dense, *own, visual=visual, compression=compression, rope_theta=rope_theta)
+
+
+def _pooled(
     dense: DenseCache,
     old_visual: jax.Array,
     new_visual: jax.Array,
@@ -93,3 +148,6 @@ def _pool(
     heads = jax.tree.map(lambda part: rearrange(part, "l k s d -> (l k) s d"), dense)
     sparse = jax.lax.map(one_head, heads)
     return jax.tree.map(lambda part: rearrange(part, "(l k) s d -> l k s d", l=layers), sparse)
+
+
+_pool = program(static=("visual", "compression", "rope_theta"))(_pooled)

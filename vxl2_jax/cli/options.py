@@ -55,7 +55,10 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = "nano") -> 
     )
     add_weights(group)
     group.add_argument(
-        "--mesh", metavar="model=N", help="split the language model and its caches over N devices (default: one device)"
+        "--mesh",
+        metavar="MESH",
+        help="split the language model and its caches over N devices (model=N), the video over N devices (sequence=N), or both "
+        "with a comma between (default: one device)",
     )
     group.add_argument(
         "--attention",

@@ -53,7 +53,10 @@ def add(commands: Any, help: str) -> None:
         "--device", default="h200", metavar="D", help=f"{', '.join(planning.DEVICES)}; or {HERE}: that of this machine"
     )
     plan.add_argument(
-        "--mesh", metavar="model=N", help="split the model over N such devices; memory is then that of one of them"
+        "--mesh",
+        metavar="MESH",
+        help="split the model (model=N) and the video (sequence=N) over such devices, or both with a comma between; memory is "
+        "then that of one of them",
     )
     plan.add_argument(
         "--film",
@@ -96,25 +99,26 @@ def run(args: argparse.Namespace) -> None:
     itemsize = 4 if dtype == "float32" else 2
     config, tokenizer = planning.model_of(args.model)
     layout = planning.layout_for(config, tokenizer, args.frames, watch.fps)
-    devices = tensor_parallel.parse(args.mesh)
-    tensor_parallel.check_divides(config, devices)
+    mesh = tensor_parallel.parse(args.mesh)
+    tensor_parallel.check_divides(config, mesh.model)
+    sharding = {"devices": mesh.model, "sequence": mesh.sequence}
     weights = args.weights or WIDE
     if weights == AUTO:
         usable = device.usable_bytes
         # As `load` chooses, which does not know how a memory will be stored.
-        fields = {"devices": devices, **device.settings(config, itemsize)}
+        fields = {**sharding, **device.settings(config, itemsize)}
         weights, _ = planning.fitting_weights(config, tokenizer, usable, **fields)
     workload = {
         "weights": weights,
         "question_tokens": args.question_tokens,
         "compression": watch.compression,
         "cache": watch.cache,
-        "devices": devices,
+        **sharding,
         "chunk_size": ask.chunk_size,
         "top_k": ask.top_k,
     }
     fields = {**workload, **device.settings(config, itemsize, watch.cache)}
-    places = planning.places_on(device) if watch.dense_level == AUTO else (watch.dense_level,)
+    places = planning.places_on(device, mesh.sequence) if watch.dense_level == AUTO else (watch.dense_level,)
     plans = {place: planning.plan(config, layout, watch.rule, dense_level=place, **fields) for place in places}
     if args.device == HERE:  # of another machine, the memory of the host is unknown
         free = hardware.free_host_bytes()
@@ -132,7 +136,14 @@ def run(args: argparse.Namespace) -> None:
     seconds = round(reading.cpu_seconds(film, args.frames, watch.fps) / cores, 2)
     is_wall = document["seconds"] is not None and seconds > document["seconds"]
     read = {"film": str(film), "cores": cores, "seconds": seconds, "longer_than_device": is_wall}
-    document = {"model": args.model, "dtype": dtype, "devices": devices, **document, "reading": read}
+    document = {
+        "model": args.model,
+        "dtype": dtype,
+        "mesh": str(mesh),
+        "devices": mesh.devices,
+        **document,
+        "reading": read,
+    }
     if args.json:
         print(json.dumps(document, indent=1))
     else:

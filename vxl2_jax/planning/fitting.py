@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vxl2_jax.config import ModelConfig
-from vxl2_jax.errors import TooLongError
+from vxl2_jax.errors import RequestError, TooLongError
 from vxl2_jax.layout import Layout
 from vxl2_jax.models import quantised
 from vxl2_jax.options import AUTO, DEVICE, HOST
@@ -29,14 +29,17 @@ WEIGHTS_AND_CACHE = (
 """Settings of weights and of the cache, those that change keys and values least first."""
 
 
-def places_on(device: DeviceSpec) -> tuple[str, ...]:
-    """Where the dense level can be, the fastest first. The memory of a CPU is the host's."""
-    return (DEVICE,) if device.platform == "cpu" else (DEVICE, HOST)
+def places_on(device: DeviceSpec, sequence: int = 1) -> tuple[str, ...]:
+    """Where the dense level can be, the fastest first. The memory of a CPU is the host's.
+
+    sequence: over how many devices the video is sharded, which it is only on devices.
+    """
+    return (DEVICE,) if device.platform == "cpu" or sequence > 1 else (DEVICE, HOST)
 
 
-def settings_on(device: DeviceSpec) -> list[tuple[str, str, str]]:
-    """`WEIGHTS_AND_CACHE` with the places of the dense level, which change only the time."""
-    return [(weights, cache, place) for weights, cache in WEIGHTS_AND_CACHE for place in places_on(device)]
+def settings_on(device: DeviceSpec, sequence: int = 1) -> list[tuple[str, str, str]]:
+    """`WEIGHTS_AND_CACHE` with the places of the dense level, which change only the time. sequence: see `places_on`."""
+    return [(weights, cache, place) for weights, cache in WEIGHTS_AND_CACHE for place in places_on(device, sequence)]
 
 
 def fitting_settings(
@@ -52,7 +55,7 @@ def fitting_settings(
       One entry each: weights, cache, dense_level, peak_bytes and host_bytes.
     """
     found = []
-    for weights, cache, place in settings_on(device):
+    for weights, cache, place in settings_on(device, settings.get("sequence", 1)):
         held = {"weights": weights, "cache": cache, "dense_level": place}
         fields: dict[str, Any] = {**device.settings(config, itemsize, cache), **settings, **held}
         workload = Workload(**fields)
@@ -92,7 +95,8 @@ def advice(
     shorter = f"give --max-frames {limit} or a lower --fps" if limit else ""
     if found := fitting_settings(config, layout, device, itemsize=itemsize, **settings):
         return f"it fits with {flags_of(**found[0])}" + f"; or {shorter}" * bool(limit)
-    longest = {held: frames_on(device, *held) for held in settings_on(device) if held != asked}
+    sequence = settings.get("sequence", 1)
+    longest = {held: frames_on(device, *held) for held in settings_on(device, sequence) if held != asked}
     held = max(longest, key=lambda held: longest[held])
     smaller = f"with {flags_of(*held)} {longest[held]} frames fit" if longest[held] > limit else ""
     if limit or smaller:
@@ -208,10 +212,9 @@ def check_memory(
         if fitting
         else "not even a short video fits: use a larger machine, --weights int8 or --dtype bfloat16"
     )
-    others = {
-        "--cache int8": workload._replace(cache=quantised.INT8),
-        "--dense-level host": workload._replace(dense_level=HOST),
-    }
+    others = {"--cache int8": workload._replace(cache=quantised.INT8)}
+    if workload.sequence == 1:
+        others["--dense-level host"] = workload._replace(dense_level=HOST)
     for flag, other in others.items():
         if lacking(layout, other) is None:
             fix = f"it fits with {flag}; or {fix}"
@@ -236,8 +239,15 @@ def choose_place(
 
     Raises:
       TooLongError: it fits neither, or not where it was asked for.
+      RequestError: host memory was asked for on a mesh that shards the video.
     """
     known = {**known, "free_host_bytes": free_host_bytes}
+    if (sequence := known.get("sequence", 1)) > 1:
+        if asked == HOST:
+            raise RequestError(
+                f"dense_level host: a video that is shared by {sequence} devices is held on them; give auto"
+            )
+        asked = DEVICE
     if asked != AUTO:
         check_memory(config, layout, dense_level=asked, **known)
         return asked, ""

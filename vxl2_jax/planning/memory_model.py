@@ -15,15 +15,16 @@ from pallas_kernels import kv_cache
 from pallas_kernels.attention import REFERENCE, Kernel
 from pallas_kernels.attention.tile_sizes import TileSizes
 from pallas_kernels.decode import QUESTION_ROWS, item_count
-from vxl2_jax import offload, prefill, tensor_parallel
+from vxl2_jax import offload, prefill, sequence_parallel, tensor_parallel
 from vxl2_jax.buckets import bucket, round_up
-from vxl2_jax.cache.pooling import sparse_capacity
+from vxl2_jax.cache.pooling import sharded_capacity, sparse_capacity
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.hardware import LARGE, BatchSizes, CompilerTraits
 from vxl2_jax.layout import Layout, pooled
 from vxl2_jax.models import quantised
 from vxl2_jax.options import DEVICE, HOST, AskOptions, WatchOptions, chunk_size_for
+from vxl2_jax.placement import Placement
 
 _F32 = 4
 
@@ -36,7 +37,8 @@ class Workload(NamedTuple):
       itemsize: bytes of a wide weight, an activation and a wide cached number.
       weights: one of `models.quantised.SETTINGS`; cache: one of `options.CACHES`.
       dense_level: DEVICE or HOST of `options.PLACES`.
-      devices: over how many the model is sharded (see `tensor_parallel`). All bytes are those of one device.
+      devices: over how many the model is sharded (see `tensor_parallel`); sequence: over how many the video is (see
+        `sequence_parallel`). All bytes are those of one device.
       sizes, kernel, compiler: the batch sizes, the attention kernel and what is known of XLA on the device.
     """
 
@@ -50,9 +52,15 @@ class Workload(NamedTuple):
     cache: str = quantised.WIDE
     dense_level: str = DEVICE
     devices: int = 1
+    sequence: int = 1
     sizes: BatchSizes = LARGE
     kernel: Kernel = REFERENCE
     compiler: CompilerTraits = CompilerTraits()
+
+    @property
+    def mesh(self) -> tensor_parallel.MeshShape:
+        """The mesh of devices."""
+        return tensor_parallel.MeshShape(self.devices, self.sequence)
 
     def chunk_groups(self, layout: Layout) -> int:
         """Groups per chunk of a video."""
@@ -91,12 +99,13 @@ def cached_tokens(layout: Layout, workload: Workload) -> tuple[int, int]:
 
 def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
     """Bytes of the dense and of the sparse level, wherever they are."""
-    config = tensor_parallel.shard_config(config, workload.devices)
+    config = tensor_parallel.shard_config(config, workload.mesh)
     capacity, slot = _capacity(layout, workload), token_bytes(config, workload)
-    return {
-        "dense": slot * (capacity.visual + capacity.global_),
-        "sparse": slot * sparse_capacity(layout, workload.compression, workload.cache_dtype),
-    }
+    if workload.sequence == 1:
+        sparse = sparse_capacity(layout, workload.compression, workload.cache_dtype)
+    else:
+        sparse = sharded_capacity(_placement(layout, workload), workload.compression, workload.cache_dtype)
+    return {"dense": slot * (capacity.visual + capacity.global_), "sparse": slot * sparse}
 
 
 def host_bytes(config: ModelConfig, layout: Layout, workload: Workload) -> int:
@@ -111,12 +120,12 @@ def loaded_bytes(config: ModelConfig, layout: Layout, workload: Workload) -> int
     groups = min((workload.top_k + 2) * workload.chunk_groups(layout), layout.groups)
     lengths = groups * layout.visual, layout.prefix + groups * max(layout.timestamp_lengths, default=0)
     slots = sum(kv_cache.aligned(bucket(length, minimum=128), workload.cache_dtype) for length in lengths)
-    return slots * token_bytes(tensor_parallel.shard_config(config, workload.devices), workload)
+    return slots * token_bytes(tensor_parallel.shard_config(config, workload.mesh), workload)
 
 
 def programs(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str, int]:
     """Bytes of the temporaries of each program."""
-    config = tensor_parallel.shard_config(config, workload.devices)
+    config = tensor_parallel.shard_config(config, workload.mesh)
     return {
         "vision": _vision(config, workload),
         "pre-fill": _stride(config, layout, workload),
@@ -158,7 +167,13 @@ def phases(
 
 
 def _capacity(layout: Layout, workload: Workload) -> prefill.PrefillShape:
+    if workload.sequence > 1:
+        return sequence_parallel.shape_for(_placement(layout, workload), dtype=workload.cache_dtype)
     return prefill.shape_for(layout, workload.sizes.stride, dtype=workload.cache_dtype)
+
+
+def _placement(layout: Layout, workload: Workload) -> Placement:
+    return Placement(layout, workload.sequence, workload.sizes.stride)
 
 
 def _sums(workload: Workload) -> int:

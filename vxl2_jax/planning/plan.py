@@ -136,7 +136,7 @@ def plan(config: ModelConfig, layout: Layout, rule: PrefillRule, **settings: Any
         _flops(config, layout, kept, workload.question_tokens),
         memory_model.phases(config, layout, workload),
         (bytes_per_token * loaded, bytes_per_token * whole),
-        workload.devices,
+        workload.mesh.devices,
         memory_model.host_bytes(config, layout, workload),
         _host_traffic(layout, workload) * bytes_per_token,
     )

@@ -7,12 +7,13 @@ keys: here every chunk is scored at the position right before the question.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import REFERENCE, Kernel
@@ -25,7 +26,7 @@ from vxl2_jax.decode import empty_tail, extend, left_pad
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.rope import rotate, rotation
 from vxl2_jax.relevance.inputs import ScorerInputs
-from vxl2_jax.tensor_parallel import mean_over_devices, program
+from vxl2_jax.tensor_parallel import SEQUENCE, PerDevice, mean_over_devices, program
 
 
 def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
@@ -37,16 +38,16 @@ def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     any token gives it, minus the mean share over the tokens. See `chunk_attention`.
     """
     view = views.prefix_view(inputs.memory, inputs.kernel, len(inputs.ids))
-    start, end, width = padded_chunk_slots(inputs.memory, inputs.chunk_size)
+    slots, width = chunk_slots(inputs.memory, inputs.chunk_size)
     scores = chunk_attention(
         inputs.params,
         inputs.config,
         view,
-        start,
-        end,
+        slots,
         inputs.ids,
         np.asarray(inputs.count, np.int32),
         width=width,
+        chunks=bucket(inputs.chunks),
         kernel=inputs.kernel,
     )
     # With a single chunk all scores are 0.
@@ -54,30 +55,62 @@ def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def padded_chunk_slots(
-    memory: VideoMemory, chunk_size: int
-) -> tuple[Int[np.ndarray, " C"], Int[np.ndarray, " C"], int]:
-    """Start and end of every chunk in the sparse level, padded with empty chunks to a rounded number of chunks, and the
-    most slots of a chunk, rounded up."""
+class ChunkSlots(NamedTuple):
+    """Where the chunks are in the sparse level: int32 [C], padded with empty chunks.
+
+    Of a sharded video, int32 [Z, C'], with the devices as the first axis: each has the chunks that it holds a part of.
+
+    Attributes:
+      start, end: the slots of each chunk, or of the device's part of it.
+      last: the position behind the chunk's last token.
+      number: of a sharded video, the number of each chunk, which is C for padding; else the numbers in order.
+    """
+
+    start: np.ndarray | jax.Array
+    end: np.ndarray | jax.Array
+    last: np.ndarray | jax.Array
+    number: np.ndarray | jax.Array
+
+
+def chunk_slots(memory: VideoMemory, chunk_size: int) -> tuple[ChunkSlots | PerDevice, int]:
+    """(where the chunks are, the most slots of a chunk). Both are rounded up, so that other videos need no other programs."""
     start, end = memory.layout.chunk_slots(memory.compression, chunk_size)
-    padding = (0, bucket(len(start)) - len(start))
-    width = min(bucket(int((end - start).max())), memory.sparse.slots)
-    return np.pad(start, padding).astype(np.int32), np.pad(end, padding).astype(np.int32), width
+    chunks = bucket(len(start))
+    if memory.placement is None:
+        slots = _padded(ChunkSlots(start, end, end, np.arange(len(start))), chunks, chunks)
+        return slots, min(bucket(int((end - start).max())), memory.sparse.slots)
+    local, each = memory.placement.sparse(memory.compression), []
+    for device in range(memory.placement.devices):
+        own_start, own_end = local(start, device), local(end, device)
+        held = np.flatnonzero(own_start < own_end)
+        each.append(ChunkSlots(own_start[held], own_end[held], end[held], held))
+    length = bucket(max(len(slots.start) for slots in each))
+    width = max(int((slots.end - slots.start).max(initial=1)) for slots in each)
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *[_padded(slots, length, chunks) for slots in each])
+    capacity = memory.sparse.slots // memory.placement.devices
+    return PerDevice(stacked), min(bucket(width), capacity)
 
 
-@program(static=("config", "width", "kernel"))
+def _padded(slots: ChunkSlots, length: int, chunks: int) -> ChunkSlots:
+    missing = (0, length - len(slots.start))
+    number = np.pad(slots.number, missing, constant_values=chunks)
+    start, end, last = (np.pad(a, missing).astype(np.int32) for a in slots[:3])
+    return ChunkSlots(start, end, last, number.astype(np.int32))
+
+
+@program(static=("config", "width", "chunks", "kernel"), results=P())
 def chunk_attention(
     params: Any,
     config: ModelConfig,
     view: KVCacheView,
-    start: Int[Array | np.ndarray, " C"],
-    end: Int[Array | np.ndarray, " C"],
+    slots: ChunkSlots | PerDevice,
     ids: Int[Array | np.ndarray, "B N"],
     count: Int[Array | np.ndarray, " B"],
     *,
     width: int,
+    chunks: int,
     kernel: Kernel = REFERENCE,
-) -> Float[Array, "B C"]:
+) -> Float[Array, "B {chunks}"]:
     """A score per chunk of a one-stream cache, of which the questions themselves read only the prefix (`view`).
 
     For every layer, head and token of a question: a softmax over the chunks, each moved to the position right before
@@ -85,19 +118,21 @@ def chunk_attention(
     chunk receives from all tokens says nothing about the question). Averaged over heads and layers, in fp32.
 
     Args:
-      start, end: slots of each chunk, at most `width` of them; an empty chunk scores 0.
+      slots: of each chunk, at most `width` of them; an empty chunk scores 0.
       ids: right-padded questions, of which the first `count` tokens are real.
     """
     lm, rows = config.language, ids.shape[1]
     (stream,) = view.streams
     ids, begin = left_pad(ids, count)
     capacity, weight = stream.slots, 1 / (lm.heads * lm.layers)
+    shares = isinstance(slots, PerDevice)  # of a sharded video
+    held: ChunkSlots = slots.own() if isinstance(slots, PerDevice) else slots
 
     def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
         q = rearrange(q * lm.head_width**-0.5, "n (k r) d -> k (n r) d", k=lm.kv_heads)
 
-        def attend(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
-            start, end = bounds
+        def attend(bounds: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+            start, end, last = bounds
             first = jnp.minimum(start, capacity - width)
 
             def cut(part: jax.Array) -> jax.Array:
@@ -105,12 +140,15 @@ def chunk_attention(
 
             scale = None if stream.k_scale is None else cut(stream.k_scale)
             k = dequantise(cut(stream.k), scale, stream.query_dtype(q.dtype))
-            k = rotate(k, *rotation((view.position - end)[None], lm.head_width, lm.rope_theta))
-            slots = first + jnp.arange(width)
+            k = rotate(k, *rotation((view.position - last)[None], lm.head_width, lm.rope_theta))
+            index = first + jnp.arange(width)
             logits = jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)
-            return jax.nn.logsumexp(jnp.where((slots >= start) & (slots < end), logits, -jnp.inf), axis=-1)
+            return jax.nn.logsumexp(jnp.where((index >= start) & (index < end), logits, -jnp.inf), axis=-1)
 
-        share = jax.nn.softmax(jax.lax.map(attend, (start, end), batch_size=kernel.chunks_per_step), axis=0)
+        found = jax.lax.map(attend, held[:3], batch_size=kernel.chunks_per_step)
+        if shares:
+            found = _of_all_devices(found, held.number, chunks)
+        share = jax.nn.softmax(found, axis=0)
         share = rearrange(share, "c k (n r) -> c n (k r)", n=rows)
         real = (jnp.arange(rows) >= begin)[:, None]
         mean = jnp.where(real, share, 0).sum(axis=1) / jnp.maximum(rows - begin, 1)
@@ -123,8 +161,18 @@ def chunk_attention(
         # One question at a time: the logits of all of them would be large.
         return scores + jax.lax.map(one_question, (q, begin))
 
-    zeros = jnp.zeros((len(ids), len(start)), jnp.float32)
+    zeros = jnp.zeros((len(ids), chunks), jnp.float32)
     tail = empty_tail(config, view, len(ids), rows)
     first = jnp.int32(0)
     scores = extend(params, config, view, tail, begin, first, ids, observe=observe, state=zeros, kernel=kernel)[2]
     return mean_over_devices(scores, lm)
+
+
+def _of_all_devices(
+    found: Float[Array, "held K rows"], number: Int[Array | np.ndarray, " held"], chunks: int
+) -> Float[Array, "{chunks} K rows"]:
+    """The log-sum-exp of every chunk from those of the parts that each device holds."""
+    own = jnp.full((chunks, *found.shape[1:]), -jnp.inf).at[number].set(found, mode="drop")
+    largest = jax.lax.pmax(own, SEQUENCE)
+    finite = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    return jnp.log(jax.lax.psum(jnp.exp(own - finite), SEQUENCE)) + finite

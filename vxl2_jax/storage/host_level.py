@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import jax
@@ -55,6 +55,16 @@ class HostLevel:
             for layer in range(len(own)):  # of what is on a device, no second copy of all layers
                 own[layer, :, :count] = np.asarray(other[layer])[:, :count]
         return copy
+
+    @classmethod
+    def collect(
+        cls, shape: CacheShape, read: Callable[[int, int], DenseCache], layout: Layout, sizes: PrefillShape
+    ) -> HostLevel:
+        """The level whose groups `first` … `last` − 1 a function reads."""
+        level = cls.empty(layout, shape, sizes)
+        for groups in record_groups(layout):
+            level._put(read(*groups), *groups, layout)
+        return level
 
     @property
     def shape(self) -> CacheShape:

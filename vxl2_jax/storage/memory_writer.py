@@ -30,6 +30,7 @@ from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import locking, memory_file, records
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape, Facts, StoredLevel, record_groups, rows_of_groups
+from vxl2_jax.storage.placed_level import PlacedLevel
 from vxl2_jax.storage.records import RecordReader
 from vxl2_jax.tensor_parallel import cache_sharding
 
@@ -99,7 +100,7 @@ class MemoryFileWriter:
         reader = RecordReader(files.open_regular(self.partial, files.MEMORY))
         return StoredLevel(self.partial, self.layout, self.shape, tuple(self._kept[1:]), reader)
 
-    def append(self, level: DenseCache | HostLevel | StoredLevel, first: int, last: int) -> None:
+    def append(self, level: DenseCache | HostLevel | PlacedLevel | StoredLevel, first: int, last: int) -> None:
         """Add the groups `first` … `last` − 1 of a level. Streams on the device may be donated as soon as this returns.
 
         `first` must be the number of groups added so far. Raises RequestError if the file cannot be written.
@@ -109,6 +110,8 @@ class MemoryFileWriter:
                 continue
             if isinstance(level, HostLevel):
                 self._enqueue(partial(_host_record, level.read_groups, begin, end))
+            elif isinstance(level, PlacedLevel):
+                self._enqueue(partial(_host_record, level.cut(begin, end)))
             elif isinstance(level, StoredLevel):
                 self._enqueue(partial(_host_record, level.read_record, index))
             else:
