@@ -24,10 +24,10 @@ CONFIG = replace(SMALL, language=replace(SMALL.language, layers=2, heads=8, kv_h
 """Key/value heads for four devices, and a vocabulary that they divide."""
 
 
-def compared(folder, ways, weights, cache, extent):
+def compared(script, folder, *arguments):
     huggingface.save(folder, CONFIG, toys.model(CONFIG).params, "float32")
     (folder / "tokenizer.json").write_text(word_tokenizer())
-    command = [sys.executable, Path(__file__).with_name("on_devices.py"), folder, str(ways), weights, cache, extent]
+    command = [sys.executable, Path(__file__).with_name(script), folder, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -45,7 +45,7 @@ def compared(folder, ways, weights, cache, extent):
     ],
 )
 def test_several_devices_compute_what_one_does(tmp_path, ways, weights, cache, extent):
-    found = compared(tmp_path, ways, weights, cache, extent)
+    found = compared("on_devices.py", tmp_path, str(ways), weights, cache, extent)
     # Integers of activations round otherwise where a sum changes in its last bit: on one device, 1e-6 of the vision tower's
     # position embedding moves keys and values of this model by 0.016 to 0.025.
     allowed = 0.05 if weights == "w8a8" else 1e-5 if cache == "wide" else 0.01
@@ -56,7 +56,29 @@ def test_several_devices_compute_what_one_does(tmp_path, ways, weights, cache, e
     assert found["placed_once"] and found["caches_on_one_device"] == 0, found
 
 
-@pytest.mark.parametrize("mesh", ["model", "model=0", "data=2", "model=2,data=2", ""])
+@pytest.mark.parametrize(
+    ("mesh", "weights", "cache", "extent"),
+    [
+        ("model=2,sequence=2", "wide", "wide", "quick"),
+        pytest.param("sequence=2", "wide", "wide", "all", marks=SLOW),
+        pytest.param("sequence=4", "wide", "wide", "all", marks=SLOW),
+        pytest.param("sequence=8", "wide", "wide", "all", marks=SLOW),
+        pytest.param("model=4,sequence=2", "wide", "wide", "all", marks=SLOW),
+        pytest.param("model=2,sequence=2", "int8", "int8", "all", marks=SLOW),
+    ],
+)
+def test_a_video_over_several_devices_is_what_it_is_on_one(tmp_path, mesh, weights, cache, extent):
+    found = compared("on_sequence.py", tmp_path, mesh, weights, cache, extent)
+    allowed = 1e-5 if cache == "wide" else 0.01
+    names = ("difference", "resumed", "repooled", "other strides", "from the host")
+    assert max(found.get(name, 0) for name in names) <= allowed, found
+    assert all(found["answers"].values()) and found["stored"] and found["slots_of_a_device"], found
+    assert max(found["scores"], found.get("choices", 0)) < 1e-4, found
+    if extent == "all":
+        assert found["streamed"] and found["on disk"] and found["lead"] > 0, found
+
+
+@pytest.mark.parametrize("mesh", ["model", "model=0", "data=2", "model=2,data=2", "", "model=2,model=2", 4])
 def test_a_mesh_that_is_none_is_refused(mesh):
     with pytest.raises(RequestError, match="mesh"):
         vxl2.load(mesh=mesh)

@@ -146,9 +146,7 @@ def chunk_attention(
             return jax.nn.logsumexp(jnp.where((index >= start) & (index < end), logits, -jnp.inf), axis=-1)
 
         found = jax.lax.map(attend, held[:3], batch_size=kernel.chunks_per_step)
-        if shares:
-            found = _of_all_devices(found, held.number, chunks)
-        share = jax.nn.softmax(found, axis=0)
+        share = _shares_of_all_devices(found, held.number, chunks) if shares else jax.nn.softmax(found, axis=0)
         share = rearrange(share, "c k (n r) -> c n (k r)", n=rows)
         real = (jnp.arange(rows) >= begin)[:, None]
         mean = jnp.where(real, share, 0).sum(axis=1) / jnp.maximum(rows - begin, 1)
@@ -168,11 +166,11 @@ def chunk_attention(
     return mean_over_devices(scores, lm)
 
 
-def _of_all_devices(
+def _shares_of_all_devices(
     found: Float[Array, "held K rows"], number: Int[Array | np.ndarray, " held"], chunks: int
 ) -> Float[Array, "{chunks} K rows"]:
-    """The log-sum-exp of every chunk from those of the parts that each device holds."""
-    own = jnp.full((chunks, *found.shape[1:]), -jnp.inf).at[number].set(found, mode="drop")
-    largest = jax.lax.pmax(own, SEQUENCE)
-    finite = jnp.where(jnp.isfinite(largest), largest, 0.0)
-    return jnp.log(jax.lax.psum(jnp.exp(own - finite), SEQUENCE)) + finite
+    """The softmax over the chunks, from the log-sum-exp of the parts of chunks that each device holds."""
+    largest = jax.lax.pmax(found.max(axis=0), SEQUENCE)
+    weights = jnp.exp(found - largest)
+    share = weights / jax.lax.psum(weights.sum(axis=0), SEQUENCE)
+    return jax.lax.psum(jnp.zeros((chunks, *share.shape[1:])).at[number].set(share, mode="drop"), SEQUENCE)
