@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from typing import Any
 
 from vxl2_jax import hardware, planning, tensor_parallel
@@ -55,8 +56,8 @@ def add(commands: Any, help: str) -> None:
     plan.add_argument(
         "--mesh",
         metavar="MESH",
-        help="split the model (model=N) and the video (sequence=N) over such devices, or both with a comma between; memory is "
-        "then that of one of them",
+        help="split the model (model=N) and the video (sequence=N) over such devices, or both with a comma between; auto=N: the "
+        "fastest mesh of N devices on which the video fits. Memory is then that of one device",
     )
     plan.add_argument(
         "--film",
@@ -99,24 +100,27 @@ def run(args: argparse.Namespace) -> None:
     itemsize = 4 if dtype == "float32" else 2
     config, tokenizer = planning.model_of(args.model)
     layout = planning.layout_for(config, tokenizer, args.frames, watch.fps)
-    mesh = tensor_parallel.parse(args.mesh)
+    count = re.fullmatch(rf"{AUTO}=([1-9]\d{{0,3}})", args.mesh or "")
+    mesh = tensor_parallel.MeshShape() if count else tensor_parallel.parse(args.mesh)
     tensor_parallel.check_divides(config, mesh.model)
-    sharding = {"devices": mesh.model, "sequence": mesh.sequence}
     weights = args.weights or WIDE
     if weights == AUTO:
         usable = device.usable_bytes
         # As `load` chooses, which does not know how a memory will be stored.
-        fields = {**sharding, **device.settings(config, itemsize)}
+        fields = {"devices": mesh.model, "sequence": mesh.sequence, **device.settings(config, itemsize)}
         weights, _ = planning.fitting_weights(config, tokenizer, usable, **fields)
-    workload = {
+    workload: dict[str, Any] = {
         "weights": weights,
         "question_tokens": args.question_tokens,
         "compression": watch.compression,
         "cache": watch.cache,
-        **sharding,
         "chunk_size": ask.chunk_size,
         "top_k": ask.top_k,
     }
+    if count:
+        known = {"itemsize": itemsize, **workload}
+        mesh = planning.best_mesh(config, layout, watch.rule, int(count[1]), device, **known)
+    workload |= {"devices": mesh.model, "sequence": mesh.sequence}
     fields = {**workload, **device.settings(config, itemsize, watch.cache)}
     places = planning.places_on(device, mesh.sequence) if watch.dense_level == AUTO else (watch.dense_level,)
     plans = {place: planning.plan(config, layout, watch.rule, dense_level=place, **fields) for place in places}

@@ -175,10 +175,17 @@ def plan_data(
         "host_traffic_bytes": plan.host_traffic,
         "device": name,
         "device_memory_gb": device.memory_gb,
-        "seconds": None if math.isnan(device.tflops) else round(plan.seconds(device), 4),
+        "seconds": _known(plan.seconds(device)),
+        "sent_bytes": plan.sent_bytes,
+        "communication_seconds": _known(plan.communication_seconds(device)),
+        "idle_percent": round(100 * plan.idle, 1),
         "fits": fits,
         "advice": advice,
     }
+
+
+def _known(seconds: float) -> float | None:
+    return None if math.isnan(seconds) else round(seconds, 4)
 
 
 def plan_text(document: dict[str, Any]) -> RenderableType:
@@ -207,7 +214,9 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     for phase, parts in document["bytes_by_phase"].items():
         table.add_row(f"  during {phase}", gb(sum(parts.values())))
     place = "this machine" if document["device"] == "here" else document["device"]
-    place = f"each of {document['devices']} × {place}" if document["devices"] > 1 else place
+    if document["devices"] > 1:
+        table.add_row("mesh", document["mesh"])
+        place = f"each of {document['devices']} × {place}"
     available = f"{document['device_memory_gb']} GB on {place}"
     table.add_row("peak", f"{gb(document['peak_bytes'])} of {available} ({document['peak_phase']})")
     if document["host_bytes"]:
@@ -216,6 +225,15 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     if document["seconds"] is not None:
         copies = ", without the copies from host memory" if document["host_bytes"] else ""
         table.add_row("floor", f"{document['seconds']:,.2f} s{copies}")
+    if any(document["sent_bytes"].values()) and document["communication_seconds"] is not None:
+        along = ", ".join(f"{gb(count)} along {axis}" for axis, count in document["sent_bytes"].items() if count)
+        table.add_row(
+            "communication", f"{document['communication_seconds']:,.2f} s at least: each device sends {along}"
+        )
+    if document["idle_percent"]:
+        table.add_row(
+            "idle", f"{document['idle_percent']} % of the devices' time: the last strides are not shared evenly"
+        )
     read = document["reading"]
     slower = ", longer than the device needs: more cores, or --frames-from keyframes" * read["longer_than_device"]
     cores = f"{read['cores']} core{'s' * (read['cores'] > 1)}"

@@ -3,6 +3,7 @@
 from vxl2_jax.planning.devices import DEVICES, USABLE, DeviceSpec
 from vxl2_jax.planning.fitting import (
     advice,
+    best_mesh,
     check_memory,
     choose_place,
     fitting_settings,
@@ -19,6 +20,7 @@ __all__ = [
     "DeviceSpec",
     "Plan",
     "advice",
+    "best_mesh",
     "fitting_settings",
     "check_memory",
     "choose_place",

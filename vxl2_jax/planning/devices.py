@@ -22,6 +22,8 @@ class DeviceSpec(NamedTuple):
     Attributes:
       memory_gb: memory in 10⁹ bytes.
       usable_gb: what of it arrays can use, where it is known; otherwise it is `USABLE` of the memory.
+      link_gb: 10⁹ bytes per second that one device can send to the others of a machine or a slice, all links together; 0 if it
+        is unknown.
       tflops: peak rate of 16-bit matrix products, in 10¹² operations per second.
       device_kind, compute_capability: as JAX reports them, so that dtype, kernel and batch sizes are chosen as on the
         machine itself.
@@ -32,6 +34,7 @@ class DeviceSpec(NamedTuple):
     device_kind: str
     compute_capability: str = ""
     usable_gb: float | None = None
+    link_gb: float = 0
 
     @property
     def platform(self) -> str:
@@ -63,16 +66,17 @@ class DeviceSpec(NamedTuple):
 
 
 DEVICES = {
-    "t4": DeviceSpec(16, 65, "Tesla T4", "7.5", usable_gb=14.6),
-    "l4": DeviceSpec(24, 121, "NVIDIA L4", "8.9", usable_gb=22.4),
-    "a100-40": DeviceSpec(40, 312, "NVIDIA A100-SXM4-40GB", "8.0"),
-    "a100-80": DeviceSpec(80, 312, "NVIDIA A100-SXM4-80GB", "8.0"),
-    "h100": DeviceSpec(80, 989, "NVIDIA H100 80GB HBM3", "9.0"),
-    "h200": DeviceSpec(141, 790, "NVIDIA H200", "9.0"),
-    "v4": DeviceSpec(32, 275, "TPU v4"),
-    "v5e": DeviceSpec(17.2, 197, "TPU v5 lite", usable_gb=16.9),
-    "v5p": DeviceSpec(95, 459, "TPU v5"),
-    "v6e": DeviceSpec(32, 918, "TPU v6 lite"),
+    "t4": DeviceSpec(16, 65, "Tesla T4", "7.5", usable_gb=14.6, link_gb=16),
+    "l4": DeviceSpec(24, 121, "NVIDIA L4", "8.9", usable_gb=22.4, link_gb=32),
+    "a100-40": DeviceSpec(40, 312, "NVIDIA A100-SXM4-40GB", "8.0", link_gb=300),
+    "a100-80": DeviceSpec(80, 312, "NVIDIA A100-SXM4-80GB", "8.0", link_gb=300),
+    "h100": DeviceSpec(80, 989, "NVIDIA H100 80GB HBM3", "9.0", link_gb=450),
+    "h200": DeviceSpec(141, 790, "NVIDIA H200", "9.0", link_gb=450),
+    "v4": DeviceSpec(32, 275, "TPU v4", link_gb=150),
+    "v5e": DeviceSpec(17.2, 197, "TPU v5 lite", usable_gb=16.9, link_gb=100),
+    "v5p": DeviceSpec(95, 459, "TPU v5", link_gb=300),
+    "v6e": DeviceSpec(32, 918, "TPU v6 lite", link_gb=224),
 }
 """From the makers' data sheets, except the H200's rate: that of products of random bfloat16 matrices (BUILD-notes.md).
-A v5e chip has 16 GiB, of which its compiler gives a program 15.75."""
+A v5e chip has 16 GiB, of which its compiler gives a program 15.75. Rates of links are half of what the data sheets
+give for both directions: NVLink of A100 and H100, PCIe of T4 (3.0) and L4 (4.0), the interconnects of TPUs."""

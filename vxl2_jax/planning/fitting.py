@@ -7,13 +7,14 @@ from typing import Any
 
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError, TooLongError
-from vxl2_jax.layout import Layout
+from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.models import quantised
 from vxl2_jax.options import AUTO, DEVICE, HOST
 from vxl2_jax.planning import memory_model
 from vxl2_jax.planning.devices import DEVICES, DeviceSpec
 from vxl2_jax.planning.memory_model import Workload
-from vxl2_jax.planning.plan import layout_for
+from vxl2_jax.planning.plan import layout_for, plan
+from vxl2_jax.tensor_parallel import MeshShape, check_divides
 from vxl2_jax.text.tokenizer import Tokenizer
 
 _MAX_STRIDES = 512
@@ -103,6 +104,44 @@ def advice(
         return "; ".join(filter(None, (f"{limit} frames fit: {shorter}" * bool(limit), smaller)))
     fitting = [name for name, other in DEVICES.items() if frames_on(other, *asked)]
     return f"the model itself does not fit; it fits on {', '.join(fitting) or 'no device in the list'}"
+
+
+def best_mesh(
+    config: ModelConfig,
+    layout: Layout,
+    rule: PrefillRule,
+    count: int,
+    device: DeviceSpec,
+    *,
+    itemsize: int = 2,
+    **settings: Any,
+) -> MeshShape:
+    """The mesh of `count` devices on which a video fits and the sum of computing and communication is least, by the rates of the
+    data sheets; if it fits none, that with the lowest peak.
+
+    settings: as for `fitting_settings`. Raises RequestError if so many devices can hold no shards of the model.
+    """
+
+    def cost(mesh: MeshShape) -> tuple[bool, float]:
+        fields = {**device.settings(config, itemsize, settings.get("cache", quantised.WIDE)), **settings}
+        found = plan(config, layout, rule, **{**fields, "devices": mesh.model, "sequence": mesh.sequence})
+        if not found.fits(device):
+            return True, found.peak_bytes
+        return False, found.seconds(device) + found.communication_seconds(device)
+
+    candidates, refusal = {}, None
+    for model in range(1, count + 1):
+        mesh = MeshShape(model, count // model)
+        if mesh.devices != count or device.sizes.vision_groups % model:
+            continue
+        try:
+            check_divides(config, model)
+            candidates[mesh] = cost(mesh)
+        except RequestError as error:
+            refusal = error
+    if not candidates:
+        raise refusal or RequestError(f"no mesh of {count} devices suits this model: choose another number")
+    return min(candidates, key=lambda mesh: candidates[mesh])
 
 
 AUTO_FRAMES = 1024

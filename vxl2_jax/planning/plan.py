@@ -7,7 +7,8 @@ the same time (see `memory_model`). Seconds are a lower bound: operations divide
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 from vxl2_jax.cache.pooling import check_compression
@@ -16,7 +17,7 @@ from vxl2_jax.config import ModelConfig, nano, video_xl_2
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 from vxl2_jax.options import HOST
-from vxl2_jax.planning import memory_model
+from vxl2_jax.planning import communication, memory_model
 from vxl2_jax.planning.devices import DeviceSpec
 from vxl2_jax.planning.memory_model import Workload
 from vxl2_jax.text import prompt
@@ -34,9 +35,11 @@ class Plan:
       flops: operations by part of the model.
       phases: live bytes by phase and part.
       cache_bytes: key/value bytes that the question loads, and those of the whole dense level.
-      devices: over how many the model is sharded. Phases are those of one of them.
+      devices: of the mesh. Phases are those of one of them.
       host_bytes: bytes of the dense level in the memory of the host; host_traffic: bytes that are copied from it to the
         devices while the video is watched.
+      sent_bytes: bytes that each device sends to the others while the video is watched, along each axis of the mesh.
+      idle: the share of the devices' time in which they wait for the last stride of others.
     """
 
     layout: Layout
@@ -49,6 +52,8 @@ class Plan:
     devices: int = 1
     host_bytes: int = 0
     host_traffic: int = 0
+    sent_bytes: dict[str, int] = field(default_factory=dict)
+    idle: float = 0.0
 
     @property
     def bytes(self) -> dict[str, int]:
@@ -72,8 +77,16 @@ class Plan:
         return sum(self.flops.values())
 
     def seconds(self, device: DeviceSpec) -> float:
-        """Lower bound of the time to watch the video and read the question."""
-        return self.total_flops / (device.tflops * 1e12 * self.devices)
+        """Lower bound of the time to watch the video and read the question, without communication."""
+        return self.total_flops / (device.tflops * 1e12 * self.devices * (1 - self.idle))
+
+    def communication_seconds(self, device: DeviceSpec) -> float:
+        """Lower bound of the time in which a device sends what it must while the video is watched; NaN if the rate of its
+        links is unknown."""
+        sent = sum(self.sent_bytes.values())
+        if not sent:
+            return 0.0
+        return sent / (device.link_gb * 1e9) if device.link_gb else math.nan
 
     def fits(self, device: DeviceSpec) -> bool:
         """Whether the peak fits the device's memory, which of a CPU is that of the host."""
@@ -139,7 +152,19 @@ def plan(config: ModelConfig, layout: Layout, rule: PrefillRule, **settings: Any
         workload.mesh.devices,
         memory_model.host_bytes(config, layout, workload),
         _host_traffic(layout, workload) * bytes_per_token,
+        communication.sent_bytes(config, layout, rule, workload),
+        _idle(layout, workload),
     )
+
+
+def _idle(layout: Layout, workload: Workload) -> float:
+    """Of a video that is shared by devices: the part of the last call in which some of them have no groups left."""
+    if workload.sequence == 1 or not layout.groups:
+        return 0.0
+    per_call = workload.sizes.stride * workload.sequence
+    calls, rest = divmod(layout.groups, per_call)
+    longest = min(rest, workload.sizes.stride)  # of the last call, on the device that has most
+    return 1 - layout.groups / ((calls * workload.sizes.stride + longest) * workload.sequence)
 
 
 def _host_traffic(layout: Layout, workload: Workload) -> int:
