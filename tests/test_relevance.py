@@ -47,7 +47,7 @@ def test_a_question_looks_at_each_chunk_from_right_behind_it(toy, chunk_size, co
     """Against a plain statement: prefix, one chunk moved to behind it, the question; shares of all chunks."""
     memory = toys.remembered(toy, toys.video(3))
     layout, config = memory.layout, toy.config
-    (starts, stops, _, _), _ = relevance.chunk_slots(memory, chunk_size)
+    starts, stops, _ = relevance.chunk_table(memory, chunk_size).slots
     question = QUESTION[:count]
 
     def keys_of(layer):

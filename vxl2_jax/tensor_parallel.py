@@ -47,7 +47,7 @@ class MeshShape(NamedTuple):
         return self.model * self.sequence
 
     def __str__(self) -> str:
-        return ",".join(f"{name}={size}" for name, size in self._asdict().items() if size > 1 or name == MODEL)
+        return ",".join(f"{name}={size}" for name, size in self._asdict().items() if size > 1) or f"{MODEL}=1"
 
 
 def parse(text: str | None) -> MeshShape:

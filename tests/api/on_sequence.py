@@ -22,8 +22,8 @@ import vxl2_jax as vxl2
 from vxl2_jax.memory import VideoMemory
 
 QUESTIONS = [f"is there {number}?" for number in range(16)]
-OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "chunk_size": 4}
-STRIDE, OTHER_STRIDE = 12, 20
+OPTIONS: dict[str, Any] = {"max_new_tokens": 6, "chunk_size": 5}  # some chunks are split over devices
+STRIDE, OTHER_STRIDE = 12, 28
 
 
 def clip(frames: int) -> tuple[np.ndarray, np.ndarray]:

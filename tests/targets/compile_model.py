@@ -39,7 +39,6 @@ from pallas_kernels import attention, kv_cache
 from pallas_kernels.attention import KVCache
 from vxl2_jax import decode, prefill, relevance, sequence_parallel, tensor_parallel
 from vxl2_jax import hardware as suits
-from vxl2_jax.buckets import bucket
 from vxl2_jax.cache import pooling, views
 from vxl2_jax.cache.pooling import sparse_level, sparse_level_of_shards
 from vxl2_jax.checkpoints import huggingface
@@ -244,12 +243,13 @@ def programs(
     ids, count = abstract((1, settings.question_rows), jnp.int32), abstract((1,), jnp.int32)
     view = views.prefix_view(remembered, kernel)
     view = view._replace(step_table=placed(view.step_table), question_table=placed(view.question_table))
-    slots, width = relevance.chunk_slots(remembered, settings.chunk_groups(layout))
-    slots, all_chunks = placed(slots), bucket(layout.chunks(settings.chunk_groups(layout)))
+    table = relevance.chunk_table(remembered, settings.chunk_groups(layout))
+    slots, sizes_of_chunks = placed(table.slots), table._asdict()
+    del sizes_of_chunks["slots"]
     yield Program(
         "relevance pass",
         lambda: relevance.chunk_attention.lower(
-            params, config, view, slots, ids, count, width=width, chunks=all_chunks, kernel=kernel
+            params, config, view, slots, ids, count, **sizes_of_chunks, kernel=kernel
         ),
         language - (unread - bytes_of(layer["query"]) * (unread_of_last > 0)) + cache["sparse"] + made["relevance"],
         weights + shapes(sparse),

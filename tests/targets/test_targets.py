@@ -185,6 +185,26 @@ def test_a_split_model_sums_twice_a_layer_and_gathers_no_weights(name, ways):
     assert all(0.96 <= line["predicted_over_peak"] <= 1.25 for line in lines), lines
 
 
+SHARED = [
+    ("v5e", "int8", "10000", "wide", "model=4,sequence=2"),
+    ("v6e", "wide", "30000", "wide", "model=4,sequence=2"),
+    ("a100", "int8", "100000", "int8", "sequence=4"),
+    ("h100", "wide", "100000", "wide", "sequence=8"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SHARED, ids=lambda case: f"{case[0]}-{case[4]}")
+def test_a_shared_video_is_never_gathered(case):
+    lines = compiled("compile_model.py", *case)
+    by_name = {line["program"].split(",")[0]: line for line in lines}
+    stride = set(by_name["pre-fill stride"]["collectives"])
+    assert stride == {"all-reduce", "all-gather", "collective-permute", "reduce-scatter"}
+    assert by_name["pooling"]["collectives"] == by_name["vision half"]["collectives"] == {}
+    assert all("all-to-all" not in line["collectives"] and line["fits"] for line in lines)
+    assert all(0.95 <= line["predicted_over_peak"] <= 1.25 for line in lines), lines
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "model", "limit"), [("v5e:2x2", "4", 8), ("l4", "1", 22.4)])
 def test_low_rank_updates_over_int8_weights_fit_one_card(name, model, limit):

@@ -7,8 +7,9 @@ are baselines.
 
 from vxl2_jax.relevance.attention_mass import attention_mass_scores, mass_per_key
 from vxl2_jax.relevance.baselines import random, recent, uniform
+from vxl2_jax.relevance.chunks import chunk_table
 from vxl2_jax.relevance.inputs import RegisteredScorer, Scorer, ScorerInputs
-from vxl2_jax.relevance.repositioned import chunk_attention, chunk_slots, repositioned_attention
+from vxl2_jax.relevance.repositioned import chunk_attention, repositioned_attention
 
 __all__ = [
     "SCORERS",
@@ -19,7 +20,7 @@ __all__ = [
     "repositioned_attention",
     "attention_mass_scores",
     "chunk_attention",
-    "chunk_slots",
+    "chunk_table",
     "random",
     "recent",
     "uniform",

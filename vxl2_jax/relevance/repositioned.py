@@ -7,7 +7,7 @@ keys: here every chunk is scored at the position right before the question.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +18,14 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention import REFERENCE, Kernel
 from pallas_kernels.kv_cache import dequantise
-from vxl2_jax.buckets import bucket
 from vxl2_jax.cache import views
 from vxl2_jax.cache.views import KVCacheView
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.decode import empty_tail, extend, left_pad
-from vxl2_jax.memory import VideoMemory
 from vxl2_jax.models.rope import rotate, rotation
+from vxl2_jax.relevance.chunks import ChunkSlots, HeldChunks, chunk_table, scores_of_all, shares_on_devices
 from vxl2_jax.relevance.inputs import ScorerInputs
-from vxl2_jax.tensor_parallel import SEQUENCE, PerDevice, mean_over_devices, program
+from vxl2_jax.tensor_parallel import PerDevice, mean_over_devices, program
 
 
 def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
@@ -38,16 +37,17 @@ def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     any token gives it, minus the mean share over the tokens. See `chunk_attention`.
     """
     view = views.prefix_view(inputs.memory, inputs.kernel, len(inputs.ids))
-    slots, width = chunk_slots(inputs.memory, inputs.chunk_size)
+    table = chunk_table(inputs.memory, inputs.chunk_size)
     scores = chunk_attention(
         inputs.params,
         inputs.config,
         view,
-        slots,
+        table.slots,
         inputs.ids,
         np.asarray(inputs.count, np.int32),
-        width=width,
-        chunks=bucket(inputs.chunks),
+        width=table.width,
+        chunks=table.chunks,
+        shared=table.shared,
         kernel=inputs.kernel,
     )
     # With a single chunk all scores are 0.
@@ -55,50 +55,7 @@ def repositioned_attention(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
     return (scores / scores.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-class ChunkSlots(NamedTuple):
-    """Where the chunks are in the sparse level: int32 [C], padded with empty chunks.
-
-    Of a sharded video, int32 [Z, C'], with the devices as the first axis: each has the chunks that it holds a part of.
-
-    Attributes:
-      start, end: the slots of each chunk, or of the device's part of it.
-      last: the position behind the chunk's last token.
-      number: of a sharded video, the number of each chunk, which is C for padding; else the numbers in order.
-    """
-
-    start: np.ndarray | jax.Array
-    end: np.ndarray | jax.Array
-    last: np.ndarray | jax.Array
-    number: np.ndarray | jax.Array
-
-
-def chunk_slots(memory: VideoMemory, chunk_size: int) -> tuple[ChunkSlots | PerDevice, int]:
-    """(where the chunks are, the most slots of a chunk). Both are rounded up, so that other videos need no other programs."""
-    start, end = memory.layout.chunk_slots(memory.compression, chunk_size)
-    chunks = bucket(len(start))
-    if memory.placement is None:
-        slots = _padded(ChunkSlots(start, end, end, np.arange(len(start))), chunks, chunks)
-        return slots, min(bucket(int((end - start).max())), memory.sparse.slots)
-    local, each = memory.placement.sparse(memory.compression), []
-    for device in range(memory.placement.devices):
-        own_start, own_end = local(start, device), local(end, device)
-        held = np.flatnonzero(own_start < own_end)
-        each.append(ChunkSlots(own_start[held], own_end[held], end[held], held))
-    length = bucket(max(len(slots.start) for slots in each))
-    width = max(int((slots.end - slots.start).max(initial=1)) for slots in each)
-    stacked = jax.tree.map(lambda *rows: np.stack(rows), *[_padded(slots, length, chunks) for slots in each])
-    capacity = memory.sparse.slots // memory.placement.devices
-    return PerDevice(stacked), min(bucket(width), capacity)
-
-
-def _padded(slots: ChunkSlots, length: int, chunks: int) -> ChunkSlots:
-    missing = (0, length - len(slots.start))
-    number = np.pad(slots.number, missing, constant_values=chunks)
-    start, end, last = (np.pad(a, missing).astype(np.int32) for a in slots[:3])
-    return ChunkSlots(start, end, last, number.astype(np.int32))
-
-
-@program(static=("config", "width", "chunks", "kernel"), results=P())
+@program(static=("config", "width", "chunks", "shared", "kernel"), results=P())
 def chunk_attention(
     params: Any,
     config: ModelConfig,
@@ -109,6 +66,7 @@ def chunk_attention(
     *,
     width: int,
     chunks: int,
+    shared: int = 0,
     kernel: Kernel = REFERENCE,
 ) -> Float[Array, "B {chunks}"]:
     """A score per chunk of a one-stream cache, of which the questions themselves read only the prefix (`view`).
@@ -118,15 +76,15 @@ def chunk_attention(
     chunk receives from all tokens says nothing about the question). Averaged over heads and layers, in fp32.
 
     Args:
-      slots: of each chunk, at most `width` of them; an empty chunk scores 0.
+      slots, width, chunks, shared: see `chunks.ChunkTable`; an empty chunk scores 0.
       ids: right-padded questions, of which the first `count` tokens are real.
     """
     lm, rows = config.language, ids.shape[1]
     (stream,) = view.streams
     ids, begin = left_pad(ids, count)
     capacity, weight = stream.slots, 1 / (lm.heads * lm.layers)
-    shares = isinstance(slots, PerDevice)  # of a sharded video
-    held: ChunkSlots = slots.own() if isinstance(slots, PerDevice) else slots
+    held: HeldChunks | None = slots.own() if isinstance(slots, PerDevice) else None
+    own: Any = slots if held is None else held.slots
 
     def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
         q = rearrange(q * lm.head_width**-0.5, "n (k r) d -> k (n r) d", k=lm.kv_heads)
@@ -145,8 +103,8 @@ def chunk_attention(
             logits = jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)
             return jax.nn.logsumexp(jnp.where((index >= start) & (index < end), logits, -jnp.inf), axis=-1)
 
-        found = jax.lax.map(attend, held[:3], batch_size=kernel.chunks_per_step)
-        share = _shares_of_all_devices(found, held.number, chunks) if shares else jax.nn.softmax(found, axis=0)
+        found = jax.lax.map(attend, tuple(own), batch_size=kernel.chunks_per_step)
+        share = jax.nn.softmax(found, axis=0) if held is None else shares_on_devices(found, held, shared)
         share = rearrange(share, "c k (n r) -> c n (k r)", n=rows)
         real = (jnp.arange(rows) >= begin)[:, None]
         mean = jnp.where(real, share, 0).sum(axis=1) / jnp.maximum(rows - begin, 1)
@@ -159,18 +117,8 @@ def chunk_attention(
         # One question at a time: the logits of all of them would be large.
         return scores + jax.lax.map(one_question, (q, begin))
 
-    zeros = jnp.zeros((len(ids), chunks), jnp.float32)
+    zeros = jnp.zeros((len(ids), len(own.start)), jnp.float32)
     tail = empty_tail(config, view, len(ids), rows)
     first = jnp.int32(0)
     scores = extend(params, config, view, tail, begin, first, ids, observe=observe, state=zeros, kernel=kernel)[2]
-    return mean_over_devices(scores, lm)
-
-
-def _shares_of_all_devices(
-    found: Float[Array, "held K rows"], number: Int[Array | np.ndarray, " held"], chunks: int
-) -> Float[Array, "{chunks} K rows"]:
-    """The softmax over the chunks, from the log-sum-exp of the parts of chunks that each device holds."""
-    largest = jax.lax.pmax(found.max(axis=0), SEQUENCE)
-    weights = jnp.exp(found - largest)
-    share = weights / jax.lax.psum(weights.sum(axis=0), SEQUENCE)
-    return jax.lax.psum(jnp.zeros((chunks, *share.shape[1:])).at[number].set(share, mode="drop"), SEQUENCE)
+    return mean_over_devices(scores if held is None else scores_of_all(scores, held, chunks), lm)
