@@ -385,3 +385,30 @@ def test_a_plan_names_reading_if_it_is_slower_than_the_device(capsys):
     plan = ("--frames", 10000, "--device", "h200", "--model", "BAAI/Video-XL-2")
     assert "longer than the device needs" in run(capsys, *plan, "--cores", 1)[1]
     assert "longer than the device needs" not in run(capsys, *plan, "--cores", 64, "--film", "320x240@10")[1]
+
+
+def test_the_best_mesh_of_a_slice_holds_the_video(capsys):
+    """In 16 bits the model fits no v5e chip, so it must be sharded; in 8 bits the video alone is, which sends less."""
+    found = {}
+    for weights in ("wide", "int8"):
+        code, out, _ = run(
+            capsys, "--frames", 10_000, "--device", "v5e", "--mesh", "auto=8", "--weights", weights, "--json"
+        )
+        found[weights] = json.loads(out)
+        assert code == 0 and found[weights]["fits"] and found[weights]["devices"] == 8
+    assert "model" in found["wide"]["mesh"] and found["int8"]["mesh"] == "sequence=8"
+    assert found["wide"]["communication_seconds"] > found["int8"]["communication_seconds"] > 0
+    code, out, _ = run(capsys, "--frames", 10_000, "--device", "v5e", "--mesh", "auto=8", "--weights", "int8")
+    assert "sequence=8" in out and "along sequence" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--mesh", "sequence=4", "--prev-blocks", "none"), "smaller prev_blocks"),
+        (("--mesh", "auto"), "mesh must be"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_named(capsys, flags, message):
+    code, _, err = run(capsys, "--frames", 20_000, "--device", "h100", *flags)
+    assert code != 0 and re.search(message, err) and err.count("\n") == 1
