@@ -87,7 +87,7 @@ def compiler_for(device: Any) -> CompilerTraits:
 
 
 def device() -> jax.Device:
-    """The device that computes: the first one, unless `use_device_of` or JAX's configuration names another.
+    """The device that computes: the first one of this host, unless `use_device_of` or JAX's configuration names another.
 
     To be called before anything else of JAX that needs a device. Raises RequestError if the backend that JAX_PLATFORMS or
     JAX_DEFAULT_DEVICE names is not there.
@@ -96,7 +96,7 @@ def device() -> jax.Device:
     if not (chosen is None or isinstance(chosen, str)):
         return chosen
     try:
-        return jax.devices(chosen)[0]
+        return jax.local_devices(backend=chosen)[0]
     except (RuntimeError, AssertionError) as error:  # JAX 0.11 asserts that there is a default backend
         name, variable = (chosen, "JAX_DEFAULT_DEVICE") if chosen else (jax.config.jax_platforms, "JAX_PLATFORMS")
         reason = f" ({first_line(error)})" if str(error) else ""

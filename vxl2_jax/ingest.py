@@ -24,6 +24,7 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.files import check_output, check_path
 from vxl2_jax.filling import way
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
+from vxl2_jax.hosts import on_every_host
 from vxl2_jax.layout import Layout
 from vxl2_jax.memory import ResumeState, VideoMemory
 from vxl2_jax.models import quantised
@@ -31,7 +32,7 @@ from vxl2_jax.options import AUTO, HOST, WatchOptions
 from vxl2_jax.runtime import Runtime
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape
-from vxl2_jax.storage.memory_writer import MemoryFileWriter
+from vxl2_jax.storage.memory_writer import FollowingWriter, MemoryFileWriter, open_writer
 from vxl2_jax.tensor_parallel import device_bytes, mesh_of, shape_of
 from vxl2_jax.timing import timed
 from vxl2_jax.video.ahead import prefetch
@@ -97,7 +98,7 @@ def _watch(
     with ExitStack() as stack:
         writer = None
         if out is not None:
-            writer = stack.enter_context(closing(MemoryFileWriter(out, identity, shape, stride=model.groups_per_call)))
+            writer = stack.enter_context(closing(open_writer(out, identity, shape, stride=model.groups_per_call)))
         first = writer.groups if writer else 0
         filling = way(model, place)(model, layout, rule, ids, dtype, first)
         with timed(callbacks.timings, "read"):
@@ -196,7 +197,7 @@ def _watch_strides(
     total: int,
     done: int = 0,
     known: jax.Array | None = None,
-    writer: MemoryFileWriter | None = None,
+    writer: MemoryFileWriter | FollowingWriter | None = None,
 ) -> tuple[Any, ResumeState | None]:
     """Pre-fill a video into `level`, which is donated, or in host memory written in place.
 
@@ -230,7 +231,7 @@ def _watch_strides(
             whole, incomplete = total // per_group - begin, total % per_group
             resume = None
             if whole < per_call:
-                resume = ResumeState(tokens[:whole], frames[len(frames) - incomplete :].copy())
+                resume = ResumeState(on_every_host(tokens[:whole]), frames[len(frames) - incomplete :].copy())
             known = None
     return level, resume
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pallas_kernels import attention as kernels
-from vxl2_jax import hardware, kernel_trial, planning, scope, tensor_parallel
+from vxl2_jax import hardware, hosts, kernel_trial, planning, scope, tensor_parallel
 from vxl2_jax.checkpoints import fetch
 from vxl2_jax.compile_cache import enable as enable_compile_cache
 from vxl2_jax.errors import RequestError, shown
@@ -50,6 +50,8 @@ def load_runtime(
         raise RequestError(f"dtype must be {', '.join(DTYPES)} or None, not {shown(dtype)}")
     check_weights(weights)
     shape = tensor_parallel.parse(mesh)
+    if shape.devices == 1 and hosts.several():
+        raise RequestError("several hosts need a mesh of all their devices: give mesh, as in sequence=8")
     # Check the kernel's name before a large model is loaded.
     _choose(kernels.choose_kernel, attention, dtype, _COMMON_HEAD_WIDTH)
     with hardware.numerics(dtype):

@@ -22,13 +22,14 @@ from vxl2_jax import notebook, offload, prefill, sequence_parallel
 from vxl2_jax.cache.pooling import sharded_capacity, sparse_capacity, sparse_level, sparse_level_of_shards
 from vxl2_jax.errors import RequestError
 from vxl2_jax.files import check_path
+from vxl2_jax.hosts import on_every_host
 from vxl2_jax.layout import Layout, PrefillRule, attention_pairs
 from vxl2_jax.placement import Placement, resumed
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import memory_file
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape, StoredLevel
-from vxl2_jax.storage.memory_writer import MemoryFileWriter, restore_streams
+from vxl2_jax.storage.memory_writer import open_writer, restore_streams
 from vxl2_jax.storage.placed_level import PlacedLevel, shard_slots, slots_of
 from vxl2_jax.tensor_parallel import cache_sharding, mesh_of, place_caches, shape_of
 from vxl2_jax.text.typed import printable
@@ -208,7 +209,7 @@ class VideoMemory:
     def sparse_on_host(self) -> KVCache:
         """The sparse level in natural order, in host memory."""
         if self.placement is None:
-            return jax.device_get(self.sparse)
+            return jax.device_get(on_every_host(self.sparse))
         slots = sparse_capacity(self.layout, self.compression, self.dtype)
         shape = jax.eval_shape(lambda: jax.tree.map(lambda a: a[:, :, :1], self.sparse))
         whole = jax.tree.map(lambda a: np.zeros((*a.shape[:2], slots, a.shape[3]), a.dtype), shape)
@@ -225,7 +226,7 @@ class VideoMemory:
         Raises RequestError if the file cannot be written.
         """
         path = check_path(path, "the memory file")
-        writer = MemoryFileWriter(path, self.identity(), CacheShape.of(self.sparse), resume=False)
+        writer = open_writer(path, self.identity(), CacheShape.of(self.sparse), resume=False)
         try:
             writer.append(self.dense, 0, self.layout.groups)
             writer.finish(self.sparse_on_host(), self.sparse_length, resume_arrays(self.resume_state), self.facts())
@@ -319,4 +320,4 @@ def identity(
 
 def resume_arrays(state: ResumeState | None) -> dict[str, np.ndarray]:
     """The arrays that a memory file keeps for extending the memory."""
-    return {} if state is None else {name: np.asarray(part) for name, part in state._asdict().items()}
+    return {} if state is None else {name: np.asarray(part) for name, part in on_every_host(state)._asdict().items()}

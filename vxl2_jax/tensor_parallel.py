@@ -66,11 +66,13 @@ def parse(text: str | None) -> MeshShape:
 
 def make_mesh(config: ModelConfig, shape: MeshShape, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh of this shape. Raises RequestError if there are too few devices, or the model cannot be sharded so."""
-    devices = list(jax.local_devices() if devices is None else devices)
+    devices = list(jax.devices() if devices is None else devices)
     if shape.devices > len(devices):
         raise RequestError(
             f"mesh {shape} needs {shape.devices} devices, but there are {len(devices)}; choose a smaller one"
         )
+    if jax.process_count() > 1 and shape.devices < len(devices):
+        raise RequestError(f"mesh {shape} leaves devices of some hosts out: give a mesh of all {len(devices)}")
     check_divides(config, shape.model)
     # Neighbours along `model` communicate twice per layer, those along `sequence` less.
     grid = np.asarray(devices[: shape.devices]).reshape(shape.sequence, shape.model)

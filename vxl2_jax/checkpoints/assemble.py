@@ -17,6 +17,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from vxl2_jax.hosts import on_every_host
+
 PART = 2**20
 """Numbers of a tensor that are read at a time. With four times as many, the C library kept a quarter of the weights' bytes in
 freed pieces after loading."""
@@ -73,7 +75,7 @@ def assemble(
             if flags:
                 flags[-1].block_until_ready()  # or parts would queue up in memory
             flags.append(flag)
-        finite.append(all(np.asarray(flag).all() for flag in flags))
+        finite.append(all(np.asarray(on_every_host(flag)).all() for flag in flags))
     return leaf, finite
 
 

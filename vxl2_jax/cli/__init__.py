@@ -92,6 +92,26 @@ def _configure_jax() -> None:
     jax.config.update("jax_numpy_dtype_promotion", "standard")
 
 
+def _join_hosts(args: argparse.Namespace) -> None:
+    """Connect the hosts. All but the first one print and draw nothing."""
+    from vxl2_jax import hosts
+
+    hosts.start(args.hosts)
+    if not hosts.is_first():
+        args.quiet, args.plot = True, None
+        _discard_output()
+
+
+def _lost_host(args: argparse.Namespace, error: RuntimeError) -> bool:
+    """Whether an error means that another host has stopped. Then this one must end without waiting for it."""
+    if not getattr(args, "hosts", None):
+        return False
+    from vxl2_jax import hosts
+    from vxl2_jax.errors import first_line
+
+    return hosts.several() and hosts.is_lost(first_line(error))
+
+
 def _prepare_streams() -> None:
     """Make output possible in any environment.
 
@@ -186,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise RequestError(f"JAX cannot start ({first_line(error)}); correct or unset its variable") from error
             args.started = started
             _configure_jax()
+            if getattr(args, "hosts", None):
+                _join_hosts(args)
             with _warnings_as_lines():
                 args.run(args)
         else:
@@ -207,7 +229,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
+            if isinstance(error, RuntimeError) and _lost_host(args, error):
+                _report("another host has stopped; start the same command on all hosts again: a memory file is resumed")
+                _end_at_once(1)
             raise
         _report(OUT_OF_MEMORY)
         return 1
     return 0
+
+
+def _end_at_once(code: int) -> None:
+    """End without the tasks of libraries, which would wait for the host that has stopped."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)

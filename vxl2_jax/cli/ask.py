@@ -54,6 +54,7 @@ def add(commands: Any, help: str) -> None:
     )
     add_allow_url(ask)
     options.add_model(ask)
+    options.add_hosts(ask)
     options.add_options(ask, WatchOptions, "watching")
     options.add_options(ask, AskOptions, "asking")
     ask.add_argument(

@@ -132,6 +132,16 @@ def given(args: argparse.Namespace, cls: type) -> dict[str, Any]:
     return {option.name: getattr(args, option.name) for option in options_of(cls) if hasattr(args, option.name)}
 
 
+def add_hosts(parser: argparse.ArgumentParser) -> None:
+    """Add --hosts."""
+    parser.add_argument(
+        "--hosts",
+        metavar="HOSTS",
+        help="run the same command on several hosts, whose devices --mesh counts together: auto on a TPU slice and under SLURM or "
+        "MPI, else ADDRESS:PORT,COUNT,NUMBER with the address of the first host and the number of this one, from 0",
+    )
+
+
 def check_video(path: str) -> None:
     """Raise VideoError for what is no file or folder, or an empty file: before a large model is loaded."""
     from vxl2_jax.video.hashing import check_readable

@@ -36,6 +36,7 @@ def add(commands: Any, help: str) -> None:
     watch.add_argument("--out", type=options.path, required=True, metavar="FILE", help="the memory file to write")
     add_allow_url(watch)
     options.add_model(watch)
+    options.add_hosts(watch)
     options.add_options(watch, WatchOptions, "watching")
     options.add_output(watch)
 

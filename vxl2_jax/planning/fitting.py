@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from vxl2_jax import hosts
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.errors import RequestError, TooLongError
 from vxl2_jax.layout import Layout, PrefillRule
@@ -281,10 +282,10 @@ def choose_place(
       RequestError: host memory was asked for on a mesh that shards the video.
     """
     known = {**known, "free_host_bytes": free_host_bytes}
-    if (sequence := known.get("sequence", 1)) > 1:
+    if known.get("sequence", 1) > 1 or hosts.several():
         if asked == HOST:
             raise RequestError(
-                f"dense_level host: a video that is shared by {sequence} devices is held on them; give auto"
+                "dense_level host: on a mesh over the video or over hosts it is held on the devices; give auto"
             )
         asked = DEVICE
     if asked != AUTO:

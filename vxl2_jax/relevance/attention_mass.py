@@ -19,6 +19,7 @@ from vxl2_jax.cache import views
 from vxl2_jax.cache.views import KVCacheView
 from vxl2_jax.config import ModelConfig
 from vxl2_jax.decode import empty_tail, extend, left_pad
+from vxl2_jax.hosts import on_every_host
 from vxl2_jax.relevance.inputs import ScorerInputs
 from vxl2_jax.tensor_parallel import SEQUENCE, PerDevice, mean_over_devices, program
 
@@ -39,8 +40,8 @@ def attention_mass_scores(inputs: ScorerInputs) -> Float[np.ndarray, "B C"]:
         devices = range(placement.devices)
         parts = [(local(start, device), local(end, device)) for device in devices]
         length = PerDevice(np.stack([local(np.asarray(memory.sparse_length), device) for device in devices]))
-    mass = np.asarray(mass_per_key(inputs.params, inputs.config, view, inputs.ids, count, inputs.kernel, length))
-    held = np.split(mass, len(parts), axis=1)  # by device
+    mass = mass_per_key(inputs.params, inputs.config, view, inputs.ids, count, inputs.kernel, length)
+    held = np.split(np.asarray(on_every_host(mass)), len(parts), axis=1)  # by device
     scores = np.stack(
         [
             sum(

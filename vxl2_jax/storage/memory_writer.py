@@ -25,6 +25,7 @@ from pallas_kernels.attention import KVCache
 from pallas_kernels.kv_cache import Index
 from vxl2_jax import files
 from vxl2_jax.errors import RequestError
+from vxl2_jax.hosts import agreed, on_every_host, on_first
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
 from vxl2_jax.storage import locking, memory_file, records
@@ -97,8 +98,7 @@ class MemoryFileWriter:
 
     def stored_level(self) -> StoredLevel:
         """The groups of an interrupted file. Read them before adding any."""
-        reader = RecordReader(files.open_regular(self.partial, files.MEMORY))
-        return StoredLevel(self.partial, self.layout, self.shape, tuple(self._kept[1:]), reader)
+        return _unfinished_level(self.partial, self.layout, self.shape, len(self._kept) - 1)
 
     def append(self, level: DenseCache | HostLevel | PlacedLevel | StoredLevel, first: int, last: int) -> None:
         """Add the groups `first` … `last` − 1 of a level. Streams on the device may be donated as soon as this returns.
@@ -116,13 +116,16 @@ class MemoryFileWriter:
                 self._enqueue(partial(_host_record, level.read_record, index))
             else:
                 rows, skipped = _slice_groups(level, self.layout, begin, end)
-                self._enqueue(partial(_groups_record, rows, skipped, self.layout, begin, end))
+                self._enqueue(partial(_groups_record, on_every_host(rows), skipped, self.layout, begin, end))
 
     def finish(self, sparse: KVCache, length: int, resume_arrays: dict[str, np.ndarray], facts: Facts) -> None:
         """Add the first `length` slots of the sparse level, the arrays needed to extend it and facts, and rename the file.
 
         Raises RequestError if the file cannot be written.
         """
+        on_first(lambda: self._finish(sparse, length, resume_arrays, facts))
+
+    def _finish(self, sparse: KVCache, length: int, resume_arrays: dict[str, np.ndarray], facts: Facts) -> None:
         self._enqueue(lambda: ("SPARSE", [np.asarray(part)[:, :, :length] for part in jax.tree.leaves(sparse)]))
         if resume_arrays:
             self._enqueue(lambda: ("OPEN", memory_file.pack_arrays(resume_arrays)))
@@ -211,6 +214,59 @@ class MemoryFileWriter:
         disk_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         fix = "free some space on that disk" if disk_full else "choose another path"
         return RequestError(f"{self.path}: cannot write the memory ({error.strerror or error}); {fix}")
+
+
+class FollowingWriter:
+    """Takes part where another host writes a memory file: it does what all hosts must do together, and writes nothing.
+
+    groups: as of `MemoryFileWriter`, on the first host.
+    """
+
+    def __init__(self, path: str | Path, layout: Layout, shape: CacheShape, groups: int) -> None:
+        """path: of the memory file, on a disk that all hosts share."""
+        self.path, self.layout, self.shape, self.groups = Path(path), layout, shape, groups
+
+    def stored_level(self) -> StoredLevel:
+        """As `MemoryFileWriter.stored_level`. Raises RequestError if the file is not here."""
+        partial, count = partial_path(self.path), -(-self.groups // memory_file.GROUPS_PER_RECORD)
+        if not partial.exists():
+            raise RequestError(
+                f"{self.path}: the unfinished memory is not on this host; give a path on a disk that all share"
+            )
+        return _unfinished_level(partial, self.layout, self.shape, count)
+
+    def append(self, level: DenseCache | HostLevel | PlacedLevel | StoredLevel, first: int, last: int) -> None:
+        """As `MemoryFileWriter.append`."""
+        for begin, end in record_groups(self.layout):
+            if first <= begin < last and isinstance(level, PlacedLevel):
+                level.cut(begin, end)
+            elif first <= begin < last and isinstance(level, DenseCache):
+                on_every_host(_slice_groups(level, self.layout, begin, end)[0])
+
+    def finish(self, *_: Any) -> None:
+        """Wait until the first host has."""
+        on_first(lambda: None)
+
+    def close(self) -> None:
+        """Nothing."""
+
+    def discard(self) -> None:
+        """Nothing."""
+
+
+def open_writer(
+    path: str | Path, identity: dict[str, Any], shape: CacheShape, **options: Any
+) -> MemoryFileWriter | FollowingWriter:
+    """The writer of this host. options: those of `MemoryFileWriter`, whose errors it raises on the first host."""
+    writer = on_first(lambda: MemoryFileWriter(path, identity, shape, **options))
+    groups = agreed(writer.groups if writer else 0)
+    return writer or FollowingWriter(path, memory_file.layout_from_identity(identity), shape, groups)
+
+
+def _unfinished_level(path: Path, layout: Layout, shape: CacheShape, count: int) -> StoredLevel:
+    """The level of the first `count` GROUPS records."""
+    reader = RecordReader(files.open_regular(path, files.MEMORY))
+    return StoredLevel(path, layout, shape, tuple(reader.records[1 : 1 + count]), reader)
 
 
 def partial_path(path: str | Path) -> Path:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache as cache_results
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from pallas_kernels import kv_cache
 from pallas_kernels.attention import KVCache
@@ -18,7 +21,7 @@ from vxl2_jax.placement import Placement
 from vxl2_jax.prefill import DenseCache, PrefillShape
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape, StoredLevel, rows_of_groups
-from vxl2_jax.tensor_parallel import CACHE, MODEL, SHARDED_CACHE, mesh_of
+from vxl2_jax.tensor_parallel import CACHE, MODEL, SEQUENCE, SHARDED_CACHE, mesh_of
 
 
 @struct.dataclass
@@ -118,6 +121,8 @@ def shard_slots(part_of: Callable[[int], KVCache], slots: int, mesh: Mesh) -> KV
     for number, row in enumerate(devices):
         full = part_of(number).padded(slots)
         for way, device in enumerate(row):
+            if device.process_index != jax.process_index():
+                continue
             own = jax.tree.map(lambda a, n=len(row), way=way: np.split(a, n, axis=1)[way], full)
             pieces.append(jax.device_put(own, device))
 
@@ -131,39 +136,46 @@ def shard_slots(part_of: Callable[[int], KVCache], slots: int, mesh: Mesh) -> KV
 
 def slots_of(cache: KVCache, device: int) -> KVCache:
     """The part of one device along the sequence axis, on the host."""
-    return jax.tree.map(lambda *heads: np.concatenate([np.asarray(a) for a in heads], axis=1), *_shards(cache, device))
-
-
-def _shards(cache: KVCache, device: int) -> list[KVCache]:
-    """The arrays of one device along the sequence axis, in the order of their heads."""
     mesh = mesh_of(cache)
     assert mesh is not None
-    leaves, structure = jax.tree.flatten(cache)
-    held = [{shard.device: shard.data for shard in leaf.addressable_shards} for leaf in leaves]
-    row = np.asarray(mesh.devices).reshape(-1, mesh.shape[MODEL])[device]
-    return [structure.unflatten([of[one] for of in held]) for one in row]
+    return _cut(cache, device, 0, cache.slots // mesh.shape[SEQUENCE])()
 
 
 def _cut(cache: KVCache, device: int, start: int, count: int) -> Callable[[], KVCache]:
-    """`count` slots of a device's part; of few static sizes, so that few programs are compiled."""
-    shards = _shards(cache, device)
-    size = min(bucket(count), shards[0].slots)
-    begin = min(start, shards[0].slots - size)
-    rows = [_rows(shard, np.int32(begin), size=size) for shard in shards]
-    skipped = start - begin
+    """`count` slots of a device's part, sent to all devices; of few static sizes, so that few programs are compiled.
+
+    Of a cache that every device has, `device` does not matter.
+    """
+    mesh, sharding = mesh_of(cache), cache.k.sharding
+    assert mesh is not None and isinstance(sharding, NamedSharding)
+    is_sharded = SEQUENCE in sharding.spec
+    capacity = cache.slots // (mesh.shape[SEQUENCE] if is_sharded else 1)
+    size = min(bucket(count), capacity)
+    begin = min(start, capacity - size)
+    cut = _cutting(mesh, size, is_sharded, not cache.k.is_fully_addressable)
+    rows, skipped = cut(cache, np.int32(device), np.int32(begin)), start - begin
 
     def read() -> KVCache:
-        def joined(*heads: jax.Array) -> np.ndarray:
-            return np.concatenate([np.asarray(a)[:, :, skipped : skipped + count] for a in heads], axis=1)
-
-        return jax.tree.map(joined, *rows)
+        return jax.tree.map(lambda a: np.asarray(a)[:, :, skipped : skipped + count], rows)
 
     return read
 
 
-@partial(jax.jit, static_argnames="size")
-def _rows(cache: KVCache, start: Index, *, size: int) -> KVCache:
-    return cache.rows(start, size)
+@cache_results
+def _cutting(mesh: Mesh, size: int, is_sharded: bool, gather_heads: bool) -> Callable[..., KVCache]:
+    def cut(cache: KVCache, device: Index, start: Index) -> KVCache:
+        def send(part: jax.Array) -> jax.Array:
+            if is_sharded:
+                holds = jax.lax.axis_index(SEQUENCE) == device
+                part = jax.lax.psum(jnp.where(holds, part, jnp.zeros_like(part)), SEQUENCE)
+            return jax.lax.all_gather(part, MODEL, axis=1, tiled=True) if gather_heads else part
+
+        return jax.tree.map(send, cache.rows(start, size))
+
+    specs = (SHARDED_CACHE if is_sharded else CACHE, P(), P())
+    return jax.jit(
+        jax.shard_map(cut, mesh=mesh, in_specs=specs, out_specs=P() if gather_heads else CACHE, check_vma=False)
+    )
 
 
 def _with_slots(cache: KVCache, slots: int, mesh: Mesh, spec: jax.sharding.PartitionSpec) -> KVCache:
