@@ -172,7 +172,7 @@ class VideoMemory:
             placed = cache_sharding(self.sparse)
             sparse = offload.sparse_level(self.dense_on_host(), compression, self.rope_theta, placed)
             if self.placement and (mesh := mesh_of(self.sparse)):
-                sparse = _shard_sparse(jax.device_get(sparse), self.placement, compression, mesh)
+                sparse = _shard_sparse(jax.device_get(on_every_host(sparse)), self.placement, compression, mesh)
         return dataclasses.replace(self, sparse=sparse, compression=compression)
 
     def resident(self) -> VideoMemory:

@@ -121,16 +121,23 @@ def plan_strides(
 
     Raises RequestError as `halo_groups`.
     """
-    halo = halo_groups(rule, placement)
-    per_call = placement.devices * placement.stride
-    begins = range(first, max(placement.layout.groups, 1), per_call)
-    return [_plan_call(placement, rule, global_ids, sizes, begin, halo) for begin in begins]
+    layout, halo = placement.layout, halo_groups(rule, placement)
+    begins = range(first, max(layout.groups, 1), placement.devices * placement.stride)
+    # Once for all calls: of a long video they are millions.
+    positions = layout.visual_positions(), layout.global_positions()
+    return [_plan_call(placement, rule, global_ids, positions, sizes, begin, halo) for begin in begins]
 
 
 def _plan_call(
-    placement: Placement, rule: PrefillRule, ids: np.ndarray, sizes: PrefillShape, first: int, halo: int
+    placement: Placement,
+    rule: PrefillRule,
+    ids: np.ndarray,
+    positions: tuple[np.ndarray, np.ndarray],
+    sizes: PrefillShape,
+    first: int,
+    halo: int,
 ) -> SharedStride:
-    """The call whose first stride begins at group `first`."""
+    """The call whose first stride begins at group `first`. positions: of all visual and all global tokens."""
     layout, devices, rows = placement.layout, placement.devices, sizes.global_rows
     ranks = (np.arange(devices) - first_device(placement, first)) % devices
     begins = np.minimum(first + ranks * placement.stride, layout.groups)
@@ -140,11 +147,16 @@ def _plan_call(
     for device, (begin, span) in enumerate(zip(begins.tolist(), spans, strict=True)):
         read = np.stack([0 * gathered, placement.visual(gathered, device)])[:, None]
         visual = _visual_of(placement, rule, device, begin, halo)
+        fed = positions[VISUAL][begin * layout.visual :][: placement.stride * layout.visual]
         globals_ = _pad(np.stack(key_ranges(layout, rule, GLOBAL, *span))[:, GLOBAL], rows)[:, None]
-        positions = np.concatenate([visual.positions, _pad(layout.global_positions()[slice(*span)], rows)])
+        of_all = [_pad(fed, placement.stride * layout.visual), _pad(positions[GLOBAL][slice(*span)], rows)]
         ids_of = _pad(ids[slice(*span)], rows)
         last = np.bool_(ranks[device] == devices - 1)
-        own.append(DeviceStride(ids_of, positions, visual.ranges, visual.halo, globals_, read, visual.offset, last))
+        own.append(
+            DeviceStride(
+                ids_of, np.concatenate(of_all), visual.ranges, visual.halo, globals_, read, visual.offset, last
+            )
+        )
     order = np.concatenate(
         [device * rows + np.arange(spans[device][1] - spans[device][0]) for device in np.argsort(ranks)]
     )
@@ -156,7 +168,6 @@ def _plan_call(
 class _Visual(NamedTuple):
     """The visual part of a `DeviceStride`."""
 
-    positions: np.ndarray
     ranges: np.ndarray
     halo: np.ndarray
     offset: np.int32
@@ -176,8 +187,7 @@ def _visual_of(placement: Placement, rule: PrefillRule, device: int, begin: int,
     near = ranges(np.maximum(k_start[VISUAL], start) - start + offset, k_end[VISUAL] - start + offset)
     far = ranges(k_start[VISUAL] - start + before, np.minimum(k_end[VISUAL], start) - start + before)
     around = ranges(k_start[GLOBAL], k_end[GLOBAL])
-    positions = _pad(layout.visual_positions()[start : start + count], count)
-    return _Visual(positions, np.stack([near, around], axis=1), far[:, None, :before], np.int32(offset))
+    return _Visual(np.stack([near, around], axis=1), far[:, None, :before], np.int32(offset))
 
 
 def _pad(values: np.ndarray, length: int) -> np.ndarray:
