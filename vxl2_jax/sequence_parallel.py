@@ -232,7 +232,7 @@ def _attend(lm: LanguageConfig, stride: SharedStride, kernel: Kernel, streams: D
     count = len(own.positions) - len(own.ids)
     cos, sin = (table[:, None] for table in rotation(own.positions, lm.head_width, lm.rope_theta))
     halo = own.halo_ranges.shape[-1]
-    devices = jax.lax.axis_size(SEQUENCE)
+    devices = own.gathered_ranges.shape[-1] // len(own.ids)
     neighbours = [(device, (device + 1) % devices) for device in range(devices)]
 
     def plan(ranges: Any, *read: KVCache) -> attention.AttentionPlan:

@@ -83,3 +83,11 @@ def test_a_host_that_is_killed_ends_the_other_and_the_same_command_resumes(tmp_p
 def test_hosts_that_are_none_are_refused(text):
     with pytest.raises(RequestError, match="hosts must be auto or ADDRESS:PORT,COUNT,NUMBER"):
         hosts.start(text)
+
+
+@pytest.mark.slow
+def test_an_error_is_one_line_of_each_host():
+    for output, errors, code in ended(started("ask", "no such film.mkv", QUESTION, "--mesh", "sequence=2")):
+        lines = [line for line in errors.splitlines() if line.startswith("vxl2: ")]
+        assert code == 2 and not output.strip() and len(lines) == 1, errors
+        assert "no such film.mkv" in lines[0] and "Traceback" not in errors

@@ -102,14 +102,21 @@ def _join_hosts(args: argparse.Namespace) -> None:
         _discard_output()
 
 
-def _lost_host(args: argparse.Namespace, error: RuntimeError) -> bool:
-    """Whether an error means that another host has stopped. Then this one must end without waiting for it."""
+def _is_one_of_several(args: argparse.Namespace) -> bool:
+    """Whether this is one of several hosts, which would wait for each other when one of them ends early."""
     if not getattr(args, "hosts", None):
         return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def _lost_host(args: argparse.Namespace, error: RuntimeError) -> bool:
+    """Whether an error means that another host has stopped."""
     from vxl2_jax import hosts
     from vxl2_jax.errors import first_line
 
-    return hosts.several() and hosts.is_lost(first_line(error))
+    return _is_one_of_several(args) and hosts.is_lost(first_line(error))
 
 
 def _prepare_streams() -> None:
@@ -215,6 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except Vxl2Error as error:
         _report(str(error))
+        if _is_one_of_several(args):
+            _end_at_once(2)
         return 2
     except BrokenPipeError:
         _discard_output()
@@ -239,7 +248,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _end_at_once(code: int) -> None:
-    """End without the tasks of libraries, which would wait for the host that has stopped."""
+    """End without the tasks of libraries, which would wait for other hosts. The first host serves the others: it ends last."""
+    from vxl2_jax import hosts
+
+    time.sleep(2 if hosts.is_first() else 0)
     with suppress(OSError):
         sys.stdout.flush()
         sys.stderr.flush()
