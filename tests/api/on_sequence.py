@@ -71,9 +71,10 @@ def main(directory: str, mesh: str, weights: str, cache: str, extent: str) -> No
     folder, everything = Path(directory), extent == "all"
     one, split = (with_stride(vxl2.load(folder, weights=weights, mesh=m), STRIDE) for m in (None, mesh))
     frames, seconds = clip(50 * 4 * split.groups_per_call // STRIDE // 2 + 3)
-    cut = 2 * len(frames) // 3
+    cut = 2 * len(frames) // 3 if everything else len(frames)
     both = [model.watch((frames[:cut], seconds[:cut]), cache=cache) for model in (one, split)]
-    both = [model.watch_more(m, frames[cut:], seconds[cut:]) for model, m in zip((one, split), both, strict=True)]
+    if everything:
+        both = [model.watch_more(m, frames[cut:], seconds[cut:]) for model, m in zip((one, split), both, strict=True)]
     found: dict[str, Any] = {"difference": difference(both[1], both[0]), "answers": {}, "scores": 0.0}
     asked = {"attention": {}} | ({"mass": {"relevance": "mass"}, "dense": {"top_k": None}} if everything else {})
     for name, options in asked.items():
