@@ -87,7 +87,7 @@ def compiler_for(device: Any) -> CompilerTraits:
 
 
 def device() -> jax.Device:
-    """The device that computes: the first one of this host, unless `use_device_of` or JAX's configuration names another.
+    """The device that computes: the first one of this host, unless `use_device` or JAX's configuration names another.
 
     To be called before anything else of JAX that needs a device. Raises RequestError if the backend that JAX_PLATFORMS or
     JAX_DEFAULT_DEVICE names is not there.
@@ -132,19 +132,13 @@ def numerics(dtype: Any) -> Generator[None, None, None]:
             yield
 
 
-def use_device_of(process: int) -> None:
-    """Give one of several processes that share a machine an accelerator of its own.
-
-    To be called before JAX starts: NVIDIA cards of other processes are then hidden, because JAX allocates memory on all
-    that it sees. Raises RequestError, as `device`.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    cards = len(visible.split(",")) if visible else len(list(Path("/dev").glob("nvidia[0-9]*")))
-    if cards > 1:
-        jax.config.update("jax_cuda_visible_devices", str(process % cards))
-    device()
-    devices = jax.local_devices()
-    jax.config.update("jax_default_device", devices[process % len(devices)])
+def use_device(number: int) -> jax.Device:
+    """Let this process compute on one of the devices that JAX shows it, and return it. Raises RequestError, as `device`."""
+    chosen = device()
+    if number:
+        chosen = jax.local_devices()[number]
+        jax.config.update("jax_default_device", chosen)
+    return chosen
 
 
 def default_dtype(device: Any) -> str:

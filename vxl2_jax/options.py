@@ -110,8 +110,7 @@ RANGES: dict[str, Range] = {
     "question_tokens": Range(int, 0, MAX_QUESTION_TOKENS),
     # Evaluation.
     "limit": Range(int, 1, _COUNT),
-    "process": Range(int, 0, 9_999),
-    "processes": Range(int, 1, 10_000),
+    "workers": Range(int, 1, 10_000),
     # Training.
     "batch": Range(int, 1, 65_536),
     "learning_rate": Range(float, 1e-12, 1000),

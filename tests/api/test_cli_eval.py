@@ -1,13 +1,14 @@
 """`vxl2 eval` from the command line, on benchmarks of rendered clips: what it prints, and how it refuses."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from evaluation.standin import StandIn
 
 from experiments.synthetic.__main__ import main as synthetic
 from vxl2_jax import evaluation
-from vxl2_jax.evaluation import run_folder, runner
+from vxl2_jax.evaluation import run_folder, worker
 from vxl2_jax.evaluation.settings import MODES, released
 
 NAMES = tuple(evaluation.BENCHMARKS)
@@ -93,15 +94,6 @@ def test_nano_runs_in_every_mode_and_the_runs_are_compared(command, data, tmp_pa
     assert code == 0 and titles[1].startswith("# mlvu, bilevel: ")
 
 
-def test_each_process_reports_and_the_last_one_writes_the_report(command, data, model, tmp_path):
-    more = ("--max-frames", 12, "--processes", 2, "--process")
-    code, out, _ = evaluate(command, "lvbench", data, "chunked", tmp_path, *more, 1)
-    assert code == 0 and "process is done" in out and not (tmp_path / "report.json").exists()
-    code, out, _ = evaluate(command, "lvbench", data, "chunked", tmp_path, *more, 0)
-    assert code == 0 and out.startswith("# lvbench, chunked: ") and "| max_frames | 600 | 12 |" in out
-    assert (tmp_path / "report.json").exists() and len(model.watched) == 2
-
-
 @pytest.mark.parametrize(
     "change, key",
     [
@@ -113,7 +105,7 @@ def test_each_process_reports_and_the_last_one_writes_the_report(command, data, 
         ({"--annotations": "nothing.json"}, "nothing.json: no such file"),
         ({"--relevance": "magic"}, "'magic'"),
         ({"--fps": -1}, "fps"),
-        ({"--process": 0}, "give both"),
+        ({"--workers": 0}, "workers must be"),
         ({"--model": "no/such/dir"}, "no such checkpoint"),
     ],
 )
@@ -135,11 +127,11 @@ def test_reports_and_comparisons_refuse_what_is_no_run(command, tmp_path):
 
 def test_subtitles_stand_in_the_prompt_of_their_video(data):
     benchmark = evaluation.get_benchmark("video_mme")
-    items = runner.data.read(benchmark, data["video_mme"], subtitle_folder=data["video_mme"] / "subtitle")
-    prompts = [benchmark.prompt(row) for item in items for row in runner._with_subtitles(item)]
+    items = worker.data.read(benchmark, data["video_mme"], subtitle_folder=data["video_mme"] / "subtitle")
+    prompts = [benchmark.prompt(row) for item in items for row in worker._with_subtitles(item)]
     shown = [line for line in items[0].srt.splitlines() if "<font" in line]
     assert all(line.split(">")[1].split("<")[0] in prompts[0] for line in shown) and prompts[0].endswith(
         "The best answer is:"
     )
-    without = runner._with_subtitles(runner.replace(items[0], srt=None))
+    without = worker._with_subtitles(replace(items[0], srt=None))
     assert "No subtitles available" in benchmark.prompt(without[0])

@@ -96,7 +96,7 @@ def test_no_command_runs_without_the_backend_that_is_asked_for(tmp_path, variabl
         "watch video.mp4 --out memory",
         "batch jobs --out answers",
         evaluate,
-        f"{evaluate} --process 0 --processes 2",
+        f"{evaluate} --workers 2",
         "train --config train.toml",
         "convert nano native",
         "plan --frames 100 --device here",

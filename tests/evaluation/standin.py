@@ -2,14 +2,13 @@
 
 Run as a script it evaluates an MLVU folder, and can be told to kill itself in the middle of writing a record:
 
-    python standin.py DATA OUT PROCESS PROCESSES [RECORDS_BEFORE_THE_KILL]
+    python standin.py DATA OUT [RECORDS_BEFORE_THE_KILL]
 """
 
 import hashlib
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from vxl2_jax.batch import JobResult
 from vxl2_jax.config import nano
 from vxl2_jax.errors import VideoError
 from vxl2_jax.evaluation import data, runner
+from vxl2_jax.evaluation.benchmark_run import BenchmarkRun
 from vxl2_jax.evaluation.settings import released
 from vxl2_jax.layout import Layout, PrefillRule
 from vxl2_jax.memory import VideoMemory
@@ -80,17 +80,17 @@ def empty_memory(frames: int, rule: PrefillRule) -> VideoMemory:
     )
 
 
-def prepared(folder: Path, mode: str = "chunked", **changed) -> runner.BenchmarkRun:
+def prepared(folder: Path, mode: str = "chunked", **changed) -> BenchmarkRun:
     """A run over an MLVU folder."""
     benchmark = evaluation.get_benchmark("mlvu")
     watch, ask = released("mlvu", mode)
     watch |= {key: value for key, value in changed.items() if key in watch}
     ask |= {key: value for key, value in changed.items() if key in ask}
-    return runner.BenchmarkRun(benchmark, data.read(benchmark, folder), mode, watch, ask)
+    return BenchmarkRun("mlvu", data.read(benchmark, folder), mode, watch, ask)
 
 
 if __name__ == "__main__":
-    folder, out, process, processes, *rest = sys.argv[1:]
+    folder, out, *rest = sys.argv[1:]
     write, records_left = runner.append, [int(rest[0])] if rest else []
 
     def append(file, record):
@@ -100,8 +100,7 @@ if __name__ == "__main__":
                 file.write(PARTIAL_RECORD)
                 file.flush()
                 os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.05)  # so that processes overlap
         write(file, record)
 
     runner.append = append
-    runner.evaluate(prepared(Path(folder)), StandIn, Path(out), process=int(process), processes=int(processes))
+    runner.evaluate(prepared(Path(folder)), StandIn, Path(out))

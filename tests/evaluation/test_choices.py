@@ -10,6 +10,7 @@ from vxl2_jax import evaluation
 from vxl2_jax.answer import Choice
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import choices, report, run_folder, runner
+from vxl2_jax.evaluation.benchmark_run import BenchmarkRun
 from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.evaluation.rows import Row, letter
 
@@ -66,7 +67,7 @@ class Chooser(StandIn):
 
 
 @pytest.fixture
-def run(tmp_path) -> runner.BenchmarkRun:
+def run(tmp_path) -> BenchmarkRun:
     """Two questions about one video, one of which has the longest option correct."""
     folder = tmp_path / "data"
     folder.mkdir()

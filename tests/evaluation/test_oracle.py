@@ -9,6 +9,7 @@ import pytest
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import replay, report, run_folder, runner
+from vxl2_jax.evaluation.benchmark_run import BenchmarkRun
 from vxl2_jax.evaluation.data import BenchmarkVideo
 from vxl2_jax.options import AskOptions
 from vxl2_jax.relevance import oracle
@@ -70,7 +71,7 @@ def files(tmp_path):
     return path
 
 
-def run_of(benchmark, path, mode="bilevel") -> runner.BenchmarkRun:
+def run_of(benchmark, path, mode="bilevel") -> BenchmarkRun:
     run = prepared(benchmark, mode, block_size=1, prev_blocks=1)
     return replace(run, ask=run.ask | {"relevance": f"oracle:{path}"})
 

@@ -1,18 +1,20 @@
-"""Runs resume, are divided over processes, and keep to one folder and one set of settings."""
+"""Runs resume, are divided over workers, and keep to one folder and one set of settings."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import report, run_folder, runner
+from vxl2_jax.fleet import pool
+from vxl2_jax.fleet.places import Place
 
 from . import standin
 from .standin import PARTIAL_RECORD, StandIn, prepared
@@ -91,7 +93,7 @@ def test_a_run_killed_and_interrupted_in_the_middle_of_a_record_resumes_with_the
     benchmark, tmp_path, monkeypatch
 ):
     out, uninterrupted = tmp_path / "out", whole(benchmark, tmp_path / "uninterrupted")
-    process = child(benchmark, out, 0, 1, 2)
+    process = child(benchmark, out, 2)
     assert process.wait(120) == -signal.SIGKILL, process.stderr.read()
     rows, write, written = out / "rows.0-of-1.jsonl", runner.append, []
 
@@ -111,16 +113,32 @@ def test_a_run_killed_and_interrupted_in_the_middle_of_a_record_resumes_with_the
     assert model.watched == ["3.mp4", "4.mp4"] and results(out) == uninterrupted
 
 
-def test_two_processes_at_the_same_time_give_the_records_of_one(benchmark, tmp_path):
+def test_rows_of_an_earlier_version_with_several_processes_count(benchmark, tmp_path):
     out, alone = tmp_path / "out", whole(benchmark, tmp_path / "alone")
-    other = child(benchmark, out, 0, 2)
-    while other.poll() is None and not (out / "rows.0-of-2.jsonl").exists():
-        time.sleep(0.005)
-    runner.evaluate(prepared(benchmark), StandIn, out, process=1, processes=2)
-    assert other.wait(120) == 0, other.stderr.read()
-    assert sorted(path.name for path in out.glob("rows.*")) == ["rows.0-of-2.jsonl", "rows.1-of-2.jsonl"]
-    assert [len(run_folder.read_file(path)) for path in sorted(out.glob("rows.*"))] == [3, 2]
-    assert results(out) == alone
+    whole(benchmark, out)
+    lines = (out / "rows.0-of-1.jsonl").read_text().splitlines(keepends=True)
+    (out / "rows.0-of-1.jsonl").unlink()
+    (out / "rows.0-of-2.jsonl").write_text("".join(lines[::2]))
+    (out / "rows.1-of-2.jsonl").write_text(lines[1])
+    model = StandIn()
+    runner.evaluate(prepared(benchmark), lambda: model, out)
+    assert model.watched == ["3.mp4"] and results(out) == alone
+
+
+def test_a_run_says_what_its_fleet_did_apart_from_the_report(benchmark, tmp_path):
+    did = runner.evaluate(prepared(benchmark), StandIn, tmp_path / "out")
+    assert did["videos"] == did["workers"]["here"]["videos"] == VIDEOS and did["retries"] == 0
+    assert [json.loads(line) for line in (tmp_path / "out" / "fleet.jsonl").read_text().splitlines()] == [did]
+    assert runner.evaluate(prepared(benchmark), StandIn, tmp_path / "out") is None
+
+
+def test_a_pool_gives_the_report_of_one_process(benchmark, tmp_path):
+    (benchmark / "1.mp4").write_bytes(b"broken")
+    (benchmark / "3.mp4").unlink()
+    alone = whole(benchmark, tmp_path / "alone")
+    two = [Place("a"), Place("b")]
+    runner.evaluate(prepared(benchmark), standin.StandIn, tmp_path / "out", fleet=partial(pool.run, places=lambda: two))
+    assert results(tmp_path / "out") == alone
 
 
 def test_a_finished_run_loads_no_model_and_changes_nothing(benchmark, tmp_path):
@@ -191,7 +209,7 @@ def test_another_model_in_the_same_folder_is_refused(benchmark, tmp_path, monkey
 def test_two_runs_cannot_write_one_file(benchmark, tmp_path):
     whole(benchmark, tmp_path / "out")
     with (
-        run_folder.open_records(tmp_path / "out", 0, 1),
+        run_folder.open_records(tmp_path / "out"),
         pytest.raises(RequestError, match="another process is writing it"),
     ):
         whole(benchmark, tmp_path / "out")
@@ -232,12 +250,6 @@ def test_rows_without_their_run_are_refused(benchmark, tmp_path):
     with pytest.raises(RequestError, match="holds rows of a run, but no run.json"):
         whole(benchmark, tmp_path)
     assert (tmp_path / "rows.0-of-1.jsonl").read_text() == "precious"
-
-
-@pytest.mark.parametrize("process, processes", [(2, 2), (-1, 2), (0, None)])
-def test_an_invalid_process_is_refused(benchmark, tmp_path, process, processes):
-    with pytest.raises(RequestError, match="process"):
-        runner.evaluate(prepared(benchmark), StandIn, tmp_path / "out", process=process, processes=processes)
 
 
 def test_a_question_that_cannot_be_asked_is_counted_and_the_others_of_its_video_are_answered(

@@ -81,7 +81,8 @@ def _suggestion(command: str, flags: Sequence[str], words: Sequence[str]) -> str
     return f"; did you mean {' and '.join(sorted(near))}?" if near else f"; `vxl2 {command} --help` lists them"
 
 
-def _configure_jax() -> None:
+def configure_jax() -> None:
+    """Prepare JAX in a process of this command: the compilation cache, and settings that must not be inherited."""
     import jax
 
     from vxl2_jax import compile_cache
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ) as error:  # from importing JAX: an environment variable with a value that it does not know
                 raise RequestError(f"JAX cannot start ({first_line(error)}); correct or unset its variable") from error
             args.started = started
-            _configure_jax()
+            configure_jax()
             if getattr(args, "hosts", None):
                 _join_hosts(args)
             with _warnings_as_lines():

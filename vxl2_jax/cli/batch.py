@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections import Counter
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +15,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from vxl2_jax.answer import Answer
+from vxl2_jax.api import Model
 from vxl2_jax.batch import Job
-from vxl2_jax.cli import options
+from vxl2_jax.cli import options, workers
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
 from vxl2_jax.files import JOBS, is_address, parse_json, read_text, text_lines
+from vxl2_jax.fleet.work import FleetLog, FleetWorker, WorkItem, size_of
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.storage import jsonl
 from vxl2_jax.storage.jsonl import append
@@ -30,7 +34,8 @@ _EXAMPLES = """example:
 jobs.jsonl holds one line per video: {"video": "clip.mp4", "questions": ["Is there a dog?", "..."]}. Paths are relative
 to its folder. answers.jsonl receives one line per job when it is answered: "job", which is the line of jobs.jsonl, with
 the document of `vxl2 ask --json`, or with "error"; "refused" lists questions that could not be asked. While one video is
-processed, the next one is read. If the command is interrupted, the same command resumes with the missing lines. Equal
+processed, the next one is read. With several workers the longest videos come first, and a video that ends its worker
+three times is a line with "error". If the command is interrupted, the same command resumes with the missing lines. Equal
 lines are answered once each."""
 
 
@@ -55,6 +60,7 @@ def add(commands: Any, help: str) -> None:
         help="the file to which answers are appended",
     )
     options.add_model(batch)
+    workers.add(batch)
     options.add_options(batch, WatchOptions, "watching")
     options.add_options(batch, AskOptions, "asking")
     options.add_output(batch)
@@ -74,48 +80,82 @@ class _Line:
 
 def run(args: argparse.Namespace) -> None:
     """Run `vxl2 batch`."""
-    from vxl2_jax.cli import render
-
     lines = _read_jobs(args.jobs)
     watch, ask = given(args, WatchOptions), given(args, AskOptions)
     WatchOptions(**watch).check()
     AskOptions(**ask).check()
+    did: dict[str, Any] | None = None
     with open_locked(args.out) as file:
         answered_before, failed = _read_answers(file, args.out, lines)
         missing = _missing(lines, answered_before)
         answered = len(lines) - len(missing)
-        if missing:
-            model = options.load_model(args)
-            jobs = (
-                Job(_path(args.jobs.parent, one.job["video"]), one.job["questions"])
-                for one in missing
-                if not one.problem
-            )
-            results = model.answer_all(jobs, watch=watch, ask=ask)
-            with progress("answering", "videos", args.quiet) as advance:
-                for number, line in enumerate(missing, 1):
-                    result = None if line.problem else next(results)
-                    if result is None or result.memory is None:
-                        failed += 1
-                        document: dict[str, Any] = {"error": line.problem if result is None else str(result.error)}
-                    else:
-                        answers = [one for one in result.answers if isinstance(one, Answer)]
-                        document = {"model": model.name, **render.as_data(result.memory, answers, result.timings)}
-                        if refused := [str(one) for one in result.answers if not isinstance(one, Answer)]:
-                            failed += 1
-                            document["refused"] = refused
-                    append(file, {"job": line.job, **document})
-                    del result  # frees its memory before the next video is watched
-                    advance(answered + number, len(lines))
+        items = [_item(args.jobs.parent, number, line) for number, line in enumerate(missing) if not line.problem]
+        recipe, log, started = BatchRecipe(workers.loader(args), watch, ask), FleetLog(), time.perf_counter()
+        with progress("answering", "videos", args.quiet) as advance:
+            written = 0
+
+            def write(line: _Line, document: dict[str, Any]) -> None:
+                nonlocal failed, written
+                failed += "error" in document or "refused" in document
+                written += 1
+                append(file, {"job": line.job, **document})
+                advance(answered + written, len(lines))
+
+            problems = deque(number for number, line in enumerate(missing) if line.problem)
+            for result in workers.fleet_of(args)(recipe, items, log) if items else ():
+                while problems and problems[0] < result.item.key:
+                    line = missing[problems.popleft()]
+                    write(line, {"error": line.problem})
+                write(missing[result.item.key], result.row)
+            for number in problems:
+                write(missing[number], {"error": missing[number].problem})
+        if items:
+            did = log.as_data(time.perf_counter() - started)
     counts = {"videos": len(lines), "answered_before": answered, "failed": failed}
     if args.json:
-        print(typed.printable_json({"answers": str(args.out), **counts}))
+        print(typed.printable_json({"answers": str(args.out), **counts, "fleet": did}))
     else:
         print(typed.printable(f"{args.out}: {len(lines)} videos, {answered} answered before, {failed} failed"))
+        if did and len(did["workers"]) > 1:
+            print(workers.summary(did))
     if failed:
         raise RequestError(
             f'{failed} of {len(lines)} jobs failed: see "error" or "refused" in {args.out}; remove those lines to try again'
         )
+
+
+@dataclass(frozen=True)
+class BatchRecipe:
+    """A worker of `vxl2 batch`: contents are (path of a video, questions), rows are documents; see `fleet.work.Recipe`."""
+
+    load: Callable[[], Model]
+    watch: dict[str, Any]
+    ask: dict[str, Any]
+
+    def __call__(self) -> FleetWorker:
+        """Load the model."""
+        model = self.load()
+        return FleetWorker({"model": model.name, "attention": model.kernel_reason}, partial(self._rows, model))
+
+    def _rows(self, model: Model, contents: Iterator[tuple[str, list[str]]]) -> Iterator[dict[str, Any]]:
+        from vxl2_jax.cli import render
+
+        jobs = (Job(video, questions) for video, questions in contents)
+        for result in model.answer_all(jobs, watch=self.watch, ask=self.ask):
+            if result.memory is None:
+                document: dict[str, Any] = {"error": str(result.error)}
+            else:
+                answers = [one for one in result.answers if isinstance(one, Answer)]
+                document = {"model": model.name, **render.as_data(result.memory, answers, result.timings)}
+                if refused := [str(one) for one in result.answers if not isinstance(one, Answer)]:
+                    document["refused"] = refused
+            del result  # frees its memory before the next video is watched
+            yield document
+
+
+def _item(folder: Path, number: int, line: _Line) -> WorkItem:
+    video = str(_path(folder, line.job["video"]))
+    return WorkItem(number, (video, line.job["questions"]), size_of(video))
 
 
 def _path(folder: Path, video: str) -> Path:

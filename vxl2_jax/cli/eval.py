@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vxl2_jax import evaluation, hardware
-from vxl2_jax.cli import options
+from vxl2_jax.cli import options, workers
 from vxl2_jax.cli.options import given, progress
 from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation import choices
 from vxl2_jax.evaluation.settings import MODES, released
+from vxl2_jax.fleet import here
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.text.typed import printable
 
@@ -26,17 +27,16 @@ _EXAMPLES = """examples:
   # replay the chunks that the original's files select for each question: a file, or a folder of them
   vxl2 eval --benchmark mlvu --data MLVU --mode bilevel --relevance oracle:selected_infos/mlvu.json --out runs/mlvu-oracle
 
-  # split the videos between two machines that share a folder, or between two accelerators
-  vxl2 eval --benchmark lvbench --data LVBench --mode chunked --out runs/lvbench --process 0 --processes 2
-  vxl2 eval --benchmark lvbench --data LVBench --mode chunked --out runs/lvbench --process 1 --processes 2
+  # a worker on each accelerator of this machine
+  vxl2 eval --benchmark lvbench --data LVBench --mode chunked --out runs/lvbench --workers auto
 
 --data holds the annotations as the benchmark or its lmms-eval task publishes them (JSON, JSONL, or parquet, which needs
 the package pyarrow), and the videos, found by name in any subfolder. Each video is watched once and asked all its
 questions, in batches of at most 16.
 
---out receives run.json (settings), rows.*.jsonl (one line per video when it is answered), and at the end report.json,
-report.md and report.png. If a run is interrupted, the same command resumes, and retries the videos that failed. Missing
-and broken videos do not change the exit code: the report counts them."""
+--out receives run.json (settings), rows.*.jsonl (one line per video when it is answered), fleet.jsonl (what the workers
+did), and at the end report.json, report.md and report.png. If a run is interrupted, the same command resumes, and
+retries the videos that failed. Missing and broken videos do not change the exit code: the report counts them."""
 
 
 def add(commands: Any, help: str) -> None:
@@ -53,6 +53,7 @@ def add(commands: Any, help: str) -> None:
     parser.set_defaults(run=run, interrupted="the same command resumes")
     _add_run(parser.add_argument_group("run"))
     options.add_model(parser)
+    workers.add(parser)
     note = "default: as released for the benchmark and the mode"
     options.add_options(parser, WatchOptions, "settings", description=note, defaults=False)
     options.add_options(parser, AskOptions, "settings", defaults=False)
@@ -88,12 +89,6 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         help="video_mme: ask with subtitles, from files VIDEO.srt in DIR",
     )
     options.add_number(group, "limit", metavar="N", help="only the first N videos")
-    options.add_number(
-        group, "process", metavar="I", help="index of this process, from 0; needs --processes (default of both: JAX's)"
-    )
-    options.add_number(
-        group, "processes", metavar="N", help="number of processes that share the videos; needs --process"
-    )
 
 
 def _add_parts(parts: Any) -> None:
@@ -133,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
     if args.subtitles and args.benchmark != "video_mme":
         raise RequestError(f"--subtitles applies to video_mme only, not to {args.benchmark}: remove it")
     from vxl2_jax.evaluation import data, runner
-    from vxl2_jax.evaluation.report import summarise
+    from vxl2_jax.evaluation.benchmark_run import BenchmarkRun
 
     benchmark = evaluation.get_benchmark(args.benchmark)
     left_out: list[str] = []
@@ -154,28 +149,15 @@ def run(args: argparse.Namespace) -> None:
     watch, ask = released(args.benchmark, args.mode)
     watch, ask = watch | given(args, WatchOptions), ask | given(args, AskOptions)
     WatchOptions(**watch).check()
-    settings = runner.BenchmarkRun(
-        benchmark, items, args.mode, watch, ask, args.subtitles is not None, left_out, answer
-    )
-    if args.process is not None and args.processes is not None:
-        if args.mesh:
-            raise RequestError("--mesh and --processes would use the same devices; give one of them")
-        hardware.use_device_of(args.process)
+    settings = BenchmarkRun(args.benchmark, items, args.mode, watch, ask, args.subtitles is not None, left_out, answer)
+    fleet = workers.fleet_of(args)
+    if fleet is here.run:
+        hardware.device()  # raises before anything is written
     with progress("evaluating", "videos", args.quiet) as advance:
-        runner.evaluate(
-            settings,
-            lambda: options.load_model(args),
-            args.out,
-            process=args.process,
-            processes=args.processes,
-            progress=advance,
-        )
-    if summarise(args.out)["complete"]:
-        _print_reports([args.out], args.json)
-    elif args.json:
-        print(json.dumps(summarise(args.out), indent=1))
-    else:
-        print(f"{args.out}: this process is done; the last process writes the report")
+        did = runner.evaluate(settings, workers.loader(args), args.out, fleet=fleet, progress=advance)
+    _print_reports([args.out], args.json)
+    if did and len(did["workers"]) > 1:
+        print(f"vxl2: {args.out}: {workers.summary(did)}: see fleet.jsonl there", file=sys.stderr)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -81,7 +81,7 @@ def evaluate(
     AskOptions(**run.ask).check()
     grounding.fill_template(run.template, "")
     run_folder.check_settings(out, run.settings, GROUNDING)
-    with run_folder.open_records(out, 0, 1, GROUNDING) as file:
+    with run_folder.open_records(out, GROUNDING) as file:
         errors = run_folder.read_errors(out, GROUNDING)
         unanswered = [item for item in run.items if errors.get(item.video, "") is not None]
         todo = [item for item in unanswered if item.path is not None]

@@ -1,4 +1,4 @@
-"""The folder of a run: run.json has the settings; rows.*.jsonl have one record per video, one file per process.
+"""The folder of a run: run.json has the settings, rows.*.jsonl one record per video, fleet.jsonl what workers did.
 
 A record holds the "answers" about a video, or the "error" why it could not be watched. The folder can be read at any
 time, also while it is being written. Of several records about a video the last one counts, but answers replace errors.
@@ -24,6 +24,9 @@ from vxl2_jax.storage import jsonl
 from vxl2_jax.storage.locking import open_locked
 
 RUN_FILE = "run.json"
+ROWS_FILE = "rows.0-of-1.jsonl"
+"""What is written; earlier versions wrote a file for each of several processes, and all are read."""
+FLEET_FILE = "fleet.jsonl"
 RECORDS = replace(RESULTS, fix="give a folder of `vxl2 eval`, or a file of its rows")
 REPORT_FILES = ("report.json", "report.md", "report.png")
 """What is written into the folder at the end of a run."""
@@ -92,14 +95,12 @@ def read_run(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, Any]:
 
 
 @contextmanager
-def open_records(
-    folder: Path, process: int, processes: int, kind: RunKind = BENCHMARK
-) -> Generator[IO[str], None, None]:
-    """The records of one process, open for appending. A partial last line is removed.
+def open_records(folder: Path, kind: RunKind = BENCHMARK) -> Generator[IO[str], None, None]:
+    """The records, open for appending. A partial last line is removed.
 
     Raises RequestError if another process is writing the file, it holds anything else, or reports cannot be written.
     """
-    path = folder / f"rows.{process}-of-{processes}.jsonl"
+    path = folder / ROWS_FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -109,6 +110,15 @@ def open_records(
     with open_locked(path) as file:
         collections.deque(_records(path, file, kind, jsonl.resume), maxlen=0)  # checks them, and keeps none
         yield file
+
+
+def add_fleet(folder: Path, did: Mapping[str, Any]) -> None:
+    """Note what a fleet did (see `fleet.work.FleetLog`), as one line for each time that the run was started."""
+    try:
+        with (folder / FLEET_FILE).open("a", encoding="utf-8") as file:
+            jsonl.append(file, dict(did))
+    except OSError as error:
+        raise RequestError(f"{folder / FLEET_FILE}: cannot be written ({error.strerror}); remove it") from error
 
 
 def read_errors(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, str | None]:
