@@ -37,7 +37,7 @@ def fleet_of(args: argparse.Namespace) -> Fleet:
     """The fleet that the command line asks for. It looks for its devices when it starts."""
     if args.workers is None:
         return here.run
-    each = tensor_parallel.parse(args.mesh)
+    each = tensor_parallel.parse(args.mesh).devices
     return partial(pool.run, places=partial(places.places, None if args.workers == "auto" else args.workers, each))
 
 
