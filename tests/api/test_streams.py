@@ -66,10 +66,10 @@ def test_any_encoding_will_do(monkeypatch, encoding):
 
 
 def test_a_backend_that_is_not_there_is_one_line(monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise RuntimeError("Unable to initialize backend 'cuda': no such plug-in\nmore")
 
-    monkeypatch.setattr(hardware.jax, "devices", fail)
+    monkeypatch.setattr(hardware.jax, "local_devices", fail)
     with jax.default_device(None), pytest.raises(RequestError, match="cuda") as caught:
         vxl2_jax.load()
     assert "\n" not in str(caught.value)

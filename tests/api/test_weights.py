@@ -12,6 +12,7 @@ import vxl2_jax as vxl2
 from vxl2_jax import hardware
 from vxl2_jax.models.quantised import SETTINGS, is_quantised
 from vxl2_jax.runtime import fingerprint_of, weights_in
+from vxl2_jax.tensor_parallel import MeshShape
 
 from .conftest import ASKED, noise
 
@@ -79,7 +80,7 @@ def test_auto_is_wide_on_a_cpu_and_on_a_device_of_unknown_memory(model_dir, monk
 
     from vxl2_jax import loading
 
-    config_only = loading._fitting_weights(model_dir, None, np.dtype("float32"), "reference", 1)
+    config_only = loading._fitting_weights(model_dir, None, np.dtype("float32"), "reference", MeshShape())
     assert config_only == ("wide", "the device's memory is unknown")
 
 

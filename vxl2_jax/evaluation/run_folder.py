@@ -10,7 +10,7 @@ import collections
 import json
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -96,20 +96,28 @@ def read_run(folder: Path, kind: RunKind = BENCHMARK) -> dict[str, Any]:
 
 @contextmanager
 def open_records(folder: Path, kind: RunKind = BENCHMARK) -> Generator[IO[str], None, None]:
-    """The records, open for appending. A partial last line is removed.
+    """The records, open for appending. A partial last line is removed. A folder that was made for them goes again if an error
+    comes before the first record.
 
     Raises RequestError if another process is writing the file, it holds anything else, or reports cannot be written.
     """
-    path = folder / ROWS_FILE
+    path, is_new = folder / ROWS_FILE, not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RequestError(f"{folder}: cannot be created ({error.strerror}); choose another --out") from error
     for name in REPORT_FILES:
         check_output(folder / name)
-    with open_locked(path) as file:
-        collections.deque(_records(path, file, kind, jsonl.resume), maxlen=0)  # checks them, and keeps none
-        yield file
+    try:
+        with open_locked(path) as file:
+            collections.deque(_records(path, file, kind, jsonl.resume), maxlen=0)  # checks them, and keeps none
+            yield file
+    except BaseException:
+        with suppress(OSError):  # other files are worth keeping
+            if is_new and not path.stat().st_size:
+                path.unlink()
+                folder.rmdir()
+        raise
 
 
 def add_fleet(folder: Path, did: Mapping[str, Any]) -> None:

@@ -83,7 +83,8 @@ def evaluate(
                     report(done, len(run.items))
             finally:
                 did = log.as_data(time.perf_counter() - started)
-                run_folder.add_fleet(out, did)
+                if log.about is not None:
+                    run_folder.add_fleet(out, did)
         if not (out / run_folder.RUN_FILE).exists():  # no worker came so far as to say what its model is
             claim("", log.about or recipe().about)
         for item in unanswered:
