@@ -11,6 +11,7 @@ from vxl2_jax import stream as streaming
 from vxl2_jax.answer import Answer
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import RequestError, first_line
+from vxl2_jax.files import make_folder
 from vxl2_jax.frames import Frames, FrameSource, Seconds
 from vxl2_jax.ingest import Callbacks
 from vxl2_jax.loading import Progress, load_runtime
@@ -171,7 +172,12 @@ class Model(Runtime):
         return streaming.stream(self, memory, question, AskOptions(**keywords), history)
 
     def answer_all(
-        self, jobs: Iterable[Job], *, watch: Mapping[str, Any] | None = None, ask: Mapping[str, Any] | None = None
+        self,
+        jobs: Iterable[Job],
+        *,
+        watch: Mapping[str, Any] | None = None,
+        ask: Mapping[str, Any] | None = None,
+        memories: str | Path | None = None,
     ) -> Iterator[JobResult]:
         """Answer a queue of videos with their questions, in order. While one video is processed, the next one is read.
 
@@ -183,9 +189,11 @@ class Model(Runtime):
           jobs: consumed one job ahead.
           watch: keywords of `watch` that are fields of `options.WatchOptions`, for all videos.
           ask: keywords of `ask` that are fields of `options.AskOptions`, for all questions.
+          memories: a folder, made if it is missing. Memories of video files are kept there; one that is there is asked
+            without watching again, and one that was interrupted is completed.
 
         Raises:
-          RequestError: an option is out of range.
+          RequestError: an option is out of range, or the folder cannot be made.
         """
         for name, given, kind in (
             ("jobs", jobs, Iterable),
@@ -198,7 +206,7 @@ class Model(Runtime):
             options = WatchOptions(**(watch or {})), AskOptions(**(ask or {}))
         except TypeError as error:  # an unknown name
             raise RequestError(f"watch or ask: {first_line(error)}") from error
-        return batch.run(self, jobs, *options)
+        return batch.run(self, jobs, *options, None if memories is None else make_folder(memories, "memories"))
 
 
 def load(

@@ -55,7 +55,9 @@ class JobResult:
 _END: Any = object()
 
 
-def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOptions) -> Iterator[JobResult]:
+def run(
+    model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOptions, memories: Path | None = None
+) -> Iterator[JobResult]:
     """Answer jobs in order; see `api.Model.answer_all`."""
     watch.check()
     ask.check()
@@ -84,7 +86,8 @@ def run(model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOption
                     raise source
                 timings: dict[str, float] = {}
                 with model.precision():
-                    memory = ingest.watch(model, source.result(), watch, callbacks=Callbacks(timings=timings))
+                    callbacks = Callbacks(timings=timings)
+                    memory = ingest.watch(model, source.result(), watch, memories=memories, callbacks=callbacks)
                     asked = [question for question in questions if isinstance(question, str)]
                     if job.choices is None:
                         answers = iter(generate.ask_many(model, memory, asked, ask))

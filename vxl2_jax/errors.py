@@ -32,6 +32,10 @@ class TooLongError(RequestError):
     """A video whose memory does not fit the device."""
 
 
+class BusyError(RequestError):
+    """Another process is writing the same file."""
+
+
 class ToyModelWarning(UserWarning):
     """A toy model answered about something that it was not trained on."""
 

@@ -81,6 +81,16 @@ def check_path(path: Any, what: str) -> Path:
         raise RequestError(f"{what}, {shown(os.fspath(path))}, is in the home directory of no known user") from error
 
 
+def make_folder(path: Any, what: str) -> Path:
+    """The folder that a user named, made if it is missing. Raises RequestError, as `check_path`, or if it cannot be made."""
+    folder = check_path(path, what)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{folder}: cannot be made ({error.strerror}); choose another folder for {what}") from error
+    return folder
+
+
 def is_address(text: str | os.PathLike) -> bool:
     """Whether a text is an http(s) address, also as a Path, which has one slash less."""
     return re.match(r"https?:/", os.fspath(text), re.IGNORECASE) is not None

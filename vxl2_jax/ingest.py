@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
@@ -20,7 +20,7 @@ from vxl2_jax import hardware, planning
 from vxl2_jax import memory as memories
 from vxl2_jax.cache.pooling import check_compression
 from vxl2_jax.encode import layout_of, visual_tokens
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import BusyError, RequestError
 from vxl2_jax.files import check_output, check_path
 from vxl2_jax.filling import way
 from vxl2_jax.frames import Frames, FrameSource, Seconds, check_frames, end_of, open_source
@@ -30,6 +30,7 @@ from vxl2_jax.memory import ResumeState, VideoMemory
 from vxl2_jax.models import quantised
 from vxl2_jax.options import AUTO, HOST, WatchOptions
 from vxl2_jax.runtime import Runtime
+from vxl2_jax.storage import catalogue
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape
 from vxl2_jax.storage.memory_writer import FollowingWriter, MemoryFileWriter, open_writer
@@ -52,9 +53,10 @@ def watch(
     options: WatchOptions = WatchOptions(),
     *,
     out: str | Path | None = None,
+    memories: Path | None = None,
     callbacks: Callbacks = Callbacks(),
 ) -> VideoMemory:
-    """Watch a video; see `api.Model.watch`."""
+    """Watch a video; see `api.Model.watch`. memories: in place of `out`, a folder in which the file is named by its identity."""
     options.check()
     if out is not None:
         out = check_path(out, "out")
@@ -66,13 +68,18 @@ def watch(
             video if isinstance(video, FrameSource) else open_source(video, config.vision.image_size, options.sampling)
         )
     try:
-        return _watch(model, source, options, out, callbacks)
+        return _watch(model, source, options, out, memories, callbacks)
     finally:
         source.stop()
 
 
 def _watch(
-    model: Runtime, source: FrameSource, options: WatchOptions, out: Path | None, callbacks: Callbacks
+    model: Runtime,
+    source: FrameSource,
+    options: WatchOptions,
+    out: Path | None,
+    folder: Path | None,
+    callbacks: Callbacks,
 ) -> VideoMemory:
     config, rule, compression = model.config, options.rule, options.compression
     seconds = tuple(float(s) for s in source.seconds[:: config.frames_per_group])
@@ -92,13 +99,17 @@ def _watch(
     lm, dtype = config.language, model.cache_dtype(options.cache)
     shape = CacheShape(lm.layers, lm.kv_heads, lm.head_width, dtype.name)
     identity = memories.identity(shape, layout, rule, seconds, **scalars)
+    if folder is not None and source.fingerprint:
+        out = catalogue.path_in(folder, source.name, identity)
     if out is not None and Path(out).exists():
         return _load_same(out, identity, source.hash())
     place = _choose_place(model, layout, len(source.seconds), compression, dtype, options.dense_level)
     with ExitStack() as stack:
         writer = None
         if out is not None:
-            writer = stack.enter_context(closing(open_writer(out, identity, shape, stride=model.groups_per_call)))
+            with nullcontext() if folder is None else suppress(BusyError):  # of a folder's, another job writes this one
+                writer = open_writer(out, identity, shape, stride=model.groups_per_call)
+                stack.enter_context(closing(writer))
         first = writer.groups if writer else 0
         filling = way(model, place)(model, layout, rule, ids, dtype, first)
         with timed(callbacks.timings, "read"):

@@ -23,6 +23,7 @@ COMMANDS = {
     "chat": "watch a video and answer questions as they are typed",
     "watch": "watch a video and write its memory to a file",
     "batch": "answer questions about many videos",
+    "memories": "list, check and prune a folder of memories",
     "eval": "run a benchmark, report on runs, compare two",
     "plan": "what a video costs: tokens, memory, time",
     "convert": "convert a checkpoint of the original to the native format",
@@ -83,6 +84,8 @@ def _suggestion(command: str, flags: Sequence[str], words: Sequence[str]) -> str
 
 def configure_jax() -> None:
     """Prepare JAX in a process of this command: the compilation cache, and settings that must not be inherited."""
+    # JAX's default is 0.75; `vxl2 plan` assumes this fraction.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     import jax
 
     from vxl2_jax import compile_cache
@@ -197,8 +200,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     args = argparse.Namespace()
-    # JAX's default is 0.75; `vxl2 plan` assumes this fraction.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
     try:
         _prepare_streams()
         if argv:

@@ -61,6 +61,7 @@ def add(commands: Any, help: str) -> None:
     )
     options.add_model(batch)
     workers.add(batch)
+    workers.add_memories(batch)
     options.add_options(batch, WatchOptions, "watching")
     options.add_options(batch, AskOptions, "asking")
     options.add_output(batch)
@@ -90,7 +91,11 @@ def run(args: argparse.Namespace) -> None:
         missing = _missing(lines, answered_before)
         answered = len(lines) - len(missing)
         items = [_item(args.jobs.parent, number, line) for number, line in enumerate(missing) if not line.problem]
-        recipe, log, started = BatchRecipe(workers.loader(args), watch, ask), FleetLog(), time.perf_counter()
+        recipe, log, started = (
+            BatchRecipe(workers.loader(args), watch, ask, args.memories),
+            FleetLog(),
+            time.perf_counter(),
+        )
         with progress("answering", "videos", args.quiet) as advance:
             written = 0
 
@@ -131,6 +136,7 @@ class BatchRecipe:
     load: Callable[[], Model]
     watch: dict[str, Any]
     ask: dict[str, Any]
+    memories: Path | None = None
 
     def __call__(self) -> FleetWorker:
         """Load the model."""
@@ -141,7 +147,7 @@ class BatchRecipe:
         from vxl2_jax.cli import render
 
         jobs = (Job(video, questions) for video, questions in contents)
-        for result in model.answer_all(jobs, watch=self.watch, ask=self.ask):
+        for result in model.answer_all(jobs, watch=self.watch, ask=self.ask, memories=self.memories):
             if result.memory is None:
                 document: dict[str, Any] = {"error": str(result.error)}
             else:

@@ -30,6 +30,9 @@ _EXAMPLES = """examples:
   # a worker on each accelerator of this machine
   vxl2 eval --benchmark lvbench --data LVBench --mode chunked --out runs/lvbench --workers auto
 
+  # 2 to 16 workers on the Ray cluster that this machine is part of
+  vxl2 eval --benchmark lvbench --data /shared/LVBench --mode chunked --out runs/lvbench --ray --workers 2:16
+
 --data holds the annotations as the benchmark or its lmms-eval task publishes them (JSON, JSONL, or parquet, which needs
 the package pyarrow), and the videos, found by name in any subfolder. Each video is watched once and asked all its
 questions, in batches of at most 16.
@@ -54,6 +57,7 @@ def add(commands: Any, help: str) -> None:
     _add_run(parser.add_argument_group("run"))
     options.add_model(parser)
     workers.add(parser)
+    workers.add_memories(parser)
     note = "default: as released for the benchmark and the mode"
     options.add_options(parser, WatchOptions, "settings", description=note, defaults=False)
     options.add_options(parser, AskOptions, "settings", defaults=False)
@@ -154,7 +158,9 @@ def run(args: argparse.Namespace) -> None:
     if fleet is here.run:
         hardware.device()  # raises before anything is written
     with progress("evaluating", "videos", args.quiet) as advance:
-        did = runner.evaluate(settings, workers.loader(args), args.out, fleet=fleet, progress=advance)
+        did = runner.evaluate(
+            settings, workers.loader(args), args.out, fleet=fleet, memories=args.memories, progress=advance
+        )
     _print_reports([args.out], args.json)
     if did and len(did["workers"]) > 1:
         print(f"vxl2: {args.out}: {workers.summary(did)}: see fleet.jsonl there", file=sys.stderr)

@@ -10,7 +10,9 @@ from typing import Any
 from vxl2_jax import tensor_parallel
 from vxl2_jax.api import Model
 from vxl2_jax.cli import configure_jax, options
-from vxl2_jax.fleet import here, places, pool
+from vxl2_jax.errors import RequestError
+from vxl2_jax.fleet import cluster, here, places, pool
+from vxl2_jax.fleet.cluster import ClusterSettings
 from vxl2_jax.fleet.work import Fleet
 from vxl2_jax.options import RANGES
 
@@ -18,32 +20,69 @@ _MODEL = ("model", "dtype", "weights", "mesh", "attention")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Add --workers."""
+    """Add --workers, --ray and --worker-device."""
     group = parser.add_argument_group("workers")
     group.add_argument(
         "--workers",
         type=_workers,
         metavar="N",
         help="processes that work on the videos, each on a device of its own, or on a share of the CPU cores; auto: one for "
-        "each device. One that dies is started again (default: this process alone)",
+        "each device; with --ray also MIN:MAX. One that dies is started again (default: this process alone; with --ray auto)",
+    )
+    group.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="workers on a Ray cluster (extra `ray`), of which files have the same paths everywhere; without ADDRESS that of "
+        "RAY_ADDRESS, or of this machine, or one that is started for this command",
+    )
+    group.add_argument(
+        "--worker-device",
+        choices=cluster.KINDS,
+        help="what a worker on a Ray cluster reserves (default: GPUs if the cluster has some now, else TPU chips, else a core)",
     )
 
 
-def _workers(text: str) -> str | int:
-    return text if text == "auto" else RANGES["workers"].parse("workers", text)
+def add_memories(parser: argparse.ArgumentParser) -> None:
+    """Add --memories."""
+    parser.add_argument(
+        "--memories",
+        type=options.path,
+        metavar="DIR",
+        help="keep the memories of the videos in this folder, and ask one that is there without watching again; "
+        "`vxl2 memories DIR` lists them",
+    )
+
+
+def _workers(text: str) -> str | int | tuple[int, int]:
+    if text == "auto":
+        return text
+    bounds = tuple(RANGES["workers"].parse("workers", part) for part in text.split(":"))
+    if len(bounds) == 1:
+        return bounds[0]
+    if len(bounds) > 2 or bounds[0] > bounds[1]:
+        raise RequestError(f"workers must be a number, auto, or MIN:MAX, not {text!r:.40}")
+    return bounds
 
 
 def fleet_of(args: argparse.Namespace) -> Fleet:
     """The fleet that the command line asks for. It looks for its devices when it starts."""
+    each = tensor_parallel.parse(args.mesh).devices
+    if args.ray is not None:
+        bounds = (1, None) if args.workers in (None, "auto") else args.workers
+        bounds = (bounds, bounds) if isinstance(bounds, int) else bounds
+        return partial(cluster.run, settings=ClusterSettings(args.ray, bounds, each, args.worker_device))
+    if isinstance(args.workers, tuple) or args.worker_device:
+        raise RequestError("MIN:MAX workers and --worker-device are for a Ray cluster: add --ray, or remove them")
     if args.workers is None:
         return here.run
-    each = tensor_parallel.parse(args.mesh).devices
     return partial(pool.run, places=partial(places.places, None if args.workers == "auto" else args.workers, each))
 
 
 def loader(args: argparse.Namespace) -> Callable[[], Model]:
     """What loads the model in a worker. In this process, it shows its progress."""
-    if args.workers is None:
+    if args.workers is None and args.ray is None:
         return partial(options.load_model, args)
     chosen = {name: getattr(args, name) for name in _MODEL}
     return partial(_load, argparse.Namespace(**chosen, quiet=True, verbose=False))

@@ -29,6 +29,7 @@ def evaluate(
     out: Path,
     *,
     fleet: Fleet = here.run,
+    memories: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any] | None:
     """Answer the questions about the videos that have no answer yet in the folder `out`.
@@ -41,6 +42,7 @@ def evaluate(
       load: loads the model, in each worker; called only if something is left to answer.
       out: the run's folder.
       fleet: the workers; by default this process.
+      memories: see `Model.answer_all`; no setting of the run.
       progress: called with (videos done, videos in all).
 
     Returns:
@@ -60,7 +62,7 @@ def evaluate(
         errors = run_folder.read_errors(out)
         unanswered = [item for item in run.items if errors.get(item.video, "") is not None]
         todo = [WorkItem(item.index, item, size_of(item.file)) for item in unanswered if item.path is not None]
-        recipe = BenchmarkRecipe(replace(run, items=(), left_out=()), load)
+        recipe = BenchmarkRecipe(replace(run, items=(), left_out=()), load, memories)
         log, started = FleetLog(), time.perf_counter()
         claimed, did = set[str](), None
 

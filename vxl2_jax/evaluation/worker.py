@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -45,10 +46,12 @@ class BenchmarkRecipe:
     Attributes:
       run: the settings; its items are not used.
       load: loads the model; to be pickled for workers in other processes.
+      memories: see `Model.answer_all`.
     """
 
     run: BenchmarkRun
     load: Callable[[], Model]
+    memories: Path | None = None
 
     def __call__(self) -> FleetWorker:
         """Load the model. Raises RequestError for settings that it cannot have."""
@@ -56,16 +59,17 @@ class BenchmarkRecipe:
         check_compression(run.watch["compression"], model.config.visual_tokens)
         about = {"settings": _model_settings(model), "made_with": _made_with(model)}
         replayed = None if run.oracle is None else Replay(oracle.read(run.oracle))
-        return FleetWorker(about, lambda items: records(model, run, items, replayed))
+        return FleetWorker(about, lambda items: records(model, run, items, replayed, self.memories))
 
 
 def records(
-    model: Model, run: BenchmarkRun, items: Iterable[BenchmarkVideo], replayed: Replay | None
+    model: Model, run: BenchmarkRun, items: Iterable[BenchmarkVideo], replayed: Replay | None, memories: Path | None
 ) -> Iterator[dict[str, Any]]:
     """A record per video, in order. Without replayed files, the next video is opened while one is watched."""
     with _count_executables() as executables:
         start = time.perf_counter()
-        for item, parts in _parts(model, run, items, replayed):
+        keep = {} if memories is None else {"memories": memories}
+        for item, parts in _parts(model, run, items, replayed, keep):
             yield {
                 "index": item.index,
                 "video": item.video,
@@ -78,21 +82,26 @@ def records(
 
 
 def _parts(
-    model: Model, run: BenchmarkRun, items: Iterable[BenchmarkVideo], replayed: Replay | None
+    model: Model, run: BenchmarkRun, items: Iterable[BenchmarkVideo], replayed: Replay | None, keep: Mapping[str, Path]
 ) -> Iterator[tuple[BenchmarkVideo, list[dict[str, Any]]]]:
     """Each video with the parts of its record, one for each pass that has questions about it."""
     if not replayed:
-        for item, part in _pass(model, run, items, ReplayPass(run.watch, run.ask), None):
+        for item, part in _pass(model, run, items, ReplayPass(run.watch, run.ask), None, keep):
             yield item, [part]
         return
     passes = replayed.passes(run.watch, run.ask)
     for item in items:
         asked = [one for one in passes if _row_indices(item, one)]
-        yield item, [part for one in asked for _, part in _pass(model, run, [item], one, replayed)]
+        yield item, [part for one in asked for _, part in _pass(model, run, [item], one, replayed, keep)]
 
 
 def _pass(
-    model: Model, run: BenchmarkRun, items: Iterable[BenchmarkVideo], one: ReplayPass, replayed: Replay | None
+    model: Model,
+    run: BenchmarkRun,
+    items: Iterable[BenchmarkVideo],
+    one: ReplayPass,
+    replayed: Replay | None,
+    keep: Mapping[str, Path],
 ) -> Iterator[tuple[BenchmarkVideo, dict[str, Any]]]:
     """Each video with its part of a pass."""
     taken: deque[BenchmarkVideo] = deque()
@@ -102,7 +111,7 @@ def _pass(
             taken.append(item)
             yield _job(run, item, one)
 
-    for result in model.answer_all(jobs(), watch=one.watch, ask=one.ask):
+    for result in model.answer_all(jobs(), watch=one.watch, ask=one.ask, **keep):
         item = taken.popleft()
         part = _pass_record(run.benchmark, item, _row_indices(item, one), result, replayed)
         del result  # it would keep a memory alive while the next video is watched

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import BusyError, RequestError
 from vxl2_jax.files import RESULTS
 
 try:
@@ -47,12 +47,12 @@ def is_at(file: IO, path: Path) -> bool:
 
 
 def lock(file: IO, path: Path) -> None:
-    """Lock the file until it is closed. Raises RequestError if another process holds the lock."""
+    """Lock the file until it is closed. Raises BusyError if another process holds the lock."""
     try:
         if fcntl:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise RequestError(f"{path}: another process is writing it; wait for it, or choose another path") from error
+        raise BusyError(f"{path}: another process is writing it; wait for it, or choose another path") from error
 
 
 @contextmanager

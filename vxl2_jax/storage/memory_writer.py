@@ -24,7 +24,7 @@ import numpy as np
 from pallas_kernels.attention import KVCache
 from pallas_kernels.kv_cache import Index
 from vxl2_jax import files
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import BusyError, RequestError
 from vxl2_jax.hosts import agreed, on_every_host, on_first
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
@@ -74,7 +74,7 @@ class MemoryFileWriter:
         try:
             locking.lock(self._file, self.path)
             if not locking.is_at(self._file, self.partial):
-                raise RequestError(f"{self.path}: another process has just finished it; run the command again")
+                raise BusyError(f"{self.path}: another process has just finished it; run the command again")
             self._kept = self._reusable_records(identity_json, stride) if resume else []
             self._check_disk_space()
             if self._kept:
