@@ -137,7 +137,7 @@ def test_a_pool_gives_the_report_of_one_process(benchmark, tmp_path):
     (benchmark / "3.mp4").unlink()
     alone = whole(benchmark, tmp_path / "alone")
     two = [Place("a"), Place("b")]
-    runner.evaluate(prepared(benchmark), standin.StandIn, tmp_path / "out", fleet=partial(pool.run, places=lambda: two))
+    runner.evaluate(prepared(benchmark), standin.StandIn, tmp_path / "out", fleet=partial(pool.run, places=two))
     assert results(tmp_path / "out") == alone
 
 

@@ -22,7 +22,7 @@ TESTS = Path(__file__).resolve().parents[1]
 def pool_of(count: int):
     core = sorted(os.sched_getaffinity(0))[0]
     found = [Place(f"place {number}", {"CUDA_VISIBLE_DEVICES": str(number)}, 0, (core,)) for number in range(count)]
-    return partial(pool.run, places=lambda: found)
+    return partial(pool.run, places=found)
 
 
 def test_one_process_answers_in_order(tmp_path):

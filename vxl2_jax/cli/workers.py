@@ -67,7 +67,7 @@ def _workers(text: str) -> str | int | tuple[int, int]:
 
 
 def fleet_of(args: argparse.Namespace) -> Fleet:
-    """The fleet that the command line asks for. It looks for its devices when it starts."""
+    """The fleet that the command line asks for. Raises RequestError if this machine lacks devices for it."""
     each = tensor_parallel.parse(args.mesh).devices
     if args.ray is not None:
         bounds = (1, None) if args.workers in (None, "auto") else args.workers
@@ -77,7 +77,7 @@ def fleet_of(args: argparse.Namespace) -> Fleet:
         raise RequestError("MIN:MAX workers and --worker-device are for a Ray cluster: add --ray, or remove them")
     if args.workers is None:
         return here.run
-    return partial(pool.run, places=partial(places.places, None if args.workers == "auto" else args.workers, each))
+    return partial(pool.run, places=places.places(None if args.workers == "auto" else args.workers, each))
 
 
 def loader(args: argparse.Namespace) -> Callable[[], Model]:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from typing import IO
@@ -105,14 +105,12 @@ class _Queue:
                 return worker.flush() if worker.items else None
 
 
-def run(
-    recipe: Recipe, items: Sequence[WorkItem], log: FleetLog, *, places: Callable[[], Sequence[Place]]
-) -> Iterator[WorkResult]:
+def run(recipe: Recipe, items: Sequence[WorkItem], log: FleetLog, *, places: Sequence[Place]) -> Iterator[WorkResult]:
     """See `work.Fleet`. One worker for each place, but no more than items.
 
-    Raises what a recipe raises, and RequestError if there are no such places or workers end before they are ready.
+    Raises what a recipe raises, and RequestError if workers end before they are ready.
     """
-    found = places()[: len(items)]
+    found = places[: len(items)]
     queue, deaths, failures = _Queue(items), Counter[int](), Counter[str]()
     packed, left = pickle.dumps(recipe), len(items)
     workers: dict[Connection, _Process] = {}
