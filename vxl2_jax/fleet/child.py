@@ -44,6 +44,7 @@ def main() -> None:
 
 def _serve(driver: Connection, place: Place, recipe: bytes) -> None:
     _pass_on_warnings(driver)
+    inbox = _inbox(driver)  # before the model is loaded, which takes minutes: a process without a driver must end
     try:
         started = time.perf_counter()
         if place.device:
@@ -56,7 +57,6 @@ def _serve(driver: Connection, place: Place, recipe: bytes) -> None:
     except Exception:
         return driver.send((FAILED, traceback.format_exc()))
     driver.send((READY, (worker.about, time.perf_counter() - started)))
-    inbox = _inbox(driver)
     while True:
         since = [0.0]  # when the item that is worked on came, or the row before it was ready
         try:
