@@ -76,16 +76,28 @@ def plan_attention(
     return AttentionPlan(k_start, k_end, schedule, kernel, repeats, tiles, pieces)
 
 
-def pieces_per_tile(programs: int, concurrent_items: int, maximum: int, waves: int = 4) -> int:
+def pieces_per_tile(programs: int, concurrent_items: int, maximum: int, waves: int = 4, filled: float = 0.97) -> int:
     """How many items to split each tile of rows into, so that a device that runs `concurrent_items` at once is
     busy to the end.
 
-    A device works in waves of `concurrent_items`, and the last wave is seldom full; with `waves` waves or more little is
-    lost. `maximum` bounds the pieces so that each still has a few key tiles.
+    A device works in waves of `concurrent_items`. With `waves` waves or more, items of different lengths even out, and of
+    such numbers the least is taken that fills the share `filled` of the places of all waves. Each piece leaves a partial
+    result behind, so tiles that make that many waves by themselves are not split, and others at most into three times the
+    pieces that make `waves` waves. `maximum` bounds the pieces so that each still has a few key tiles; where it allows
+    fewer waves, the most pieces are taken that fill their waves. Where none do, those that fill most are.
 
     programs: tiles of rows times key heads.
     """
-    return max(1, min(-(-waves * concurrent_items // programs) if programs < waves * concurrent_items else 1, maximum))
+    if programs >= waves * concurrent_items or maximum <= 1:
+        return 1
+
+    def share(pieces: int) -> float:
+        return programs * pieces / (-(-programs * pieces // concurrent_items) * concurrent_items)
+
+    fewest = -(-waves * concurrent_items // programs)
+    tried = range(fewest, min(3 * fewest, maximum) + 1) if fewest < maximum else range(maximum, 0, -1)
+    enough = next((pieces for pieces in tried if share(pieces) >= filled), None)
+    return enough or max(tried, key=share)
 
 
 def attend(
@@ -162,8 +174,8 @@ def run_items(
     scale: float,
     tiles: TileSizes,
     out_dtype: Any,
-) -> tuple[Float[Array, "K T rows D"], Float[Array, "K T rows"]]:
-    """`attend_tiles` of a kernel (see `reference.attend_tiles`) for any head width.
+) -> tuple[Float[Array, "K T kept D"], Float[Array, "K T kept"]]:
+    """`attend_tiles` of a kernel (see `reference.attend_tiles`) for any head width; of the rows that `tiles` keeps.
 
     Raises:
       ValueError: a dtype, width or tile that the kernel does not take, naming what does.
@@ -177,7 +189,8 @@ def run_items(
     out, lse = _jitted(kernel.name)(
         q, tuple(streams), layer, schedule, scale=scale, tiles=tiles, out_dtype=out_dtype, interpret=kernel.interpret
     )
-    return out[..., :width], lse
+    kept = tiles.kept or tiles.rows
+    return out[:, :, :kept, :width], lse[:, :, :kept]
 
 
 def refusal(kernel: Kernel, dtype: Any, width: int, tiles: TileSizes, *, cache_dtype: Any = None) -> str | None:

@@ -35,6 +35,7 @@ _LOG2_E = math.log2(math.e)
 _WARPGROUP_ROWS = 64  # rows of a consumer warpgroup
 _PRODUCER_REGISTERS, _CONSUMER_REGISTERS = 24, 240  # with two consumers; with one, the default is enough
 _ALIGNMENT = 8  # rows of a block in shared memory; copies start at multiples of it
+_STAGED_COLUMNS = 32  # of results on their way to memory, where only some rows of a tile are kept
 # Short tasks share a program, up to this many steps, as long as at least so many programs (8 per core) remain.
 _MAX_SHARED_STEPS, _MIN_PROGRAMS = 64, 1056
 WIDTH_MULTIPLE = 16
@@ -83,7 +84,7 @@ def attend_tiles(
     tiles: TileSizes,
     out_dtype: DTypeLike,
     interpret: Any = False,
-) -> tuple[Float[Array, "K T rows D"], Float[Array, "K T rows"]]:
+) -> tuple[Float[Array, "K T kept D"], Float[Array, "K T rows"]]:
     """Attention of the T items of a schedule in one layer of the streams; sums are fp32.
 
     Args:
@@ -110,12 +111,19 @@ def attend_tiles(
     nonempty = [index for index, stream in enumerate(streams) if stream.k.shape[2]]
     if len(nonempty) < len(streams):  # copies from empty arrays are an error
         streams = [streams[index] for index in nonempty]
-        schedule = TileSchedule(schedule.q_tile, *(table[jnp.asarray(nonempty)] for table in schedule[1:]))
+        of_streams = [field for field in TileSchedule._fields if field not in ("q_tile", "first_item")]
+        schedule = schedule._replace(**{field: getattr(schedule, field)[jnp.asarray(nonempty)] for field in of_streams})
     streams = [jax.tree.map(_pad_slots, stream) for stream in streams]
 
-    # Sharing a program hides the start and end of short tasks; long tasks are left to the GPU's own scheduling.
+    # Sharing a program hides the start and end of short tasks; long tasks are left to the GPU's own scheduling, or to the
+    # schedule, which then says what each program does.
     max_steps = sum(-(-stream.k.shape[2] // tiles.keys) for stream in streams)
     tasks_per_program = max(1, min(_MAX_SHARED_STEPS // max_steps, items * kv_heads // _MIN_PROGRAMS))
+    programs = -(-items * kv_heads // tasks_per_program)
+    if schedule.first_item is not None:
+        programs = (schedule.first_item.shape[0] - 1) * kv_heads
+    kept = tiles.kept or rows
+    staged = kept < rows and consumers == 1
     operands, structure = jax.tree.flatten((q, streams, jnp.reshape(layer, 1).astype(jnp.int32), schedule))
 
     def body(*refs, **scratch) -> None:
@@ -144,17 +152,19 @@ def attend_tiles(
         "v_free": barrier_per_stage(consumers),
         "ping_pong": plgpu.Barrier(num_arrivals=consumers),
     }
+    if staged:
+        scratch["staged"] = plgpu.SMEM((_WARPGROUP_ROWS, min(_STAGED_COLUMNS, columns)), out_dtype)
     if interpret:
         scratch["weight_tiles"] = plgpu.SMEM((consumers, _WARPGROUP_ROWS, tiles.keys), q.dtype)
         interpret = plgpu.InterpretGPUParams() if interpret is True else interpret
     return plgpu.kernel(
         body,
         out_type=(
-            jax.ShapeDtypeStruct((kv_heads, items, rows, width), out_dtype),
+            jax.ShapeDtypeStruct((kv_heads, items, kept if staged else rows, width), out_dtype),
             jax.ShapeDtypeStruct((kv_heads, items, rows), jnp.float32),
         ),
         scratch_types=scratch,
-        grid=(-(-items * kv_heads // tasks_per_program),),
+        grid=(programs,),
         grid_names=("program",),
         num_threads=consumers + 1,
         thread_name="warpgroup",
@@ -171,10 +181,11 @@ def _pad_slots(cache: jax.Array) -> jax.Array:
 
 def _program(
     q, streams, layer, schedule, out, lse,
-    *, q_tiles, k_tiles, v_tiles, q_ready, k_ready, v_ready, k_free, v_free, ping_pong, weight_tiles: Any = None,
+    *, q_tiles, k_tiles, v_tiles, q_ready, k_ready, v_ready, k_free, v_free, ping_pong,
+    staged: Any = None, weight_tiles: Any = None,
     scale: float, tiles: TileSizes, tasks_per_program: int, interpret: Any,
 ) -> None:  # fmt: skip
-    """Run `tasks_per_program` tasks, one after the other.
+    """Run `tasks_per_program` tasks one after the other, or those that the schedule names.
 
     Barriers. A step is one key tile. Steps are counted through all streams of all tasks; step j uses slot j mod stages
     of the ring.
@@ -192,11 +203,17 @@ def _program(
     consumers, width, keys, stages = q.shape[2] // _WARPGROUP_ROWS, q.shape[3], tiles.keys, tiles.stages
     heads, items, head_group = q.shape[0], schedule.q_tile.shape[0], math.gcd(q.shape[0], 8)
     warpgroup, program = lax.axis_index("warpgroup"), lax.axis_index("program")
-    tasks = jnp.minimum(tasks_per_program, heads * items - program * tasks_per_program)
+    if schedule.first_item is None:
+        tasks = jnp.minimum(tasks_per_program, heads * items - program * tasks_per_program)
+    else:
+        share = lax.div(program, heads)
+        tasks = schedule.first_item[share + 1] - schedule.first_item[share]
 
     def head_and_item(index) -> tuple[jax.Array, jax.Array]:
         """The head and the item of a task. All items of eight heads come before the next eight heads: the few heads of
         a language model keep the order of the items, and those of a vision tower, with few items, share the cache."""
+        if schedule.first_item is not None:
+            return lax.rem(program, heads), schedule.first_item[share] + index
         task = program * tasks_per_program + index
         head = lax.div(task, items * head_group) * head_group + lax.rem(task, head_group)
         return head, lax.rem(lax.div(task, head_group), items)
@@ -369,6 +386,18 @@ def _program(
             pl.when(warpgroup == 0)(synchronize)
             return carry[:3]
 
+        def store(head, item, results) -> None:
+            if staged is None:
+                out[head, item, own_rows] = results
+                return
+            # Registers hold all rows of a tile; a copy from shared memory writes only those that are kept.
+            kept, columns = pl.ds(0, out.shape[2]), staged.shape[1]
+            for first in range(0, width, columns):
+                staged[...] = results[:, first : first + columns]
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(staged.at[kept], out.at[head, item, :, pl.ds(first, columns)])
+                plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+
         def consume_task(index, done):
             head, item = head_and_item(index)
             steps = sum(step_count(stream, item) for stream in range(len(streams)))
@@ -377,9 +406,11 @@ def _program(
             pl.when(index + 1 < tasks)(lambda: copy_queries(index + 1))
             sees_any = l_i > 0
             l_safe = jnp.where(sees_any, l_i, 1.0)
-            out[head, item, own_rows] = (acc * to_columns(1.0 / l_safe, width)).astype(out.dtype)
+            store(head, item, (acc * to_columns(1.0 / l_safe, width)).astype(out.dtype))
             lse[head, item, own_rows] = jnp.where(sees_any, m_i / _LOG2_E + jnp.log(l_safe), -jnp.inf)
             return done + steps
 
-        copy_queries(0)
+        pl.when(tasks > 0)(lambda: copy_queries(0))
         lax.fori_loop(0, tasks, consume_task, jnp.int32(0))
+        if staged is not None:
+            plgpu.wait_smem_to_gmem(0)

@@ -33,6 +33,7 @@ class Kernel:
     row_tiles: tuple[TileSizes, ...]
     full: TileSizes | None = None
     full_width: int = 0
+    persistent: bool = False
     equal_tiles: bool = False
     segment_tiles: tuple[TileSizes, ...] = ()
     chunks_per_step: int | None = 32

@@ -52,7 +52,8 @@ def attend_tiles(
       interpret: not used; part of the kernels' signature.
 
     Returns:
-      out in `out_dtype` and the natural log-sum-exp in fp32: zeros and −inf where a row sees no key of its item.
+      out in `out_dtype` and the natural log-sum-exp in fp32: zeros and −inf where a row sees no key of its item. A kernel
+      may leave out the rows from `tiles.kept` on.
     """
     items = schedule.q_tile.shape[0]
     turns = -(-items // tiles.parallel)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +25,8 @@ TOLERANCE = {2: 3e-2, 4: 1e-3}
 
 
 def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTypeLike | None = None) -> str | None:
-    """Test a kernel with each of its tiles over two and four streams, and with full attention within frames.
+    """Test a kernel with each of its tiles over two and four streams, with full attention within frames, and where it is
+    persistent, with programs of several items.
 
     The key ranges start and end anywhere and are split into items, as for long videos. A kernel that hangs does not return.
 
@@ -42,6 +45,8 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTyp
         problems = [(count, KEYS[0]) for count in sorted(counts)] + [(count, KEYS[-1]) for count in QUERIES]
         ranges = (_range_error(kernel, *problem, dtype, width, cache) for problem in problems)
         errors = [*ranges, _full_error(kernel, dtype)]
+        if kernel.persistent:
+            errors.append(_range_error(kernel, 1, KEYS[-1], dtype, width, cache, shared=True))
         error = float(np.max(errors))  # NaN if one of them is
     except Exception as raised:  # compilers and drivers raise anything
         return f"{type(raised).__name__}: {(str(raised) or 'no message').splitlines()[0][:200]}"
@@ -50,9 +55,19 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTyp
 
 
 def _range_error(
-    kernel: Kernel, count: int, keys: tuple[int, ...], dtype: DTypeLike, width: int, cache_dtype: DTypeLike
+    kernel: Kernel,
+    count: int,
+    keys: tuple[int, ...],
+    dtype: DTypeLike,
+    width: int,
+    cache_dtype: DTypeLike,
+    *,
+    shared: bool = False,
 ) -> float:
-    """The largest relative error of `count` queries over random ranges of streams with so many keys."""
+    """The largest relative error of `count` queries over random ranges of streams with so many keys.
+
+    shared: as in a decoding step of a persistent kernel: three programs, of which one has no item, and a row multiple of 8 kept.
+    """
     rng = np.random.default_rng(count)
 
     def normal(*shape: int) -> jax.Array:
@@ -67,6 +82,10 @@ def _range_error(
 
     def attend(kernel: Kernel) -> jax.Array:
         plan = dispatch.plan_attention(kernel, k_start, k_end, heads=q.shape[1], streams=streams)
+        if shared and kernel.persistent:
+            items = plan.schedule.q_tile.shape[0]
+            schedule = plan.schedule._replace(first_item=jnp.asarray([0, items // 3, items // 3, items], jnp.int32))
+            plan = replace(plan, schedule=schedule, tiles=replace(plan.tiles, kept=-(-count * _REPEATS // 8) * 8))
         return jax.jit(dispatch.attend)(q, streams, plan, layer=1)[0]
 
     return _relative_error(attend(kernel), attend(REFERENCE))

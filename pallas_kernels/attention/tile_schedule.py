@@ -28,6 +28,8 @@ class TileSchedule(NamedTuple):
     unmasked_start, unmasked_end [S, T]: every row of the tile sees all keys in between, so that a kernel needs no mask there.
       (Rows that see nothing at all are not counted; `attend` zeroes them.)
     row_start, row_end [S, Q, rows]: the range of keys that each row sees.
+    first_item [P + 1]: the items first_item[p] ≤ index < first_item[p + 1] are run by one program, for each key head; only for
+      kernels that do so (`DeviceTiles.persistent`). None: a kernel chooses.
     """
 
     q_tile: jax.Array
@@ -37,6 +39,7 @@ class TileSchedule(NamedTuple):
     unmasked_end: jax.Array
     row_start: jax.Array
     row_end: jax.Array
+    first_item: jax.Array | None = None
 
 
 def tile_rows(per_query: Shaped[Array, "S N"], repeats: int, rows: int) -> Shaped[Array, "S Q rows"]:

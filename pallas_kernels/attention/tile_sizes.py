@@ -21,6 +21,7 @@ class TileSizes:
       warps: warps per program, where the backend allows a choice.
       other_keys: keys of a tile in all streams but the first, where the backend allows a choice; 0: the same.
       parallel: items processed side by side in one batched product (reference only).
+      kept: rows of a tile, from the first, whose results are read, so that a kernel may leave out the others; 0: all.
     """
 
     rows: int
@@ -29,6 +30,7 @@ class TileSizes:
     warps: int = 4
     other_keys: int = 0
     parallel: int = 1
+    kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,8 @@ class DeviceTiles:
     Attributes:
       kernel: name of the kernel.
       concurrent_items: items that the device runs at once (A100: two on each of 108 multiprocessors).
+      persistent: the kernel runs the items of `TileSchedule.first_item` in one program, so that segments are divided into
+        as many shares as the device runs programs at once.
       row_tiles: tile sizes, fewest rows first; a call takes the first that holds all its rows.
       full: tile sizes of full attention over short sequences (the patches of a frame); None: whole matrices of logits.
       full_width: head width to which heads are padded there.
@@ -54,6 +58,7 @@ class DeviceTiles:
     row_tiles: tuple[TileSizes, ...]
     full: TileSizes | None
     full_width: int = 0
+    persistent: bool = False
     equal_tiles: bool = False
     segment_tiles: tuple[TileSizes, ...] = ()
     chunks_per_step: int | None = 32

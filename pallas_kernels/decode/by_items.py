@@ -10,14 +10,14 @@ for their memory.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange, repeat
+from einops import rearrange
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -29,14 +29,28 @@ from pallas_kernels.attention.tile_sizes import TileSizes
 from pallas_kernels.decode.segments import SegmentItems
 from pallas_kernels.kv_cache import KVCache
 
+_KEPT_MULTIPLE = 8
+"""Rows whose results are kept are a multiple of this."""
 
-def item_count(kernel: Kernel, kv_heads: int, capacity: int, rows: int = 1, waves: int = 4) -> int:
+
+def program_count(kernel: Kernel, kv_heads: int, rows: int) -> int | None:
+    """Into how many shares to divide a cache for `rows` packed rows, so that a persistent kernel fills its device once;
+    None for other kernels."""
+    tiles_of_rows = -(-rows // kernel.tiles_for(rows).rows)
+    return max(kernel.concurrent_items // (kv_heads * tiles_of_rows), 1) if kernel.persistent else None
+
+
+def item_count(
+    kernel: Kernel, kv_heads: int, capacity: int, rows: int = 1, waves: int = 4, programs: int | None = None
+) -> int:
     """Into how many items to split a cache of up to `capacity` segments, so that `rows` packed rows fill the device.
 
-    Every item of every tile of rows leaves a partial result behind, so there are no more of them than needed.
+    Every item of every tile of rows leaves a partial result behind, so there are no more of them than needed: one for
+    each border of a segment or of the share of one of `programs`, or, where every item is a program of its own, enough for
+    `waves` waves.
     """
     tiles_of_rows = -(-rows // kernel.tiles_for(rows).rows)
-    return capacity + -(-waves * kernel.concurrent_items // (kv_heads * tiles_of_rows))
+    return capacity + (programs or -(-waves * kernel.concurrent_items // (kv_heads * tiles_of_rows)))
 
 
 @partial(
@@ -87,9 +101,10 @@ class ItemPlan:
             tiles=self.tiles,
             out_dtype=jnp.float32,
         )
-        out, lse = (a.reshape(kv_heads, -1, self.tiles_of_rows, *a.shape[2:]) for a in (out, lse))
+        by_tile = "k (i t) ... -> k i t ..." if self.schedule.first_item is None else "k (t i) ... -> k i t ..."
+        out, lse = (rearrange(a, by_tile, t=self.tiles_of_rows) for a in (out, lse))
         if self.used is not None:
-            lse = jnp.where(self.used, lse, -jnp.inf)
+            lse = jnp.where(self.used[..., : lse.shape[-1]], lse, -jnp.inf)
         out, lse = tile_schedule.merge_partials([(out, lse)], axis=1)
         out, lse = (tile_schedule.unpack_rows(a, count, self.repeats) for a in (out, lse))
         return out.astype(rows.dtype), lse
@@ -112,7 +127,10 @@ def plan_items(
     `planning.plan_reads`.
     """
     tail_start, tail_end = (jnp.ravel(jnp.asarray(bound)) for bound in (tail_start, tail_end))
-    tiles = kernel.tiles_for(len(tail_end) * repeats)
+    count = len(tail_end) * repeats
+    tiles = kernel.tiles_for(count)
+    if count < tiles.rows:
+        tiles = replace(tiles, kept=-(-count // _KEPT_MULTIPLE) * _KEPT_MULTIPLE)
     tail = tile_schedule.schedule_tiles(tail_start[None], tail_end[None], repeats, tiles.rows)
     tiles_of_rows = tail.q_tile.shape[0]
     shift = jnp.asarray(items.shift)
@@ -128,32 +146,49 @@ def plan_items(
 def _with_tail(
     items: SegmentItems, tail: TileSchedule, tiles_of_rows: int, reads_tail: jax.Array | None
 ) -> TileSchedule:
-    """Every tile of rows takes every item, then its part of the tail. Tiles of q: segment by segment, the tail's last."""
+    """Every tile of rows takes every item, then its part of the tail. Tiles of q: segment by segment, the tail's last.
+
+    The tiles of rows of one item are neighbours, so that its keys are still in a cache for the second; where several items
+    share a program, its items are neighbours, and the tail belongs to the last program.
+    """
     segments, streams = len(items.shift), len(items.item_start)
     rows, tile = tail.row_start.shape[-1], jnp.arange(tiles_of_rows, dtype=jnp.int32)
-    active = jnp.tile((tail.row_end > tail.row_start).any(axis=(0, 2)), items.item_start.shape[1])
+    active = (tail.row_end > tail.row_start).any(axis=(0, 2))
     if reads_tail is not None:
         ends = ("item_end", "item_start"), ("unmasked_end", "unmasked_start"), ("row_end", "row_start")
         empty = {end: jnp.where(reads_tail, getattr(tail, end), getattr(tail, start)) for end, start in ends}
         tail = tail._replace(**empty)
+    first = items.first_item
+
+    def ordered(table: jax.Array) -> jax.Array:
+        """[..., I + 1, tiles] → [..., items of the schedule]."""
+        table = table if first is None else jnp.swapaxes(table, -1, -2)
+        return table.reshape(*table.shape[:-2], -1)
 
     def bounds(of_items: jax.Array | np.ndarray, of_tail: jax.Array) -> jax.Array:
         """Of items [S, I] and of the tail [1, tiles] → [S + 1, (I + 1) · tiles]."""
-        spread = jnp.where(active, repeat(jnp.asarray(of_items, jnp.int32), "s i -> s (i t)", t=tiles_of_rows), 0)
-        return jnp.concatenate([jnp.pad(spread, ((0, 1), (0, 0))), jnp.pad(of_tail, ((streams, 0), (0, 0)))], axis=1)
+        spread = jnp.where(active, jnp.asarray(of_items, jnp.int32)[..., None], 0)
+        spread = jnp.pad(spread, ((0, 1), (0, 0), (0, 0)))
+        of_tail = jnp.pad(of_tail, ((streams, 0), (0, 0)))
+        return ordered(jnp.concatenate([spread, of_tail[:, None]], axis=1))
 
     def row_bounds(everywhere: int, of_tail: jax.Array) -> jax.Array:
         """In the streams every row sees all of an item; in the tail each sees its own range."""
         anywhere = jnp.full((streams, (segments + 1) * tiles_of_rows, rows), everywhere, jnp.int32)
         return jnp.concatenate([anywhere, jnp.pad(of_tail, ((0, 0), (segments * tiles_of_rows, 0), (0, 0)))])
 
-    q_tile = rearrange(jnp.asarray(items.segment)[:, None] * tiles_of_rows + tile, "i t -> (i t)")
+    segment = jnp.append(jnp.asarray(items.segment), segments)
+    if first is not None:
+        count = len(segment)
+        starts = (tile[:, None] * count + jnp.asarray(first)[:-1]).reshape(-1)
+        first = jnp.append(starts, tiles_of_rows * count).astype(jnp.int32)
     return TileSchedule(
-        q_tile=jnp.concatenate([q_tile, segments * tiles_of_rows + tile]).astype(jnp.int32),
+        q_tile=ordered(segment[:, None] * tiles_of_rows + tile).astype(jnp.int32),
         item_start=bounds(items.item_start, tail.item_start),
         item_end=bounds(items.item_end, tail.item_end),
         unmasked_start=bounds(items.item_start, tail.unmasked_start),
         unmasked_end=bounds(items.item_end, tail.unmasked_end),
         row_start=row_bounds(0, tail.row_start),
         row_end=row_bounds(EVERYTHING, tail.row_end),
+        first_item=first,
     )

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Int
 
 from pallas_kernels.attention.kernel import Kernel
-from pallas_kernels.decode.by_items import ItemPlan, item_count, plan_items
+from pallas_kernels.decode.by_items import ItemPlan, item_count, plan_items, program_count
 from pallas_kernels.decode.by_rows import RowPlan, SegmentRows, plan_rows, segment_rows
 from pallas_kernels.decode.segments import SegmentItems, Segments, merge_segments, split_segments
 from pallas_kernels.kv_cache import KVCache
@@ -47,13 +47,23 @@ def segment_tables(
         rows = jax.tree.map(lambda a: a[None], segment_rows(each, levels, capacity))
         return rows, rows
 
-    def split(segments: Segments, capacity: int, rows: int) -> SegmentItems:
-        return split_segments(segments, items=item_count(kernel, kv_heads, capacity, rows), capacity=capacity)
+    def split(segments: Segments, capacity: int, rows: int, programs: int | None = None) -> SegmentItems:
+        return split_segments(
+            segments,
+            items=item_count(kernel, kv_heads, capacity, rows, programs=programs),
+            capacity=capacity,
+            keys=kernel.tiles_for(rows).keys,
+            programs=programs,
+        )
 
+    # The rows of a step are known. A question may have fewer, and then needs more items than fill the device once.
+    step_rows = questions * STEP_ROWS
+    programs = program_count(kernel, kv_heads, step_rows)
     if len(each) == 1:
-        step, question = ([split(each[0], capacity, questions * rows)] for rows in (STEP_ROWS, QUESTION_ROWS))
+        step = [split(each[0], capacity, step_rows, programs)]
+        question = [split(each[0], capacity, questions * QUESTION_ROWS)]
     else:
-        step = [split(merge_segments(each), merged_capacity, questions * STEP_ROWS)]
+        step = [split(merge_segments(each), merged_capacity, step_rows, programs)]
         # Whole questions are called one after another: their queries, once per segment, would be large together.
         question = [split(segments, capacity, QUESTION_ROWS) for segments in each]
     return _stack(step), _stack(question)

@@ -11,10 +11,14 @@ all questions: each question has its own shift for the piece, or does not use it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+_ALIGNMENT = 16
+"""Tiles begin at multiples of it: kernels copy keys from multiples of 8 (Hopper) or 16 (TPU) on."""
 
 
 class Segments(NamedTuple):
@@ -43,12 +47,13 @@ def no_segments(streams: int) -> Segments:
 
 
 class SegmentItems(NamedTuple):
-    """Segments split into I items of similar size, for kernels. int32.
+    """Segments split into I items, for kernels. int32.
 
     segment [I]: the segment of each item; item_start, item_end [S, I]: its keys; shift [R] or [R, B], and used [R, B]: of
     each segment, see `Segments`. R is a capacity: no item belongs to the segments past the real ones, which are zeros.
-    The shapes depend only on the numbers of streams, items, segments and questions. Tables of several calls are stacked
-    along a leading axis.
+    first_item [P + 1]: the items first_item[p] ≤ index < first_item[p + 1] are for program p; None: one program each.
+    The shapes depend only on the numbers of streams, items, segments, questions and programs. Tables of several calls are
+    stacked along a leading axis.
     """
 
     segment: np.ndarray
@@ -56,6 +61,7 @@ class SegmentItems(NamedTuple):
     item_end: np.ndarray
     shift: np.ndarray
     used: np.ndarray | None = None
+    first_item: np.ndarray | None = None
 
 
 def merge_segments(each: Sequence[Segments]) -> Segments:
@@ -85,38 +91,60 @@ def _covering(start: np.ndarray, end: np.ndarray, at: np.ndarray) -> np.ndarray:
     return np.max(np.where(holds, np.arange(len(start))[:, None], -1), axis=0, initial=-1)
 
 
-def split_segments(segments: Segments, *, items: int, capacity: int, multiple: int = 64) -> SegmentItems:
-    """Split segments into at most `items` items of similar size (the last one of a segment may be shorter).
+def split_segments(
+    segments: Segments, *, items: int, capacity: int, keys: int = 64, programs: int | None = None
+) -> SegmentItems:
+    """Split segments into at most `items` items, at multiples of a key tile.
 
     Args:
       capacity: how many segments the tables have, so that caches with fewer share an executable.
-      multiple: items start at multiples of so many keys from the start of their segment.
+      keys: of a key tile. An item ends with a whole tile, or with its segment.
+      programs: None: items of similar size, the last one of a segment may be shorter. Otherwise the tiles of all segments,
+        one after another, are cut into as many equal shares, of which the last has a tile less, for the tail; an item is
+        what a share has of a segment, and `first_item` says which items a share has. Needs capacity + programs items.
 
     Raises:
-      ValueError: more segments than `capacity`, or fewer items than that.
+      ValueError: more segments than `capacity`, or fewer items than needed.
     """
-    each = segments.k_end - segments.k_start
-    length = each.sum(axis=0)
-    if len(length) > capacity or capacity > items:
+    length = (segments.k_end - segments.k_start).sum(axis=0)
+    if len(length) > capacity or capacity + (programs or 0) > items:
         raise ValueError(f"{len(length)} segments do not fit into a capacity of {capacity} and {items} items")
-    # Every segment wastes less than an item, so items of this size are few enough.
-    extra = max(items - len(length), 1)
-    size = max(-(-int(length.sum()) // (extra * multiple)), 1) * multiple
-    count = -(-length // size)
-    segment = np.repeat(np.arange(len(length)), count)
-    piece = np.arange(len(segment)) - np.repeat(np.cumsum(count) - count, count)
-    # Each stream of a segment is divided evenly among the segment's items.
-    share = -(-each // np.maximum(count * multiple, 1)) * multiple
-    item_start = np.minimum(segments.k_start[:, segment] + piece * share[:, segment], segments.k_end[:, segment])
-    item_end = np.minimum(item_start + share[:, segment], segments.k_end[:, segment])
+    origin = segments.k_start // (align := math.gcd(keys, _ALIGNMENT)) * align
+    tiles = np.where(segments.k_end > segments.k_start, -(-(segments.k_end - origin) // keys), 0)  # [S, R]
+    each = tiles.sum(axis=0)
+    before = np.cumsum(each) - each
+    share = -(-(each.sum() + 1) // programs) if programs else 0
+    if programs:
+        cuts = np.unique(np.concatenate([before, np.arange(0, each.sum(), share)]))
+    else:
+        # Every segment wastes less than an item, so items of this size are few enough.
+        size = max(-(-int(each.sum()) // max(items - len(length), 1)), 1)
+        count = -(-each // size)
+        place = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        cuts = np.repeat(before, count) + place * np.repeat(each, count) // np.maximum(np.repeat(count, count), 1)
+    cuts = cuts[cuts < each.sum()]
+    segment = np.searchsorted(np.cumsum(each), cuts, side="right")
+    # The tiles of a segment lie stream by stream: those of an item are a range of each.
+    offset = before[segment] + (np.cumsum(tiles, axis=0) - tiles)[:, segment]
+    first, last = (np.clip(at - offset, 0, tiles[:, segment]) for at in (cuts, np.append(cuts[1:], each.sum())))
+    k_start, k_end, origin = (a[:, segment] for a in (segments.k_start, segments.k_end, origin))
+    item_start = np.clip(origin + first * keys, k_start, k_end)
+    item_end = np.where(last > first, np.minimum(origin + last * keys, k_end), item_start)
+    order, first_item = np.arange(items), None
+    if programs:
+        # Empty items are spread over the programs, so that none has many.
+        owner = np.concatenate([cuts // share, np.arange(items - len(cuts)) % programs])
+        order = np.argsort(owner, kind="stable")
+        first_item = np.searchsorted(owner[order], np.arange(programs + 1)).astype(np.int32)
 
     def fill(a: np.ndarray, length: int, axis: int = 0) -> np.ndarray:
         return np.pad(a, [(0, (n == axis) * (length - a.shape[axis])) for n in range(a.ndim)])
 
     return SegmentItems(
-        fill(segment, items).astype(np.int32),
-        fill(item_start, items, axis=1).astype(np.int32),
-        fill(item_end, items, axis=1).astype(np.int32),
+        fill(segment, items)[order].astype(np.int32),
+        fill(item_start, items, axis=1)[:, order].astype(np.int32),
+        fill(item_end, items, axis=1)[:, order].astype(np.int32),
         fill(segments.shift, capacity).astype(np.int32),
         None if segments.used is None else fill(segments.used, capacity),
+        first_item,
     )

@@ -97,9 +97,15 @@ def test_every_row_of_the_table_is_accepted_by_its_kernel(row):
 
 def test_pieces_fill_the_device_but_stay_long():
     assert dispatch.pieces_per_tile(2000, 132, 100) == 1
-    assert dispatch.pieces_per_tile(4, 132, 100) == 100
+    assert dispatch.pieces_per_tile(4, 132, 100) == 99, "whole waves"
     assert dispatch.pieces_per_tile(112, 132, 100) * 112 >= 4 * 132
-    assert dispatch.pieces_per_tile(1, 1, 0) == 1
+    for programs in range(1, 528):
+        made = programs * dispatch.pieces_per_tile(programs, 132, 1000)
+        assert 4 * 132 <= made < 3 * (4 * 132 + programs) and made >= 0.92 * 132 * -(-made // 132)
+    for maximum in range(5):
+        assert dispatch.pieces_per_tile(1, 1, maximum) == max(maximum, 1), (
+            "one item at a time: as long as pieces stay long"
+        )
 
 
 def check_attend(kernel, width, dtype, atol):

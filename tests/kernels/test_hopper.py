@@ -104,6 +104,19 @@ def test_tasks_that_share_a_program(stages, monkeypatch):
     check(tile_schedule.pack_rows(q, 2, 128), streams, segments(128), TileSizes(128, 32, stages))
 
 
+@interpreted
+def test_programs_run_the_items_that_the_schedule_names_and_keep_the_rows_that_are_asked_for():
+    """Three programs a head, one without an item; of 64 rows the results of 8 are written."""
+    q, streams = arrays(np.random.default_rng(0), 128, [90, 40, 8], 2, 1, 16, 2, jnp.bfloat16)
+    q, schedule = tile_schedule.pack_rows(q, 2, 64), segments()
+    schedule = schedule._replace(first_item=jnp.asarray([0, 3, 3, 5], jnp.int32))
+    out, lse = jax.jit(run, static_argnums=4)(q, streams, jnp.int32(1), schedule, TileSizes(64, 32, 3, kept=8))
+    assert out.shape == (2, 5, 8, 16)
+    kept = jax.tree.map(lambda a: a[..., :8], schedule.row_start), jax.tree.map(lambda a: a[..., :8], schedule.row_end)
+    schedule = schedule._replace(row_start=kept[0], row_end=kept[1])
+    assert_correct((out, lse[:, :, :8]), q[:, :, :8], streams, 1, schedule, scale=0.25, atol=ATOL[q.dtype])
+
+
 @pytest.mark.kernels
 @interpreted
 def test_layers_may_be_scanned():

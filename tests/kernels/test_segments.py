@@ -14,6 +14,8 @@ from problems import backends
 from experiments.parity.assembled import MixedPlan, assembled_view, plan_mixed
 from pallas_kernels import attention
 from pallas_kernels import decode as in_place
+from pallas_kernels.attention import tile_schedule
+from pallas_kernels.attention.tile_sizes import TileSizes
 from vxl2_jax import decode
 from vxl2_jax.cache import plan, views
 from vxl2_jax.layout import Layout
@@ -64,8 +66,34 @@ def test_segments_and_items_hold_every_slot_once_with_its_shift(asked, items):
     assert segments.length == len(slot_plan.store)
     capacity = 2 * interior(dense) + 3
     assert len(segments.shift) <= capacity, "the bound that views.py relies on"
-    split = in_place.split_segments(segments, items=capacity + items, capacity=capacity, multiple=4)
+    split = in_place.split_segments(segments, items=capacity + items, capacity=capacity, keys=4)
     assert slots(split.item_start, split.item_end, split.shift[split.segment]) == wanted(slot_plan)
+
+
+@given(asked=questions(), programs=st.integers(1, 40), keys=st.sampled_from([4, 16, 64]))
+def test_programs_have_equal_shares_of_whole_key_tiles(asked, programs, keys):
+    """Every program has as many tiles as each other, but for the last, which has room for the tail."""
+    _, slot_plans, each = asked
+    merged = in_place.merge_segments(each)
+    capacity = len(merged.shift) + 2
+    items = capacity + programs
+    split = in_place.split_segments(merged, items=items, capacity=capacity, keys=keys, programs=programs)
+    every = slots(split.item_start, split.item_end, split.shift[split.segment, 0])
+    assert len({place[:2] for place in every}) == len(every) == merged.length, "every key is read once"
+    for number, slot_plan in enumerate(slot_plans):
+        used = split.used[split.segment, number]
+        shift = split.shift[split.segment[used], number]
+        assert slots(split.item_start[:, used], split.item_end[:, used], shift) == wanted(slot_plan)
+    start, end = split.item_start, split.item_end
+    align = min(keys, 16)
+    tiles = np.where(end > start, -(-(end - start // align * align) // keys), 0).sum(axis=0)
+    shares = np.add.reduceat(np.append(tiles, 0), np.minimum(split.first_item[:-1], items))
+    shares = np.where(split.first_item[1:] > split.first_item[:-1], shares, 0)
+    assert split.first_item[0] == 0 and split.first_item[-1] == items and shares.sum() == tiles.sum()
+    assert shares.max() == -(-(tiles.sum() + 1) // programs) or shares.max() == tiles.sum()
+    assert shares[-1] < max(shares.max(), 1) or programs == 1, "the tail has room"
+    whole = -(-(merged.k_end - merged.k_start // align * align) // keys)
+    assert tiles.sum() == np.where(merged.k_end > merged.k_start, whole, 0).sum(), "dividing adds no tiles"
 
 
 @given(asked=questions(), items=st.integers(0, 60), padding=st.booleans())
@@ -76,7 +104,7 @@ def test_merged_segments_hold_every_slot_of_every_question_once_with_its_shift(a
     segments = in_place.merge_segments(each)
     capacity = 3 * len(slot_plans) * interior(dense) + 3
     assert len(segments.shift) <= capacity, "the bound that views.py relies on"
-    split = in_place.split_segments(segments, items=capacity + items, capacity=capacity, multiple=4)
+    split = in_place.split_segments(segments, items=capacity + items, capacity=capacity, keys=4)
     every = slots(split.item_start, split.item_end, split.shift[split.segment, 0])
     assert len({place[:2] for place in every}) == len(every), "no key is read twice"
     for number, slot_plan in enumerate(slot_plans):
@@ -103,6 +131,49 @@ def test_relocated_segments_read_the_same_tokens_of_streams_without_gaps(asked, 
             want = np.arange(segments.k_start[stream, number], segments.k_end[stream, number])
             got = rows[moved.k_start[stream, number] : moved.k_end[stream, number]]
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(
+    ("questions", "count", "reads_tail"), [(1, 1, True), (20, 1, True), (20, 1, False), (2, 3, True)]
+)
+def test_shared_programs_give_what_one_pass_over_all_keys_gives(questions, count, reads_tail):
+    """Programs of several items in a step, and of one in a question, run by the reference; 20 questions are two tiles."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    stream, other, tail = (attention.KVCache(normal(1, 2, n, 16), normal(1, 2, n, 16)) for n in (90, 70, 64))
+    heads = 4
+    segments = in_place.Segments(*np.asarray([[[3, 40], [0, 9]], [[33, 90], [0, 70]]], np.int32), np.zeros(2, np.int32))
+    kernel = dataclasses.replace(
+        attention.REFERENCE,
+        row_tiles=(TileSizes(16, 16), TileSizes(32, 8)),
+        segment_tiles=(),
+        concurrent_items=12,
+        persistent=True,
+        equal_tiles=False,
+    )
+    streams, q = (stream, other, tail), normal(questions, count, heads, 16)
+    step, question = in_place.segment_tables(
+        kernel, [segments], levels=[(0, 1)], capacity=3, merged_capacity=3, kv_heads=2, questions=questions
+    )
+    k_start = np.arange(questions)[:, None] * 3 + np.zeros(count, int)
+    k_end = k_start + 1 + np.arange(count)
+    items = jax.tree.map(lambda a: a[0], step if count == 1 else question)
+    planned = in_place.plan_items(kernel, items, k_start, k_end, repeats=2, reads_tail=jnp.asarray(reads_tail))
+    assert (planned.schedule.first_item is not None) == (count == 1)
+    out, lse = planned.attend(planned.rows(q), streams)
+    every = np.zeros((1, questions * count), int)
+    read = [(stream, every + 3, every + 33), (stream, every + 40, every + 90), (other, every + 9, every + 70)]
+    parts = []
+    for cache, start, end in [*read, (tail, k_start.reshape(1, -1), k_end.reshape(1, -1))]:
+        alone = attention.plan_attention(attention.REFERENCE, start, end, heads=heads, streams=[cache])
+        parts.append(attention.attend(q.reshape(-1, heads, 16), [cache], alone))
+    parts = parts if reads_tail else parts[:-1]
+    want, want_lse = tile_schedule.merge_partials([(o[None], one[None]) for o, one in parts], axis=0)
+    np.testing.assert_allclose(out, want, atol=2e-6)
+    np.testing.assert_allclose(lse, want_lse, atol=2e-6)
 
 
 def test_too_many_segments_are_refused():
@@ -220,7 +291,7 @@ def test_questions_share_the_rows_of_a_call_and_see_only_their_own_tail(name):
     q, second = normal(2, 3, 4, 16), np.arange(6) >= 3
     used = np.stack([np.ones(6, bool), ~second])
     segments = in_place.Segments(*np.asarray([[[0, 48]], [[32, 80]]], np.int32), np.zeros((2, 6), np.int32), used)
-    items = in_place.split_segments(segments, items=5, capacity=2, multiple=16)
+    items = in_place.split_segments(segments, items=5, capacity=2, keys=16)
     k_start = np.where(second, 8, 0)
     k_end = k_start + np.asarray([1, 2, 3, 1, 2, 3], np.int32)
     planned = in_place.plan_items(tiles_of_16_rows(name), items, k_start.reshape(2, 3), k_end.reshape(2, 3), repeats=2)

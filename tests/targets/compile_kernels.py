@@ -4,7 +4,8 @@
 
 Problems of real size: 28 layers (2 on TPUs, whose compiler counts the whole cache against the memory of the chip), 4
 key heads of width 128, bf16, a visual stream of 400,000 tokens, a global one of 25,000; in decoding also the sparse
-level and the tail, with items that share query tiles. Kernels that read caches in int8 compile these with such caches,
+level and the tail, with items that share query tiles; where the kernel is persistent, also a step of one question, with
+132 programs and results of 8 rows. Kernels that read caches in int8 compile these with such caches,
 too: decoding with the smallest and the largest tile. The vision tower: 64 frames of 16 heads and 729 patches.
 
 Lines for GPUs have the program's registers, spills and shared memory (on Hopper that of the tiles; barriers add about
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,9 @@ def problems(kernel: str, device: tile_sizes.DeviceTiles):
     yield "pre-fill, split", largest, KV_HEADS, WIDTH, layers, streams, 120, 24, jnp.float32, bf16
     for entry in device.row_tiles:
         yield "decode", entry, KV_HEADS, WIDTH, layers, all_streams, 300, 20, jnp.float32, bf16
+    if device.persistent:
+        step = replace(device.row_tiles[0], kept=8)
+        yield "step", step, KV_HEADS, WIDTH, layers, all_streams, 50, 12, jnp.float32, bf16
     if BACKENDS[kernel].READS_INT8:
         yield "pre-fill, int8", largest, KV_HEADS, WIDTH, layers, streams, 512, 512, bf16, jnp.int8
         for entry in (device.row_tiles[0], device.row_tiles[-1]):
@@ -82,6 +87,8 @@ def lowered(
 
     streams, bf16 = len(lengths), jnp.bfloat16
     schedule = TileSchedule(ints(items), *[ints(streams, items)] * 4, *[ints(streams, q_tiles, entry.rows)] * 2)
+    if entry.kept:
+        schedule = schedule._replace(first_item=ints(132 // heads + 1))
 
     def cache(length):
         slots = kv_cache.aligned(length, cache_dtype)

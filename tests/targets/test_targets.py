@@ -80,7 +80,8 @@ def compiled(script: str, name: str, *more: str) -> list[dict]:
 def test_every_kernel_compiles(name):
     lines = compiled("compile_kernels.py", name)
     problems = {line["problem"] for line in lines}
-    assert problems == {"pre-fill", "pre-fill, split", "pre-fill, int8", "decode", "decode, int8", "vision"}
+    step = {"step"} if name == "h100" else set()  # of a persistent kernel
+    assert problems == {"pre-fill", "pre-fill, split", "pre-fill, int8", "decode", "decode, int8", "vision"} | step
     assert {line["kernel"] for line in lines} == {"h100": {"hopper", "ampere"}, "a100": {"ampere"}}.get(name, {"tpu"})
     if name in GPUS:
         assert all(line["spilled_bytes"] <= SPILLED_OUTSIDE_LOOPS for line in lines), lines
