@@ -198,7 +198,7 @@ def _program(
       ahead by more than one. A consumer arrives before it waits for tiles, so that the other can go on to release older
       tiles.
     - q_ready completes once per task, by the consumer's own copy, issued when all its products of the last task are done.
-    A task without steps uses no barrier but q_ready.
+    A task without steps uses no barrier but q_ready. `tests/kernels/test_hopper_barriers.py` tries every order of the actions.
     """
     consumers, width, keys, stages = q.shape[2] // _WARPGROUP_ROWS, q.shape[3], tiles.keys, tiles.stages
     heads, items, head_group = q.shape[0], schedule.q_tile.shape[0], math.gcd(q.shape[0], 8)
