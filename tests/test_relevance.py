@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import toys
 
+from pallas_kernels import attention
 from pallas_kernels.attention import REFERENCE
 from vxl2_jax import relevance
 from vxl2_jax.cache import views
@@ -137,3 +138,20 @@ def test_uniform_spreads_its_best_chunks(toy, chunks):
     scores = scored(relevance.uniform, request_of(toy, toys.remembered(toy, toys.video(0, layout)), 1))
     best = np.sort(np.argsort(-scores)[: chunks // 2])
     assert np.diff(best).max() <= 3, "half of the chunks leave no gap wider than three"
+
+
+def test_one_call_of_a_kernel_scores_as_chunk_by_chunk(toy):
+    """The TPU kernel, interpreted; layers are scanned, and the questions of a batch are of different lengths."""
+    memory = toys.remembered(toy, toys.video(3))
+    kernel = attention.choose_kernel("tpu", dtype="float32", width=toy.config.language.head_width).kernel
+    assert kernel.moves_ranges(toy.config.language.head_width)
+    ids, count = np.stack([QUESTION, QUESTION[::-1]]), np.asarray([5, 8], np.int32)
+    table = relevance.chunk_table(memory, 2)
+    options = {"width": table.width, "chunks": table.chunks}
+    got, want = (
+        relevance.chunk_attention(
+            toy.params, toy.config, views.prefix_view(memory, each, 2), table.slots, ids, count, kernel=each, **options
+        )
+        for each in (kernel, REFERENCE)
+    )
+    np.testing.assert_allclose(got, want, atol=2e-6)

@@ -1,6 +1,6 @@
 """Range attention: every query attends to one contiguous range of keys in each of a few streams."""
 
-from pallas_kernels.attention.dispatch import AttentionPlan, attend, full_attention, plan_attention
+from pallas_kernels.attention.dispatch import AttentionPlan, attend, full_attention, moved_log_sum_exp, plan_attention
 from pallas_kernels.attention.kernel import NAMES, REFERENCE, Kernel
 from pallas_kernels.attention.reference import key_mass
 from pallas_kernels.attention.select import KernelChoice, choose_kernel, choose_tested_kernel, kernel_refusal
@@ -20,6 +20,7 @@ __all__ = [
     "full_attention",
     "kernel_refusal",
     "key_mass",
+    "moved_log_sum_exp",
     "plan_attention",
     "choose_tested_kernel",
     "self_test",

@@ -230,6 +230,25 @@ def _jitted(name: str) -> Callable[..., tuple[jax.Array, jax.Array]]:
     return jax.jit(BACKENDS[name].attend_tiles, static_argnames=("scale", "tiles", "out_dtype", "interpret"))
 
 
+def moved_log_sum_exp(
+    kernel: Kernel,
+    q: Float[Array, "K rows D"],
+    cache: KVCache,
+    layer: Int[Array, ""] | int,
+    start: Int[ArrayLike, " C"],
+    end: Int[ArrayLike, " C"],
+    cos: Float[Array, "C half"],
+    sin: Float[Array, "C half"],
+    *,
+    width: int,
+) -> Float[Array, "C K rows"]:
+    """The log-sum-exp of queries over short key ranges, each rotated by an angle of its own, in one call of a kernel that
+    `moves_ranges`; see `tpu_moved_ranges.log_sum_exp`."""
+    log_sum_exp = kernel.backend.log_sum_exp
+    bounds = (jnp.asarray(bound, jnp.int32) for bound in (start, end))
+    return log_sum_exp(q, cache, layer, *bounds, cos, sin, width=width, interpret=kernel.interpret)
+
+
 def full_attention(
     kernel: Kernel,
     q: Float[Array, "F N H D"],

@@ -55,6 +55,10 @@ class Kernel:
         """How segments are read: their rows sorted by key (`decode.by_rows`), or split into items (`decode.by_items`)."""
         return bool(self.segment_tiles)
 
+    def moves_ranges(self, width: int) -> bool:
+        """Whether the backend's `log_sum_exp` serves key ranges that are moved, for heads of this width."""
+        return self.chunks_per_step is None and (self.interpret or width == self.backend.LANES)
+
     def tiles_for(self, rows: int) -> TileSizes:
         """The smallest tile that holds `rows` packed rows of a key head, else the largest."""
         return self._equal(next((t for t in self.row_tiles if t.rows >= rows), self.row_tiles[-1]), rows)

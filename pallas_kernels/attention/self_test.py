@@ -25,8 +25,8 @@ TOLERANCE = {2: 3e-2, 4: 1e-3}
 
 
 def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTypeLike | None = None) -> str | None:
-    """Test a kernel with each of its tiles over two and four streams, with full attention within frames, and where it is
-    persistent, with programs of several items.
+    """Test a kernel with each of its tiles over two and four streams, with full attention within frames, and with what not
+    every kernel has: programs of several items, ranges that are moved.
 
     The key ranges start and end anywhere and are split into items, as for long videos. A kernel that hangs does not return.
 
@@ -44,7 +44,7 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTyp
         counts = {*QUERIES, *(max(1, tile.rows // _REPEATS) for tile in kernel.row_tiles)}
         problems = [(count, KEYS[0]) for count in sorted(counts)] + [(count, KEYS[-1]) for count in QUERIES]
         ranges = (_range_error(kernel, *problem, dtype, width, cache) for problem in problems)
-        errors = [*ranges, _full_error(kernel, dtype)]
+        errors = [*ranges, _moved_error(kernel, dtype, width, cache), _full_error(kernel, dtype)]
         if kernel.persistent:
             errors.append(_range_error(kernel, 1, KEYS[-1], dtype, width, cache, shared=True))
         error = float(np.max(errors))  # NaN if one of them is
@@ -89,6 +89,30 @@ def _range_error(
         return jax.jit(dispatch.attend)(q, streams, plan, layer=1)[0]
 
     return _relative_error(attend(kernel), attend(REFERENCE))
+
+
+def _moved_error(kernel: Kernel, dtype: DTypeLike, width: int, cache_dtype: DTypeLike) -> float:
+    """The largest error of log-sum-exps over ranges whose keys are turned by a right angle, or not at all."""
+    if not kernel.moves_ranges(width):
+        return 0.0
+    rng, kv_heads, slots = np.random.default_rng(0), 2, max(KEYS[0])
+    k = jnp.asarray(rng.normal(size=(2, kv_heads, slots, width)), dtype)
+    cache, q = (
+        KVCache.of_rows(k, k, cache_dtype),
+        jnp.asarray(rng.normal(size=(kv_heads, 9, width)) * width**-0.5, dtype),
+    )
+    start = np.sort(rng.integers(0, slots - 4, 21))
+    end = np.minimum(start + rng.integers(0, 100, 21), slots)
+    turned = np.arange(21) % 2
+    tables = (jnp.tile(jnp.asarray(column, jnp.float32)[:, None], (1, width // 2)) for column in (1 - turned, turned))
+    got = dispatch.moved_log_sum_exp(kernel, q, cache, 1, start, end, *tables, width=100)
+    keys = np.asarray(cache.dequantised(jnp.float32)[0][1])
+    both = keys, np.concatenate([-keys[..., width // 2 :], keys[..., : width // 2]], axis=-1)
+    logits = [np.einsum("krd,ksd->krs", np.asarray(q.astype(jnp.float32)), each) for each in both]
+    with np.errstate(divide="ignore"):
+        parts = zip(start, end, turned, strict=True)
+        want = np.stack([np.log(np.exp(logits[turn][..., first:last]).sum(axis=-1)) for first, last, turn in parts])
+    return float(np.max(np.where(got == want, 0, np.abs(np.asarray(got) - want))))  # −inf where there are no keys
 
 
 def _full_error(kernel: Kernel, dtype: DTypeLike) -> float:

@@ -49,7 +49,8 @@ class DeviceTiles:
       segment_tiles: tile sizes for reading segments with their rows sorted by key (`decode.by_rows`): first of whole
         caches, then of the segments of each level (the last one also for further levels). Empty: segments are split into
         items instead, which are read once for all questions of a batch (`decode.by_items`).
-      chunks_per_step: chunks that relevance scores in one step; None: one by one, without copying their keys.
+      chunks_per_step: chunks that relevance scores in one step; None: all in one call of the kernel, or where that does not
+        take the model's head width, one by one, without copying their keys.
       keys_per_step: keys per step where attention is summed per key.
     """
 

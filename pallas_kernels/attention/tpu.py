@@ -27,27 +27,19 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
+from pallas_kernels.attention.tpu_layout import LANES, parts_of, start_multiple, sublanes
+from pallas_kernels.attention.tpu_moved_ranges import log_sum_exp
 from pallas_kernels.kv_cache import KVCache
 
-LANES = 128
 _MASKED = -1e30  # logit of a masked key
 _M_INIT = -1e15  # initial running maximum: exp2(_MASKED − _M_INIT) is exactly 0, so masked keys never count
 _HEAD, _ENTRY, _STEP, _FETCHED, _USED = range(5)  # fields of the cursor: next tile to copy, tiles copied, tiles used
+__all__ = ["LANES", "READS_INT8", "WIDTH_MULTIPLE", "attend_tiles", "log_sum_exp", "refusal"]
+
 WIDTH_MULTIPLE = 16
 """Head widths must be multiples of this; others are padded with zeros."""
 READS_INT8 = True
 """Whether caches may be in int8, with scales."""
-
-
-def sublanes(dtype: DTypeLike) -> int:
-    """Rows of a tile must be multiples of this: 16 in bfloat16, 8 in float32."""
-    return 32 // jnp.dtype(dtype).itemsize
-
-
-def start_multiple(dtype: DTypeLike) -> int:
-    """The start of a slice of keys must be a multiple of this, and so must the slots of a cache: of caches in int8, 128
-    scales share a row of lanes."""
-    return LANES if jnp.dtype(dtype) == jnp.int8 else sublanes(dtype)
 
 
 def refusal(*, dtype: DTypeLike, width: int, rows: int) -> str | None:
@@ -267,7 +259,7 @@ def attend_tiles(
     if reason := refusal(dtype=q.dtype, width=width, rows=rows):
         raise ValueError(reason)
     count, items, keys = len(streams), schedule.q_tile.shape[0], -(-tiles.keys // LANES) * LANES
-    caches = [part for stream in streams for part in _parts(stream)]
+    caches = [part for stream in streams for part in parts_of(stream)]
     parts = len(caches) // count
     row_bounds = jnp.stack([schedule.row_start, schedule.row_end], axis=1).reshape(2 * count, -1, rows).swapaxes(0, 1)
     key_ranges = (schedule.item_start, schedule.item_end, schedule.unmasked_start, schedule.unmasked_end)
@@ -316,15 +308,3 @@ def attend_tiles(
         q, row_bounds, *caches,
     )  # fmt: skip
     return out, lse[:, :, 0]
-
-
-def _parts(cache: KVCache) -> list[jax.Array]:
-    """Keys and values [L, K, S, D], and of a cache in int8 their scales [L, K, 1, S], with S rounded up to a multiple of
-    `start_multiple`."""
-    missing = -cache.slots % start_multiple(cache.dtype)
-
-    def padded(part: jax.Array) -> jax.Array:
-        return jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else part
-
-    rows = [padded(part) for part in jax.tree.leaves(cache)]
-    return rows[:2] + [jnp.swapaxes(scale, 2, 3) for scale in rows[2:]]

@@ -6,15 +6,16 @@
     python tests/targets/compile_model.py t4 int8 4096 int8 2
     python tests/targets/compile_model.py v5e int8 9000 int8 1 host
     python tests/targets/compile_model.py v5e int8 10000 wide model=4,sequence=2
+    python tests/targets/compile_model.py v5e int8 10000 wide 1 device relevance
 
 Arguments: the machine ("here" for the one that is present), and if wanted the weights, the frames, the cache (wide or int8), the mesh (a number of devices over which
-the model is split, or as `--mesh` takes it), and where the dense level is (device or host). Bytes are those of one device, and lines have the number of collectives in
-each program.
+the model is split, or as `--mesh` takes it), where the dense level is (device or host), and how the names of the programs begin that are compiled.
+Bytes are those of one device, and lines have the number of collectives in each program.
 
 Programs: a pre-fill stride, the pooling of the sparse level, the relevance pass and a question with its answer over
 the memory of 2,048 frames, and the vision half. With the dense level in host memory, one layer of a stride and the pooling of
 one layer take the place of all layers. Weights are abstract. Every line has the memory that XLA plans, the
-device's, the prediction of `vxl2_jax.planning.memory_model`, and the copies that the program makes of weights and caches.
+device's, the prediction of `vxl2_jax.planning.memory_model`, the copies that the program makes of weights and caches, and how often each of its loops runs.
 A program that does not fit is compiled with half the layers.
 """
 
@@ -343,8 +344,9 @@ def main(
     cache: str = WIDE,
     ways: str = "1",
     place: str = DEVICE,
+    only: str = "",
 ) -> None:
-    """Compile every program and print the results."""
+    """Compile every program, or those whose name begins with `only`, and print the results."""
     device = topology(name).devices[0]
     limit = (suits.memory_bytes(device) or 0) / 1e9 if name == "here" else MEMORY_GB[name]
     whole, dtype = CONFIG.language.layers, dtype_for(device)
@@ -356,6 +358,8 @@ def main(
     with machine(name, mesh) as abstract:
         half = {program.name: program for program in programs(abstract, *sized(whole // 2), dtype, mesh)}
         for program in programs(abstract, *sized(whole), dtype, mesh):
+            if not program.name.startswith(only):
+                continue
             start = time.monotonic()
             found = {
                 "machine": name,
@@ -383,6 +387,7 @@ def main(
 def planned(program: Program, limit: float) -> dict:
     """The memory that XLA plans for a program and the predicted memory, in GB, and its copies. limit: the device's memory."""
     compiled = program.lower().compile()
+    text = compiled.as_text()
     plan = compiled.memory_analysis()
     arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
     peak = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
@@ -397,8 +402,9 @@ def planned(program: Program, limit: float) -> dict:
         "predicted_gb": gb(program.predicted),
         "predicted_over_peak": round(program.predicted / peak, 4),
         "fits": peak <= limit * 1e9,
-        "copies": hlo.copies(compiled.as_text(), program.arrays),
-        "collectives": hlo.collectives(compiled.as_text()),
+        "copies": hlo.copies(text, program.arrays),
+        "collectives": hlo.collectives(text),
+        "loops": hlo.loops(text),
     }
 
 

@@ -88,6 +88,16 @@ def collectives(text: str) -> dict[str, int]:
     return {kind: counts[kind] for kind in kinds if counts[kind]}
 
 
+def loops(text: str) -> list[int]:
+    """How often each loop of the program runs, where that is a constant of its condition; the longest first."""
+    body = computations(text)
+    found = []
+    for condition in re.findall(r" while\(.*condition=%?([\w.\-]+)", text):
+        limits = [i.rest for i in body.get(condition, ()) if i.opcode == "constant" and i.dtype == "s32"]
+        found += [max(int(rest.split(")")[0]) for rest in limits)] if limits else []
+    return sorted(found, reverse=True)
+
+
 def _holds(stack: tuple[int, ...], key: tuple[int, ...]) -> bool:
     """Whether an array is the one with these dimensions, or a stack of such arrays."""
     return not Counter(key) - Counter(stack) and len(stack) - len(key) in (0, 1)

@@ -213,6 +213,21 @@ def test_low_rank_updates_over_int8_weights_fit_one_card(name, model, limit):
     assert line["peak_gb"] <= limit, line
 
 
+def test_loops_are_counted():
+    def squared(x):
+        return jax.lax.fori_loop(0, 7, lambda _, x: jax.lax.fori_loop(0, 5, lambda _, x: jnp.sin(x @ x), x), x)
+
+    assert hlo.loops(jax.jit(squared).lower(jnp.ones((9, 9))).compile().as_text()) == [7, 5]
+
+
+@pytest.mark.parametrize(
+    "name", ["v5e", *(pytest.param(name, marks=pytest.mark.slow) for name in ("v4", "v5p", "v6e"))]
+)
+def test_relevance_on_a_tpu_has_one_call_of_a_kernel_for_all_chunks_of_a_layer(name):
+    (line,) = compiled("compile_model.py", name, "int8", "10000", "int8", "1", "device", "relevance")
+    assert line["loops"] == [27], "layers only: 640 chunks are no loop"
+
+
 def test_a_copy_of_a_layer_out_of_a_stack_is_found():
     def last(stack, x):
         return jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer), None), x, stack)[0]

@@ -273,7 +273,10 @@ def _relevance(config: ModelConfig, layout: Layout, workload: Workload) -> int:
     """A layer's weights, two sets of logits of the chunks of a step, three of all chunks' shares, the question's tail."""
     rows, size = config.language.heads * workload.question_rows, workload.chunk_groups(layout)
     width = bucket(size * (layout.pooled(workload.compression) + max(layout.timestamp_lengths, default=0)))
-    steps = 2 * (workload.kernel.chunks_per_step or 1) * rows * width * _F32
+    kernel, at_once = workload.kernel, 2 * (workload.kernel.chunks_per_step or 1)
+    if kernel.chunks_per_step is None and config.language.head_width == 128:  # one call, whose logits stay on the chip
+        at_once = 0
+    steps = at_once * rows * width * _F32
     shares = 3 * bucket(layout.chunks(size)) * rows * _F32
     own = _partial_results(config, workload, 1) + _tail(config, workload, 0)
     return _layer_weights(config, workload) + steps + shares + own

@@ -16,6 +16,7 @@ from einops import rearrange
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from pallas_kernels import attention
 from pallas_kernels.attention import REFERENCE, Kernel
 from pallas_kernels.kv_cache import dequantise
 from vxl2_jax.cache import views
@@ -86,9 +87,13 @@ def chunk_attention(
     held: HeldChunks | None = slots.own() if isinstance(slots, PerDevice) else None
     own: Any = slots if held is None else held.slots
 
-    def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
-        q = rearrange(q * lm.head_width**-0.5, "n (k r) d -> k (n r) d", k=lm.kv_heads)
+    def one_launch(q: jax.Array, layer: jax.Array) -> jax.Array:
+        start, end, last = own
+        angles = rotation(view.position - last, lm.head_width, lm.rope_theta)
+        q = q.astype(stream.query_dtype(q.dtype))
+        return attention.moved_log_sum_exp(kernel, q, stream, layer, start, end, *angles, width=width)
 
+    def chunk_by_chunk(q: jax.Array, layer: jax.Array) -> jax.Array:
         def attend(bounds: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
             start, end, last = bounds
             first = jnp.minimum(start, capacity - width)
@@ -103,7 +108,11 @@ def chunk_attention(
             logits = jnp.einsum("knd,ksd->kns", q, k, preferred_element_type=jnp.float32)
             return jax.nn.logsumexp(jnp.where((index >= start) & (index < end), logits, -jnp.inf), axis=-1)
 
-        found = jax.lax.map(attend, tuple(own), batch_size=kernel.chunks_per_step)
+        return jax.lax.map(attend, tuple(own), batch_size=kernel.chunks_per_step)
+
+    def score(q: jax.Array, begin: jax.Array, layer: jax.Array) -> jax.Array:
+        q = rearrange(q * lm.head_width**-0.5, "n (k r) d -> k (n r) d", k=lm.kv_heads)
+        found = (one_launch if kernel.moves_ranges(lm.head_width) else chunk_by_chunk)(q, layer)
         share = jax.nn.softmax(found, axis=0) if held is None else shares_on_devices(found, held, shared)
         share = rearrange(share, "c k (n r) -> c n (k r)", n=rows)
         real = (jnp.arange(rows) >= begin)[:, None]
