@@ -14,6 +14,7 @@ import hlo
 import jax
 import jax.numpy as jnp
 import pytest
+import sass
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -116,6 +117,64 @@ def test_a_step_of_the_tpu_kernel_takes_no_more_cycles_than_it_did(name):
         if any(now > 1.02 * before for now, before in zip(cycles, CYCLES[name][tile], strict=True))
     }
     assert not worse
+
+
+GPU_CYCLES = {
+    "h100": {"64x64x6x4": (1295,), "128x128x3x4": (2288,)},
+    "a100": {
+        "16x64x3x4": (1528, 2208),
+        "32x64x3x4": (1984, 2368),
+        "64x64x3x4": (2840, 8736),
+        "128x32x3x4": (2048, 4672),
+    },
+    "l4": {"16x64x2x4": (1528, 3312), "64x32x2x4": (2048, 6576)},
+}
+"""The same of a multiprocessor, with all warps that are resident (ptxas 13.5)."""
+MASKED_OVER_CLEAR = 1.45
+"""How much longer one warp may take to issue a step with a mask than one without."""
+
+
+@pytest.mark.parametrize("name", ["h100", "l4", pytest.param("a100", marks=pytest.mark.slow)])
+def test_a_step_of_the_gpu_kernels_takes_no_more_cycles_than_it_did(name):
+    lines = compiled("gpu_cycles.py", name)
+    found = {tile: tuple(line["cycles"] for line in lines if line["tiles"] == tile) for tile in GPU_CYCLES[name]}
+    assert len(lines) == sum(map(len, found.values()))
+    worse = {
+        tile: (cycles, GPU_CYCLES[name][tile])
+        for tile, cycles in found.items()
+        if any(now > 1.02 * before for now, before in zip(cycles, GPU_CYCLES[name][tile], strict=True))
+    }
+    assert not worse
+    assert all(line["spills"] <= 1 for line in lines), lines
+    assert all(line["masked"]["issued"] <= MASKED_OVER_CLEAR * line["clear"]["issued"] for line in lines), lines
+
+
+LISTING = """
+	.section	.text.kernel,"ax",@progbits
+        /*0000*/                   MOV R1, c[0x0][0x28] ;     /* 0x00000a0000017a02 */
+                                                              /* 0x000fe40000000f00 */
+.L_x_1:
+        /*0010*/                   MUFU.EX2 R2, R3 ;          /* 0x0000000300027308 */
+                                                              /* 0x000e220000000800 */
+        /*0020*/                   FADD R2, R2, R4 ;          /* 0x0000000402027221 */
+                                                              /* 0x001fc80000000000 */
+        /*0030*/               @P0 BRA `(.L_x_1) ;            /* 0xfffffffc00000947 */
+                                                              /* 0x000fea000383ffff */
+        /*0040*/                   EXIT ;                     /* 0x000000000000794d */
+                                                              /* 0x000fea0003800000 */
+"""
+
+
+def test_machine_code_is_read_with_its_waits():
+    """The addition waits for the exponential by the barrier that it sets; then come the stalls of addition and branch."""
+    instructions, labels = sass.parse(LISTING)
+    assert [i.opcode for i in instructions] == ["MOV", "MUFU.EX2", "FADD", "BRA", "EXIT"]
+    (loop,) = sass.loops(instructions, labels)
+    body = sass.within(instructions, loop)
+    assert [i.address for i in body] == [0x10, 0x20, 0x30]
+    assert body[0].sets[0] == 0 and body[1].waits == (0,) and body[1].stall == 4
+    assert sass.work(body, "sm_80") == {"mufu": 8, "fp32": 2, "issue": 3}
+    assert sass.issued(body, "sm_80") == 22 + 4 + body[2].stall
 
 
 PROGRAMS = {"pre-fill stride", "pooling", "relevance pass", "question and answer", "vision half"}
