@@ -259,7 +259,7 @@ def attend_tiles(
     if reason := refusal(dtype=q.dtype, width=width, rows=rows):
         raise ValueError(reason)
     count, items, keys = len(streams), schedule.q_tile.shape[0], -(-tiles.keys // LANES) * LANES
-    caches = [part for stream in streams for part in parts_of(stream)]
+    caches = [part for stream in streams for part in parts_of(stream, interpret)]
     parts = len(caches) // count
     row_bounds = jnp.stack([schedule.row_start, schedule.row_end], axis=1).reshape(2 * count, -1, rows).swapaxes(0, 1)
     key_ranges = (schedule.item_start, schedule.item_end, schedule.unmasked_start, schedule.unmasked_end)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
 from pallas_kernels.kv_cache import KVCache
 
 LANES = 128
+_LARGE = 8 << 20
+"""Bytes from which on a cache is kept in main memory. XLA may copy what a kernel reads into VMEM as a whole, which suits the keys of a
+question but not those of a video, of which a kernel reads parts."""
 
 
 def sublanes(dtype: DTypeLike) -> int:
@@ -22,7 +28,7 @@ def start_multiple(dtype: DTypeLike) -> int:
     return LANES if jnp.dtype(dtype) == jnp.int8 else sublanes(dtype)
 
 
-def parts_of(cache: KVCache) -> list[jax.Array]:
+def parts_of(cache: KVCache, interpret: Any = False) -> list[jax.Array]:
     """Keys and values [L, K, S, D], and of a cache in int8 their scales [L, K, 1, S], with S rounded up to a multiple of
     `start_multiple`."""
     missing = -cache.slots % start_multiple(cache.dtype)
@@ -30,5 +36,9 @@ def parts_of(cache: KVCache) -> list[jax.Array]:
     def padded(part: jax.Array) -> jax.Array:
         return jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else part
 
+    def held(part: jax.Array) -> jax.Array:
+        stays = interpret or part.size * part.dtype.itemsize < _LARGE
+        return part if stays else pltpu.with_memory_space_constraint(part, pltpu.HBM)
+
     rows = [padded(part) for part in jax.tree.leaves(cache)]
-    return rows[:2] + [jnp.swapaxes(scale, 2, 3) for scale in rows[2:]]
+    return [held(part) for part in [*rows[:2], *(jnp.swapaxes(scale, 2, 3) for scale in rows[2:])]]

@@ -140,7 +140,7 @@ def log_sum_exp(
     q = jnp.pad(q, ((0, 0), (0, rows * tiles_of_rows - count), (0, 0)))
     bounds = (jnp.pad(jnp.asarray(bound, jnp.int32), (0, missing)) for bound in (start, end))
     angles = (jnp.pad(jnp.concatenate(halves, axis=1), ((0, missing), (0, 0))) for halves in ((cos, cos), (-sin, sin)))
-    caches = parts_of(cache)[::2]  # keys, and of a cache in int8 their scales
+    caches = parts_of(cache, interpret)[::2]  # keys, and of a cache in int8 their scales
 
     def row_block(core, head, tile, group, *_) -> tuple:
         return (core * heads + head, tile, 0)

@@ -67,13 +67,14 @@ _READ_OF_LAST = ("norm_attention", "key", "value")  # what pre-filling reads of 
 
 
 class Program(NamedTuple):
-    """A program: its name, a function that lowers it, its predicted peak memory in bytes, and the arrays that it reads and
-    should not copy."""
+    """A program: its name, a function that lowers it, its predicted peak memory in bytes, the arrays that it reads and should
+    not copy, and which of them are caches."""
 
     name: str
     lower: Callable[[], Any]
     predicted: int
     arrays: Sequence[tuple[int, ...]] = ()
+    caches: Sequence[tuple[int, ...]] = ()
 
 
 def real_size(
@@ -194,6 +195,7 @@ def programs(
             lambda: run({"language": {"layers": layers}}, config, abstract((), jnp.int32), x, streams, stride),
             bytes_of(layers) + here["dense"] + made["pre-fill"],
             weights + shapes(streams),
+            shapes(streams),
         )
     else:
         yield Program(
@@ -203,6 +205,7 @@ def programs(
             ),
             language - unread + cache["dense"] + made["pre-fill"],
             weights + shapes(streams),
+            shapes(streams),
         )
 
     def make(s):
@@ -254,6 +257,7 @@ def programs(
         ),
         language - (unread - bytes_of(layer["query"]) * (unread_of_last > 0)) + cache["sparse"] + made["relevance"],
         weights + shapes(sparse),
+        shapes(sparse),
     )
 
     chunks = layout.chunks(settings.chunk_groups(layout))
@@ -275,6 +279,7 @@ def programs(
         ),
         language + head + loaded + cache["sparse"] + made["question"],
         weights + shapes(mixture.streams),
+        shapes(mixture.streams),
     )
 
     side, per_group = config.vision.image_size, config.frames_per_group
@@ -402,7 +407,7 @@ def planned(program: Program, limit: float) -> dict:
         "predicted_gb": gb(program.predicted),
         "predicted_over_peak": round(program.predicted / peak, 4),
         "fits": peak <= limit * 1e9,
-        "copies": hlo.copies(text, program.arrays),
+        "copies": hlo.copies(text, program.arrays, caches=program.caches),
         "collectives": hlo.collectives(text),
         "loops": hlo.loops(text),
     }

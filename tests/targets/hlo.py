@@ -14,6 +14,8 @@ _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\w+)\[([\d,]*)\](\S*) ([
 _TUPLE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = \((.*?)\) ([\w\-]+)\((.*)")
 _COPIES = {"copy", "copy-start", "transpose", "slice", "dynamic-slice", "gather", "concatenate", "pad"}
 _INTEGERS, _FLOATS = {"s8", "u8", "s4", "u4"}, {"f16", "bf16", "f32"}
+_LARGE = 4 << 20
+"""Elements of a cache in 16 bits that is kept in a TPU's main memory."""
 _SAME_ORDER = {"bitcast", "convert", "reshape"}
 
 
@@ -45,23 +47,28 @@ def computations(text: str) -> dict[str, list[Instruction]]:
     return found
 
 
-def copies(text: str, arrays: Iterable[tuple[int, ...]], limit: int = 500_000) -> list[str]:
+def copies(
+    text: str, arrays: Iterable[tuple[int, ...]], limit: int = 500_000, caches: Iterable[tuple[int, ...]] = ()
+) -> list[str]:
     """The instructions that copy, transpose, cut out or widen one of `arrays` (shapes), as "opcode dtype[shape]".
 
     A fusion counts as what its results are. It widens an array of integers if it reads it, or a stack that holds it, and
     returns floats of its shape: weights in 8 bits that are written out before they are used. What a TPU brings from its
-    main memory into VMEM is no copy: that is how it reads. Arrays are recognised by their dimensions, in any order and
-    without ones, so an activation of the same dimensions would be found too.
+    main memory into VMEM does not count, because that is how it reads; a whole cache does, because kernels read parts of it.
+    Arrays are recognised by their dimensions, in any order and without ones, so an activation of the same dimensions would
+    be found too.
 
     Args:
       limit: arrays of fewer elements do not count.
+      caches: those of `arrays` that are caches of all layers; in VMEM, ones of 8 MiB or more count.
     """
     wanted = {_key(shape) for shape in arrays if np.prod(shape) >= limit}
+    not_on_chip = {_key(shape) for shape in caches if np.prod(shape) >= _LARGE}
     body = computations(text)
     called = {match[1] for match in re.finditer(r" fusion\(.*calls=%?([\w.\-]+)", text)}
     found = []
     for instruction in (i for name, instructions in body.items() if name not in called for i in instructions):
-        made, integers = [(instruction.opcode, instruction)], []
+        made, integers = [(instruction.opcode, _destination(instruction))], []
         if instruction.opcode == "fusion":
             fused = body[re.search(r"calls=%?([\w.\-]+)", instruction.rest)[1]]
             integers = [_key(i.shape) for i in fused if i.opcode == "parameter" and i.dtype in _INTEGERS]
@@ -70,7 +77,7 @@ def copies(text: str, arrays: Iterable[tuple[int, ...]], limit: int = 500_000) -
                 made = [(opcode, instruction) for opcode, _ in made]
         for opcode, result in made:
             key, on_chip = _key(result.shape), "S(1)" in result.layout
-            if key not in wanted or on_chip:
+            if key not in wanted or on_chip and key not in not_on_chip:
                 continue
             if opcode in _COPIES:
                 found.append(f"{opcode} {result.dtype}{list(result.shape)}")
@@ -86,6 +93,14 @@ def collectives(text: str) -> dict[str, int]:
         i.opcode.removesuffix("-start") for instructions in computations(text).values() for i in instructions
     )
     return {kind: counts[kind] for kind in kinds if counts[kind]}
+
+
+def _destination(instruction: Instruction) -> Instruction:
+    """The array that an instruction makes: of a copy that is started, the first of its tuple."""
+    first = re.match(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", instruction.layout)
+    if instruction.opcode != "copy-start" or not first:
+        return instruction
+    return instruction._replace(dtype=first[1], shape=_numbers(first[2]), layout=first[3] or "")
 
 
 def loops(text: str) -> list[int]:

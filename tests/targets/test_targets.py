@@ -206,6 +206,21 @@ def test_the_real_size_model_compiles(name):
     assert fits["pre-fill stride"] == fits["question and answer"] == (name not in ("v4", "v5e"))
 
 
+@pytest.mark.slow
+def test_caches_of_a_short_video_are_not_brought_into_vmem_as_a_whole():
+    """They would fit there: XLA copied the timestamps' stream."""
+    (line,) = compiled("compile_model.py", "v6e", "wide", "600", "wide", "1", "device", "question")
+    assert line["copies"] == [], line
+
+
+def test_a_cache_in_vmem_counts_as_a_copy_and_a_weight_does_not():
+    shape, text = (28, 4, 1568, 128), "bf16[28,4,1568,128]"
+    started = f"ENTRY %main (a: f32[]) -> f32[] {{\n  %copy-start.1 = ({text}{{3,2,1,0:S(1)}}, {text}{{3,2,1,0}}, u32[]) copy-start(%a)\n}}\n"
+    assert hlo.copies(started, [shape]) == []
+    assert hlo.copies(started, [shape], caches=[shape]) == ["copy-start bf16[28, 4, 1568, 128]"]
+    assert hlo.copies(started.replace(":S(1)", ""), [shape]) == ["copy-start bf16[28, 4, 1568, 128]"]
+
+
 SMALL_CARDS = [
     ("t4", 1024, "wide"),
     ("t4", 2048, "int8"),
