@@ -40,7 +40,7 @@ from pallas_kernels import attention, kv_cache
 from pallas_kernels.attention import KVCache
 from vxl2_jax import decode, prefill, relevance, sequence_parallel, tensor_parallel
 from vxl2_jax import hardware as suits
-from vxl2_jax.cache import pooling, views
+from vxl2_jax.cache import plan, pooling, views
 from vxl2_jax.cache.pooling import sparse_level, sparse_level_of_shards
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.config import ModelConfig, video_xl_2
@@ -68,13 +68,14 @@ _READ_OF_LAST = ("norm_attention", "key", "value")  # what pre-filling reads of 
 
 class Program(NamedTuple):
     """A program: its name, a function that lowers it, its predicted peak memory in bytes, the arrays that it reads and should
-    not copy, and which of them are caches."""
+    not copy, which of them are caches, and of one that decodes the bytes of weights and of the cache that a step needs."""
 
     name: str
     lower: Callable[[], Any]
     predicted: int
     arrays: Sequence[tuple[int, ...]] = ()
     caches: Sequence[tuple[int, ...]] = ()
+    step: tuple[int, int] | None = None
 
 
 def real_size(
@@ -271,6 +272,8 @@ def programs(
         step_table=placed(mixture.step_table),
         question_table=placed(mixture.question_table),
     )
+    keys = plan.plan_segments(layout, settings.compression, settings.chunk_groups(layout), dense).length
+    kept = lm.layers * lm.kv_heads * keys * 2 * (lm.head_width * cached.itemsize + 4 * (settings.cache == INT8))
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
     yield Program(
         "question and answer",
@@ -280,6 +283,7 @@ def programs(
         language + head + loaded + cache["sparse"] + made["question"],
         weights + shapes(mixture.streams),
         shapes(mixture.streams),
+        None if mesh.devices > 1 else (bytes_of(params["language"]["layers"]) + head, kept),
     )
 
     side, per_group = config.vision.image_size, config.frames_per_group
@@ -390,17 +394,26 @@ def main(
 
 
 def planned(program: Program, limit: float) -> dict:
-    """The memory that XLA plans for a program and the predicted memory, in GB, and its copies. limit: the device's memory."""
+    """The memory that XLA plans for a program and the predicted memory, in GB, and its copies. limit: the device's memory.
+
+    Of a program that decodes, "step_gb" is what a step reads and writes (`hlo.traffic`, and the chosen cache once), and
+    "step_over_least" that divided by the weights and the chosen cache.
+    """
     compiled = program.lower().compile()
     text = compiled.as_text()
-    plan = compiled.memory_analysis()
-    arguments, temporary = plan.argument_size_in_bytes, plan.temp_size_in_bytes
-    peak = arguments + temporary + plan.output_size_in_bytes - plan.alias_size_in_bytes
+    memory = compiled.memory_analysis()
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    peak = arguments + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
 
     def gb(count):
         return round(count / 1e9, 3)
 
-    return {
+    found = {}
+    if program.step:
+        weights, cache = program.step
+        traffic = hlo.traffic(text, ANSWER - 1) + cache
+        found = {"step_gb": gb(traffic), "step_over_least": round(traffic / (weights + cache), 4)}
+    return found | {
         "arguments_gb": gb(arguments),
         "temporary_gb": gb(temporary),
         "peak_gb": gb(peak),

@@ -33,6 +33,9 @@ by hand for the A100 pre-fill tile only (they lie outside its unmasked loop)."""
 OVERSTATED, UNDERSTATED = 0.10, 0.04
 """How far the memory that `vxl2 plan` predicts may lie above and below the compiler's plan."""
 
+STEP_OVER_LEAST = 1.1
+"""How much a decoding step may read and write, over its weights and the keys and values that the question chose."""
+
 _HEADS = {"copy bf16[1, 3584, 3584]", "copy bf16[1, 3584, 512]"}
 COPIED = {
     ("v4", "question and answer", "wide"): {
@@ -193,6 +196,8 @@ def check(lines: list[dict], programs: set[str] = PROGRAMS) -> dict[str, bool]:
         known = COPIED.get((line["machine"], line["program"], line["weights"]), set())
         widened = {copy for copy in line["copies"] if copy.startswith("widen") and line["machine"] == "t4"}
         assert set(line["copies"]) - known == widened, line  # a T4 widens 8-bit weights before their products
+        if "step_over_least" in line and line["machine"] != "t4":
+            assert line["step_over_least"] <= STEP_OVER_LEAST, line
     fits = {line["program"].split(",")[0]: line["fits"] for line in lines}
     assert set(fits) == programs
     return fits
@@ -300,6 +305,23 @@ def test_loops_are_counted():
 def test_relevance_on_a_tpu_has_one_call_of_a_kernel_for_all_chunks_of_a_layer(name):
     (line,) = compiled("compile_model.py", name, "int8", "10000", "int8", "1", "device", "relevance")
     assert line["loops"] == [27], "layers only: 640 chunks are no loop"
+
+
+def test_bytes_of_a_step_are_counted():
+    """A weight is read once; an array that is updated in place counts as the part that is written; inner loops run."""
+
+    def answer(weight, cache, x):
+        def step(i, state):
+            x, cache = state
+            x = jax.lax.fori_loop(0, 3, lambda _, x: jnp.tanh(x @ weight), x)
+            return x, jax.lax.dynamic_update_slice(cache, x, (i, 0))
+
+        return jax.lax.fori_loop(0, 7, step, (x, cache))
+
+    size, donated = 256, jax.jit(answer, donate_argnums=1)
+    text = donated.lower(jnp.ones((size, size)), jnp.ones((4096, size)), jnp.ones((1, size))).compile().as_text()
+    read = 3 * 4 * size * size
+    assert read <= hlo.traffic(text, trips=7) <= 1.1 * read
 
 
 def test_a_copy_of_a_layer_out_of_a_stack_is_found():

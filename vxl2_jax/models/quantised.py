@@ -204,14 +204,17 @@ def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight, out_dtype: Any = N
     return product.astype(jnp.float32) * (weight.scale[0] / unit)
 
 
-def head(x: Float[Array, "*N in"], weight: QuantisedWeight) -> Float32[Array, "*N out"]:
+def head(x: Float[Array, "*N in"], weight: QuantisedWeight, reads_integers: bool = False) -> Float32[Array, "*N out"]:
     """As `matmul`, with products in float32 and without a wide copy of the whole weight.
 
-    XLA for GPUs and CPUs would make that copy (2 GB for the released model), so the head is computed a slice of columns at
-    a time there. XLA for TPUs widens the weight tile by tile, and would copy it to slice it.
+    XLA for CPUs and for GPUs older than Ampere would make that copy (2 GB for the released model), so the head is computed a
+    slice of columns at a time there. XLA for TPUs and newer GPUs widens the weight tile by tile, and would copy it to slice it:
+    three times the traffic.
+
+    reads_integers: the GPU is a newer one, if it is a GPU.
     """
     whole = partial(matmul, out_dtype=jnp.float32)
-    if weight.values.shape[1] <= _COLUMNS:
+    if weight.values.shape[1] <= _COLUMNS or reads_integers:
         return whole(x, weight)
     return jax.lax.platform_dependent(x, weight, tpu=whole, default=_matmul_by_slices)
 

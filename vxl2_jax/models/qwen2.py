@@ -118,18 +118,19 @@ def logits(
     """Residual stream → logits: final norm and language-model head."""
     h: Any = RMSNorm(config.norm_eps).apply({"params": params["norm"]}, x)
     head = params["embed"] if config.tied else params["head"]
+    apart = isinstance(params["layers"], tuple)  # on GPUs that read quantised weights as they are
     if config.axis is None:
-        return _head(h, head, config.tied)
+        return _head(h, head, config.tied, apart)
     if config.tied:  # the table is split by width
         width = (head.values if isinstance(head, quantised.QuantisedWeight) else head).shape[-1]
         own = jax.lax.dynamic_slice_in_dim(h, jax.lax.axis_index(config.axis) * width, width, axis=-1)
-        return jax.lax.psum(_head(own, head, True), config.axis)
-    return jax.lax.all_gather(_head(h, head, False), config.axis, axis=h.ndim - 1, tiled=True)
+        return jax.lax.psum(_head(own, head, True, apart), config.axis)
+    return jax.lax.all_gather(_head(h, head, False, apart), config.axis, axis=h.ndim - 1, tiled=True)
 
 
-def _head(h: Array, head: Any, tied: bool) -> Float32[Array, "*N vocabulary"]:
+def _head(h: Array, head: Any, tied: bool, apart: bool) -> Float32[Array, "*N vocabulary"]:
     if isinstance(head, quantised.QuantisedWeight):
-        return quantised.head(h, quantised.transposed(head) if tied else head)
+        return quantised.head(h, quantised.transposed(head) if tied else head, apart)
     return jnp.matmul(h, head.T if tied else head, preferred_element_type=jnp.float32)
 
 
