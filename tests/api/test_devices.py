@@ -37,7 +37,7 @@ def compared(script, folder, *arguments):
 @pytest.mark.parametrize(
     ("ways", "weights", "cache", "extent"),
     [
-        (4, "wide", "wide", "quick"),
+        (2, "wide", "wide", "quick"),
         pytest.param(4, "wide", "wide", "all", marks=SLOW),
         pytest.param(2, "int8", "int8", "all", marks=SLOW),
         pytest.param(2, "int4", "wide", "all", marks=SLOW),

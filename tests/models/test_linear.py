@@ -1,4 +1,4 @@
-"""Linear layers: one row times a small matrix takes another way on GPUs, with the same result."""
+"""Linear layers: a single row takes another way on accelerators, with the same result."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from vxl2_jax.models import linear, quantised
+from vxl2_jax.models import linear, quantised, single_row
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_a_single_row_gives_what_many_rows_give(layer, shape, is_quantised):
 def test_two_equal_rows_give_the_product_of_one(layer, monkeypatch):
     module, params, x = layer
     want = module.apply({"params": params}, x)
-    monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, *, cuda, default: cuda(x))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, *, tpu, cuda, default: tpu(x))
     np.testing.assert_allclose(module.apply({"params": params}, x), want, rtol=1e-6)
 
 
@@ -42,13 +42,14 @@ def rows_multiplied(layer, x, platform):
     return int(line.split("tensor<")[1].split("x")[0])
 
 
-def test_gpus_multiply_a_single_row_twice_and_others_once(layer):
+def test_accelerators_multiply_a_single_row_twice_and_cpus_once(layer):
     x = layer[2]
-    assert rows_multiplied(layer, x, "cuda") == 2
-    assert rows_multiplied(layer, x, "cpu") == rows_multiplied(layer, x, "tpu") == 1
-    assert rows_multiplied(layer, jnp.ones((3, 16)), "cuda") == 3
+    assert rows_multiplied(layer, x, "cuda") == rows_multiplied(layer, x, "tpu") == 2
+    assert rows_multiplied(layer, x, "cpu") == 1
+    assert all(rows_multiplied(layer, jnp.ones((3, 16)), platform) == 3 for platform in ("cpu", "cuda", "tpu"))
 
 
-def test_a_large_matrix_is_multiplied_with_one_row_everywhere(layer, monkeypatch):
-    monkeypatch.setattr(linear, "_SUMMED", 16 * 24)
+def test_gpus_multiply_a_single_row_and_a_large_matrix_once(layer, monkeypatch):
+    monkeypatch.setattr(single_row, "_SMALL", 16 * 24)
     assert rows_multiplied(layer, layer[2], "cuda") == 1
+    assert rows_multiplied(layer, layer[2], "tpu") == 2

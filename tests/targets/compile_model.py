@@ -33,6 +33,7 @@ import hlo
 import jax
 import jax.numpy as jnp
 import numpy as np
+import step
 from jax.sharding import PartitionSpec as P
 from machines import MEMORY_GB, machine, topology  # first: it sets what JAX reads when it is imported
 
@@ -273,7 +274,9 @@ def programs(
         question_table=placed(mixture.question_table),
     )
     keys = plan.plan_segments(layout, settings.compression, settings.chunk_groups(layout), dense).length
-    kept = lm.layers * lm.kv_heads * keys * 2 * (lm.head_width * cached.itemsize + 4 * (settings.cache == INT8))
+    kept = (
+        lm.layers * lm.kv_heads * keys * 2 * (lm.head_width * jnp.dtype(cached).itemsize + 4 * (settings.cache == INT8))
+    )
     key = placed(jax.eval_shape(lambda: jax.random.key(0)))
     yield Program(
         "question and answer",
@@ -396,8 +399,9 @@ def main(
 def planned(program: Program, limit: float) -> dict:
     """The memory that XLA plans for a program and the predicted memory, in GB, and its copies. limit: the device's memory.
 
-    Of a program that decodes, "step_gb" is what a step reads and writes (`hlo.traffic`, and the chosen cache once), and
-    "step_over_least" that divided by the weights and the chosen cache.
+    Of a program that decodes, "step_gb" is what a step reads and writes (`step.traffic`, and the chosen cache once),
+    "step_over_least" that divided by the weights and the chosen cache, and "step_kcycles" XLA's estimate for a TPU in
+    thousands.
     """
     compiled = program.lower().compile()
     text = compiled.as_text()
@@ -411,8 +415,9 @@ def planned(program: Program, limit: float) -> dict:
     found = {}
     if program.step:
         weights, cache = program.step
-        traffic = hlo.traffic(text, ANSWER - 1) + cache
+        traffic = step.traffic(text, ANSWER - 1) + cache
         found = {"step_gb": gb(traffic), "step_over_least": round(traffic / (weights + cache), 4)}
+        found |= {"step_kcycles": step.cycles(text, ANSWER - 1) // 1000}
     return found | {
         "arguments_gb": gb(arguments),
         "temporary_gb": gb(temporary),

@@ -7,6 +7,7 @@ asking, decoding and training run the same network with different `attend` funct
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from pallas_kernels.kv_cache import Index
 from vxl2_jax.config import LanguageConfig
-from vxl2_jax.models import quantised
+from vxl2_jax.models import quantised, single_row
 from vxl2_jax.models.linear import Linear
 
 Params = Any
@@ -130,8 +131,10 @@ def logits(
 
 def _head(h: Array, head: Any, tied: bool, apart: bool) -> Float32[Array, "*N vocabulary"]:
     if isinstance(head, quantised.QuantisedWeight):
-        return quantised.head(h, quantised.transposed(head) if tied else head, apart)
-    return jnp.matmul(h, head.T if tied else head, preferred_element_type=jnp.float32)
+        multiply = partial(quantised.head, reads_integers=apart)
+        return single_row.product(multiply, h, quantised.transposed(head) if tied else head)
+    multiply = partial(jnp.matmul, preferred_element_type=jnp.float32)
+    return single_row.product(multiply, h, head.T if tied else head)
 
 
 def run_layers(
