@@ -29,10 +29,9 @@ from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
 from pallas_kernels.attention.tpu_layout import LANES, parts_of, start_multiple, sublanes
 from pallas_kernels.attention.tpu_moved_ranges import log_sum_exp
+from pallas_kernels.attention.tpu_step import Running, Tile, softmax_step
 from pallas_kernels.kv_cache import KVCache
 
-_MASKED = -1e30  # logit of a masked key
-_M_INIT = -1e15  # initial running maximum: exp2(_MASKED − _M_INIT) is exactly 0, so masked keys never count
 _HEAD, _ENTRY, _STEP, _FETCHED, _USED = range(5)  # fields of the cursor: next tile to copy, tiles copied, tiles used
 __all__ = ["LANES", "READS_INT8", "WIDTH_MULTIPLE", "attend_tiles", "log_sum_exp", "refusal"]
 
@@ -73,13 +72,13 @@ def _kernel(
     rings = refs[streams * parts + 2 : streams * parts + 2 + parts]
     caches = [refs[s * parts : (s + 1) * parts] for s in range(streams)]
     out, lse = refs[streams * parts : streams * parts + 2]
-    arrived, cursor, ring, m_ref, l_ref, acc_ref = refs[streams * parts + 2 + parts :]
+    arrived, cursor, ring, *state = refs[streams * parts + 2 + parts :]
+    running, factor = Running(*state), 1.0 if parts == 4 else scale * math.log2(math.e)
     stages, align = rings[0].shape[0], start_multiple(rings[0].dtype)
     slots = [cache[0].shape[2] for cache in caches]
     sizes = [min(keys, length) for length in slots]
     core, head, item = (pl.program_id(axis) for axis in range(3))
-    precision = lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
-    # Large masked tiles are processed in parts, and only the parts that hold keys of the range.
+    # Large masked tiles are processed in parts: only those that hold keys of the range, and with a mask only where some row needs it.
     part_keys = keys if keys <= 6 * LANES else math.gcd(keys, 4 * LANES)
 
     def aligned_start(entry):
@@ -139,32 +138,13 @@ def _kernel(
         for _ in range(stages - 1):
             fetch()
 
-    m_ref[...] = jnp.full_like(m_ref, _M_INIT)
-    l_ref[...] = jnp.zeros_like(l_ref)
-    acc_ref[...] = jnp.zeros_like(acc_ref)
+    running.reset()
 
-    def softmax_step(slot, at=slice(None), mask=None) -> None:
-        k, v = (tile[slot, at].astype(q.dtype) for tile in rings[:2])
-        k_scale, v_scale = (tile[slot, :, at] for tile in rings[2:]) if parts == 4 else (None, None)
-        logits = lax.dot_general(
-            q[0, 0], k, (((1,), (1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-        ) * (scale * math.log2(math.e) if k_scale is None else k_scale * (scale * math.log2(math.e)))
-        if mask is not None:
-            logits = jnp.where(mask, logits, _MASKED)
-        m_i = m_ref[...]
-        m_new = jnp.maximum(m_i, jnp.max(logits, axis=1, keepdims=True))
-        alpha = jnp.exp2(m_i - m_new)
-        # Sums are kept per lane: lanes are added up once per item, not once per tile.
-        blocks = [slice(b, b + LANES) for b in range(0, k.shape[0], LANES)]
-        weights = [jnp.exp2(logits[:, block] - m_new) for block in blocks]
-        m_ref[...] = m_new
-        l_ref[...] = l_ref[...] * alpha + functools.reduce(jnp.add, weights)
-        if v_scale is not None:
-            weights = [w * v_scale[:, block] for w, block in zip(weights, blocks, strict=True)]
-        weights = jnp.concatenate([w.astype(v.dtype) for w in weights], axis=1)
-        acc_ref[...] = acc_ref[...] * alpha[:, : acc_ref.shape[1]] + lax.dot_general(
-            weights, v, (((1,), (0,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
-        )
+    def fold(slot, at=slice(None), mask=None) -> None:
+        k, v = (ring[slot, at].astype(q.dtype) for ring in rings[:2])
+        k_scale, v_scale = (ring[slot, :, at] for ring in rings[2:]) if parts == 4 else (None, None)
+        k_scale = None if k_scale is None else k_scale * (scale * math.log2(math.e))
+        softmax_step(q.at[0, 0], Tile(k, v, k_scale, v_scale), running, factor, mask)
 
     def step(_, carry):
         fetch()
@@ -183,7 +163,7 @@ def _kernel(
 
         @pl.when(full)
         def _() -> None:
-            softmax_step(slot)
+            fold(slot)
 
         @pl.when(jnp.logical_not(full))
         def _() -> None:
@@ -200,9 +180,19 @@ def _kernel(
 
             def part_step(number, carry):
                 at = pl.ds(pl.multiple_of(number * part_keys, part_keys), part_keys)
-                # One unsigned comparison checks both ends of the range.
-                key = number * part_keys + lax.broadcasted_iota(jnp.int32, (1, part_keys), 1) - to_part(offset)
-                softmax_step(slot, at, key.astype(jnp.uint32) < to_part(length))
+                first = start + number * part_keys
+                clear = (jnp.maximum(unmasked_start[entry], low) <= first) & (first + part_keys <= unmasked_end[entry])
+
+                @pl.when(clear)
+                def _() -> None:
+                    fold(slot, at)
+
+                @pl.when(jnp.logical_not(clear))
+                def _() -> None:
+                    # One unsigned comparison checks both ends of the range.
+                    key = number * part_keys + lax.broadcasted_iota(jnp.int32, (1, part_keys), 1) - to_part(offset)
+                    fold(slot, at, key.astype(jnp.uint32) < to_part(length))
+
                 return carry
 
             lax.fori_loop((low - start) // part_keys, pl.cdiv(high - start, part_keys), part_step, None)
@@ -215,12 +205,9 @@ def _kernel(
 
     lax.fori_loop(0, sum(tile_count(item * streams + s) for s in range(streams)), step, None)
 
-    l_i = jnp.sum(l_ref[...], axis=1, keepdims=True)
-    sees_any = l_i > 0
-    l_safe = jnp.where(sees_any, l_i, 1.0)
-    out[0, 0] = (acc_ref[...] / l_safe).astype(out.dtype)
-    natural = (m_ref[...] + jnp.log2(l_safe)) * math.log(2)
-    lse[0, 0] = jnp.where(sees_any, natural, -jnp.inf).T[:1]
+    result, natural = running.results(factor)
+    out[0, 0] = result.astype(out.dtype)
+    lse[0, 0] = natural.T[:1]
 
 
 @functools.partial(jax.jit, static_argnames=("scale", "tiles", "out_dtype", "interpret"))
@@ -243,7 +230,7 @@ def attend_tiles(
         `start_multiple(dtype)` and D is 128; otherwise all their layers are copied, so allocate them accordingly.
       layer: index into L; may be traced.
       schedule: what each item reads.
-      scale: of the logits.
+      scale: of the logits, positive.
       tiles: tile sizes; `keys` is rounded up to a multiple of 128, `warps` is ignored.
       out_dtype: dtype of the output.
       interpret: True or pltpu.InterpretParams to run in an interpreter on a CPU.

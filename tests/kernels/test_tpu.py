@@ -10,7 +10,7 @@ from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interprete
 from jax.experimental.pallas import tpu as pltpu
 from problems import arrays, assert_correct, hardest_case, in_int8, problem, segment_items, split_schedule, strides
 
-from pallas_kernels.attention import tile_schedule, tpu
+from pallas_kernels.attention import tile_schedule, tpu, tpu_step
 from pallas_kernels.attention.tile_sizes import TileSizes
 
 SCALE = 0.3
@@ -41,6 +41,14 @@ def test_caches_in_int8():
     tiles = TileSizes(16, 128, 3)
     q, streams, schedule = hardest_case((700, 37), tiles, 2, width=24)
     check(q, in_int8(streams), schedule, tiles)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.int8])
+def test_rows_are_taken_in_blocks(dtype):
+    tiles = TileSizes(2 * tpu_step._BLOCK_ROWS, 128)
+    q, streams, schedule = hardest_case((700, 37), tiles, 1, width=16)
+    check(q, in_int8(streams) if dtype == jnp.int8 else streams, schedule, tiles)
 
 
 @pytest.mark.kernels
@@ -83,6 +91,13 @@ def test_random_ranges(seed, lengths, heads, dtype, layer, stages, pieces):
 def test_large_tiles_are_masked_in_parts(keys):
     q, streams, k_start, k_end = problem(5, 24, [2000, 1304], width=16)
     check(tile_schedule.pack_rows(q, 2, 16), streams, split_schedule(k_start, k_end, 2, 16), TileSizes(16, keys))
+
+
+@pytest.mark.kernels
+def test_parts_of_large_tiles_need_no_mask_where_every_row_sees_them():
+    tiles = TileSizes(16, 1024)
+    q, streams, schedule = hardest_case((2100, 37), tiles, 1, width=16)
+    check(q, streams, schedule, tiles)
 
 
 @pytest.mark.kernels
