@@ -259,13 +259,21 @@ def full_attention(
 ) -> Float[Array, "F N H D"]:
     """Full attention within many short sequences, such as the patches of a batch of frames.
 
-    Heads are padded to the kernel's width; frames and heads become the kernel's key heads.
+    Where the backend has a kernel for frames (`attend_frames`) that takes these, it reads heads where the projections left them.
+    Otherwise heads are padded to the kernel's width, and frames and heads become the kernel's key heads.
     """
     frames, count, heads, width = q.shape
     scale = width**-0.5 if scale is None else scale
     if kernel.full is None:
         return reference.full_attention(q, k, v, scale)
     tiles = kernel.full
+    of_frames = getattr(kernel.backend, "frames_refusal", None)
+    if of_frames and not of_frames(dtype=q.dtype, heads=heads, width=width, patches=count):
+        columns = (a.reshape(frames, count, heads * width) for a in (q, k, v))
+        out = kernel.backend.attend_frames(
+            *columns, heads=heads, rows=tiles.rows, scale=scale, interpret=kernel.interpret
+        )
+        return out.reshape(q.shape)
     padded = max(kernel.full_width, width)
     capacity = -(-count // 16) * 16
 

@@ -27,13 +27,24 @@ from jaxtyping import Array, Float, Int
 
 from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
+from pallas_kernels.attention.tpu_frames import attend_frames
+from pallas_kernels.attention.tpu_frames import refusal as frames_refusal
 from pallas_kernels.attention.tpu_layout import LANES, parts_of, start_multiple, sublanes
 from pallas_kernels.attention.tpu_moved_ranges import log_sum_exp
 from pallas_kernels.attention.tpu_step import Running, Tile, softmax_step
 from pallas_kernels.kv_cache import KVCache
 
 _HEAD, _ENTRY, _STEP, _FETCHED, _USED = range(5)  # fields of the cursor: next tile to copy, tiles copied, tiles used
-__all__ = ["LANES", "READS_INT8", "WIDTH_MULTIPLE", "attend_tiles", "log_sum_exp", "refusal"]
+__all__ = [
+    "LANES",
+    "READS_INT8",
+    "WIDTH_MULTIPLE",
+    "attend_frames",
+    "attend_tiles",
+    "frames_refusal",
+    "log_sum_exp",
+    "refusal",
+]
 
 WIDTH_MULTIPLE = 16
 """Head widths must be multiples of this; others are padded with zeros."""
@@ -181,7 +192,11 @@ def _kernel(
             def part_step(number, carry):
                 at = pl.ds(pl.multiple_of(number * part_keys, part_keys), part_keys)
                 first = start + number * part_keys
-                clear = (jnp.maximum(unmasked_start[entry], low) <= first) & (first + part_keys <= unmasked_end[entry])
+                clear = (
+                    (part_keys < keys)
+                    & (jnp.maximum(unmasked_start[entry], low) <= first)
+                    & (first + part_keys <= unmasked_end[entry])
+                )
 
                 @pl.when(clear)
                 def _() -> None:

@@ -62,6 +62,8 @@ def problems(kernel: str, device: tile_sizes.DeviceTiles):
         yield "pre-fill, int8", largest, KV_HEADS, WIDTH, layers, streams, 512, 512, bf16, jnp.int8
         for entry in (device.row_tiles[0], device.row_tiles[-1]):
             yield "decode, int8", entry, KV_HEADS, WIDTH, layers, all_streams, 300, 20, jnp.float32, jnp.int8
+    if kernel == "tpu":
+        return  # `frames`
     rows = -(-729 // device.full.rows)
     width = max(device.full_width, 72)
     yield "vision", device.full, 64 * 16, width, 1, (736,), rows, rows, bf16, bf16
@@ -103,6 +105,13 @@ def lowered(
         )
 
     return jax.jit(run).lower(abstract((heads, q_tiles, entry.rows, width), bf16), caches, ints(), schedule)
+
+
+def frames(abstract: Callable, rows: int) -> Any:
+    """The TPU kernel of the vision tower for 64 frames of 16 heads and 729 patches, lowered."""
+    columns = [abstract((64, 729, 16 * 72), jnp.bfloat16)] * 3
+    attend = BACKENDS["tpu"].attend_frames
+    return jax.jit(lambda q, k, v: attend(q, k, v, heads=16, rows=rows, scale=72**-0.5)).lower(*columns)
 
 
 def on_tpu(program: Any) -> dict:
@@ -173,6 +182,11 @@ def main(name: str) -> None:
                 tile = "x".join(map(str, (entry.rows, entry.keys, entry.stages, entry.warps)))
                 line = {"machine": name, "kernel": kernel, "problem": problem, "tiles": tile}
                 print(json.dumps(line | found | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
+            if kernel == "tpu":
+                rows = tile_sizes.lookup(kernel, device.device_kind).full.rows
+                line = {"machine": name, "kernel": kernel, "problem": "vision", "tiles": str(rows)}
+                frames(abstract, rows).compile()  # it asks for the VMEM that it needs
+                print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
