@@ -308,8 +308,10 @@ def _program(
             acc, m_i, l_i, logits = carry
 
             def mask(logits):
-                key = start + plgpu.broadcasted_iota(jnp.int32, (64, keys), 1, layout=plgpu.Layout.WGMMA)
-                seen = (key >= to_columns(row_start, keys)) & (key < to_columns(row_end, keys))
+                # One unsigned comparison checks both ends of the range.
+                key = plgpu.broadcasted_iota(jnp.int32, (64, keys), 1, layout=plgpu.Layout.WGMMA)
+                offset, length = row_start - start, jnp.maximum(row_end - row_start, 0).astype(jnp.uint32)
+                seen = (key - to_columns(offset, keys)).astype(jnp.uint32) < to_columns(length, keys)
                 return jnp.where(seen, logits, _MASKED)
 
             full = (start >= unmasked_start) & (start + keys <= unmasked_end)

@@ -134,7 +134,7 @@ def test_a_step_of_the_tpu_kernel_takes_no_more_cycles_than_it_did(name):
 
 
 GPU_CYCLES = {
-    "h100": {"64x64x6x4": (1295,), "128x128x3x4": (2288,)},
+    "h100": {"64x64x6x4": (1303,), "128x128x3x4": (2287,)},
     "a100": {
         "16x64x3x4": (1528, 2208),
         "32x64x3x4": (1984, 2368),
@@ -144,7 +144,7 @@ GPU_CYCLES = {
     "l4": {"16x64x2x4": (1528, 3312), "64x32x2x4": (2048, 6576)},
 }
 """The same of a multiprocessor, with all warps that are resident (ptxas 13.5)."""
-MASKED_OVER_CLEAR = 1.45
+MASKED_OVER_CLEAR = {"h100": 1.23, "a100": 1.45, "l4": 1.45}
 """How much longer one warp may take to issue a step with a mask than one without."""
 
 
@@ -160,7 +160,7 @@ def test_a_step_of_the_gpu_kernels_takes_no_more_cycles_than_it_did(name):
     }
     assert not worse
     assert all(line["spills"] <= 1 for line in lines), lines
-    assert all(line["masked"]["issued"] <= MASKED_OVER_CLEAR * line["clear"]["issued"] for line in lines), lines
+    assert all(line["masked"]["issued"] <= MASKED_OVER_CLEAR[name] * line["clear"]["issued"] for line in lines), lines
 
 
 LISTING = """
