@@ -96,6 +96,14 @@ def _dot(a: jax.Array, b: jax.Array, contract_b: int) -> jax.Array:
     return lax.dot_general(a, b, dimensions, precision=precision, preferred_element_type=jnp.float32)
 
 
+def _widened(x: jax.Array, dtype: Any) -> jax.Array:
+    """Keys or values in the dtype of products. The unit that widens integers is slow, so 8 bits become the last of the mantissa of 2²³: exact."""
+    if x.dtype != jnp.int8:
+        return x.astype(dtype)
+    biased = lax.bitcast_convert_type(x, jnp.uint8).astype(jnp.uint32) ^ 0x4B000080
+    return (lax.bitcast_convert_type(biased, jnp.float32) - (2.0**23 + 128)).astype(dtype)
+
+
 def _scaled_exp2(x: jax.Array, scale: float, shift: jax.Array, interpret: bool) -> jax.Array:
     """2 ** (x · scale − shift) in two instructions. Without the inline assembly, the compiler does not fuse
     multiplication and subtraction, and spends three more instructions on subnormal results."""
@@ -122,7 +130,7 @@ def _softmax_step(
     """Fold one key tile into the carry (m_i, l_i, acc), in base 2; `mask` is applied to the logits, None for no mask."""
     m_i, l_i, acc = carry
     dtype = q_parts[0].dtype
-    logits: Any = sum(_dot(q, k.astype(dtype), 1) for q, k in zip(q_parts, k_tile.parts, strict=True))
+    logits: Any = sum(_dot(q, _widened(k, dtype), 1) for q, k in zip(q_parts, k_tile.parts, strict=True))
     if k_tile.scale is not None:
         logits = logits * k_tile.scale[None]
     if mask is not None:
@@ -131,7 +139,7 @@ def _softmax_step(
     weights = _scaled_exp2(logits, scale, m_new[:, None], interpret)
     alpha = _scaled_exp2(m_i, 1.0, m_new, interpret)
     weighted = (weights if v_tile.scale is None else weights * v_tile.scale[None]).astype(dtype)
-    products = (_dot(weighted, v.astype(dtype), 0) for v in v_tile.parts)
+    products = (_dot(weighted, _widened(v, dtype), 0) for v in v_tile.parts)
     acc = tuple(a * alpha[:, None] + product for a, product in zip(acc, products, strict=True))
     return m_new, l_i * alpha + jnp.sum(weights, axis=1), acc
 

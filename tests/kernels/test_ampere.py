@@ -142,3 +142,9 @@ def test_tiles_and_scales_that_do_not_fit_are_errors(rows, keys, scale):
     schedule = split_schedule(k_start, k_end, 2, 16)
     with pytest.raises(ValueError):
         run(tile_schedule.pack_rows(q, 2, 16), streams, 0, schedule, TileSizes(rows, keys), scale)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_every_number_of_8_bits_is_widened_exactly(dtype):
+    numbers = jnp.arange(-128, 128, dtype=jnp.int8)
+    assert (ampere._widened(numbers, dtype) == numbers.astype(dtype)).all()
