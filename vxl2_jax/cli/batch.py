@@ -10,9 +10,11 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+
+import msgspec
 
 from vxl2_jax.answer import Answer
 from vxl2_jax.api import Model
@@ -74,7 +76,7 @@ class _Line:
     job: Any
     problem: str | None
 
-    @property
+    @cached_property
     def key(self) -> bytes:
         return _key(self.job)
 
@@ -217,31 +219,58 @@ def _read_answers(file: IO[str], path: Path, lines: list[_Line]) -> tuple[Counte
     """
     answered: Counter[bytes] = Counter()
     failed = 0
-    # Earlier versions wrote the fields of the job in place of "job".
-    beginnings = {'{"job": '} | {_beginning(line.job) for line in lines if not line.problem}
     try:
-        for row in jsonl.resume(file, _parse, partial(_is_beginning, beginnings)):
-            answered[_key(row["job"])] += 1
-            failed += "error" in row or "refused" in row
+        for row in jsonl.resume(file, _parse, partial(_is_beginning, lines)):
+            answered[_key(row.job)] += 1
+            failed += row.failed
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{path}: not a file of answers; choose another name") from error
     return answered, failed
 
 
-def _parse(line: str) -> dict[str, Any]:
+class _Row(NamedTuple):
+    """What resuming needs of a line of the answers."""
+
+    job: Any
+    failed: bool
+
+
+class _Fields(msgspec.Struct):
+    """The fields of a line of the answers, as unread JSON: most of a line is syntax that need not become objects."""
+
+    job: msgspec.Raw
+    answers: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    refused: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_DECODER = msgspec.json.Decoder(_Fields)
+
+
+def _parse(line: str) -> _Row:
     """An answer. Raises ValueError for anything else."""
-    row = json.loads(line)
-    if not (isinstance(row, dict) and "job" in row and ("answers" in row or "error" in row)):
+    try:
+        fields = _DECODER.decode(line)
+        job = json.loads(bytes(fields.job))
+        answers, error, refused = (one is not msgspec.UNSET for one in (fields.answers, fields.error, fields.refused))
+    except (msgspec.MsgspecError, UnicodeError):  # Python's JSON also has NaN, and halves of surrogate pairs
+        row = json.loads(line)
+        if not isinstance(row, dict) or "job" not in row:
+            raise ValueError("not an answer") from None
+        job, (answers, error, refused) = row["job"], (name in row for name in ("answers", "error", "refused"))
+    if not (answers or error):
         raise ValueError("not an answer")
-    return row
+    return _Row(job, error or refused)
+
+
+def _is_beginning(lines: list[_Line], incomplete: str) -> bool:
+    """Whether an incomplete line is one of ours. Raises ValueError for a whole row of something else."""
+    with suppress(json.JSONDecodeError, RecursionError):  # cut off
+        _parse(incomplete)
+    # Earlier versions wrote the fields of the job in place of "job".
+    beginnings = {'{"job": '} | {_beginning(line.job) for line in lines if not line.problem}
+    return any(one.startswith(incomplete[: len(one)]) for one in beginnings)
 
 
 def _beginning(job: dict[str, Any]) -> str:
     return json.dumps({"video": job["video"], "questions": job["questions"]}).removesuffix("}")
-
-
-def _is_beginning(beginnings: set[str], incomplete: str) -> bool:
-    """Whether an incomplete line is one of ours. Raises ValueError for a whole row of something else."""
-    with suppress(json.JSONDecodeError, RecursionError):  # cut off
-        _parse(incomplete)
-    return any(one.startswith(incomplete[: len(one)]) for one in beginnings)
