@@ -15,8 +15,8 @@ from .conftest import ASKED
 WATCH = {"max_frames": 8}
 
 
-def answers(model, video, folder):
-    (done,) = model.answer_all([Job(video, "is there 7?")], watch=WATCH, ask=ASKED, memories=folder)
+def answers(model, video, folder, watch=WATCH):
+    (done,) = model.answer_all([Job(video, "is there 7?")], watch=watch, ask=ASKED, memories=folder)
     assert done.error is None
     return done.answers
 
@@ -36,10 +36,14 @@ def test_a_memory_that_is_there_is_asked_without_watching(model, clip, folder, m
 
 
 def test_other_settings_and_videos_have_memories_of_their_own(model, clip, folder, tmp_path):
-    shutil.copy(clip, tmp_path / clip.name)
-    answers(model, tmp_path / clip.name, folder)
-    next(model.answer_all([Job(clip, "is there 7?")], watch=WATCH | {"compression": 1}, memories=folder))
-    assert len(list(folder.iterdir())) == 3
+    other = tmp_path / clip.name
+    shutil.copy(clip, other)
+    answers(model, other, folder)
+    answers(model, clip, folder, WATCH | {"compression": 1})
+    found = list(catalogue.entries(folder))
+    assert [entry.state for entry in found] == [catalogue.OK] * 3
+    assert sorted(entry.identity["compression"] for entry in found) == [1, 4, 4]
+    assert len({entry.identity["fingerprint"] for entry in found}) == 2
 
 
 def test_a_memory_that_another_job_is_writing_is_watched_without_a_file(model, clip, folder):
