@@ -56,6 +56,7 @@ CONVERSATIONS = FileKind(
 SUBTITLES = FileKind("give a subtitle file in SRT or JSON form, as UTF-8", 64 * _MIB)
 ORACLE = FileKind("give an oracle file in the original's form", 64 * _MIB)
 RESULTS = FileKind("give a file that this program wrote", 512 * _MIB)
+ROWS = FileKind(RESULTS.fix, 64 * _GIB)  # read line by line: what grows beyond a limit could not be resumed
 SETTINGS = FileKind("`vxl2 train --print-config` prints an example", _MIB)
 TABLE = FileKind("give a parquet file", 256 * _MIB)
 CHECKPOINT_JSON = FileKind("download it again, or correct it", 16 * _MIB, CheckpointError)

@@ -1,9 +1,12 @@
 """Files of lines: every kill leaves complete lines and at most one beginning, and files of anything else are not changed."""
 
 import json
+import os
 
 import pytest
 
+from vxl2_jax.errors import RequestError
+from vxl2_jax.files import ROWS
 from vxl2_jax.storage import jsonl
 from vxl2_jax.storage.locking import open_locked
 
@@ -32,3 +35,15 @@ def test_any_other_file_is_not_changed(tmp_path, content, monkeypatch):
     with open_locked(tmp_path / "f") as file, pytest.raises(ValueError):
         list(jsonl.resume(file, json.loads, lambda beginning: beginning.startswith("{")))
     assert (tmp_path / "f").read_bytes() == content
+
+
+def test_a_file_of_many_rows_can_be_continued_and_one_of_any_size_cannot(tmp_path):
+    """A million rows are a gigabyte. The files here are sparse: they take no room on the disk."""
+    path = tmp_path / "f"
+    path.touch()
+    os.truncate(path, 2**31)
+    with open_locked(path):
+        pass
+    os.truncate(path, ROWS.max_bytes + 1)
+    with pytest.raises(RequestError, match="more than the limit"), open_locked(path):
+        pass

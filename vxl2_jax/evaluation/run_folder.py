@@ -19,7 +19,7 @@ from vxl2_jax.errors import RequestError
 from vxl2_jax.evaluation.records import BENCHMARK, RunKind, check_record, check_run
 from vxl2_jax.evaluation.scores import Verdict
 from vxl2_jax.evaluation.settings import watch_settings
-from vxl2_jax.files import RESULTS, check_output, open_lines, read_json_object
+from vxl2_jax.files import RESULTS, ROWS, check_output, open_lines, read_json_object
 from vxl2_jax.storage import jsonl
 from vxl2_jax.storage.locking import open_locked
 
@@ -27,7 +27,7 @@ RUN_FILE = "run.json"
 ROWS_FILE = "rows.0-of-1.jsonl"
 """What is written; earlier versions wrote a file for each of several processes, and all are read."""
 FLEET_FILE = "fleet.jsonl"
-RECORDS = replace(RESULTS, fix="give a folder of `vxl2 eval`, or a file of its rows")
+RECORDS = replace(ROWS, fix="give a folder of `vxl2 eval`, or a file of its rows")
 REPORT_FILES = ("report.json", "report.md", "report.png")
 """What is written into the folder at the end of a run."""
 LENGTH_GROUPS = ((2, "up to 2 min"), (10, "2 to 10 min"), (30, "10 to 30 min"), (60, "30 to 60 min"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, BinaryIO
 
 from vxl2_jax.errors import BusyError, RequestError
-from vxl2_jax.files import RESULTS
+from vxl2_jax.files import ROWS
 
 try:
     import fcntl
@@ -69,8 +69,8 @@ def open_locked(path: Path) -> Generator[IO[str], None, None]:
     try:
         with file:  # closing writes what is left in the buffer
             lock(file, path)
-            if (size := os.fstat(file.fileno()).st_size) > RESULTS.max_bytes:
-                RESULTS.fail(path, f"{size:,} bytes, which is more than the limit of {RESULTS.max_bytes:,}")
+            if (size := os.fstat(file.fileno()).st_size) > ROWS.max_bytes:
+                ROWS.fail(path, f"{size:,} bytes, which is more than the limit of {ROWS.max_bytes:,}")
             yield file
     except OSError as error:
         reason = error.strerror or error
