@@ -97,6 +97,8 @@ def _parts_read(body: Body, fused: list[Instruction]) -> list[int]:
 
 
 def _part_read(body: Body, fused: list[Instruction], array: Instruction) -> int:
+    if array.root:
+        return _bytes(array)
     found = 0
     for reader in fused:
         places = [place for place, operand in enumerate(_operands(reader)) if operand == array.name]
@@ -104,7 +106,7 @@ def _part_read(body: Body, fused: list[Instruction], array: Instruction) -> int:
             continue
         if reader.opcode in _CUTS:
             found += _bytes(reader)
-        elif reader.opcode in ("bitcast", "get-tuple-element") or "output_to_operand_aliasing" in reader.rest:
+        elif _is_renamed(body, reader):
             found += min(_bytes(reader), _part_read(body, fused, reader))
         elif reader.opcode == "fusion":
             inside = _parts_read(body, body[re.search(r"calls=%?([\w.\-]+)", reader.rest)[1]])
@@ -112,6 +114,14 @@ def _part_read(body: Body, fused: list[Instruction], array: Instruction) -> int:
         else:
             return _bytes(array)
     return found
+
+
+def _is_renamed(body: Body, reader: Instruction) -> bool:
+    """Whether what an instruction returns is what it reads, as a whole."""
+    if reader.opcode != "fusion":
+        return reader.opcode in ("bitcast", "get-tuple-element")
+    inside = body[re.search(r"calls=%?([\w.\-]+)", reader.rest)[1]]
+    return "output_to_operand_aliasing" in reader.rest or {i.opcode for i in inside} <= {"parameter", "bitcast"}
 
 
 def _operands(instruction: Instruction) -> list[str]:
