@@ -11,13 +11,13 @@ from vxl2_jax import stream as streaming
 from vxl2_jax.answer import Answer
 from vxl2_jax.batch import Job, JobResult
 from vxl2_jax.errors import RequestError, first_line
-from vxl2_jax.files import make_folder
 from vxl2_jax.frames import Frames, FrameSource, Seconds
 from vxl2_jax.ingest import Callbacks
 from vxl2_jax.loading import Progress, load_runtime
 from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions, takes
 from vxl2_jax.runtime import Runtime
+from vxl2_jax.storage.shared import open_folder
 from vxl2_jax.stream import AnswerStream
 
 
@@ -189,11 +189,12 @@ class Model(Runtime):
           jobs: consumed one job ahead.
           watch: keywords of `watch` that are fields of `options.WatchOptions`, for all videos.
           ask: keywords of `ask` that are fields of `options.AskOptions`, for all questions.
-          memories: a folder, made if it is missing. Memories of video files are kept there; one that is there is asked
-            without watching again, and one that was interrupted is completed.
+          memories: a folder, made if it is missing, or its address for fsspec, such as "s3://bucket/memories". Memories of
+            video files are kept there; one that is there is asked without watching again, and one that was interrupted is
+            completed, at an address only on the same machine.
 
         Raises:
-          RequestError: an option is out of range, or the folder cannot be made.
+          RequestError: an option is out of range, the folder cannot be made, or a package for its address is missing.
         """
         for name, given, kind in (
             ("jobs", jobs, Iterable),
@@ -206,7 +207,7 @@ class Model(Runtime):
             options = WatchOptions(**(watch or {})), AskOptions(**(ask or {}))
         except TypeError as error:  # an unknown name
             raise RequestError(f"watch or ask: {first_line(error)}") from error
-        return batch.run(self, jobs, *options, None if memories is None else make_folder(memories, "memories"))
+        return batch.run(self, jobs, *options, None if memories is None else open_folder(memories))
 
 
 def load(

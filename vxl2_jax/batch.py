@@ -21,6 +21,7 @@ from vxl2_jax.memory import VideoMemory
 from vxl2_jax.options import AskOptions, WatchOptions
 from vxl2_jax.relevance.oracle import oracle_of
 from vxl2_jax.runtime import Runtime
+from vxl2_jax.storage.shared import SharedFolder
 from vxl2_jax.video.ahead import prefetch
 
 
@@ -56,7 +57,11 @@ _END: Any = object()
 
 
 def run(
-    model: Runtime, jobs: Iterable[Job], watch: WatchOptions, ask: AskOptions, memories: Path | None = None
+    model: Runtime,
+    jobs: Iterable[Job],
+    watch: WatchOptions,
+    ask: AskOptions,
+    memories: Path | SharedFolder | None = None,
 ) -> Iterator[JobResult]:
     """Answer jobs in order; see `api.Model.answer_all`."""
     watch.check()

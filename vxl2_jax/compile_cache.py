@@ -21,10 +21,13 @@ def folder() -> Path:
     A relative XDG_CACHE_HOME counts as none, as its specification says. XLA compiles CPU programs for the number of
     cores, which is not part of JAX's cache key.
     """
+    return user_cache() / "xla" / f"jax-{jax.__version__}-{cpu.cpu_cores()}-cores"
+
+
+def user_cache() -> Path:
+    """The folder of this program in XDG_CACHE_HOME or ~/.cache."""
     root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not root.is_absolute():
-        root = Path(os.path.expanduser("~/.cache"))
-    return root / "vxl2_jax" / "xla" / f"jax-{jax.__version__}-{cpu.cpu_cores()}-cores"
+    return (root if root.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "vxl2_jax"
 
 
 def enable() -> Path | None:

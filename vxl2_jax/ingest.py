@@ -34,6 +34,7 @@ from vxl2_jax.storage import catalogue
 from vxl2_jax.storage.host_level import HostLevel
 from vxl2_jax.storage.memory_file import CacheShape
 from vxl2_jax.storage.memory_writer import FollowingWriter, MemoryFileWriter, open_writer
+from vxl2_jax.storage.shared import SharedFolder
 from vxl2_jax.tensor_parallel import device_bytes, mesh_of, shape_of
 from vxl2_jax.timing import timed
 from vxl2_jax.video.ahead import prefetch
@@ -53,7 +54,7 @@ def watch(
     options: WatchOptions = WatchOptions(),
     *,
     out: str | Path | None = None,
-    memories: Path | None = None,
+    memories: Path | SharedFolder | None = None,
     callbacks: Callbacks = Callbacks(),
 ) -> VideoMemory:
     """Watch a video; see `api.Model.watch`. memories: in place of `out`, a folder in which the file is named by its identity."""
@@ -78,7 +79,7 @@ def _watch(
     source: FrameSource,
     options: WatchOptions,
     out: Path | None,
-    folder: Path | None,
+    folder: Path | SharedFolder | None,
     callbacks: Callbacks,
 ) -> VideoMemory:
     config, rule, compression = model.config, options.rule, options.compression
@@ -99,10 +100,14 @@ def _watch(
     lm, dtype = config.language, model.cache_dtype(options.cache)
     shape = CacheShape(lm.layers, lm.kv_heads, lm.head_width, dtype.name)
     identity = memories.identity(shape, layout, rule, seconds, **scalars)
+    shared, folder = (folder, folder.local) if isinstance(folder, SharedFolder) else (None, folder)
     if folder is not None and source.fingerprint:
         out = catalogue.path_in(folder, source.name, identity)
+        if shared:
+            with timed(callbacks.timings, "read"):
+                shared.fetch(out)
     if out is not None and Path(out).exists():
-        return _load_same(out, identity, source.hash())
+        return _load_same(out, identity, source.hash(), shared)
     place = _choose_place(model, layout, len(source.seconds), compression, dtype, options.dense_level)
     with ExitStack() as stack:
         writer = None
@@ -134,6 +139,8 @@ def _watch(
             with timed(callbacks.timings, "write"):
                 resumable = memories.resume_arrays(resume)
                 writer.finish(memory.sparse_on_host(), memory.sparse_length, resumable, memory.facts())
+                if shared:
+                    shared.settle(writer.path)
     return memory
 
 
@@ -285,8 +292,18 @@ def _announce(reason: str) -> None:
     logging.getLogger("vxl2_jax").warning("%s", reason)
 
 
-def _load_same(path: str | Path, identity: dict[str, Any], video_hash: str) -> VideoMemory:
-    """Load a memory file. Raises RequestError if it holds another memory."""
+def _load_same(
+    path: str | Path, identity: dict[str, Any], video_hash: str, shared: SharedFolder | None = None
+) -> VideoMemory:
+    """Load a memory file, of which the folder `shared` has one or gets it. Raises RequestError if it holds another memory."""
+    if shared:
+        try:
+            memory = _load_same(path, identity, video_hash)
+        except RequestError as error:
+            Path(path).unlink(missing_ok=True)
+            raise RequestError(f"{shared.url}: {error}") from error
+        shared.settle(Path(path))
+        return memory
     memory = VideoMemory.load(path)
     # The fingerprint changes when the video is copied, its hash does not.
     same = {**memory.identity(), "fingerprint": identity["fingerprint"]}

@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> None:
     watch, ask = given(args, WatchOptions), given(args, AskOptions)
     WatchOptions(**watch).check()
     AskOptions(**ask).check()
+    workers.check_memories(args)
     did: dict[str, Any] | None = None
     with open_locked(args.out) as file:
         answered_before, failed = _read_answers(file, args.out, lines)
@@ -138,7 +139,7 @@ class BatchRecipe:
     load: Callable[[], Model]
     watch: dict[str, Any]
     ask: dict[str, Any]
-    memories: Path | None = None
+    memories: Path | str | None = None
 
     def __call__(self) -> FleetWorker:
         """Load the model."""

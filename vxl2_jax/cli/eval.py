@@ -154,6 +154,7 @@ def run(args: argparse.Namespace) -> None:
     watch, ask = watch | given(args, WatchOptions), ask | given(args, AskOptions)
     WatchOptions(**watch).check()
     settings = BenchmarkRun(args.benchmark, items, args.mode, watch, ask, args.subtitles is not None, left_out, answer)
+    workers.check_memories(args)
     fleet = workers.fleet_of(args)
     if fleet is here.run:
         hardware.device()  # raises before anything is written

@@ -7,15 +7,16 @@ from typing import Any
 
 from vxl2_jax.cli import options
 from vxl2_jax.errors import RequestError
-from vxl2_jax.storage import catalogue
+from vxl2_jax.storage import catalogue, shared
 from vxl2_jax.storage.memory_file import layout_from_identity
 from vxl2_jax.text import typed
 
 _EXAMPLES = """examples:
   vxl2 memories memories
   vxl2 memories memories --check --prune
+  vxl2 memories s3://bucket/memories
 
-Incomplete memories resume when their videos are watched again with the same settings. The exit code is 2 if damaged
+At an address, --check fetches one memory after the other, and incomplete ones are on the machines that watch. Incomplete memories resume when their videos are watched again with the same settings. The exit code is 2 if damaged
 memories remain."""
 
 
@@ -29,7 +30,7 @@ def add(commands: Any, help: str) -> None:
         description="List, check and prune a folder of memories.",
     )
     memories.set_defaults(run=run)
-    memories.add_argument("folder", type=options.path, metavar="DIR", help="a folder of --memories")
+    memories.add_argument("folder", type=shared.location, metavar="DIR", help="a folder of --memories, or its address")
     memories.add_argument("--check", action="store_true", help="read every memory and compare its checksums")
     memories.add_argument(
         "--prune", action="store_true", help="remove damaged memories, and incomplete ones that nobody is writing"
@@ -39,8 +40,9 @@ def add(commands: Any, help: str) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Run `vxl2 memories`."""
-    removed = [_as_data(entry) for entry in catalogue.prune(args.folder, args.check)] if args.prune else []
-    found = [_as_data(entry) for entry in catalogue.entries(args.folder, args.check and not args.prune)]
+    folder = shared.open_folder(args.folder, create=False)
+    removed = [_as_data(entry) for entry in catalogue.prune(folder, args.check)] if args.prune else []
+    found = [_as_data(entry) for entry in catalogue.entries(folder, args.check and not args.prune)]
     size = sum(entry["bytes"] for entry in found)
     if args.json:
         print(typed.printable_json({"memories": found, "removed": removed, "bytes": size, "checked": args.check}))

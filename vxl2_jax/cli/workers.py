@@ -15,6 +15,7 @@ from vxl2_jax.fleet import cluster, here, places, pool
 from vxl2_jax.fleet.cluster import ClusterSettings
 from vxl2_jax.fleet.work import Fleet
 from vxl2_jax.options import RANGES
+from vxl2_jax.storage import shared
 
 _MODEL = ("model", "dtype", "weights", "mesh", "attention")
 
@@ -48,11 +49,17 @@ def add_memories(parser: argparse.ArgumentParser) -> None:
     """Add --memories."""
     parser.add_argument(
         "--memories",
-        type=options.path,
+        type=shared.location,
         metavar="DIR",
-        help="keep the memories of the videos in this folder, and ask one that is there without watching again; "
-        "`vxl2 memories DIR` lists them",
+        help="keep the memories of the videos in this folder, or at an address such as s3://bucket/folder (extra `remote`), and "
+        "ask one that is there without watching again; `vxl2 memories DIR` lists them",
     )
+
+
+def check_memories(args: argparse.Namespace) -> None:
+    """Raise RequestError, before anything is loaded or written, if the folder of --memories cannot be made or reached."""
+    if args.memories is not None:
+        shared.open_folder(args.memories)
 
 
 def _workers(text: str) -> str | int | tuple[int, int]:

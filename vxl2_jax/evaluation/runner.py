@@ -29,7 +29,7 @@ def evaluate(
     out: Path,
     *,
     fleet: Fleet = here.run,
-    memories: Path | None = None,
+    memories: Path | str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any] | None:
     """Answer the questions about the videos that have no answer yet in the folder `out`.

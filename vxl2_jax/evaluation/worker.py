@@ -51,7 +51,7 @@ class BenchmarkRecipe:
 
     run: BenchmarkRun
     load: Callable[[], Model]
-    memories: Path | None = None
+    memories: Path | str | None = None
 
     def __call__(self) -> FleetWorker:
         """Load the model. Raises RequestError for settings that it cannot have."""
@@ -63,7 +63,11 @@ class BenchmarkRecipe:
 
 
 def records(
-    model: Model, run: BenchmarkRun, items: Iterable[BenchmarkVideo], replayed: Replay | None, memories: Path | None
+    model: Model,
+    run: BenchmarkRun,
+    items: Iterable[BenchmarkVideo],
+    replayed: Replay | None,
+    memories: Path | str | None,
 ) -> Iterator[dict[str, Any]]:
     """A record per video, in order. Without replayed files, the next video is opened while one is watched."""
     with _count_executables() as executables:
@@ -82,7 +86,11 @@ def records(
 
 
 def _parts(
-    model: Model, run: BenchmarkRun, items: Iterable[BenchmarkVideo], replayed: Replay | None, keep: Mapping[str, Path]
+    model: Model,
+    run: BenchmarkRun,
+    items: Iterable[BenchmarkVideo],
+    replayed: Replay | None,
+    keep: Mapping[str, Path | str],
 ) -> Iterator[tuple[BenchmarkVideo, list[dict[str, Any]]]]:
     """Each video with the parts of its record, one for each pass that has questions about it."""
     if not replayed:
@@ -101,7 +109,7 @@ def _pass(
     items: Iterable[BenchmarkVideo],
     one: ReplayPass,
     replayed: Replay | None,
-    keep: Mapping[str, Path],
+    keep: Mapping[str, Path | str],
 ) -> Iterator[tuple[BenchmarkVideo, dict[str, Any]]]:
     """Each video with its part of a pass."""
     taken: deque[BenchmarkVideo] = deque()

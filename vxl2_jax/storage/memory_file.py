@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -33,6 +34,7 @@ from vxl2_jax.config import Heads, Layers, RopeTheta, Size
 from vxl2_jax.errors import RequestError
 from vxl2_jax.layout import Layout
 from vxl2_jax.prefill import DenseCache
+from vxl2_jax.storage import records
 from vxl2_jax.storage.records import Record, RecordReader
 
 VERSION = 5
@@ -256,13 +258,7 @@ def read(path: str | Path, verify: bool | None = None) -> MemoryFileContents:
     by_kind = {record.kind: record for record in found}
     group_records = tuple(record for record in found if record.kind == "GROUPS")
     try:
-        identity = files.parse_json(reader.payload(by_kind["IDENTITY"]).tobytes().decode(), path, files.MEMORY)
-        if (version := identity["version"]) != VERSION:
-            raise RequestError(
-                f"{path}: a memory of version {version!r:.20}, but this program reads version {VERSION}; "
-                "watch the video again"
-            )
-        checked = msgspec.convert(identity, _Identity)
+        identity, checked = _checked_identity(path, reader.payload(by_kind["IDENTITY"]).tobytes())
         layout, shape = layout_from_identity(identity), CacheShape(*checked.shape)
         length = layout.sparse_length(checked.compression)
         if by_kind["SPARSE"].length != shape.bytes(length):
@@ -279,6 +275,35 @@ def read(path: str | Path, verify: bool | None = None) -> MemoryFileContents:
     except (KeyError, TypeError, ValueError, OverflowError, OSError) as error:
         raise damaged_error(path) from error
     return MemoryFileContents(identity, facts, level, sparse, resume_arrays)
+
+
+def read_identity(name: str, read: Callable[[int, int], bytes]) -> dict[str, Any]:
+    """The identity of a memory file of which nothing else is read.
+
+    Args:
+      name: for messages.
+      read: (start, stop) → the bytes there.
+
+    Raises RequestError if it is no memory file of this version, or its beginning is damaged.
+    """
+    try:
+        kind, payload = records.first_record(read)
+        if kind != "IDENTITY":
+            raise ValueError(f"a record {kind}")
+        return _checked_identity(name, payload)[0]
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged_error(Path(name)) from error
+
+
+def _checked_identity(where: str | Path, payload: bytes) -> tuple[dict[str, Any], _Identity]:
+    """An identity as it is, and with its types and bounds checked. Raises RequestError for another version, ValueError."""
+    identity = files.parse_json(payload.decode(), where, files.MEMORY)
+    if (version := identity["version"]) != VERSION:
+        raise RequestError(
+            f"{where}: a memory of version {version!r:.20}, but this program reads version {VERSION}; "
+            "watch the video again"
+        )
+    return identity, msgspec.convert(identity, _Identity)
 
 
 def layout_from_identity(identity: dict[str, Any]) -> Layout:

@@ -15,7 +15,7 @@ import os
 import struct
 import threading
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -60,6 +60,19 @@ def append(file: BinaryIO, kind: str, parts: Iterable[np.ndarray | bytes]) -> Re
         file.write(buffer)
     file.write(bytes(record.end - record.offset - length))
     return record
+
+
+def first_record(read: Callable[[int, int], bytes]) -> tuple[str, bytes]:
+    """(kind, payload) of the first record of a file, of which read(start, stop) gives bytes. Raises ValueError for no such file."""
+    begin = ALIGN + _HEADER.size
+    head = read(0, begin)
+    if len(head) < begin or head[:ALIGN] != MAGIC:
+        raise ValueError("not a file of records")
+    kind, length, checksum, header_checksum = _HEADER.unpack(head[ALIGN:])
+    payload = read(begin, begin + length) if header_checksum == zlib.crc32(head[ALIGN:-4]) else b""
+    if zlib.crc32(payload) != checksum or len(payload) != length:
+        raise ValueError("the first record is damaged")
+    return kind.decode("latin-1").rstrip(), payload
 
 
 class RecordReader:
