@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from vxl2_jax.errors import RequestError
+from vxl2_jax.errors import BusyError, RequestError
 from vxl2_jax.files import ROWS
-from vxl2_jax.storage import jsonl
+from vxl2_jax.storage import jsonl, locking
 from vxl2_jax.storage.locking import open_locked
 
 LINES = ['{"a": "\u2028\r"}\n', '{"é": 1}\n', "[]\n"]
@@ -46,4 +46,19 @@ def test_a_file_of_many_rows_can_be_continued_and_one_of_any_size_cannot(tmp_pat
         pass
     os.truncate(path, ROWS.max_bytes + 1)
     with pytest.raises(RequestError, match="more than the limit"), open_locked(path):
+        pass
+
+
+def test_an_error_leaves_no_file_that_it_made_and_every_file_with_rows(tmp_path):
+    (tmp_path / "old").touch()
+    for name, row in (("new", ""), ("old", ""), ("begun", "[]\n")):
+        with pytest.raises(RuntimeError), open_locked(tmp_path / name) as file:
+            file.write(row)
+            raise RuntimeError
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"old": "", "begun": "[]\n"}
+
+
+def test_a_file_that_was_removed_while_it_was_opened_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(locking, "lock", lambda file, path: path.unlink())
+    with pytest.raises(BusyError, match="run the command again"), open_locked(tmp_path / "f"):
         pass

@@ -114,8 +114,7 @@ def open_records(folder: Path, kind: RunKind = BENCHMARK) -> Generator[IO[str], 
             yield file
     except BaseException:
         with suppress(OSError):  # other files are worth keeping
-            if is_new and not path.stat().st_size:
-                path.unlink()
+            if is_new and not path.exists():
                 folder.rmdir()
         raise
 

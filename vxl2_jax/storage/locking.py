@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -46,6 +46,14 @@ def is_at(file: IO, path: Path) -> bool:
         return False
 
 
+def _is_there(file: IO, path: Path) -> bool:
+    """Whether an open file is still the one that a path leads to, also by a link."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
 def lock(file: IO, path: Path) -> None:
     """Lock the file until it is closed. Raises BusyError if another process holds the lock."""
     try:
@@ -57,11 +65,13 @@ def lock(file: IO, path: Path) -> None:
 
 @contextmanager
 def open_locked(path: Path) -> Generator[IO[str], None, None]:
-    """Open a text file for reading and appending, created if missing, and lock it.
+    """Open a text file for reading and appending, created if missing, and lock it. After an error, one that was made and is still
+    empty goes again.
 
     Raises RequestError if it cannot be written or another process holds the lock.
     """
     try:
+        is_new = not os.path.lexists(path)
         file = os.fdopen(_open_regular(path, follow_links=True), "r+", encoding="utf-8", newline="\n")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -69,9 +79,18 @@ def open_locked(path: Path) -> Generator[IO[str], None, None]:
     try:
         with file:  # closing writes what is left in the buffer
             lock(file, path)
+            if not _is_there(file, path):
+                raise BusyError(f"{path}: another process has just removed it; run the command again")
             if (size := os.fstat(file.fileno()).st_size) > ROWS.max_bytes:
                 ROWS.fail(path, f"{size:,} bytes, which is more than the limit of {ROWS.max_bytes:,}")
-            yield file
+            try:
+                yield file
+            except BaseException:
+                with suppress(OSError):  # it was removed, or cannot be: the error counts
+                    file.flush()
+                    if is_new and not os.fstat(file.fileno()).st_size and _is_there(file, path):
+                        path.unlink()
+                raise
     except OSError as error:
         reason = error.strerror or error
         raise RequestError(
