@@ -58,14 +58,12 @@ class CompilerTraits(NamedTuple):
         a CPU, where models are small and compiling one layer takes seconds.
       fuses_pooling: the sparse level is made without an array of all un-rotated keys.
       lanes: the last dimension of an array is padded to multiples of this.
-      copies_byte_tables: it copies a table of 8-bit numbers before a loop that reads its rows.
     """
 
     slices_layers: bool = True
     separate_layers: bool = False
     fuses_pooling: bool = False
     lanes: int = 1
-    copies_byte_tables: bool = False
 
 
 def capability(device: Any) -> float:
@@ -80,7 +78,7 @@ def compiler_for(device: Any) -> CompilerTraits:
     28 layers of the reference would take minutes to compile, and a quantised weight is written out wide in any case.
     """
     if device.platform == "tpu":
-        return CompilerTraits(slices_layers=False, lanes=128, copies_byte_tables=True)
+        return CompilerTraits(slices_layers=False, lanes=128)
     if device.platform in ("gpu", "cuda"):
         return CompilerTraits(separate_layers=capability(device) >= 8, fuses_pooling=True)
     return CompilerTraits()

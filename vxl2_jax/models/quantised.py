@@ -180,8 +180,15 @@ def widen(tree: Any, dtype: Any) -> Any:
 
 
 def take(table: QuantisedWeight, ids: Int[Any, "*N"], dtype: Any) -> Float[Array, "*N width"]:
-    """Rows of a table that has a scale per row."""
-    return (table.values[ids].astype(jnp.float32) * table.scale[ids]).astype(dtype)
+    """Rows of a table that has a scale per row.
+
+    A single id is looked up twice: XLA for TPUs copies the whole table in every decoding step to cut one row of 8-bit
+    numbers out of it, and reads several rows in place.
+    """
+    places = jnp.asarray(ids)
+    wanted = jnp.broadcast_to(places.reshape(1), (2,)) if places.size == 1 else places
+    found = (table.values[wanted].astype(jnp.float32) * table.scale[wanted]).astype(dtype)
+    return found[0].reshape(*places.shape, -1) if places.size == 1 else found
 
 
 def matmul(x: Float[Array, "*N in"], weight: QuantisedWeight, out_dtype: Any = None) -> Float32[Array, "*N out"]:

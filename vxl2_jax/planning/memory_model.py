@@ -283,10 +283,7 @@ def _relevance(config: ModelConfig, layout: Layout, workload: Workload) -> int:
 
 
 def _question(config: ModelConfig, workload: Workload) -> int:
-    """A layer's weights, partial results, the tail of question and answer, four arrays of logits, and a copy of a quantised
-    embedding table."""
+    """A layer's weights, partial results, the tail of question and answer, and four arrays of logits."""
     segments = 1 if workload.top_k is None else bucket(2 * workload.top_k + 3)
     own = _partial_results(config, workload, segments) + _tail(config, workload, workload.max_new_tokens)
-    quantised_table = workload.weights != quantised.WIDE and workload.compiler.copies_byte_tables
-    table = config.language.vocabulary * config.language.width // workload.devices if quantised_table else 0
-    return _layer_weights(config, workload) + own + table + 4 * config.language.vocabulary * _F32
+    return _layer_weights(config, workload) + own + 4 * config.language.vocabulary * _F32
