@@ -2,8 +2,10 @@
 
 import importlib.util
 import os
+import socket
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +23,17 @@ def test_without_ray_one_line_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RequestError, match=r'pip install "vxl2_jax\[ray\]"'):
         answered(partial(cluster.run, settings=ClusterSettings()), Stub(tmp_path), items(""))
+
+
+@pytest.mark.parametrize("prefix", ["", "ray://"])
+def test_an_address_without_a_cluster_is_one_line_at_once(tmp_path, monkeypatch, prefix):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # nobody listens
+        address = f"{prefix}127.0.0.1:{unused.getsockname()[1]}"
+        ray = SimpleNamespace(is_initialized=lambda: False, init=lambda *_, **__: pytest.fail("asked Ray"))
+        monkeypatch.setattr(cluster, "_import", lambda: (ray, None))
+        with pytest.raises(RequestError, match=f"no Ray cluster at {address} .*refused.*ray start"):
+            answered(partial(cluster.run, settings=ClusterSettings(address)), Stub(tmp_path), items(""))
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
+import socket
 import time
 import traceback
 import warnings
@@ -23,6 +25,8 @@ from vxl2_jax.fleet.work import MAX_DEATHS, FleetLog, Recipe, WorkItem, WorkResu
 
 _COLUMN = "pickled"
 KINDS = ("gpu", "tpu", "cpu")
+_ANSWER_S = 10.0
+"""A cluster whose port has not answered by then is not there."""
 
 
 @dataclass(frozen=True)
@@ -73,12 +77,19 @@ def _import() -> tuple[Any, Any]:
 
 def _connect(ray: Any, address: str) -> None:
     try:
+        _check_reachable(address or os.environ.get("RAY_ADDRESS", ""))
         ray.init(address or None, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:  # Ray raises ConnectionError, ValueError and others
         raise RequestError(
             f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): start one by `ray start --head`, or "
             "give its address"
         ) from error
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError if nothing answers at HOST:PORT, or ray://HOST:PORT: Ray would try for minutes."""
+    if match := re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:([0-9]{1,5})", address):
+        socket.create_connection((match[1], int(match[2])), timeout=_ANSWER_S).close()
 
 
 def _run(
