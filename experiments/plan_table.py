@@ -35,7 +35,6 @@ COLUMNS = {
     "H200 141 GB": ("h200", WIDE),
 }
 """Heading → device, and how weights and cache are held."""
-_JSON = flags.DEFINE_boolean("json", False, "Print one JSON document alone on standard output.")
 
 
 def plan_for(frames: int, device: DeviceSpec, held: str = WIDE, place: str = DEVICE) -> Plan:
@@ -106,10 +105,15 @@ def table(found: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_boolean("json", False, "Print one JSON document alone on standard output.")
+
+
 def main(_) -> None:
     found = rows()
-    print(json.dumps(found, indent=1) if _JSON.value else table(found))
+    print(json.dumps(found, indent=1) if flags.FLAGS.json else table(found))
 
 
 if __name__ == "__main__":
-    start.run(main, uses_absl=True)
+    start.run(main, define_flags)

@@ -97,4 +97,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    start.run(main, uses_absl=True)
+    start.run(main, start.no_flags)

@@ -23,14 +23,17 @@ from experiments import start
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError, Vxl2Error
 
-_BENCHMARK = flags.DEFINE_string("benchmark", None, f"One of {', '.join(evaluation.BENCHMARKS)}.")
-_RESPONSES = flags.DEFINE_string("responses", None, "File of responses, one JSON object a line, plain or gzipped.")
-_ROWS = flags.DEFINE_boolean("rows", False, "Print each row's score, too.")
-_MENDED = flags.DEFINE_boolean(
-    "mended",
-    False,
-    "Video-MME: read answers with the whole list of prefixes, two pairs of which the original joined by mistake.",
-)
+
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string("benchmark", None, f"One of {', '.join(evaluation.BENCHMARKS)}.")
+    flags.DEFINE_string("responses", None, "File of responses, one JSON object a line, plain or gzipped.")
+    flags.DEFINE_boolean("rows", False, "Print each row's score, too.")
+    flags.DEFINE_boolean(
+        "mended",
+        False,
+        "Video-MME: read answers with the whole list of prefixes, two pairs of which the original joined by mistake.",
+    )
 
 
 def report(name: str, path: str, rows: bool, mended: bool) -> dict[str, Any]:
@@ -56,9 +59,9 @@ def report(name: str, path: str, rows: bool, mended: bool) -> dict[str, Any]:
 
 def main(argv: list[str]) -> None:
     try:
-        if len(argv) > 1 or not _BENCHMARK.value or not _RESPONSES.value:
+        if len(argv) > 1 or not flags.FLAGS.benchmark or not flags.FLAGS.responses:
             raise RequestError("give --benchmark B --responses FILE, and no other arguments")
-        found = report(_BENCHMARK.value, _RESPONSES.value, _ROWS.value, _MENDED.value)
+        found = report(flags.FLAGS.benchmark, flags.FLAGS.responses, flags.FLAGS.rows, flags.FLAGS.mended)
     except Vxl2Error as error:
         print(f"score_responses: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -66,4 +69,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start.run(main, uses_absl=True)
+    start.run(main, define_flags)

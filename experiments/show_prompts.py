@@ -19,16 +19,19 @@ from experiments import start
 from vxl2_jax import evaluation
 from vxl2_jax.errors import RequestError, Vxl2Error
 
-_BENCHMARK = flags.DEFINE_string("benchmark", None, f"One of {', '.join(evaluation.BENCHMARKS)}.")
-_DOCS = flags.DEFINE_string("docs", None, "File of annotation rows, plain or gzipped.")
+
+def define_flags() -> None:
+    """The command line."""
+    flags.DEFINE_string("benchmark", None, f"One of {', '.join(evaluation.BENCHMARKS)}.")
+    flags.DEFINE_string("docs", None, "File of annotation rows, plain or gzipped.")
 
 
 def main(argv: list[str]) -> None:
     try:
-        if len(argv) > 1 or not _BENCHMARK.value or not _DOCS.value:
+        if len(argv) > 1 or not flags.FLAGS.benchmark or not flags.FLAGS.docs:
             raise RequestError("give --benchmark B --docs FILE, and no other arguments")
-        benchmark = evaluation.get_benchmark(_BENCHMARK.value)
-        prompts = [benchmark.prompt(row) for row in evaluation.read_docs(benchmark, _DOCS.value)]
+        benchmark = evaluation.get_benchmark(flags.FLAGS.benchmark)
+        prompts = [benchmark.prompt(row) for row in evaluation.read_docs(benchmark, flags.FLAGS.docs)]
     except Vxl2Error as error:
         print(f"show_prompts: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
@@ -36,4 +39,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    start.run(main, uses_absl=True)
+    start.run(main, define_flags)

@@ -23,10 +23,10 @@ def quickly_compiled():
 
 def run(directory, capfd) -> tuple[int, list[str], str]:
     """Exit code, lines of stdout, stderr."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS(["check_parity", "--golden=."])
     code = 0
-    with flagsaver.flagsaver(golden=str(directory)):
+    with flagsaver.flagsaver():  # also removes the flags that are defined inside
+        check_parity.define_flags()
+        flags.FLAGS(["check_parity", f"--golden={directory}"])
         try:
             check_parity.main([])
         except SystemExit as stop:

@@ -1,14 +1,13 @@
 """Runs the modules of experiments/ in the process of the tests."""
 
-import contextlib
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from absl import app, flags
+from absl import app
 from absl.testing import flagsaver
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,21 +22,6 @@ class Ended(NamedTuple):
     err: str
 
 
-@contextlib.contextmanager
-def without_script_flags() -> Iterator[None]:
-    """No flag of a script is registered inside: different scripts define flags of the same name."""
-    module_of = flags.FLAGS.find_module_defining_flag
-    others = {name: flags.FLAGS[name] for name in flags.FLAGS if not (module_of(name) or "").startswith("absl")}
-    for name in others:
-        delattr(flags.FLAGS, name)
-    try:
-        with flagsaver.flagsaver():  # also removes the flags that are defined inside
-            yield
-    finally:
-        for name, flag in others.items():
-            flags.FLAGS[name] = flag
-
-
 @pytest.fixture
 def run_script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ended]:
     """Runs a module of experiments/, by name, with command-line arguments, as `python -m` would."""
@@ -45,7 +29,7 @@ def run_script(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     def run(name: str, *arguments: str) -> Ended:
         code: int | str | None = 0
         capsys.readouterr()
-        with monkeypatch.context() as patch, without_script_flags():
+        with monkeypatch.context() as patch, flagsaver.flagsaver():  # also removes the flags that are defined inside
             patch.setattr(sys, "argv", [name, *arguments])
             try:
                 runpy.run_module(f"experiments.{name}", run_name="__main__")

@@ -21,12 +21,13 @@ if __name__ == "__main__":
 ABSL = """
 from absl import flags
 from experiments import start
-flags.DEFINE_integer("size", 1, "a size")
+def define_flags():
+    flags.DEFINE_integer("size", 1, "a size")
 def main(argv):
     print("line\\n" * 100_000)
     return 3
 if __name__ == "__main__":
-    start.run(main, uses_absl=True)
+    start.run(main, define_flags)
 """
 
 
@@ -62,3 +63,20 @@ def test_help_is_a_success_and_usage_names_the_module(run):
 def test_the_exit_code_is_what_main_returns_unless_nobody_reads(run):
     assert run()[0] == 3
     assert run(closed=True) == (141, "", "")
+
+
+def test_importing_modules_defines_no_flags():
+    """A process has absl's flags once: modules that define them when they are imported collide, in whatever order tests run."""
+    names = sorted(
+        f"experiments.{path.stem}" for path in (ROOT / "experiments").glob("*.py") if path.stem != "__init__"
+    )
+    code = f"""
+import importlib
+from absl import flags
+for name in {names}:
+    importlib.import_module(name)
+print(*(name for name in flags.FLAGS if flags.FLAGS.find_module_defining_flag(name).startswith("experiments")))
+"""
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+    assert (ended.returncode, ended.stdout.split()) == (0, []), ended.stderr
