@@ -13,8 +13,8 @@ from pallas_kernels.kv_cache import KVCache
 
 LANES = 128
 _LARGE = 8 << 20
-"""Bytes from which on a cache is kept in main memory. XLA may copy what a kernel reads into VMEM as a whole, which suits the keys of a
-question but not those of a video, of which a kernel reads parts."""
+"""Bytes of keys from which on a cache, with its scales, is kept in main memory. XLA may copy what a kernel reads into VMEM as a
+whole, which suits the keys of a question but not those of a video, of which a kernel reads parts."""
 
 
 def sublanes(dtype: DTypeLike) -> int:
@@ -36,8 +36,9 @@ def parts_of(cache: KVCache, interpret: Any = False) -> list[jax.Array]:
     def padded(part: jax.Array) -> jax.Array:
         return jnp.pad(part, ((0, 0), (0, 0), (0, missing), (0, 0))) if missing else part
 
+    stays = interpret or cache.k.size * cache.k.dtype.itemsize < _LARGE
+
     def held(part: jax.Array) -> jax.Array:
-        stays = interpret or part.size * part.dtype.itemsize < _LARGE
         return part if stays else pltpu.with_memory_space_constraint(part, pltpu.HBM)
 
     rows = [padded(part) for part in jax.tree.leaves(cache)]
