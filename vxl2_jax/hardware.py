@@ -75,7 +75,8 @@ def compiler_for(device: Any) -> CompilerTraits:
     """How XLA compiles for a device; where that is not known, as for a CPU.
 
     On NVIDIA cards older than Ampere, layers stay stacked: XLA has no Triton for them and no kernel of ours runs there, so
-    28 layers of the reference would take minutes to compile, and a quantised weight is written out wide in any case.
+    28 layers of the reference would take minutes to compile. The step of a quantised model reads the stack in place
+    (`models.few_rows`); that of a 16-bit one, which does not fit these cards, would not.
     """
     if device.platform == "tpu":
         return CompilerTraits(slices_layers=False, lanes=128)

@@ -17,6 +17,7 @@ from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -33,6 +34,10 @@ CACHE = P(None, MODEL)
 """How a cache [L, K, S, D] is sharded: by key head."""
 SHARDED_CACHE = P(None, MODEL, SEQUENCE)
 """How the cache of a sharded video is: by key head and by slot."""
+
+
+_INT4_OPTIONS = {"xla_gpu_experimental_pack_dot_operands_along_k_dimension": False}
+"""Otherwise XLA for GPUs copies all weights in 4 bits into another layout, in each call: 3.6 GB of the released model."""
 
 
 class MeshShape(NamedTuple):
@@ -240,6 +245,15 @@ def mean_over_devices(x: jax.Array, config: LanguageConfig) -> jax.Array:
     return x if config.axis is None else jax.lax.pmean(x, config.axis)
 
 
+def _is_int4_on_gpu(params: Any) -> bool:
+    """Whether a tree has weights in 4 bits on NVIDIA GPUs."""
+    for leaf in jax.tree.leaves(params):
+        if getattr(leaf, "dtype", None) == jnp.int4:
+            sharding = getattr(leaf, "sharding", None)
+            return sharding is not None and next(iter(sharding.device_set)).platform in ("gpu", "cuda")
+    return False
+
+
 class Program:
     """A jitted function that runs under `jax.shard_map` if its first argument is on a mesh.
 
@@ -260,13 +274,16 @@ class Program:
         functools.update_wrapper(self, function)
         self._function, self._signature, self._results = function, inspect.signature(function), results
         self._static, self._donated, self._sharded = set(static_argnames), set(donate_argnames), set(sharded_argnames)
-        self._jitted = jax.jit(function, static_argnames=tuple(static_argnames), donate_argnames=tuple(donate_argnames))
+        jit = functools.partial(
+            jax.jit, function, static_argnames=tuple(static_argnames), donate_argnames=tuple(donate_argnames)
+        )
+        self._jitted, self._jitted_int4 = jit(), jit(compiler_options=_INT4_OPTIONS)
         self._on_meshes: dict[Any, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         mesh = mesh_of(args[0])
         if mesh is None:
-            return self._jitted(*args, **kwargs)
+            return self._for(args[0])(*args, **kwargs)
         function, arrays = self._on(mesh, *args, **kwargs)
         return function(*arrays)
 
@@ -274,9 +291,13 @@ class Program:
         """As that of a jitted function. Shapes are on a mesh if they have its sharding."""
         mesh = mesh_of(args[0])
         if mesh is None:
-            return self._jitted.lower(*args, **kwargs)
+            return self._for(args[0]).lower(*args, **kwargs)
         function, arrays = self._on(mesh, *args, **kwargs)
         return function.lower(*arrays)
+
+    def _for(self, params: Any) -> Any:
+        """The jitted function for parameters on one device."""
+        return self._jitted_int4 if _is_int4_on_gpu(params) else self._jitted
 
     def _on(self, mesh: Mesh, *args: Any, **kwargs: Any) -> tuple[Any, tuple[dict[str, Any], dict[str, Any]]]:
         """(the jitted function for a mesh, its arguments: donated ones and others)."""
@@ -319,7 +340,8 @@ class Program:
         donated = {name: specs[name] for name in specs if name in self._donated}
         kept = {name: specs[name] for name in specs if name not in self._donated}
         sharded = jax.shard_map(run, mesh=mesh, in_specs=(donated, kept), out_specs=out_specs, check_vma=False)
-        return jax.jit(sharded, donate_argnums=0)
+        options = _INT4_OPTIONS if _is_int4_on_gpu(arrays.get("params")) else None
+        return jax.jit(sharded, donate_argnums=0, compiler_options=options)
 
 
 def program(

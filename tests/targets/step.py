@@ -87,6 +87,8 @@ def _traffic(body: Body, by_name: dict[str, Instruction], instruction: Instructi
         writes = sum(updates) or writes
     elif opcode == _UPDATE:
         reads, writes = reads[1:], reads[1]
+    elif opcode == "custom-call" and "__cublas" in rest:
+        writes = _sizes(instruction)[0]  # and not its workspace
     return sum(reads) + (0 if opcode.endswith("-start") else writes)
 
 
@@ -138,9 +140,14 @@ def _update(fused: list[Instruction], result: Instruction) -> int:
 
 def _bytes(instruction: Instruction) -> int:
     """Bytes of an array in main memory, or of a tuple's arrays."""
+    return sum(_sizes(instruction))
+
+
+def _sizes(instruction: Instruction) -> list[int]:
+    """Bytes in main memory of each array of a result."""
     if instruction.dtype != "tuple":
         parts = [(instruction.dtype, ",".join(map(str, instruction.shape)), instruction.layout)]
     else:
         parts = re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", instruction.layout)
     sizes = ((_BITS[dtype] * int(np.prod(numbers_in(shape))) // 8, layout) for dtype, shape, layout in parts)
-    return sum(size for size, layout in sizes if "S(1)" not in (layout or ""))
+    return [0 if "S(1)" in (layout or "") else size for size, layout in sizes]

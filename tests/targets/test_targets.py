@@ -206,7 +206,7 @@ def check(lines: list[dict], programs: set[str] = PROGRAMS) -> dict[str, bool]:
         known = COPIED.get((line["machine"], line["program"], line["weights"]), set())
         widened = {copy for copy in line["copies"] if copy.startswith("widen") and line["machine"] == "t4"}
         assert set(line["copies"]) - known == widened, line  # a T4 widens 8-bit weights before their products
-        if "step_over_least" in line and line["machine"] != "t4":
+        if "step_over_least" in line:
             assert line["step_over_least"] <= STEP_OVER_LEAST, line
     fits = {line["program"].split(",")[0]: line["fits"] for line in lines}
     assert set(fits) == programs
@@ -255,6 +255,20 @@ def test_the_real_size_model_fits_small_cards_with_int8_weights(name, frames, ca
     assert all(check(lines).values())
     if name == "a100":  # of 40 GB, too
         assert max(line["peak_gb"] for line in lines) <= 0.95 * 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "allowed"), [("t4", 1.2), *((name, STEP_OVER_LEAST) for name in ("l4", "a100", "v5e"))]
+)
+def test_a_step_reads_weights_in_4_bits_once(name, allowed):
+    """XLA would write them out wide in every step, and on GPUs copy all of them in every call."""
+    (line,) = compiled("compile_model.py", name, "int4", "2048", "int8", "1", "device", "question")
+    assert line["step_over_least"] <= allowed
+    assert {
+        copy for copy in line["copies"] if not copy.startswith("widen")
+    } == set()  # on GPUs for the question, not for a step
+    assert 1 - UNDERSTATED <= line["predicted_over_peak"] <= 1 + OVERSTATED, line
 
 
 @pytest.mark.slow

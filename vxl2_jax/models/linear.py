@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from vxl2_jax.models import quantised, single_row
+from vxl2_jax.models import few_rows, quantised
 
 DOWN, UP = "lora_down", "lora_up"
 """Parameter names of the update's factors, [in, rank] and [rank, out]; the LoRA scale is folded into the second."""
@@ -25,7 +25,7 @@ class Linear(nn.Dense):
         kernel = self.get_variable("params", "kernel") if self.has_variable("params", "kernel") else None
         is_quantised = isinstance(kernel, quantised.QuantisedWeight)
         if is_quantised or (kernel is not None and math.prod(x.shape[:-1]) == 1):
-            y = single_row.product(quantised.matmul if is_quantised else jnp.matmul, x, kernel)
+            y = few_rows.product(quantised.matmul if is_quantised else jnp.matmul, x, kernel)
             if self.use_bias:
                 y = y + self.get_variable("params", "bias").astype(y.dtype)
             y = y.astype(x.dtype)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray
 
 from pallas_kernels.kv_cache import Index
 from vxl2_jax.config import LanguageConfig
-from vxl2_jax.models import quantised, single_row
+from vxl2_jax.models import few_rows, quantised
 from vxl2_jax.models.linear import Linear
 
 Params = Any
@@ -132,9 +132,9 @@ def logits(
 def _head(h: Array, head: Any, tied: bool, apart: bool) -> Float32[Array, "*N vocabulary"]:
     if isinstance(head, quantised.QuantisedWeight):
         multiply = partial(quantised.head, reads_integers=apart)
-        return single_row.product(multiply, h, quantised.transposed(head) if tied else head)
+        return few_rows.product(multiply, h, quantised.transposed(head) if tied else head)
     multiply = partial(jnp.matmul, preferred_element_type=jnp.float32)
-    return single_row.product(multiply, h, head.T if tied else head)
+    return few_rows.product(multiply, h, head.T if tied else head)
 
 
 def run_layers(
@@ -171,7 +171,8 @@ def run_layers(
         def attend_here(q: Array, k: Array, v: Array, state: Any) -> tuple[Array, Any]:
             return attend(q, k, v, state, layer)
 
-        return run_layer(layer_params, config, x, attend_here, state, keys_only), None
+        own = quantised.join_groups(layer_params)
+        return run_layer(own, config, x, attend_here, state, keys_only), None
 
     stack, count = params["layers"], config.layers
     if isinstance(stack, tuple):
@@ -179,6 +180,7 @@ def run_layers(
         for layer, own in enumerate(stack):
             carry, _ = step(carry, (own, jnp.int32(layer)), keys_only=last_keys_only and layer == count - 1)
         return carry
+    stack = quantised.split_groups(stack)
     if not last_keys_only:
         body = jax.checkpoint(step, prevent_cse=False) if remat else step
         return jax.lax.scan(body, (x, state), (stack, jnp.arange(count)))[0]
