@@ -4,12 +4,14 @@ import gzip
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vxl2_jax import evaluation
-from vxl2_jax.evaluation import Row, Score
+from vxl2_jax.evaluation import Row, Score, records
+from vxl2_jax.evaluation.data import ANNOTATION_FILES
 
 NAMES = tuple(evaluation.BENCHMARKS)
 OFFICIAL = Path(__file__).resolve().parents[3] / "shared" / "official_runs"
@@ -72,12 +74,19 @@ def test_the_interval_is_wilsons():
 
 
 def test_released_settings_are_there_for_every_benchmark_and_mode():
-    assert set(evaluation.RELEASED) == set(evaluation.MAX_NEW_TOKENS) == set(NAMES)
+    assert set(evaluation.RELEASED) == set(evaluation.MAX_NEW_TOKENS) == set(ANNOTATION_FILES) == set(NAMES)
     for modes in evaluation.RELEASED.values():
         assert list(modes) == ["pure", "chunked", "chunked_bilevel"]
         assert all((mode == "pure") == (s.block_size is None) == (s.prev_blocks is None) for mode, s in modes.items())
     assert evaluation.RELEASED["video_mme"]["chunked"].max_frames == 300
     assert evaluation.MAX_NEW_TOKENS["longvideobench"] == 32
+
+
+def test_a_run_folder_may_hold_every_benchmark_and_no_other():
+    assert [msgspec.convert(name, records.Benchmark) for name in evaluation.BENCHMARKS] == list(evaluation.BENCHMARKS)
+    for name in ("mmlu", "mlvu2", ""):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(name, records.Benchmark)
 
 
 @pytest.mark.skipif(not OFFICIAL.is_dir(), reason=f"the original's recorded runs are not at {OFFICIAL}")

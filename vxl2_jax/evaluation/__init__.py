@@ -17,8 +17,9 @@ A benchmark is a module with these members:
     score(row, response)  whether that letter is correct
     counts(response)  whether the response counts in the denominator
 
-To add one, write such a module, list it in BENCHMARKS, and give it entries in `settings.RELEASED`,
-`settings.MAX_NEW_TOKENS` and `data.ANNOTATION_FILES`.
+To add one, write such a module, list it in BENCHMARKS, and give it entries in `settings.RELEASED` (the keys are those of
+the other benchmarks), `settings.MAX_NEW_TOKENS` and `data.ANNOTATION_FILES`. If its published files differ from what
+`row` parses, add a function to `published._CONVERTERS`.
 """
 
 from pathlib import Path

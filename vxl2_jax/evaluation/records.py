@@ -12,12 +12,14 @@ from msgspec import Meta
 
 from vxl2_jax.evaluation.choices import GENERATE
 from vxl2_jax.evaluation.replay import Outcome
+from vxl2_jax.evaluation.settings import RELEASED
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Number = Annotated[float, Meta(ge=-1e15, le=1e15)]
 Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 Scalar = str | int | Number | bool | None
-Benchmark = Literal["mlvu", "video_mme", "longvideobench", "lvbench"]
+Benchmark = Annotated[str, Meta(pattern=f"^({'|'.join(RELEASED)})$")]
+"""The name of a benchmark; from the table of settings, so that a new benchmark need not be listed here as well."""
 
 
 class CacheSize(TypedDict):
