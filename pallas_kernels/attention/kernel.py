@@ -18,7 +18,7 @@ class _Backends(dict[str, ModuleType]):
 
 
 BACKENDS: dict[str, ModuleType] = _Backends()
-"""Modules by name, imported when they are used: those of Pallas cost 0.8 seconds."""
+"""Modules of this folder by name, imported when they are first used: importing Pallas takes 0.8 seconds."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Kernel:
 
     @property
     def backend(self) -> ModuleType:
-        """The module with the kernel's `attend_tiles`, `refusal` and `WIDTH_MULTIPLE`."""
+        """The module with the kernel's `attend_tiles`, `refusal`, `WIDTH_MULTIPLE` and `READS_INT8` (see
+        docs/how-to/kernel.md); that for TPUs has more: `log_sum_exp`, `frames_refusal` and `attend_frames`."""
         return BACKENDS[self.name]
 
     @property
