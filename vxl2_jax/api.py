@@ -64,11 +64,11 @@ class Model(Runtime):
         progress: Progress | None = None,
         timings: dict[str, float] | None = None,
     ) -> VideoMemory:
-        """Extend a memory by the frames that follow, as of a live video. Returns a new memory; the old one is unchanged.
+        """Extend a memory by the frames that follow, as for a live video. Returns a new memory; the old one is unchanged.
 
-        An incomplete last group and stride is computed again, so that the result equals watching everything at once:
-        bit for bit in float32 as long as strides begin at the same groups and timestamps do not become longer (as at
-        1,000 s), otherwise up to rounding.
+        The last group and the last stride, if incomplete, are computed again, so that the result equals watching everything
+        at once: bit for bit in float32 as long as strides begin at the same groups and no timestamp gets more tokens than
+        those before (as at 1,000 s), otherwise up to rounding.
 
         Args:
           memory: a memory made by this model.
@@ -116,19 +116,19 @@ class Model(Runtime):
     ) -> Answer | list[Answer]:
         """Ask a memory one question, or a list of questions.
 
-        A list returns a list. Each of its questions is answered as if it were asked alone, in batches that read shared
-        keys once. Of a memory on disk (`VideoMemory.load`), the chunks that are loaded dense are read from the file.
+        A list returns a list. Each question is answered as if it were asked alone, but in batches that read shared keys
+        once. If the memory is on disk (`VideoMemory.load`), only the chunks that become dense are read from the file.
 
         Args:
           memory: a memory made by this model.
           question: one question or several.
           {options}
           history: previous answers about the same memory, oldest first: the question continues that conversation.
-          choices: texts of which the most likely one is the answer, and nothing is generated; of a list of questions, a
-            list of such texts for each. `Answer.choices` has their scores. See `likelihood.choose_many`.
+          choices: answer with the most likely of these texts instead of generating one; for a list of questions, a list of
+            texts for each. `Answer.choices` has their scores. See `likelihood.choose_many`.
 
-        A toy model also answers what it was not trained on: `Answer.doubts` then has the reasons, and a ToyModelWarning
-        is given.
+        A toy model (nano) also answers questions that it was not trained on: `Answer.doubts` then says what is unfamiliar,
+        and a ToyModelWarning is issued.
 
         `relevance` may also be a function: (int32 token ids of the question [N], memory) → one score for each of
         the `memory.layout.chunks(chunk_size)` chunks.
@@ -235,8 +235,9 @@ def load(
       progress: called with (tensors done, total tensors).
       compile_cache: let JAX keep compiled programs on disk for the next process; see `compile_cache.enable`. It applies
         to the whole process. A folder that JAX is configured to use is kept.
-      mesh: "model=N" shards the language model and its caches over N devices (see `tensor_parallel`). Weights are sent
-        straight to their shards.
+      mesh: "model=N" shards the language model and its caches over N devices (see `tensor_parallel`), "sequence=N" the
+        video (see `sequence_parallel`); both with a comma between. Weights are loaded straight into their shards. None:
+        one device.
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged or does not fit.

@@ -225,12 +225,12 @@ class WatchOptions:
     frames_from: str = _option(
         ALL,
         "KIND",
-        f"the frames that are chosen from: {ALL}, or {KEY_FRAMES} (much faster to read: each time shows the last key frame "
-        "before it)",
+        f"which frames of the file are candidates: {ALL}, or {KEY_FRAMES} (much faster to read: at each time, the last key "
+        "frame before it)",
         choices=FRAMES_FROM,
     )
     stream: int | None = _option(
-        None, "N", "number of the video's stream in its file", none="the longest, and of these the largest"
+        None, "N", "number of the video stream in the file", none="the longest, and of these the largest picture"
     )
     decoder: str = _option(
         SOFTWARE,
@@ -241,11 +241,11 @@ class WatchOptions:
     read_threads: int | None = _option(
         None, "N", "threads that decode the video", none=f"one per CPU core, at most {MAX_THREADS}"
     )
-    block_size: int = _option(PrefillRule.block_size, "B", "groups of 4 frames per block of chunked pre-filling")
+    block_size: int = _option(PrefillRule.block_size, "B", "groups of 4 frames per block of chunk-based pre-filling")
     prev_blocks: int | None = _option(
         PrefillRule.prev_blocks,
         "P",
-        "number of previous blocks that a block attends to",
+        "number of previous blocks that a block attends to, besides itself",
         none="all of them (plain dense pre-filling)",
     )
     compression: int = _option(4, "C", "visual tokens mean-pooled into one in sparse chunks")
@@ -258,8 +258,8 @@ class WatchOptions:
     dense_level: str = _option(
         AUTO,
         "PLACE",
-        f"where keys and values of single tokens are held: {DEVICE}; {HOST}, in the memory of the host, from which they are "
-        f"copied layer by layer (slower, the same results); or {AUTO}: in that of the host only if the device has no room",
+        f"where the dense level (the keys and values before pooling) is held: {DEVICE}; {HOST}, in host memory, from which it is "
+        f"copied layer by layer (slower, the same results); or {AUTO}: in host memory only if the device has no room",
         choices=PLACES,
     )
 

@@ -46,7 +46,7 @@ def build_parser(used: Collection[str] = tuple(COMMANDS)) -> _Parser:
     """The parser of the command line, with the arguments of the commands that are `used`."""
     parser = _Parser(
         prog="vxl2",
-        description="Video-XL-2 in JAX: watch a long video once, ask its memory many times.",
+        description="Video-XL-2 in JAX: watch a long video once, then ask any number of questions of its memory, a key/value cache.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example: vxl2 ask clip.mp4 "Is there a dog?"\nvxl2 COMMAND --help shows more.',
     )

@@ -16,7 +16,8 @@ _EXAMPLES = """examples:
   vxl2 memories memories --check --prune
   vxl2 memories s3://bucket/memories
 
-At an address, --check fetches one memory after the other, and incomplete ones are on the machines that watch. Incomplete memories resume when their videos are watched again with the same settings. The exit code is 2 if damaged
+At an address, --check fetches one memory after the other; incomplete memories are on the machines that watch, and are not
+listed. An incomplete memory resumes when its video is watched again with the same settings. The exit code is 2 if damaged
 memories remain."""
 
 

@@ -32,13 +32,13 @@ class Help(argparse.RawDescriptionHelpFormatter):
 def add_weights(
     parser: Any, none: str = "as stored; the original's are wide", choices: Sequence[str] = WEIGHTS
 ) -> None:
-    """Add --weights; none: what happens without it."""
+    """Add --weights. none: what the help text says of the default; choices: the settings that are allowed."""
     auto = "; auto: the widest that fits the device" * (AUTO in choices)
     parser.add_argument(
         "--weights",
         choices=choices,
-        help="wide: in --dtype; int8 and int4 take a half and a third of the memory of 16 bits; w8a8: int8, most "
-        f"activations too{auto} (default: {none})",
+        help="wide: not quantised, in --dtype; int8 and int4: a half and a third of the bytes of 16-bit weights; w8a8: "
+        f"weights in int8, and most activations, too{auto} (default: {none})",
     )
 
 
@@ -64,7 +64,8 @@ def add_model(parser: argparse.ArgumentParser, default: str | None = "nano") -> 
         "--attention",
         choices=KERNELS,
         default="auto",
-        help="attention kernel; auto takes the best one that runs here. On a CPU kernels are interpreted: slow",
+        help="attention kernel; auto takes the best one that passes a self-test here, and on a CPU the reference. The "
+        "others are interpreted on a CPU: slow, for checking",
     )
 
 
@@ -138,12 +139,13 @@ def add_hosts(parser: argparse.ArgumentParser) -> None:
         "--hosts",
         metavar="HOSTS",
         help="run the same command on several hosts, whose devices --mesh counts together: auto on a TPU slice and under SLURM or "
-        "MPI, else ADDRESS:PORT,COUNT,NUMBER with the address of the first host and the number of this one, from 0",
+        "MPI, else ADDRESS:PORT,COUNT,NUMBER: the address of the first host, how many hosts there are, and which of them this "
+        "is, counted from 0",
     )
 
 
 def check_video(path: str) -> None:
-    """Raise VideoError for what is no file or folder, or an empty file: before a large model is loaded."""
+    """Raise VideoError for an empty file, or what is neither file nor folder; called before a large model is loaded."""
     from vxl2_jax.video.hashing import check_readable
 
     with check_readable(check_path(path, "VIDEO")):
@@ -151,8 +153,9 @@ def check_video(path: str) -> None:
 
 
 def is_toy(name: str) -> bool:
-    """Whether a model, which is not loaded yet, is nano or a directory that says what a toy was trained on. Toys know no
-    letters of options. Nothing is downloaded: a model on the hub is no toy."""
+    """Whether a model that is not loaded yet is nano, or a directory with a `scope.json`, which says what a toy was trained
+    on. Evaluation asks because toys cannot name the letter of an option. Nothing is downloaded: a model on the hub is no
+    toy."""
     directory = fetch.NANO if name == "nano" else check_path(name, "the name of a model")
     return files.is_there(directory / scope.FILE)
 

@@ -28,7 +28,7 @@ __all__ = [
 
 SCORERS: dict[str, RegisteredScorer] = {
     "attention": RegisteredScorer(repositioned_attention, "the question's attention, each chunk moved next to it"),
-    "mass": RegisteredScorer(attention_mass_scores, "the question's attention, chunks where they are"),
+    "mass": RegisteredScorer(attention_mass_scores, "the question's attention, each chunk at its own position"),
     "uniform": RegisteredScorer(uniform, "evenly spread"),
     "random": RegisteredScorer(random, "at random"),
     "recent": RegisteredScorer(recent, "the latest first"),

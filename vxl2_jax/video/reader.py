@@ -45,7 +45,7 @@ _TOLERANCE_S = 0.1
 """Timestamps are rounded to tenths: a film whose clock is off by less is sampled by frame number, as in the original."""
 ALL, KEY_FRAMES = "all", "keyframes"
 FRAMES_FROM = (ALL, KEY_FRAMES)
-"""The frames that are chosen from: all, or the key frames, which are 5 to 20 times as fast to read."""
+"""The frames of a file that are candidates for sampling: all, or the key frames, which are 5 to 20 times as fast to read."""
 SOFTWARE, HARDWARE = "software", "hardware"
 DECODERS = (SOFTWARE, HARDWARE)
 _Frames = Generator[np.ndarray, None, None]
