@@ -1,4 +1,5 @@
-"""Configurations of models, as frozen dataclasses. The types of the fields bound what a checkpoint's files may say."""
+"""Configurations of models, as frozen dataclasses. The annotations carry the bounds against which the files of a
+checkpoint are validated."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from msgspec import Meta
 
 Size = Annotated[int, Meta(ge=1, le=2**20)]
-"""A width, a side or a count of rows."""
+"""A width, the side of an image in pixels, or a count of rows."""
 Grid = Annotated[int, Meta(ge=1, le=64)]
 Layers = Annotated[int, Meta(ge=1, le=1024)]
 Heads = Annotated[int, Meta(ge=1, le=4096)]
@@ -20,7 +21,11 @@ Epsilon = Annotated[float, Meta(ge=0, le=1)]
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """SigLIP tower. `layers` counts the blocks that are run; the released model skips the tower's 27th."""
+    """SigLIP tower.
+
+    image_size, patch_size: in pixels; width: of the residual stream; mlp: hidden width of the MLPs. `layers` counts the
+    blocks that are run; the released model skips the tower's 27th. Raises ValueError for sizes that do not fit each other.
+    """
 
     image_size: Size = 384
     patch_size: Size = 14
@@ -41,8 +46,13 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class LanguageConfig:
-    """Qwen2.5 decoder. axis: the mesh axis over which it is sharded, see `ShardedLanguageConfig`; sequence: that over which
-    the video is, see `SequenceLanguageConfig`."""
+    """Qwen2.5 decoder. Raises ValueError for sizes that do not fit each other.
+
+    axis: the mesh axis over which heads and MLP channels are sharded, see `ShardedLanguageConfig`; sequence: the mesh axis
+    over which the video is sharded, see `SequenceLanguageConfig`; None: not sharded.
+    width: E, of the residual stream; head_width: D; mlp: hidden width of the MLPs; rope_theta: base of the rotary
+    frequencies; tied: the head is the embedding table.
+    """
 
     axis: ClassVar[str | None] = None
     sequence: ClassVar[str | None] = None
@@ -64,7 +74,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class ShardedLanguageConfig(LanguageConfig):
-    """One device's shard of a decoder (see `tensor_parallel`): heads, key/value heads and MLP channels are its own."""
+    """One device's shard of a decoder (see `tensor_parallel`): `heads`, `kv_heads` and `mlp` count those of the shard."""
 
     axis: ClassVar[str] = "model"
 

@@ -1,7 +1,7 @@
-"""VideoMemory: the key/value caches that are kept of a watched video. It depends on no question and never changes.
+"""VideoMemory: the key/value caches that remain of a watched video. It depends on no question and never changes.
 
-It has two levels. The *dense level* is the two streams as pre-filled. The *sparse level* has the prefix and the
-timestamps whole and the visual tokens pooled; see `cache.pooling`.
+It has two levels. The *dense level* is the two streams as pre-filled. The *sparse level* keeps the prefix and the
+timestamps as they are, and pools the visual tokens; see `cache.pooling`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vxl2_jax.text.typed import printable
 
 
 class ResumeState(NamedTuple):
-    """What extending a memory needs where it does not end with a whole stride and a whole group.
+    """What is needed to extend a memory that does not end with a whole stride and a whole group.
 
     tokens [n, V, E]: visual tokens of the whole groups since the last stride began; frames uint8 [m, px, px, 3]: the
     frames of an incomplete group.
@@ -51,20 +51,20 @@ class VideoMemory:
     """A pytree, static except for `dense`, `sparse` and `resume_state`.
 
     Attributes:
-      dense: both streams on the device, or sharded over devices; or a level in host memory or on disk, of which chunks are loaded
-        on demand.
-      sparse: the pooled level [L, K, S, D]; of a memory on disk on the host, until a model reads it (see `place`).
-      placement: of a sharded video, which device holds which groups: then the slots of the sparse level are sharded too.
+      dense: both streams on the device, or sharded over devices; or in host memory or on disk, from which chunks are loaded on
+        demand.
+      sparse: the pooled level [L, K, S, D]. For a memory on disk it is in host memory until a model reads it (see `place`).
+      placement: which device holds which groups, if the video is sharded; the slots of the sparse level then are, too.
       layout, rule: positions and visibility of the tokens.
       compression: visual tokens pooled into one.
-      seconds: the second of each group's first frame.
-      end_s: the second at which the last frame ends; last_s: at which it begins.
+      seconds: the time of each group's first frame, in seconds.
+      end_s: the time at which the last frame ends, in seconds; last_s: at which it begins.
       frames: number of frames.
       model: fingerprint of the model that watched.
       video, video_hash: name and SHA-256 of the video file, empty if there is none.
       fingerprint, reading: see `frames.FrameSource`.
       distinct_frames: how many of the frames differ, since one that stays on screen is watched several times; 0 if unknown.
-      notes: what of the video is missing, damaged or unusual, in one line each.
+      notes: what was missing, damaged or unusual in the video, a line each.
       generated: whether the metadata of the video say that `experiments.synthetic` made it (see `scope`).
       resume_state: what `watch_more` needs, if anything.
     """
@@ -138,10 +138,10 @@ class VideoMemory:
         )
 
     def place(self, params: Any, stride: int) -> None:
-        """Put the caches where a model with these parameters has its own, in place: what they hold does not change.
+        """Move the caches to the devices of a model with these parameters, in place; their content does not change.
 
-        Asking and extending do so first. What is there already is not moved. stride: groups per call of the language model,
-        in which a video is sharded.
+        Asking and extending call this first. Caches that are there already stay where they are. stride: groups per call of
+        the language model, the unit in which a video is sharded.
         """
         mesh = mesh_of(params)
         devices, placement = shape_of(mesh).sequence, None
@@ -163,7 +163,10 @@ class VideoMemory:
             object.__setattr__(self, name, value)
 
     def with_compression(self, compression: int) -> VideoMemory:
-        """The same memory with another sparse level."""
+        """The same memory, with a sparse level that pools `compression` visual tokens into one. The dense level is shared.
+
+        Raises RequestError for a compression that the model's groups do not allow.
+        """
         if isinstance(self.dense, DenseCache):
             sparse = sparse_level(self.dense, self.layout, compression, self.rope_theta)
         elif isinstance(self.dense, PlacedLevel):
@@ -181,7 +184,7 @@ class VideoMemory:
         return self if on_device else dataclasses.replace(self, dense=self.dense_on_device())
 
     def dense_on_device(self) -> DenseCache | PlacedLevel:
-        """The dense level. One in host memory or on disk is copied to the device, or the devices, as a whole.
+        """The dense level on the device or devices. One in host memory or on disk is copied there as a whole.
 
         Raises RequestError for a damaged file.
         """
@@ -271,7 +274,7 @@ class VideoMemory:
         )
 
     def facts(self) -> memory_file.Facts:
-        """What the memory file holds besides, known once the video has been read."""
+        """What the memory file holds besides `identity`, and is known only once the video has been read."""
         return memory_file.Facts(self.video_hash, self.distinct_frames, self.notes)
 
 

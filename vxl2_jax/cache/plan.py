@@ -20,16 +20,24 @@ LEVELS = ((VISUAL, GLOBAL), (SPARSE,))
 
 
 def plan_segments(layout: Layout, compression: int, chunk_size: int, dense: Bool[np.ndarray, " C1"]) -> Segments:
-    """The segments of a mixed cache: the prefix with the dense chunks that follow it, then one segment for every
-    sequence of chunks that are all dense or all sparse.
+    """The segments of one question's mixed cache: the prefix with the dense chunks that follow it, then one segment for
+    every run of chunks that are all dense or all sparse. This is where a chunk becomes dense.
 
-    dense: which chunks are loaded dense; chunk 0 is the prefix.
+    Args:
+      layout: of the video.
+      compression: visual tokens that the sparse level pools into one.
+      chunk_size: groups per chunk.
+      dense: which chunks are read dense; chunk 0 is the prefix, which is always read.
+
+    Returns:
+      R segments of the S = 3 streams (visual, global, sparse), without `used`. A shift is new minus cached position.
     """
     dense_group = layout.dense_groups(chunk_size, dense)
+    # The first group of every run. What is prepended differs from group 0, so that group 0 begins a run.
     first = np.flatnonzero(np.diff(dense_group, prepend=not dense_group[:1].all()))
     last = np.append(first[1:], layout.groups)
-    before = np.append(layout.prefix, layout.timestamp_ends)  # global tokens before each group
-    # What lies between `first` and `last` in each of the three streams, if it were read from there.
+    before = np.append(layout.prefix, layout.timestamp_ends)  # global tokens before each group, and before the end
+    # Where the groups from `first` to `last` lie in each of the three streams; each run then reads only its own level.
     bounds = np.stack(
         [np.stack([g * layout.visual, before[g], before[g] + g * layout.pooled(compression)]) for g in (first, last)]
     )
@@ -47,7 +55,8 @@ def plan_segments(layout: Layout, compression: int, chunk_size: int, dense: Bool
 
 
 def relocate(segments: Segments, layout: Layout, groups: Int[np.ndarray, " n"]) -> Segments:
-    """The same segments of dense streams that hold only the prefix and `groups` (ascending), without gaps."""
+    """The segments, for dense streams that hold only the prefix and `groups` (ascending), one after another: as they are
+    when a memory is on disk or in host memory and only the dense chunks are on the device. Shifts stay as they are."""
     k_start = segments.k_start.copy()
     for stream, length, held in (
         (VISUAL, layout.visual_length, layout.visual_rows(groups)),

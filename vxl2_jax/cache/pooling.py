@@ -34,10 +34,10 @@ def sparse_capacity(layout: Layout, compression: int, dtype: DTypeLike = jnp.flo
 
 
 def sparse_level(dense: DenseCache, layout: Layout, compression: int, rope_theta: float) -> KVCache:
-    """Pool the dense level into a sparse one [L, K, S, D] of `sparse_capacity` slots, in natural order.
+    """Pool the dense level into a sparse one [L, K, S, D] of `sparse_capacity` slots, in natural order, in the same dtype.
 
     Keys are rotated at the positions that they would have if every chunk were sparse, so a slot's index is its position
-    and the level is a plain cache of the whole video. Raises RequestError for a compression out of range.
+    and the level is an ordinary cache of the whole video. Raises RequestError for a compression out of range.
     """
     check_compression(compression, layout.visual)
     visual_capacity, global_capacity = dense.visual.slots, dense.global_.slots
@@ -110,7 +110,7 @@ def _pool_shards(
     compression: int,
     rope_theta: float,
 ) -> KVCache:
-    """`_pooled` on every device. tables: its arguments `old_visual`, `new_visual` and `source`."""
+    """`_pooled` on every device. tables: of each device, the arguments `old_visual`, `new_visual` and `source`."""
     old_visual, new_visual, source = tables.own()
     own = old_visual, new_visual, global_shift, source
     return _pooled(dense, *own, visual=visual, compression=compression, rope_theta=rope_theta)
@@ -127,7 +127,16 @@ def _pooled(
     compression: int,
     rope_theta: float,
 ) -> KVCache:
-    """Keys are un-rotated before pooling (the original caches them without rotation) and rotated again after it."""
+    """The sparse level. Keys are un-rotated before pooling, because a mean of keys at different angles would be no key (the
+    original pools keys that were never rotated), and rotated at their new positions after it.
+
+    Args:
+      dense: both streams [L, K, S, D].
+      old_visual: positions of the visual tokens, int32 [S of the visual stream], padded with zeros.
+      new_visual: positions of the pooled tokens, int32 [pooled rows], padded.
+      global_shift: by how much the global tokens move, int32 [S of the global stream], padded.
+      source: for each slot of the sparse level, the row it is copied from: of the global stream, then the pooled rows.
+    """
     width = dense.visual.k.shape[-1]
     undo, redo, move = (rotation(at, width, rope_theta) for at in (-old_visual, new_visual, global_shift))
     kept = pooled(visual, compression)

@@ -32,10 +32,10 @@ class KVCacheView(NamedTuple):
 
     Attributes:
       streams: caches [L, K, S, D].
-      position: of the first token after the cache, int32 [B], or a scalar where all questions read the same.
+      position: that of the first token after the cache, int32 [B], or a scalar where all questions read the same.
       step_table, question_table: the same segments of the streams, divided for two workloads: a decoding step, which has
-        one token of each question, and the question pass, which has whole questions. Of a sharded video they have the
-        devices as their first axis: each reads the keys that it has.
+        one token of each question, and the question pass, which has whole questions. For a sharded video their first axis is
+        the device: each reads the keys that it holds.
     """
 
     streams: tuple[KVCache, ...]

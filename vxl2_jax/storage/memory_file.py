@@ -4,7 +4,7 @@
     GROUPS     keys and values of GROUPS_PER_RECORD groups of both streams; one record after another, in order
     SPARSE     the sparse level (absent while the file is incomplete)
     OPEN       arrays needed to extend the memory (`memory.ResumeState`); optional
-    FACTS      JSON: what is known once the video has been read: its hash, and what of it is missing
+    FACTS      JSON: what is known only once the video has been read: its hash, and what was damaged or missing in it
     END        empty: the file is complete
 
 Arrays are [L, K, rows, D] in the memory's dtype, keys before values, without padding. In int8, the float32 scales
@@ -39,7 +39,7 @@ from vxl2_jax.storage.records import Record, RecordReader
 
 VERSION = 5
 GROUPS_PER_RECORD = 8
-"""Small, so that a chunk can be read and verified without reading much more. Strides are multiples of it."""
+"""Small, so that a chunk can be read and verified without reading much else. Strides must be multiples of it."""
 _Seconds = Annotated[float, Meta(ge=0, le=1e12)]
 _Rows = Annotated[int, Meta(ge=0, le=2**20)]
 MAX_VERIFIED_BYTES = 2 * 2**30
@@ -64,13 +64,13 @@ class CacheShape(NamedTuple):
         return self.layers * self.kv_heads * rows * kv_cache.row_bytes(self.head_width, self.dtype)
 
     def view(self, data: UInt8[np.ndarray, " bytes"], rows: int) -> KVCache:
-        """The bytes of `rows` rows as keys and values."""
+        """The bytes of `rows` rows as keys and values [L, K, rows, D]: a view, but for the scales of a cache in int8."""
         shape, dtype = (2, self.layers, self.kv_heads, rows), jnp.dtype(self.dtype)
         numbers = math.prod(shape) * self.head_width * dtype.itemsize
         k, v = data[:numbers].view(dtype).reshape(*shape, self.head_width)
         if dtype != jnp.int8:
             return KVCache(k, v)
-        # Scales follow at any byte: a copy is aligned.
+        # The scales may begin at a byte that is no multiple of 4, which a view could not: they are copied.
         return KVCache(k, v, *np.frombuffer(data[numbers:].tobytes(), np.float32).reshape(*shape, 1))
 
 
@@ -177,10 +177,10 @@ class MemoryFileContents(NamedTuple):
 
 
 class Facts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of a video once it has been read.
+    """What is known of a video only once it has been read.
 
     video_hash: SHA-256 of the file; empty if there is none. distinct_frames: number of different frames that were watched; 0
-    if unknown. notes: what of the video is missing, damaged or unusual.
+    if unknown. notes: what was missing, damaged or unusual in the video, a line each.
     """
 
     video_hash: Annotated[str, Meta(max_length=64)] = ""
@@ -278,13 +278,13 @@ def read(path: str | Path, verify: bool | None = None) -> MemoryFileContents:
 
 
 def read_identity(name: str, read: Callable[[int, int], bytes]) -> dict[str, Any]:
-    """The identity of a memory file of which nothing else is read.
+    """Only the identity of a memory file; nothing else of it is read.
 
     Args:
-      name: for messages.
-      read: (start, stop) → the bytes there.
+      name: of the file, for messages.
+      read: (start, stop) → the bytes of the file in this range.
 
-    Raises RequestError if it is no memory file of this version, or its beginning is damaged.
+    Raises RequestError if it is not a memory file of this version, or its beginning is damaged.
     """
     try:
         kind, payload = records.first_record(read)
@@ -296,7 +296,8 @@ def read_identity(name: str, read: Callable[[int, int], bytes]) -> dict[str, Any
 
 
 def _checked_identity(where: str | Path, payload: bytes) -> tuple[dict[str, Any], _Identity]:
-    """An identity as it is, and with its types and bounds checked. Raises RequestError for another version, ValueError."""
+    """(the identity as it is stored, the same with types and bounds checked). Raises RequestError for another version, and
+    ValueError for content that is out of bounds."""
     identity = files.parse_json(payload.decode(), where, files.MEMORY)
     if (version := identity["version"]) != VERSION:
         raise RequestError(
