@@ -32,8 +32,8 @@ from vxl2_jax.tensor_parallel import CACHE, SEQUENCE, PerDevice, program
 
 
 def empty_tail(config: ModelConfig, view: KVCacheView, questions: int, length: int) -> KVCache:
-    """A cache for `length` tokens of each question, one question after another. `length` is rounded up to what a TPU
-    reads without a copy."""
+    """A cache of zeros for `length` tokens of each question, one question after another: [L, K, questions · length, D] in
+    the dtype of the view. `length` is rounded up to what a TPU reads without a copy."""
     lm, dtype = config.language, view.streams[0].dtype
     return kv_cache.zeros(lm.layers, lm.kv_heads, questions * kv_cache.aligned(length, dtype), lm.head_width, dtype)
 
@@ -67,7 +67,10 @@ def reader(
 ) -> Read:
     """How the tokens at slots slot … slot + count − 1 of each question's part of the tail read the view and the tail.
 
-    Of the tail, only its shape is used. Slots before a question's `begin` (see `extend`) are padding: they read nothing
+    This is where positions change: a segment of the cache keeps its keys, and its queries are rotated at
+    `plan.positions`, their own positions minus the segment's shift.
+
+    Only the shape of the tail is used. Slots before a question's `begin` (see `extend`) are padding: they read nothing,
     and their output is meaningless.
     """
     lm, questions = config.language, len(begin)
@@ -177,8 +180,15 @@ def _write_tail(tail: KVCache, k: jax.Array, v: jax.Array, layer: jax.Array, slo
 
 
 class Generated(NamedTuple):
-    """tokens int32 [B, max_new], where a stop token is repeated; count int32 [B], the stop token included; finite bool [B],
-    whether the logits of the first token are; and, only on request, logits fp32 [B, max_new, vocabulary] and question_logits [B, N, vocabulary] (left-padded)."""
+    """What `generate` returns.
+
+    Attributes:
+      tokens: int32 [B, max_new]. After its stop token, an answer repeats it.
+      count: int32 [B], tokens of each answer, the stop token included.
+      finite: bool [B], whether the logits of the first new token are finite.
+      logits: fp32 [B, max_new, vocabulary], only on request.
+      question_logits: fp32 [B, N, vocabulary] of the left-padded questions, only on request.
+    """
 
     tokens: jax.Array
     count: jax.Array
@@ -188,7 +198,7 @@ class Generated(NamedTuple):
 
 
 class Decoding(NamedTuple):
-    """Answers on the way.
+    """The state of answers that are being decoded.
 
     Attributes:
       tail: the keys and values of the questions and of the tokens before the last.
@@ -196,7 +206,7 @@ class Decoding(NamedTuple):
       done: bool [B], whether the answer is complete. It is for a question without tokens, which fills up the batch.
       begin: int32 [B], the slot of each question's first token; see `left_pad`.
       slot: int32, of the last token in each question's part of the tail.
-      finite: bool [B], whether the logits of the first token are, or the question has no tokens.
+      finite: bool [B], whether the logits of the first new token are finite, or the question has no tokens.
     """
 
     tail: KVCache
@@ -285,7 +295,7 @@ def continue_decoding(
     *,
     kernel: Kernel = REFERENCE,
 ) -> tuple[Decoding, Int[Array, "steps B"]]:
-    """Decode one more token of each answer per key: (the new state, the tokens). The old state is used up."""
+    """Decode one more token of each answer per key: (the new state, the tokens). The old state is donated: do not use it."""
     state, (tokens, _) = _decode(params, config, view, state, sampling, keys, False, kernel)
     return state, tokens
 

@@ -45,11 +45,11 @@ def ask_many(
 ) -> list[Answer]:
     """Answer many questions, all after the same `history`, in batches.
 
-    Batch sizes and question lengths are rounded up, so that other questions need no other executables.
+    Batch sizes and question lengths are rounded up, so that other questions reuse the same executables.
 
     Raises:
-      RequestError: an option out of range, a question that is empty or too long, or another model's memory. Nothing has
-        run then.
+      RequestError: an option out of range, a question that is empty or too long, or another model's memory. It is raised
+        before anything runs on the device.
     """
     check_model(model, memory)
     encoded = encode_questions(model, questions, options, history)
@@ -62,8 +62,8 @@ def ask_many(
 def select_parts(
     model: Runtime, memory: VideoMemory, questions: Sequence[EncodedQuestion], options: AskOptions
 ) -> Iterator[tuple[Part, dict[str, float]]]:
-    """Select the chunks of all questions, in batches: (the questions that can be decoded together, seconds per stage of
-    their share of the work so far)."""
+    """Select the chunks of all questions, in batches. Yields (questions that can be decoded together, their share of the
+    seconds that each stage has taken so far)."""
     hardware.clear_jit_caches()
     memory.place(model.params, model.sizes.stride)
     oracle, chunk_size = oracle_of(options.relevance), options.chunk_groups(memory.layout.groups)
@@ -132,7 +132,8 @@ def check_model(model: Runtime, memory: VideoMemory) -> None:
 
 @dataclass(frozen=True)
 class EncodedQuestion:
-    """A question with its index among all questions, and the token ids of it and of everything after the video."""
+    """A question with its index among all questions, and the token ids of everything after the video: earlier turns, the
+    chat template and the question."""
 
     number: int
     text: str
@@ -140,16 +141,16 @@ class EncodedQuestion:
 
 
 Part = Sequence[tuple[EncodedQuestion, ChunkSelection]]
-"""Questions with their selections, which share memory and chunk size; all read the whole dense level, or all mixed
-caches."""
+"""Questions with their selections, decoded as one batch. They share memory and chunk size, and either all read the whole
+dense level, or all read mixed caches."""
 _Item = TypeVar("_Item")
 
 
 def batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
-    """Divide into batches of at most `MAX_BATCH`, whose rows are filled up to a power of two.
+    """Divide into batches of at most `MAX_BATCH` questions, each of which `pad` fills up to a power of two with idle rows.
 
-    Unless all may be filled up, only a batch of at least three quarters of its rows is: an idle row costs less than the
-    programs of another batch size.
+    fill: take all that fit, however many idle rows there are. Otherwise (on a CPU, where an idle row costs as much as a
+    question) a batch has at most a quarter of idle rows: so many cost less than compiling for another batch size.
     """
     while items:
         below = 1 << (len(items).bit_length() - 1)
@@ -159,7 +160,8 @@ def batches(items: Sequence[_Item], fill: bool) -> Iterator[Sequence[_Item]]:
 
 
 def pad(questions: Sequence[Sequence[int]], sizes: BatchSizes) -> tuple[Int[np.ndarray, "B N"], Int[np.ndarray, " B"]]:
-    """(right-padded ids, real tokens of each). B is rounded up to a power of two; the added questions have no tokens."""
+    """(right-padded ids, number of real tokens of each question). B is rounded up to a power of two with questions that have
+    no tokens, and N as `BatchSizes.question_length` says, so that few programs are compiled."""
     size = 1 << (len(questions) - 1).bit_length()
     ids = np.zeros((size, sizes.question_length(max(map(len, questions)))), np.int32)
     count = np.zeros(size, np.int32)
@@ -176,7 +178,7 @@ def select_chunks(
     anything but one score per chunk."""
     chunk_size = options.chunk_groups(memory.layout.groups)
     if callable(options.relevance):
-        # One question after another, each without padding.
+        # A function of the user's gets one question at a time, without padding, so that it need not know about batches.
         scores = [_call_scorer(options.relevance, memory, question, chunk_size) for question in questions]
     else:
         inputs = relevance.ScorerInputs(

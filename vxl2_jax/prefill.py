@@ -1,7 +1,9 @@
 """Chunk-based pre-filling by strides: a fixed number of groups at a time, with the cache as carry.
 
-Activation memory does not grow with the video, and one executable serves every length whose cache has the same
-capacity. The cache holds keys rotated at their positions, so nothing else needs to know where a stride began.
+A *stride* is the groups of one call of the language model. It is only a batch size: what a token attends to is decided
+by blocks (`layout.PrefillRule`), not by strides. Because of strides activation memory does not grow with the video, and
+one executable serves every length whose cache has the same capacity. The cache holds keys rotated at their positions, so
+nothing else needs to know where a stride began.
 """
 
 from __future__ import annotations
@@ -80,7 +82,7 @@ def shape_for(layout: Layout, stride: int, since: int = 0, *, dtype: DTypeLike =
 
 
 def global_rows(layout: Layout, groups: int) -> int:
-    """The most global tokens of so many groups, the prefix included."""
+    """The most global tokens that `groups` groups can have, the prefix included."""
     return round_up(layout.prefix, 4) + groups * max(layout.timestamp_lengths, default=1)
 
 

@@ -1,7 +1,7 @@
-"""What watching a video and asking one question cost: tokens, attention pairs, operations, bytes.
+"""What watching a video and asking one question cost: tokens, attention pairs, operations (FLOPs), bytes.
 
-Operations are those of matrix products, a multiply-add counted as two. Bytes are the peak of the arrays that are live at
-the same time (see `memory_model`). Seconds are a lower bound: operations divided by the device's peak rate.
+Only matrix products are counted, a multiply-add as two operations. Bytes are the peak of the arrays that are live at the
+same time (see `memory_model`). Seconds are a lower bound: operations divided by the device's peak rate.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Plan:
       flops: operations by part of the model.
       phases: live bytes by phase and part.
       cache_bytes: key/value bytes that the question loads, and those of the whole dense level.
-      devices: of the mesh. Phases are those of one of them.
-      host_bytes: bytes of the dense level in the memory of the host; host_traffic: bytes that are copied from it to the
-        devices while the video is watched.
+      devices: number of devices in the mesh. `phases` has the bytes of one of them.
+      host_bytes: bytes of the dense level in host memory; host_traffic: bytes that are copied from there to the devices
+        while the video is watched.
       sent_bytes: bytes that each device sends to the others while the video is watched, along each axis of the mesh.
-      idle: the share of the devices' time in which they wait for the last stride of others.
+      idle: the fraction of the devices' time in which they wait for others to finish the last stride.
     """
 
     layout: Layout
@@ -81,15 +81,14 @@ class Plan:
         return self.total_flops / (device.tflops * 1e12 * self.devices * (1 - self.idle))
 
     def communication_seconds(self, device: DeviceSpec) -> float:
-        """Lower bound of the time in which a device sends what it must while the video is watched; NaN if the rate of its
-        links is unknown."""
+        """Lower bound of the time that a device needs to send `sent_bytes`; NaN if the rate of its links is unknown."""
         sent = sum(self.sent_bytes.values())
         if not sent:
             return 0.0
         return sent / (device.link_gb * 1e9) if device.link_gb else math.nan
 
     def fits(self, device: DeviceSpec) -> bool:
-        """Whether the peak fits the device's memory, which of a CPU is that of the host."""
+        """Whether the peak fits the device's memory. That of a CPU is host memory, which then holds `host_bytes` as well."""
         shared = self.host_bytes if device.platform == "cpu" else 0
         return self.peak_bytes + shared <= device.usable_bytes
 
@@ -108,8 +107,8 @@ def model_of(name: str) -> tuple[ModelConfig, Tokenizer | None]:
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of the prefix or of a timestamp, as Qwen2.5's tokenizer counts them: of a timestamp "Time" is one token, and
-    so is every character after it."""
+    """Tokens of the prefix or of a timestamp, as Qwen2.5's tokenizer counts them, without the tokenizer: in a timestamp,
+    "Time" is one token, and so is every character after it."""
     return 14 if text == prompt.prefix_text() else len(text) - len("Time") + 1
 
 
@@ -117,9 +116,9 @@ def count_tokens(text: str) -> int:
 def layout_for(config: ModelConfig, tokenizer: Tokenizer | None, frames: int, fps: float) -> Layout:
     """The layout of a video of `frames` frames at `fps` frames per second.
 
-    The last ones are kept: a plan asks for the same lengths many times, and a layout of hours takes a while.
+    Cached: a plan asks for the same lengths many times, and the layout of a video of hours takes a while to compute.
 
-    tokenizer: None for Qwen2.5's, which `count_tokens` replaces.
+    tokenizer: None for Qwen2.5's, which `count_tokens` stands in for.
     """
     groups = -(-frames // config.frames_per_group)
     texts = [prompt.timestamp_text(config.frames_per_group * group / fps) for group in range(groups)]
@@ -177,6 +176,11 @@ def _host_traffic(layout: Layout, workload: Workload) -> int:
 
 
 def _flops(config: ModelConfig, layout: Layout, pairs: int, question: int) -> dict[str, int]:
+    """Operations by part. pairs: of pre-filling and of a question of `question` tokens.
+
+    A product [m, k] × [k, n] has 2·m·k·n: 8 · tokens · width² are the four projections of full attention, and
+    4 · queries · keys · width its logits and weighted sums.
+    """
     vision, lm = config.vision, config.language
     patches, width = vision.grid**2, vision.width
     tower = vision.layers * (8 * patches * width**2 + 4 * patches * width * vision.mlp + 4 * patches**2 * width)
