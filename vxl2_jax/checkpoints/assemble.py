@@ -1,7 +1,7 @@
-"""Building a parameter where it is to be, on one device or sharded over several, of tensors that are read a part at a time.
+"""Builds a parameter in its final place, on one device or sharded over several, from tensors that are read part by part.
 
-A device receives a few MB at a time, and of them no more than it needs; what it holds in the end is its shard. Nothing is on
-a device or on the host as a whole but what is small.
+Every device receives only the parts of its own shard, a few MB at a time. So neither a device nor the host ever holds the
+whole of a large tensor that is sharded.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from jax.sharding import PartitionSpec as P
 from vxl2_jax.hosts import on_every_host
 
 PART = 2**20
-"""Numbers of a tensor that are read at a time. With four times as many, the C library kept a quarter of the weights' bytes in
-freed pieces after loading."""
+"""Elements of a tensor that are read at a time. With four times as many, the C library's allocator still held a quarter of
+the weights' bytes in freed blocks after loading."""
 SMALL = 2**26
-"""Bytes of a parameter that is made on the host as a whole. On a device each shape is a program of its own, which a small
-one is not worth."""
+"""Up to so many bytes, a parameter is made on the host as a whole. On a device every shape needs a program of its own, which
+is not worth compiling for a small parameter."""
 
 Make = Callable[[jax.Array], Any]
-"""What is made of a part of a tensor: arrays like those of the parameter. Compared and hashed by what it does."""
+"""(part of a tensor) → arrays like those of the parameter, for example transposed or quantised. It must compare and hash by
+value, because it is a static argument of a jitted function."""
 
 
 def assemble(
@@ -40,20 +41,20 @@ def assemble(
     axis: int = 0,
     same_axes: bool = False,
 ) -> tuple[Any, list[bool]]:
-    """A parameter of tensors of which a part is read, sent and written after another.
+    """Build one parameter from one or several tensors, which are read, sent and written part by part.
 
     Args:
-      abstract: a ShapeDtypeStruct, or a quantised weight of them, with the shardings to be; without one, on the default
-        device.
-      tensors: what is in a file, or arrays: with a shape, and cut by indexing.
+      abstract: a ShapeDtypeStruct, or a quantised weight of them, with the shardings of the result; without shardings, it
+        is built on the default device.
+      tensors: slices of a file, or arrays: anything with a shape that indexing cuts.
       make: see `Make`.
-      stacked: each tensor is one layer of the parameter, which has an axis more; else there is one tensor.
-      source_axis: the axis along which tensors are cut, so that `make` can be applied to parts.
-      axis: where it is in the parameter; of a stack, in a layer.
-      same_axes: `make` keeps axes and works number by number: devices receive their own numbers only.
+      stacked: each tensor is one layer of the parameter, which has a leading layer axis; else there is one tensor.
+      source_axis: the axis along which tensors are cut into parts. `make` must work on such parts.
+      axis: the same axis in the parameter (in a layer of it, if `stacked`).
+      same_axes: `make` keeps axes and works element by element, so that each device receives only the elements of its shard.
 
     Returns:
-      (the parameter, whether all numbers of each tensor are finite).
+      (the parameter, for each tensor whether all its elements are finite).
     """
     mesh, specs = _placement(abstract)
     leaf = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype, device=a.sharding), abstract)
@@ -73,19 +74,19 @@ def assemble(
             start[axis + stacked] = begin
             leaf, flag = _write(leaf, part, start, make=make, mesh=mesh, specs=(specs, part_spec))
             if flags:
-                flags[-1].block_until_ready()  # or parts would queue up in memory
+                flags[-1].block_until_ready()  # else parts would pile up in host memory faster than devices take them
             flags.append(flag)
         finite.append(all(np.asarray(on_every_host(flag)).all() for flag in flags))
     return leaf, finite
 
 
 def place(array: np.ndarray, abstract: jax.ShapeDtypeStruct) -> jax.Array:
-    """An array of the host where `abstract` is."""
+    """An array on the host, put where `abstract` says."""
     return jnp.array(array) if abstract.sharding is None else jax.device_put(array, abstract.sharding)
 
 
 def check_finite(name: str, finite: bool | np.bool) -> None:
-    """Raise ValueError, with the name of an array, unless all its numbers are finite."""
+    """Raise ValueError with the name of an array, unless `finite`: that all its elements are."""
     if not finite:
         raise ValueError(f"{name} has NaN or infinite values")
 
@@ -105,8 +106,8 @@ def _placement(abstract: Any) -> tuple[Mesh | None, tuple[P, ...]]:
 
 
 def _ranges(shape: Sequence[int], axis: int, ways: int) -> Iterable[tuple[int, list[tuple[int, int]]]]:
-    """The parts of a tensor of this shape that is cut along an axis, whose `ways` shards are read side by side: where a part
-    begins in a shard, and the ranges that it consists of."""
+    """The parts of a tensor that is cut along an axis into `ways` shards. One part holds the same range of every shard. Yields
+    (where the part begins in a shard, the ranges [start, stop) of the axis that it consists of)."""
     share = shape[axis] // ways
     step = max(PART * share // max(math.prod(shape), 1), 1)
     for begin in range(0, share, step):
@@ -133,7 +134,8 @@ def _write(
     mesh: Mesh | None,
     specs: tuple[tuple[P, ...], P],
 ) -> tuple[Any, jax.Array]:
-    """(the parameter with what is made of a part written at `start` of each shard, whether that is finite, on each device)."""
+    """Write `make(part)` at index `start` of every shard. Returns (the parameter, whether what was written is finite: a flag
+    for each device)."""
     of_leaf, of_part = specs
     leaves, structure = jax.tree.flatten(leaf)
     write = partial(_write_shard, make=make, specs=of_leaf)
@@ -148,7 +150,7 @@ def _write(
 def _write_shard(
     leaves: list[jax.Array], part: jax.Array, start: jax.Array | np.ndarray, *, make: Make, specs: tuple[P, ...]
 ) -> tuple[list[jax.Array], jax.Array]:
-    """The same on one device. Of arrays that are made of more than its shard, it writes what belongs to it."""
+    """The same on one device. If `make` gives more than its shard, it writes only what belongs to the shard."""
     made = jax.tree.leaves(make(part))
 
     def write(whole: jax.Array, new: jax.Array, spec: P) -> jax.Array:

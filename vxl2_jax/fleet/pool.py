@@ -1,7 +1,7 @@
 """A fleet of processes on this machine, each on devices of its own.
 
-Items are handed out as workers become free, the longest first. A worker that dies is started again. What it had at that
-moment is done again alone in a worker, so that it is certain which item ends workers.
+Items are handed out as workers become free, the longest first. A worker that dies is started again. The items that it had
+are then tried one at a time in a worker, so that it is certain which of them kills workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _AHEAD = 2
 
 
 class _Process:
-    """A worker process. items: what it has, in order; flushed: it was given to understand that nothing follows these."""
+    """A worker process. items: those it was given and has not answered, in order; flushed: whether it was told that no
+    other item follows until these are answered, so that it does not wait for a next one."""
 
     def __init__(self, name: str, place: Place, recipe: bytes) -> None:
         self.name, self.place, self.ready = name, place, False
@@ -61,7 +62,7 @@ class _Process:
             self.connection.send_bytes(child.FLUSH)
 
     def end(self) -> str:
-        """End it. Returns how it ended: a signal or a code, and the last line on its standard error."""
+        """End it. Returns how it ended: the name of a signal or an exit code, and the last line on its standard error."""
         self.connection.close()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(0.5)  # it may be about to end by itself, whose code says more
