@@ -348,7 +348,7 @@ def test_the_device_that_is_present_can_be_planned_for(capsys):
     found = json.loads(out)
     assert code == 0 and found["seconds"] is None and found["fits"] == (not found["advice"])
     assert found["dtype"] == hardware.default_dtype(hardware.device())  # as `vxl2 ask` would load it
-    assert "floor" not in run(capsys, "--frames", 600, "--device", "here")[1]
+    assert "at least" not in run(capsys, "--frames", 600, "--device", "here")[1]
 
 
 @pytest.mark.parametrize(("memory", "words"), [(2e9, "does not fit"), (25e9, "bfloat16"), (60e9, "frames fit")])

@@ -47,7 +47,7 @@ def as_data(memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, f
 
 
 def answer_data(answer: Answer) -> dict[str, Any]:
-    """The part of it about one answer."""
+    """The part of `as_data` about one answer."""
     return {
         "question": answer.question,
         "answer": answer.text,
@@ -70,7 +70,7 @@ def answer_data(answer: Answer) -> dict[str, Any]:
 def as_text(
     memory: VideoMemory, answers: Sequence[Answer], timings: dict[str, float], elapsed: float | None = None
 ) -> RenderableType:
-    """The same for a terminal: the answers, what was saved, which chunks were read, and the stages' seconds.
+    """`as_data` for a terminal: the answers, what was saved, which chunks were read, and the seconds of each stage.
 
     elapsed: seconds from the start of the program to the answers.
     """
@@ -189,7 +189,7 @@ def _known(seconds: float) -> float | None:
 
 
 def plan_text(document: dict[str, Any]) -> RenderableType:
-    """The same for a terminal."""
+    """`plan_data` for a terminal."""
 
     def saved(percent):
         return f"({percent} % saved)"
@@ -200,7 +200,7 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
     table = Table(box=None, show_header=False)
     table.add_row("model", printable(f"{document['model']}, {document['dtype']}"))
     tokens, groups, asked = document["tokens"], document["groups"], document["question_tokens"]
-    table.add_row("tokens", f"{tokens:,} of {groups:,} groups of 4 frames, {asked} of the question")
+    table.add_row("tokens", f"{tokens:,} (prefix and {groups:,} groups of 4 frames), and {asked} of the question")
     kept, causal = document["attention_pairs_kept"], document["attention_pairs_causal"]
     table.add_row("attention pairs", f"{kept:,} of {causal:,} {saved(document['reduction_percent'])}")
     mixed, dense = gb(document["cache_bytes_mixed"]), gb(document["cache_bytes_dense"])
@@ -224,7 +224,7 @@ def plan_text(document: dict[str, Any]) -> RenderableType:
         table.add_row("dense level", f"{gb(document['host_bytes'])} in host memory; {moved}")
     if document["seconds"] is not None:
         copies = ", without the copies from host memory" if document["host_bytes"] else ""
-        table.add_row("floor", f"{document['seconds']:,.2f} s{copies}")
+        table.add_row("time, at least", f"{document['seconds']:,.2f} s at the device's peak rate{copies}")
     if any(document["sent_bytes"].values()) and document["communication_seconds"] is not None:
         along = ", ".join(f"{gb(count)} along {axis}" for axis, count in document["sent_bytes"].items() if count)
         table.add_row(

@@ -29,8 +29,8 @@ _AHEAD = 2
 
 
 class _Process:
-    """A worker process. items: those it was given and has not answered, in order; flushed: whether it was told that no
-    other item follows until these are answered, so that it does not wait for a next one."""
+    """A worker process. items: those it was given and has not answered, in order; flushed: whether it was sent `child.FLUSH`:
+    no other item follows until these are answered, so it does not wait for one."""
 
     def __init__(self, name: str, place: Place, recipe: bytes) -> None:
         self.name, self.place, self.ready = name, place, False

@@ -1,8 +1,8 @@
 """What the devices of a mesh send each other while a video is watched, from the shapes that the programs communicate.
 
-Sums and merges over n devices are counted as rings do them: each device sends 2 (n − 1) / n of an array that is summed for all,
-(n − 1) / n of one whose sums are scattered, and n − 1 times what it gives to all others. `tests/targets` shows that
-the compiled programs have these collectives and no others.
+Collectives over n devices are counted as ring algorithms: in an all-reduce each device sends 2 (n − 1) / n of the array, in
+a reduce-scatter (n − 1) / n of it, and in an all-gather n − 1 times its own part. `tests/targets` shows that the compiled
+programs have these collectives and no others.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ def sent_bytes(config: ModelConfig, layout: Layout, rule: PrefillRule, workload:
 
 
 def _of_layers(config: ModelConfig, workload: Workload, rows: int) -> int:
-    """Two sums of the residual stream in every layer but the last, and the embeddings of the global tokens, which are few."""
+    """Bytes sent in one call along the axis `model`: two all-reduces of the residual stream [rows, E] in every layer but the
+    last. The embeddings of the global tokens, which are few, are left out."""
     lm, ways = config.language, workload.devices
     return 2 * (lm.layers - 1) * 2 * (ways - 1) * rows * lm.width * workload.itemsize // ways
 
 
 def _of_video(config: ModelConfig, layout: Layout, rule: PrefillRule, workload: Workload) -> int:
-    """In every layer, the halo, and for the global tokens their queries, keys and values and the merged results."""
+    """Bytes sent in one call along the axis `sequence`: in every layer the halo, and for the global tokens their queries, keys
+    and values, and what is merged."""
     devices = workload.sequence
     if devices == 1:
         return 0

@@ -62,18 +62,18 @@ class PlacedLevel:
         layout, shape = placement.layout, level.shape
         groups = layout.groups if groups is None else groups
         whole = jax.eval_shape(partial(kv_cache.zeros, *shape[:2], sizes.global_, *shape[2:]))
-        around = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), whole)
+        global_stream = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), whole)
 
         def part_of(device: int) -> KVCache:
             held = placement.groups(device)
             held = held[held < groups]
             rows = level.gather(held)
-            for own, new in zip(jax.tree.leaves(around), jax.tree.leaves(rows.global_), strict=True):
+            for own, new in zip(jax.tree.leaves(global_stream), jax.tree.leaves(rows.global_), strict=True):
                 own[:, :, layout.global_rows(held)] = new
             return rows.visual
 
         visual = shard_slots(part_of, sizes.visual, mesh)
-        return cls(DenseCache(visual, jax.device_put(around, NamedSharding(mesh, CACHE))), placement)
+        return cls(DenseCache(visual, jax.device_put(global_stream, NamedSharding(mesh, CACHE))), placement)
 
     def extended(self, placement: Placement, sizes: PrefillShape) -> PlacedLevel:
         """A copy with the capacity for a longer video."""
@@ -90,8 +90,8 @@ class PlacedLevel:
     def cut(self, first: int, last: int) -> Callable[[], DenseCache]:
         """The rows of the groups `first` … `last` − 1, with the prefix if `first` is 0.
 
-        They are copied on the devices at once, which may then donate the level, and to the host by the function that this
-        returns.
+        The rows are cut out on the devices right away, so that the level may be donated afterwards. The function that is
+        returned copies them to the host.
         """
         layout, visual = self.placement.layout, self.streams.visual
         parts = []
@@ -100,22 +100,22 @@ class PlacedLevel:
             start = int(self.placement.visual(np.asarray(begin * layout.visual), device))
             parts.append(_cut(visual, device, start, (end - begin) * layout.visual))
         start, stop = rows_of_groups(layout, first, last).global_
-        around = _cut(self.streams.global_, 0, start, stop - start)
+        read_global = _cut(self.streams.global_, 0, start, stop - start)
 
         def read() -> DenseCache:
             each = [part() for part in parts]
-            return DenseCache(jax.tree.map(lambda *rows: np.concatenate(rows, axis=2), *each), around())
+            return DenseCache(jax.tree.map(lambda *rows: np.concatenate(rows, axis=2), *each), read_global())
 
         return read
 
     def read_groups(self, first: int, last: int) -> DenseCache:
-        """The same on the host."""
+        """The rows of `cut`, on the host."""
         return self.cut(first, last)()
 
 
 def shard_slots(part_of: Callable[[int], KVCache], slots: int, mesh: Mesh) -> KVCache:
-    """A cache of which each device along the sequence axis has `slots` slots. part_of: those of a device, on the host; they
-    are filled up with zeros."""
+    """A cache of which each device along the sequence axis has `slots` slots. part_of: (number of a device) → its rows, on
+    the host, which are padded with zeros."""
     devices, sharding = np.asarray(mesh.devices), NamedSharding(mesh, SHARDED_CACHE)
     pieces: list[KVCache] = []
     for number, row in enumerate(devices):

@@ -1,6 +1,7 @@
-"""Decoding the chosen frames of a video: in runs, or through with one decoder, or carefully where something is damaged.
+"""Decodes the chosen frames of a video in one of three ways, with the same pixels: in runs, each from a key frame and several
+at a time; straight through with one decoder; or carefully, without skipping anything, where something is damaged.
 
-Symbols: M frames to read.
+M is the number of frames to read.
 """
 
 from __future__ import annotations
