@@ -220,6 +220,8 @@ PHRASES = {
     r"\bspare programs\b": "clear the jit caches",
     r"\banew\b": "again",
     r"\bbeside\b": "next to, with",
+    r"\bmemory of the host\b": "host memory",
+    r"\bwhat of (it|the)\b": "what is … in it, the part of it that",
     r"\bshar(e|es|ed|ing) out\b": "distribute",
 }
 

@@ -32,7 +32,7 @@ class FrameSource(NamedTuple):
       fingerprint: what is known of the file at once; see `video.hashing.fingerprint`.
       reading: how frames were taken from the file, if not in the usual way.
       distinct: number of different frames; 0 if unknown.
-      notes: what of the video is missing, damaged or unusual; complete once all batches have been read.
+      notes: what is missing, damaged or unusual in the video; complete once all batches have been read.
       generated: whether `experiments.synthetic` made the video, as far as the file says.
     """
 

@@ -113,7 +113,7 @@ def host() -> jax.Device:
 
 
 def to_host(tree: Any) -> Any:
-    """A tree of arrays in the memory of the host; where JAX runs without a CPU backend, as it is."""
+    """A tree of arrays in host memory; where JAX runs without a CPU backend, as it is."""
     with suppress(RequestError):
         return jax.device_put(tree, host())
     return tree

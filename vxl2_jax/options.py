@@ -206,7 +206,7 @@ with the default top_k, 6 of at least 16 chunks are dense, unless the video has 
 
 
 def chunk_size_for(groups: int) -> int:
-    """The default chunk size of a video of so many groups, in groups."""
+    """The default chunk size of a video of `groups` groups, in groups."""
     return min(max(groups // CHUNKS, 1), MAX_CHUNK_SIZE)
 
 
@@ -308,7 +308,7 @@ class AskOptions:
     )
 
     def chunk_groups(self, groups: int) -> int:
-        """Groups per chunk of a video of so many groups."""
+        """Groups per chunk of a video of `groups` groups."""
         return self.chunk_size or chunk_size_for(groups)
 
     def check(self) -> None:

@@ -124,10 +124,10 @@ def run(args: argparse.Namespace) -> None:
     fields = {**workload, **device.settings(config, itemsize, watch.cache)}
     places = planning.places_on(device, mesh.sequence) if watch.dense_level == AUTO else (watch.dense_level,)
     plans = {place: planning.plan(config, layout, watch.rule, dense_level=place, **fields) for place in places}
-    if args.device == HERE:  # of another machine, the memory of the host is unknown
+    if args.device == HERE:  # of another machine, host memory is unknown
         free = hardware.free_host_bytes()
         places = [place for place in places if plans[place].host_bytes <= free] or places[:1]
-    # As `watch` chooses: in the memory of the host only if the device has no room.
+    # As `watch` chooses: in host memory only if the device has no room.
     place = next((place for place in places if plans[place].fits(device)), places[-1])
     workload["dense_level"], plan = place, plans[place]
     fits = plan.fits(device) and not (args.device == HERE and plan.host_bytes > hardware.free_host_bytes())

@@ -29,7 +29,7 @@ data.files hold one JSON object per line (or one JSON list), in any of these for
 out receives metrics.jsonl, checkpoints to resume from, and at the end the folder model."""
 
 _EPILOG = """all settings: out, data.files and stages are required, without [lora] the weights themselves are trained, and the other
-defaults are the values shown, but for warmup (0):"""
+defaults are the values shown, except for warmup (0):"""
 
 
 def add(commands: Any, help: str) -> None:

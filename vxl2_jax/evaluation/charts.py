@@ -55,7 +55,7 @@ def _rows(overall: Mapping[str, Any], by: Mapping[str, Mapping[str, Any]]) -> li
 
 
 def _subplots(rows: int, columns: int) -> tuple[Any, Sequence[Any]]:
-    """A figure, high enough for so many rows, and its axes."""
+    """A figure, high enough for `rows` rows, and its axes."""
     figure = plot.new_figure(4 + 4.5 * columns, 1.8 + 0.24 * rows)
     axes = figure.subplots(1, columns, squeeze=False, width_ratios=[2, 1][:columns])[0].tolist()
     for axis in axes:

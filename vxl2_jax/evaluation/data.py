@@ -71,7 +71,7 @@ def read(
       annotations: annotation files, if they are not in `folder`.
       videos: the folder of the videos, if it is another one.
       subtitle_folder: a folder of SRT files named after the videos.
-      limit: only the first so many videos.
+      limit: only the first `limit` videos.
       left_out: called with what is wrong with each annotation row that is invalid.
 
     Raises RequestError for a folder or an annotation file that is missing or invalid, or has no valid row.

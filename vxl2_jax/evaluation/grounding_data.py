@@ -86,7 +86,7 @@ def group_by_video(moments: Sequence[Moment], folder: Path, limit: int | None = 
     Args:
       moments: the sentences.
       folder: holds the videos at any depth.
-      limit: only the first so many videos.
+      limit: only the first `limit` videos.
 
     Raises RequestError if there is no such folder.
     """

@@ -64,7 +64,7 @@ def failed_questions(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
 
 
 def video_notes(records: Iterable[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """What of the watched videos is missing, damaged or unusual."""
+    """What was missing, damaged or unusual in the watched videos."""
     return [{"video": record["video"], "note": note} for record in records for note in record.get("notes", ())]
 
 

@@ -16,7 +16,7 @@ from vxl2_jax.errors import RequestError
 
 CARDS, CHIPS = "CUDA_VISIBLE_DEVICES", "TPU_VISIBLE_CHIPS"
 _BOUNDS = {1: "1,1,1", 2: "1,2,1", 4: "2,2,1", 8: "2,4,1"}
-"""How so many chips of one host are wired."""
+"""By number of chips, their topology within a host, as TPU_CHIPS_PER_PROCESS_BOUNDS takes it."""
 _PROBE = (
     "import json, jax; from vxl2_jax.hardware import device; d = device(); "
     "print(json.dumps([d.platform, len(jax.local_devices(backend=d.platform))]))"

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from vxl2_jax.files import is_address
 
 MAX_DEATHS = 3
-"""An item that a worker worked on at so many deaths, at the last of them alone, gets a row with an error."""
+"""After this many workers have died while working on an item, the last of them with no other item, it gets a row with an
+error."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class FleetLog:
         return next((one.about for one in self.workers.values() if one.about is not None), None)
 
     def as_data(self, wall_s: float) -> dict[str, Any]:
-        """JSON-ready, for a run of so many seconds. A worker is idle while it neither loads nor works."""
+        """JSON-ready, for a run of `wall_s` seconds. A worker is idle while it neither loads nor works."""
         return {
             "wall_s": round(wall_s, 2),
             "videos": sum(one.items for one in self.workers.values()),

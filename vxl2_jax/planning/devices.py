@@ -21,7 +21,7 @@ class DeviceSpec(NamedTuple):
 
     Attributes:
       memory_gb: memory in 10⁹ bytes.
-      usable_gb: what of it arrays can use, where it is known; otherwise it is `USABLE` of the memory.
+      usable_gb: the part of it that arrays can use, where it is known; otherwise `USABLE` times the memory.
       link_gb: 10⁹ bytes per second that one device can send to the others of a machine or a slice, all links together; 0 if it
         is unknown.
       tflops: peak rate of 16-bit matrix products, in 10¹² operations per second.

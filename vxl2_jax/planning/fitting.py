@@ -120,7 +120,7 @@ def best_mesh(
     """The mesh of `count` devices on which a video fits and the sum of computing and communication is least, by the rates of the
     data sheets; if it fits none, that with the lowest peak.
 
-    settings: as for `fitting_settings`. Raises RequestError if so many devices can hold no shards of the model.
+    settings: as for `fitting_settings`. Raises RequestError if the model cannot be split over `count` devices.
     """
 
     def cost(mesh: MeshShape) -> tuple[bool, float]:
@@ -299,7 +299,7 @@ def choose_place(
             raise
         check_memory(config, layout, dense_level=HOST, **known)
     return HOST, (
-        "the dense level is held in the memory of the host, because the device has no room for it: watching copies it "
+        "the dense level is held in host memory, because the device has no room for it: watching copies it "
         "layer by layer, and each question loads its dense chunks"
     )
 

@@ -109,12 +109,12 @@ def caches(config: ModelConfig, layout: Layout, workload: Workload) -> dict[str,
 
 
 def host_bytes(config: ModelConfig, layout: Layout, workload: Workload) -> int:
-    """Bytes of the dense level in the memory of the host: of all devices' shares."""
+    """Bytes of the dense level in host memory: of all devices' shares."""
     return caches(config, layout, workload._replace(devices=1))["dense"] if workload.dense_level == HOST else 0
 
 
 def loaded_bytes(config: ModelConfig, layout: Layout, workload: Workload) -> int:
-    """Bytes of the chunks that one question loads from a dense level in the memory of the host."""
+    """Bytes of the chunks that one question loads from a dense level in host memory."""
     if workload.top_k is None:
         return caches(config, layout, workload)["dense"]
     groups = min((workload.top_k + 2) * workload.chunk_groups(layout), layout.groups)

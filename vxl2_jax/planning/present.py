@@ -53,7 +53,7 @@ def fits_here(config: ModelConfig) -> str:
 
 @functools.cache
 def how_to_use_the_real_model() -> str:
-    """The options that load the released model, and what of it fits this machine, in one phrase.
+    """The options that load the released model, and how much of a video then fits this machine, in one phrase.
 
     Found out once per process: it takes longer than nano takes to answer a question.
     """

@@ -1,4 +1,4 @@
-"""A dense level in the memory of the host, for videos whose keys and values do not fit the device."""
+"""A dense level in host memory, for videos whose keys and values do not fit the device."""
 
 from __future__ import annotations
 

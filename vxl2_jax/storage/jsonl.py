@@ -49,7 +49,7 @@ def resume(
 
 
 def truncate(file: IO[str], end: int) -> None:
-    """Keep only so many bytes, and move to the file's end."""
+    """Keep only the first `end` bytes, and move to the file's end."""
     file.seek(end)
     file.truncate()
 

@@ -64,7 +64,7 @@ class CacheShape(NamedTuple):
         return self.layers * self.kv_heads * rows * kv_cache.row_bytes(self.head_width, self.dtype)
 
     def view(self, data: UInt8[np.ndarray, " bytes"], rows: int) -> KVCache:
-        """The bytes of `rows` rows as keys and values [L, K, rows, D]: a view, but for the scales of a cache in int8."""
+        """The bytes of `rows` rows as keys and values [L, K, rows, D]: a view, except for the scales of a cache in int8."""
         shape, dtype = (2, self.layers, self.kv_heads, rows), jnp.dtype(self.dtype)
         numbers = math.prod(shape) * self.head_width * dtype.itemsize
         k, v = data[:numbers].view(dtype).reshape(*shape, self.head_width)

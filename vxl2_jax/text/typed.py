@@ -10,7 +10,7 @@ from vxl2_jax.errors import RequestError
 
 MAX_CHARACTERS = 1_000_000
 """Longer questions are refused before they are tokenised."""
-# Control characters but for line feed and tab, lone surrogates, and characters that reorder a line.
+# Control characters except for line feed and tab, lone surrogates, and characters that reorder a line.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -92,7 +92,7 @@ class VideoSource:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What of the video is missing, damaged or unusual, in one line each. Complete once all batches have been read."""
+        """What is missing, damaged or unusual in the video, a line each. Complete once all batches have been read."""
         notes, losses = list(self._notes), self._losses
         if losses.no_hardware:
             notes.append(f"decoded in software: {losses.no_hardware}")
