@@ -3,8 +3,8 @@
 The shift of a segment is put on the query, which is rotated the opposite way, instead of on the keys. Segments are
 split into items over the device, and the partial results are merged by log-sum-exp. Keys are read once for all query
 heads that share them and for all tokens (of one question or of many) in the rows of a tile. A row that does not use a
-segment is computed all the same; its partial result is dropped when parts are merged. This is for devices that wait
-for their memory.
+segment is computed all the same; its partial result is dropped when parts are merged. This is for memory-bound devices:
+GPUs and TPUs.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 As in `by_items`, the shift of a segment is put on the query. Here the rows of all segments of a level are sorted by the
 keys that they read, so that the rows of a tile read neighbouring keys, and one call of range attention per level serves
-all questions. A token's rows are then merged by log-sum-exp. No row is computed in vain, but keys may be read several
-times. This is for devices that compute for longer than they wait for their memory.
+all questions. A token's rows are then merged by log-sum-exp. Only rows that count are computed, but keys may be read
+several times: this is for compute-bound devices, such as CPUs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pallas_kernels.attention.kernel import Kernel
 from pallas_kernels.decode.segments import Segments
 from pallas_kernels.kv_cache import KVCache
 
-_LAST = 2**30
+_LAST = 2**30  # sorts rows that read nothing behind all slots of a cache
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("k_start", "k_end", "shift"), meta_fields=("streams",))
