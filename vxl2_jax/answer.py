@@ -40,7 +40,7 @@ class Answer:
       chunks: the chunks of the video, in order.
       cache_tokens: tokens whose keys and values the question read; cache_tokens_dense: those of the whole dense level.
       timings: seconds per stage of the whole batch, which had `batch` questions.
-      doubts: of a toy model, why the answer is no evidence: what it was not trained on, each in a phrase.
+      doubts: for a toy model, reasons not to trust the answer: what the model was not trained on, a phrase each.
       choices: the texts among which the answer was chosen, if there were any, in the order in which they were given.
     """
 

@@ -25,7 +25,7 @@ def layout_of(model: Runtime, starts: Sequence[float]) -> tuple[Layout, Int[np.n
     """The layout of a video and the token ids of its global stream.
 
     Args:
-      starts: [G], the second at which each group starts.
+      starts: [G], the time at which each group starts, in seconds.
 
     Returns:
       (layout, int32 ids of the global stream: prefix and all timestamps).

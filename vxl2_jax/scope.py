@@ -68,7 +68,7 @@ class Scope(msgspec.Struct, frozen=True, forbid_unknown_fields=True, dict=True):
         return re.compile("|".join(f"(?:{form})" for form in forms), re.IGNORECASE)
 
     def doubts(self, question: str, *, generated: bool, seconds: float, follows: bool = False) -> tuple[str, ...]:
-        """Why the answer to a question is no evidence, each reason in a phrase; none for what it was trained on.
+        """Reasons not to trust the answer to a question, a phrase each; none for what the model was trained on.
 
         Args:
           question: the text.

@@ -91,7 +91,7 @@ def shape_of(mesh: Mesh | None) -> MeshShape:
 
 
 def check_divides(config: ModelConfig, ways: int) -> None:
-    """Raise RequestError if the model cannot be sharded over so many devices."""
+    """Raise RequestError if the model cannot be sharded over `ways` devices."""
     lm = config.language
     sizes = {"key/value heads": lm.kv_heads, "MLP channels": lm.mlp, "width": lm.width, "vocabulary": lm.vocabulary}
     for name, size in sizes.items():
