@@ -14,6 +14,7 @@ Lines for GPUs have the program's registers, spills and shared memory (on Hopper
 
 from __future__ import annotations
 
+import atexit
 import glob
 import json
 import os
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 _DUMP = tempfile.mkdtemp(prefix="vxl2-ptx-")
+atexit.register(shutil.rmtree, _DUMP, ignore_errors=True)
 os.environ["XLA_FLAGS"] = f"--xla_dump_to={_DUMP} --xla_dump_emitter_re=ptx"
 os.environ["MOSAIC_GPU_DUMP_PTXAS"] = "1"
 
