@@ -124,11 +124,11 @@ class Model(Runtime):
           question: one question or several.
           {options}
           history: previous answers about the same memory, oldest first: the question continues that conversation.
-          choices: answer with the most likely of these texts instead of generating one; for a list of questions, a list of
-            texts for each. `Answer.choices` has their scores. See `likelihood.choose_many`.
+          choices: answer with the most likely of these texts instead of generating one; for a list of questions, a list
+            of texts for each. `Answer.choices` has their scores. See `likelihood.choose_many`.
 
-        A toy model (nano) also answers questions that it was not trained on: `Answer.doubts` then says what is unfamiliar,
-        and a ToyModelWarning is issued.
+        A toy model (nano) also answers questions that it was not trained on: `Answer.doubts` then says what is
+        unfamiliar, and a ToyModelWarning is issued.
 
         `relevance` may also be a function: (int32 token ids of the question [N], memory) → one score for each of
         the `memory.layout.chunks(chunk_size)` chunks.

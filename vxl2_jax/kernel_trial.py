@@ -4,7 +4,7 @@ A wrong kernel gives wrong answers, and one that hangs or crashes takes the prog
 runs in a process of its own with a time limit. A TPU belongs to one process: there it runs in this one, and a note on disk
 tells the next process if it did not end. Verdicts are kept next to compiled programs (see `compile_cache`).
 
-    python -m vxl2_jax.kernel_trial NAME DTYPE WIDTH CACHE_DTYPE     # what the other process runs
+    python -m vxl2_jax.kernel_trial NAME DTYPE WIDTH CACHE_DTYPE [gradient]     # what the other process runs
 """
 
 from __future__ import annotations
@@ -33,17 +33,23 @@ from vxl2_jax.errors import RESOURCE_EXHAUSTED
 
 SECONDS = 300
 """Time limit of a self-test. Its programs compile in a fraction of it."""
-_READY = "ready"
+_READY, _GRADIENT = "ready", "gradient"
 
 
 def trial(
-    kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTypeLike | None = None, device: Any = None
+    kernel: Kernel,
+    *,
+    dtype: DTypeLike,
+    width: int,
+    cache_dtype: DTypeLike | None = None,
+    gradient: bool = False,
+    device: Any = None,
 ) -> str | None:
     """Try a kernel on the present device, unless that was done before.
 
     Args:
       kernel: from `attention.choose_kernel`.
-      dtype, width, cache_dtype: see `attention.self_test`.
+      dtype, width, cache_dtype, gradient: see `attention.self_test`.
       device: the present one; default: `hardware.device()`.
 
     Returns:
@@ -51,6 +57,7 @@ def trial(
     """
     device = hardware.device() if device is None else device
     arguments = kernel.name, jnp.dtype(dtype).name, width, jnp.dtype(dtype if cache_dtype is None else cache_dtype).name
+    arguments += (_GRADIENT,) if gradient else ()
     record = None if kernel.interpret else _record(kernel, device, arguments)
     if record and (known := _read(record)) is not None:
         return known or None
@@ -115,8 +122,8 @@ def _here(kernel: Kernel, arguments: tuple[Any, ...], record: Path | None) -> st
     watch.daemon = True
     watch.start()
     try:
-        _, dtype, width, cache_dtype = arguments
-        return attention.self_test(kernel, dtype=dtype, width=width, cache_dtype=cache_dtype)
+        _, dtype, width, cache_dtype, *what = arguments
+        return attention.self_test(kernel, dtype=dtype, width=width, cache_dtype=cache_dtype, gradient=bool(what))
     except BaseException:  # interrupted from the keyboard: no verdict
         if record:
             record.unlink(missing_ok=True)
@@ -159,14 +166,15 @@ def _in_another_process(arguments: tuple[Any, ...], device: Any) -> tuple[bool, 
     return True, f"it ended its process with exit code {done.returncode} ({last:.200})"
 
 
-def main(name: str, dtype: str, width: str, cache_dtype: str) -> None:
+def main(name: str, dtype: str, width: str, cache_dtype: str, *what: str) -> None:
     """Test a kernel on the device that is here, and print the verdict as JSON on the last line."""
     with hardware.numerics(dtype):
         device = hardware.device()
         choice = attention.choose_kernel(name, dtype=dtype, width=int(width), cache_dtype=cache_dtype, device=device)
         jnp.zeros(1).block_until_ready()
         print(_READY, flush=True)
-        verdict = attention.self_test(choice.kernel, dtype=dtype, width=int(width), cache_dtype=cache_dtype)
+        asked = {"dtype": dtype, "width": int(width), "cache_dtype": cache_dtype, "gradient": _GRADIENT in what}
+        verdict = attention.self_test(choice.kernel, **asked)
     print(json.dumps({"verdict": verdict}), flush=True)
 
 

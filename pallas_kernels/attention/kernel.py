@@ -26,6 +26,7 @@ class Kernel:
     """A kernel with what differs between devices, as jitted functions take it: static and hashable.
 
     For the fields see `tile_sizes.DeviceTiles`. interpret: run in Pallas' interpreter on the CPU, for checking.
+    differentiates: False where the backend's gradient failed its self-test.
     """
 
     name: str
@@ -39,11 +40,13 @@ class Kernel:
     chunks_per_step: int | None = 32
     keys_per_step: int = 8192
     interpret: bool = False
+    differentiates: bool = True
 
     @property
     def backend(self) -> ModuleType:
         """The module with the kernel's `attend_tiles`, `refusal`, `WIDTH_MULTIPLE` and `READS_INT8` (see
-        docs/how-to/kernel.md); that for TPUs has more: `log_sum_exp`, `frames_refusal` and `attend_frames`."""
+        docs/how-to/kernel.md); that for TPUs has more: `log_sum_exp`; `frames_refusal` and
+        `attend_frames`; `gradient_refusal`, `gradient_rows` and `attend_gradients`."""
         return BACKENDS[self.name]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from pallas_kernels.attention import gradient
 from pallas_kernels.attention.dispatch import refusal
 from pallas_kernels.attention.kernel import NAMES, Kernel, kernel_for
 from pallas_kernels.attention.self_test import self_test
@@ -94,6 +96,21 @@ def kernel_refusal(kernel: Kernel, dtype: DTypeLike, width: int, *, cache_dtype:
         return "the ampere kernel takes bfloat16 or float16 on a GPU, not float32: use one of these or the reference"
     refusals = (refusal(kernel, dtype, width, tiles, cache_dtype=cache_dtype) for tiles in kernel.row_tiles)
     return next((why for why in refusals if why), None)
+
+
+def tested_gradient(
+    kernel: Kernel, *, dtype: DTypeLike, width: int, test: Callable[..., str | None] | None = None
+) -> tuple[Kernel, str]:
+    """The kernel, set to how the gradient of its attention is computed on this machine, and that in one line.
+
+    test: called in place of `self_test`, with the kernel, `dtype`, `width` and gradient=True.
+    """
+    if why := gradient.refusal(kernel, dtype=dtype, width=width):
+        return kernel, f"plain JAX: {why}"
+    if failure := (test or self_test)(kernel, dtype=dtype, width=width, gradient=True):
+        why = f"the self-test of the {kernel.name} kernel's gradient failed on this machine: {failure}"
+        return replace(kernel, differentiates=False), f"plain JAX: {why}"
+    return kernel, kernel.name
 
 
 def choose_tested_kernel(

@@ -10,6 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from pallas_kernels.attention import dispatch
+from pallas_kernels.attention import gradient as differentiable
 from pallas_kernels.attention.kernel import REFERENCE, Kernel
 from pallas_kernels.kv_cache import KVCache
 
@@ -24,7 +25,9 @@ TOLERANCE = {2: 3e-2, 4: 1e-3}
 """Largest relative error of the output of any head of a query, by the bytes of the dtype."""
 
 
-def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTypeLike | None = None) -> str | None:
+def self_test(
+    kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTypeLike | None = None, gradient: bool = False
+) -> str | None:
     """Test a kernel with each of its tiles over two and four streams, with full attention within frames, and with what not
     every kernel has: programs of several items, ranges that are moved.
 
@@ -35,23 +38,30 @@ def self_test(kernel: Kernel, *, dtype: DTypeLike, width: int, cache_dtype: DTyp
       dtype: of queries, and of caches unless `cache_dtype` is given.
       width: head width D.
       cache_dtype: of caches.
+      gradient: test the gradient, and nothing else.
 
     Returns:
       What went wrong, in one line, or None.
     """
     try:
-        cache = dtype if cache_dtype is None else cache_dtype
-        counts = {*QUERIES, *(max(1, tile.rows // _REPEATS) for tile in kernel.row_tiles)}
-        problems = [(count, KEYS[0]) for count in sorted(counts)] + [(count, KEYS[-1]) for count in QUERIES]
-        ranges = (_range_error(kernel, *problem, dtype, width, cache) for problem in problems)
-        errors = [*ranges, _moved_error(kernel, dtype, width, cache), _full_error(kernel, dtype)]
-        if kernel.persistent:
-            errors.append(_range_error(kernel, 1, KEYS[-1], dtype, width, cache, shared=True))
+        errors = [_gradient_error(kernel, dtype, width)] if gradient else _errors(kernel, dtype, width, cache_dtype)
         error = float(np.max(errors))  # NaN if one of them is
     except Exception as raised:  # compilers and drivers raise anything
         return f"{type(raised).__name__}: {(str(raised) or 'no message').splitlines()[0][:200]}"
     tolerance = TOLERANCE[jnp.dtype(dtype).itemsize]
     return None if error <= tolerance else f"relative error {error:.2g} against the reference, allowed {tolerance:.2g}"
+
+
+def _errors(kernel: Kernel, dtype: DTypeLike, width: int, cache_dtype: DTypeLike | None) -> list[float]:
+    """The relative errors of all problems but the gradient."""
+    cache = dtype if cache_dtype is None else cache_dtype
+    counts = {*QUERIES, *(max(1, tile.rows // _REPEATS) for tile in kernel.row_tiles)}
+    problems = [(count, KEYS[0]) for count in sorted(counts)] + [(count, KEYS[-1]) for count in QUERIES]
+    ranges = (_range_error(kernel, *problem, dtype, width, cache) for problem in problems)
+    errors = [*ranges, _moved_error(kernel, dtype, width, cache), _full_error(kernel, dtype)]
+    if kernel.persistent:
+        errors.append(_range_error(kernel, 1, KEYS[-1], dtype, width, cache, shared=True))
+    return errors
 
 
 def _range_error(
@@ -121,6 +131,29 @@ def _full_error(kernel: Kernel, dtype: DTypeLike) -> float:
     q, k, v = (jnp.asarray(rng.normal(size=FRAMES), dtype) for _ in "qkv")
     attend = jax.jit(dispatch.full_attention, static_argnums=0)
     return _relative_error(attend(kernel, q, k, v), attend(REFERENCE, q, k, v))
+
+
+def _gradient_error(kernel: Kernel, dtype: DTypeLike, width: int) -> float:
+    """The largest relative error of the gradients of a head of queries, keys and values."""
+    rng, kv_heads = np.random.default_rng(0), 2
+    count, lengths = QUERIES[0], KEYS[0]
+
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    streams = tuple(KVCache(*(normal(1, kv_heads, length, width) for _ in "kv")) for length in lengths)
+    q, d_out = (normal(count, kv_heads * _REPEATS, width) for _ in range(2))
+    bounds = np.sort(np.stack([rng.integers(0, length + 1, (2, count)) for length in lengths]), axis=1)
+
+    def gradients(kernel: Kernel) -> list[jax.Array]:
+        plan = dispatch.plan_attention(kernel, bounds[:, 0], bounds[:, 1], heads=q.shape[1], streams=streams)
+        found = jax.jit(lambda q, s: jax.vjp(lambda q, s: differentiable.attend(q, s, plan), q, s)[1](d_out))(
+            q, streams
+        )
+        return [jnp.moveaxis(found[0], 1, 0), *(part[0] for stream in found[1] for part in (stream.k, stream.v))]
+
+    pairs = zip(gradients(kernel), gradients(REFERENCE), strict=True)
+    return max(_relative_error(*(a.reshape(a.shape[0], -1) for a in pair)) for pair in pairs)
 
 
 def _relative_error(got: jax.Array, want: jax.Array) -> float:

@@ -29,6 +29,8 @@ from pallas_kernels.attention.tile_schedule import TileSchedule
 from pallas_kernels.attention.tile_sizes import TileSizes
 from pallas_kernels.attention.tpu_frames import attend_frames
 from pallas_kernels.attention.tpu_frames import refusal as frames_refusal
+from pallas_kernels.attention.tpu_gradient import attend_gradients, gradient_rows
+from pallas_kernels.attention.tpu_gradient import refusal as gradient_refusal
 from pallas_kernels.attention.tpu_layout import LANES, parts_of, start_multiple, sublanes
 from pallas_kernels.attention.tpu_moved_ranges import log_sum_exp
 from pallas_kernels.attention.tpu_step import Running, Tile, softmax_step
@@ -40,8 +42,11 @@ __all__ = [
     "READS_INT8",
     "WIDTH_MULTIPLE",
     "attend_frames",
+    "attend_gradients",
     "attend_tiles",
     "frames_refusal",
+    "gradient_refusal",
+    "gradient_rows",
     "log_sum_exp",
     "refusal",
 ]

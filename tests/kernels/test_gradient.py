@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from problems import arrays, problem, strides
 
 from pallas_kernels import attention
-from pallas_kernels.attention import gradient
+from pallas_kernels.attention import gradient, tpu_gradient
 
 
 def masked_attention(q, streams, k_start, k_end):
@@ -90,7 +90,69 @@ def test_strides_of_videos(stride, seed):
     check(q, streams, k_start, k_end)
 
 
+@pytest.fixture
+def tpu(monkeypatch):
+    """The interpreted kernel for TPUs, with several tiles in a small problem."""
+    monkeypatch.setattr(tpu_gradient, "ROWS", 128)
+    monkeypatch.setattr(tpu_gradient, "KEYS", 128)
+    return attention.choose_kernel("tpu", dtype=jnp.float32, width=16).kernel
+
+
+def test_the_gradient_of_the_tpu_kernel(tpu):
+    """Several tiles of rows and keys, of which some have no pair; a row that sees nothing; no stream fills its last tile."""
+    q, streams, k_start, k_end = problem(4, 60, (300, 40), width=16, layers=1)
+    k_end[0, :20] = np.minimum(k_end[0, :20], 90)
+    k_start[:, 7], k_end[:, 7] = 5, 5
+    assert gradient.refusal(tpu, dtype=q.dtype, width=16) is None
+    check(q, streams, k_start, k_end, tpu)
+
+
 @pytest.mark.kernels
-def test_the_forward_pass_of_a_kernel():
+def test_the_gradient_of_the_tpu_kernel_in_bfloat16(tpu):
+    check(*problem(5, 90, (200, 150), width=64, layers=1, dtype=jnp.bfloat16), tpu, atol=0.02)
+
+
+@pytest.mark.kernels
+@settings(max_examples=4)
+@given(strides(), st.integers(0, 99))
+def test_gradients_of_the_tpu_kernel_over_strides_of_videos(stride, seed):
+    lengths, k_start, k_end = stride
     kernel = attention.choose_kernel("tpu", dtype=jnp.float32, width=16).kernel
-    check(*problem(4, 60, (130, 40), width=16, layers=1), kernel)
+    q, streams = arrays(np.random.default_rng(seed), k_start.shape[1], lengths, 2, 2, 16, 1, jnp.float32)
+    check(q, streams, k_start, k_end, kernel)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"dtype": jnp.float16}, "bfloat16"), ({"width": 144}, "128"), ({"rows": 10**7, "slots": 10**7}, "pairs")],
+)
+def test_what_the_tpu_kernel_cannot_differentiate_is_refused(change, reason):
+    asked = {"dtype": jnp.bfloat16, "width": 128, "rows": 9, "slots": 9}
+    kernel = attention.kernel_for("tpu", "TPU v5e")
+    assert gradient.refusal(kernel, **asked) is None
+    assert reason in gradient.refusal(kernel, **asked | change)
+
+
+def test_kernels_without_a_gradient_say_so():
+    why = gradient.refusal(attention.REFERENCE, dtype=jnp.float32, width=16)
+    assert why == "the reference kernel has no gradient"
+
+
+def test_a_gradient_that_fails_its_test_is_computed_in_plain_jax(tpu):
+    found, how = attention.tested_gradient(tpu, dtype=jnp.float32, width=16, test=lambda *_, **asked: "wrong")
+    assert not found.differentiates and "self-test" in how and "wrong" in how
+    assert "self-test" in gradient.refusal(found, dtype=jnp.float32, width=16)
+    check(*problem(4, 20, (30, 10), width=16, layers=1), found)
+
+
+def test_the_self_test_compares_gradients(tpu, monkeypatch):
+    assert attention.self_test(tpu, dtype=jnp.float32, width=16, gradient=True) is None
+    right = tpu.backend.attend_gradients
+
+    def wrong(*args, **options):
+        dq, dk, dv = right(*args, **options)
+        return dq, 1.1 * dk, dv
+
+    monkeypatch.setattr(tpu.backend, "attend_gradients", wrong)
+    jax.clear_caches()
+    assert "relative error" in attention.self_test(tpu, dtype=jnp.float32, width=16, gradient=True)

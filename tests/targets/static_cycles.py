@@ -4,7 +4,7 @@
     python tests/targets/static_cycles.py v5e 512x1024x2 512x512x2
 
 Every tile of devices.json, or those given as rows × keys × stages, is compiled for caches in bfloat16 and in int8; one JSON
-line each, and without tiles given one for the vision tower's kernel. A TPU core issues one bundle of instructions per cycle, so the bundles of the longest stretch without a branch,
+line each, and without tiles given one for the vision tower's kernel and two for the gradient. A TPU core issues one bundle of instructions per cycle, so the bundles of the longest stretch without a branch,
 which is this step, are its cycles as far as no instruction waits for memory. Nothing is measured. `busy`: the share of each
 slot's places that is used, by the compiler's count, where loading the units with keys or values counts, too. `of_peak`: the time
 that the step's products would take at the peak of the data sheet, over its cycles; what comes between steps, about 120 cycles of
@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pallas_kernels.attention import tile_sizes
+from pallas_kernels.attention import tile_sizes, tpu_gradient
 from pallas_kernels.attention.tile_sizes import DeviceTiles, TileSizes
 
 TARGET, KEPT = re.compile(r"\s*0x([0-9a-f]+)\s*(LB|PF|PB)?\s*:"), ("MXU", "VALU", "VLOAD", "VSTORE")
@@ -32,6 +32,7 @@ PEAK = {"v4": 2**17, "v5e": 2**17, "v5p": 2**17, "v6e": 2**19}
 """Operations of a core per cycle in bfloat16: 275 TFLOP/s on two cores at 1.05 GHz, 197 at 1.5, 459 on two at 1.75, 918 at 1.75."""
 WIDTH = 128
 PATCHES, HEAD_WIDTH, HEADS_OF_A_STEP = 729, 72, 2
+TOKENS, REPEATS = 16_384, 7
 
 
 def compile_tile(machine_name: str, rows: int, keys: int, stages: int, cache_dtype: str) -> None:
@@ -60,6 +61,23 @@ def compile_frames(machine_name: str, rows: int) -> None:
 
     with machine(machine_name) as abstract:
         compile_kernels.frames(abstract, rows).compile()
+
+
+def compile_gradients(machine_name: str) -> None:
+    """The same of the gradient's two kernels, for a video of 16,384 tokens."""
+    import jax
+    import jax.numpy as jnp
+    from compile_kernels import KV_HEADS
+    from machines import machine
+
+    rows, tiles = tpu_gradient.ROWS, TOKENS * REPEATS // tpu_gradient.ROWS
+    with machine(machine_name) as abstract:
+        q = abstract((KV_HEADS, tiles, rows, WIDTH), jnp.bfloat16)
+        of_rows = abstract((KV_HEADS, tiles, rows), jnp.float32)
+        keys = abstract((KV_HEADS, TOKENS, WIDTH), jnp.bfloat16)
+        bounds = abstract((tiles, rows), jnp.int32)
+        gradients = jax.jit(lambda *arrays: tpu_gradient.attend_gradients(*arrays, scale=1.0))
+        gradients.lower(q, q, of_rows, of_rows, keys, keys, bounds, bounds).compile()
 
 
 def count(folder: Path, name: str = "attend_tiles.1-") -> dict:
@@ -125,6 +143,23 @@ def counted_frames(machine_name: str) -> dict:
     return line | found | {"cycles": cycles, "of_peak": round(useful, 3)}
 
 
+def counted_gradients(machine_name: str) -> Iterator[dict]:
+    """The lines of the gradient's kernels: cycles of a pair of tiles."""
+    rows, keys = tpu_gradient.ROWS, tpu_gradient.KEYS
+    with tempfile.TemporaryDirectory() as folder:
+        dumps = dumped(folder, "gradients", machine_name)
+        for name, products in (("attend_gradients_kv", 4), ("attend_gradients_q", 3)):
+            found = count(dumps, f"{name}.1-")
+            of_peak = 2 * products * rows * keys * WIDTH / PEAK[machine_name] / found["cycles"]
+            line = {
+                "machine": machine_name,
+                "kernel": "tpu",
+                "problem": name.replace("attend_", ""),
+                "tiles": f"{rows}x{keys}",
+            }
+            yield line | found | {"of_peak": round(of_peak, 3)}
+
+
 def tiles_of(machine_name: str) -> list[str]:
     """The tiles that devices.json has for a machine."""
     return ["x".join(map(str, (t.rows, t.keys, t.stages))) for t in device_tiles(machine_name).row_tiles]
@@ -143,9 +178,12 @@ if __name__ == "__main__":
         compile_tile(name, int(rows), int(keys), int(stages), cache)
     elif sys.argv[1] == "frames":
         compile_frames(sys.argv[2], int(sys.argv[3]))
+    elif sys.argv[1] == "gradients":
+        compile_gradients(sys.argv[2])
     else:
         name, *given = sys.argv[1:]
         for line in counted(name, given or tiles_of(name)):
             print(json.dumps(line), flush=True)
         if not given:
-            print(json.dumps(counted_frames(name)), flush=True)
+            for line in (counted_frames(name), *counted_gradients(name)):
+                print(json.dumps(line), flush=True)

@@ -99,7 +99,10 @@ def _load(settings: TrainingSettings) -> tuple[Runtime, Mesh | None]:
     kernel, reason, _ = kernels.choose_tested_kernel(
         dtype=settings.compute_dtype, width=model.config.language.head_width, test=kernel_trial.trial
     )
-    model = replace(model, kernel=kernel, kernel_reason=reason)
+    kernel, gradient = kernels.tested_gradient(
+        kernel, dtype=settings.compute_dtype, width=model.config.language.head_width, test=kernel_trial.trial
+    )
+    model = replace(model, kernel=kernel, kernel_reason=f"{reason}; its gradient: {gradient}")
     if not needs_mesh:
         return model, None
     mesh = parallel.make_mesh(model.config, settings.mesh.data, settings.mesh.model)
