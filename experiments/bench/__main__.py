@@ -1,6 +1,6 @@
 """Benchmarks on one machine: its ceilings, our kernels and the alternatives, measured in the same run.
 
-    python -m experiments.bench attention|decoding|vision|watching|reading [flags]       # --help of each teaches it
+    python -m experiments.bench attention|gradient|decoding|vision|watching|reading [flags]       # --help of each teaches it
 
 Results are rows in DIR/<benchmark>.json and .md, written after each, and a plot. The floor of a row is the longer of its
 operations and bytes over ceilings that were measured in the same run. What cannot run leaves a row that says why. On a
@@ -25,13 +25,13 @@ import jax
 
 from experiments import start
 from experiments.bench import arguments, kernels, machine, measure, plot
-from experiments.bench.cases import attention, decoding, reading, vision, watching
+from experiments.bench.cases import attention, decoding, gradient, reading, vision, watching
 from experiments.bench.machine import Session, UsageError
 from experiments.bench.report import Report
 from experiments.parity.golden import GoldenError
 from vxl2_jax.errors import Vxl2Error
 
-KERNEL_CASES = {"attention": attention, "decoding": decoding, "vision": vision}
+KERNEL_CASES = {"attention": attention, "gradient": gradient, "decoding": decoding, "vision": vision}
 OTHER_CASES = {"watching": watching, "reading": reading}
 
 

@@ -80,6 +80,17 @@ def test_attention_from_end_to_end(tmp_path):
     assert "NVIDIA" in rows["jax.nn.dot_product_attention, cuDNN"]["note"]
 
 
+def test_gradients_are_those_of_plain_jax(tmp_path):
+    tiny = ["--frames=24", "--visual=8", "--block_size=2", "--prev_blocks=1", "--backends=tpu"]
+    rows = {row["name"]: row for row in results(tmp_path, "gradient", *tiny)}
+    visible, _ = attention_pairs(problems.video_layout(24, 8), PrefillRule(2, 1))
+    assert rows["tpu"]["flops"] == 10 * 128 * 2 * visible
+    assert (
+        0 < rows["tpu"]["error"] < 1e-2 and "interpreted" in rows["tpu"]["note"] and "plain" not in rows["tpu"]["note"]
+    )
+    assert rows["plain JAX"]["error"] == 0
+
+
 @pytest.mark.slow
 def test_decoding_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr("experiments.bench.cases.decoding.QUESTIONS", 2)
