@@ -1,6 +1,7 @@
 """Range attention: every query attends to one contiguous range of keys in each of a few streams."""
 
 from pallas_kernels.attention.dispatch import AttentionPlan, attend, full_attention, moved_log_sum_exp, plan_attention
+from pallas_kernels.attention.gradient import refusal as gradient_refusal
 from pallas_kernels.attention.kernel import NAMES, REFERENCE, Kernel, kernel_for
 from pallas_kernels.attention.reference import key_mass
 from pallas_kernels.attention.select import (
@@ -24,6 +25,7 @@ __all__ = [
     "attend",
     "choose_kernel",
     "full_attention",
+    "gradient_refusal",
     "kernel_for",
     "kernel_refusal",
     "key_mass",

@@ -1,6 +1,7 @@
 """`vxl2 doctor` reports the machine and finds weights that are not finite."""
 
 import json
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,3 +33,12 @@ def test_a_wrong_reference_would_be_seen(monkeypatch):
     attend = doctor.attention.attend
     monkeypatch.setattr(doctor.attention, "attend", lambda *a: (attend(*a)[0] + 0.1, None))
     assert doctor.reference_error(jnp.dtype("float32")) > 1e-3
+
+
+def test_kernels_and_their_gradients_are_tested_apart(monkeypatch):
+    def trial(kernel, *, gradient=False, **_):
+        return "wrong" if gradient else None
+
+    monkeypatch.setattr(doctor.kernel_trial, "trial", trial)
+    found = doctor.kernel_tests(SimpleNamespace(platform="tpu", device_kind="TPU v5e"), jnp.dtype("bfloat16"))
+    assert found == {"reference": "agrees", "tpu": "agrees", "tpu, gradient": "wrong"}

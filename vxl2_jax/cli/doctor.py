@@ -117,7 +117,10 @@ def kernel_tests(device: Any, dtype: Any) -> dict[str, str]:
             kernel = attention.choose_kernel(name, dtype=dtype, width=_HEAD_WIDTHS[0], device=device).kernel
         except ValueError:  # not written for this device
             continue
-        found[name] = kernel_trial.trial(kernel, dtype=dtype, width=_HEAD_WIDTHS[0], device=device) or "agrees"
+        asked = {"dtype": dtype, "width": _HEAD_WIDTHS[0], "device": device}
+        found[name] = kernel_trial.trial(kernel, **asked) or "agrees"
+        if attention.gradient_refusal(kernel, dtype=dtype, width=_HEAD_WIDTHS[0]) is None:
+            found[f"{name}, gradient"] = kernel_trial.trial(kernel, **asked, gradient=True) or "agrees"
     return found
 
 
